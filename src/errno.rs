@@ -1,0 +1,43 @@
+//! The error numbers that the kernel would have given.
+
+use std::io;
+
+/// What went wrong, in the terms of `errno(3)`.
+#[derive(Clone, Copy)]
+pub(crate) enum Errno {
+    Again,
+    Exists,
+    Invalid,
+    NoEntry,
+    TimedOut,
+}
+
+#[cfg(unix)]
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        use rustix::io::Errno as Os;
+        match errno {
+            Errno::Again => Os::AGAIN,
+            Errno::Exists => Os::EXIST,
+            Errno::Invalid => Os::INVAL,
+            Errno::NoEntry => Os::NOENT,
+            Errno::TimedOut => Os::TIMEDOUT,
+        }
+        .into()
+    }
+}
+
+#[cfg(not(unix))]
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        use io::ErrorKind;
+        match errno {
+            Errno::Again => ErrorKind::WouldBlock,
+            Errno::Exists => ErrorKind::AlreadyExists,
+            Errno::Invalid => ErrorKind::InvalidInput,
+            Errno::NoEntry => ErrorKind::NotFound,
+            Errno::TimedOut => ErrorKind::TimedOut,
+        }
+        .into()
+    }
+}

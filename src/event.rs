@@ -1,0 +1,411 @@
+//! The event: a 64-bit counter that threads can wait on.
+//!
+//! The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
+//! reached by system calls. Here the counter is an atomic, and those who wait stand at two [`Waiters`]:
+//!
+//! ```text
+//!     count     0 ..= u64::MAX − 1 by write();  u64::MAX by signal() alone: the overflow state
+//!     readers   wait for count > 0              woken by write() and signal()
+//!     writers   wait for count + n < u64::MAX   woken by read()
+//! ```
+//!
+//! Each call is a compare-exchange (or swap) of the count, then one load of the other side's [`Waiters`]: that is all
+//! while nobody sleeps. Which load pairs with which store is argued in [`waiters`](crate::sync::waiters); the `count`
+//! accesses here are its [`DEKKER`] accesses. The count itself carries the data: each operation on it is a
+//! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
+//! had to wait with the read that made room.
+//!
+//! The limits are exact, so the count changes by compare-exchange and never by adding first and correcting afterwards.
+//! After a lost race the loser backs off for a moment, which lets the winner keep the cache line: under contention that
+//! is faster than `fetch_add`.
+
+mod error;
+mod readiness;
+
+pub use crate::sync::spin::Spin;
+pub use error::WriteError;
+pub use readiness::Readiness;
+
+use crate::sync::DEKKER;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::spin::Spinner;
+use crate::sync::waiters::{ALL, Waiters};
+use crossbeam_utils::{Backoff, CachePadded};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// What a read takes. Fixed when the event is made, as `EFD_SEMAPHORE` is for an eventfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The whole count, leaving 0.
+    Counter,
+    /// One unit, leaving the rest.
+    Semaphore,
+}
+
+/// An eventfd in userspace: a 64-bit counter, signalled by some threads and waited for by others.
+///
+/// It behaves as `eventfd(2)` does, without a file descriptor and without a system call while nobody sleeps. It owns no
+/// memory but its own, so it may be a `static`, a field, or shared in an `Arc`.
+///
+/// * [`signal`](Self::signal) adds 1. It never blocks and never fails, so it suits vCPU threads and callbacks.
+/// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
+/// * [`read`](Self::read) takes the count (or one unit of a [semaphore](Self::semaphore)), and blocks while it is 0.
+///
+/// Each has a form that does not block and forms with a time limit. All operations on one event are linearizable. What
+/// a thread did before a signal or write is visible to the thread whose read consumed it.
+///
+/// # Waking
+///
+/// A signal wakes one reader, or as many as there are units if the event is a semaphore, and makes no system call if
+/// nobody sleeps or somebody has been woken for it already: a burst of signals to one sleeping thread is one
+/// `FUTEX_WAKE`. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
+/// blocked writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the
+/// kernel. A thread that happens to call at the right moment may overtake a woken one; there is no queue.
+///
+/// # Examples
+///
+/// ```
+/// use doorbell::Event;
+/// use std::thread;
+///
+/// static KICK: Event = Event::new(0);
+///
+/// let device = thread::spawn(|| KICK.read()); // sleeps until there is something to read
+/// KICK.signal();
+/// assert_eq!(device.join().unwrap(), 1);
+///
+/// KICK.signal();
+/// KICK.signal_n(2);
+/// assert_eq!(KICK.try_read(), Some(3)); // signals add up
+/// assert_eq!(KICK.try_read(), None);
+/// ```
+pub struct Event {
+    /// Aligns the event to cache lines of its own: a neighbour's writes must not slow down a signal.
+    _line: [CachePadded<()>; 0],
+    count: AtomicU64,
+    readers: Waiters,
+    writers: Waiters,
+    mode: Mode,
+    spin: Spinner,
+}
+
+impl Event {
+    maybe_const! {
+        /// An event that a read empties, with `initial` in it.
+        ///
+        /// An eventfd takes 32 bits here; this takes any value. `u64::MAX` is the overflow state.
+        pub fn new(initial: u64) -> Self {
+            Self::with_mode(initial, Mode::Counter)
+        }
+    }
+
+    maybe_const! {
+        /// An event that a read takes one unit from (`EFD_SEMAPHORE`), with `initial` in it.
+        ///
+        /// ```
+        /// # use doorbell::Event;
+        /// let slots = Event::semaphore(2);
+        /// assert_eq!(slots.try_read(), Some(1));
+        /// assert_eq!(slots.try_read(), Some(1));
+        /// assert_eq!(slots.try_read(), None);
+        /// ```
+        pub fn semaphore(initial: u64) -> Self {
+            Self::with_mode(initial, Mode::Semaphore)
+        }
+    }
+
+    maybe_const! {
+        /// An event in the mode given, with `initial` in it.
+        pub fn with_mode(initial: u64, mode: Mode) -> Self {
+            Event {
+                _line: [],
+                count: AtomicU64::new(initial),
+                readers: Waiters::new(),
+                writers: Waiters::new(),
+                mode,
+                spin: Spinner::new(Spin::DEFAULT),
+            }
+        }
+    }
+
+    maybe_const! {
+        /// The same event with another [`Spin`] policy for its blocking calls.
+        pub fn with_spin(mut self, spin: Spin) -> Self {
+            self.spin = Spinner::new(spin);
+            self
+        }
+    }
+
+    /// Adds 1. Shorthand for [`signal_n(1)`](Self::signal_n).
+    #[inline]
+    pub fn signal(&self) {
+        self.signal_n(1);
+    }
+
+    /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails.
+    ///
+    /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's: it
+    /// can take the count to `u64::MAX`, the overflow state, in which writes of any number block and
+    /// [`readiness`](Self::readiness) reports an error until somebody reads. Signals beyond that are absorbed.
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// let event = Event::new(u64::MAX - 1);
+    /// event.signal_n(5);
+    /// assert!(event.readiness().is_error());
+    /// assert_eq!(event.read(), u64::MAX);
+    /// ```
+    #[inline]
+    pub fn signal_n(&self, n: u64) {
+        let added = self.update(|count| Some(count.saturating_add(n)));
+        debug_assert!(added.is_some());
+        self.wake_readers(n);
+    }
+
+    /// Adds `n`, blocking while the count cannot take all of it, that is while `count + n` would exceed `u64::MAX - 1`.
+    ///
+    /// A write of 0 adds nothing and releases no reader; it blocks only in the overflow state.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Invalid`] if `n` is `u64::MAX`, at once, whatever the count.
+    pub fn write(&self, n: u64) -> Result<(), WriteError> {
+        self.write_until(n, None)
+    }
+
+    /// Adds `n` if the count can take all of it now. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::WouldBlock`] if it cannot, and [`WriteError::Invalid`] if `n` is `u64::MAX`. The count is as it was.
+    ///
+    /// ```
+    /// # use doorbell::{Event, WriteError};
+    /// let event = Event::new(u64::MAX - 3);
+    /// assert_eq!(event.try_write(3), Err(WriteError::WouldBlock));
+    /// assert_eq!(event.try_write(2), Ok(()));
+    /// assert_eq!(event.count(), u64::MAX - 1);
+    /// ```
+    #[inline]
+    pub fn try_write(&self, n: u64) -> Result<(), WriteError> {
+        if n == u64::MAX {
+            return Err(WriteError::Invalid);
+        }
+        self.add(n).ok_or(WriteError::WouldBlock)?;
+        self.wake_readers(n);
+        Ok(())
+    }
+
+    /// Adds `n`, blocking up to `timeout` until the count can take all of it.
+    ///
+    /// A timeout too long for the clock, such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`. Then the
+    /// count was not changed.
+    pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
+        self.write_until(n, Instant::now().checked_add(timeout))
+    }
+
+    /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
+    ///
+    /// # Errors
+    ///
+    /// As for `write_timeout`.
+    pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
+        self.write_until(n, Some(deadline))
+    }
+
+    /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
+    pub fn read(&self) -> u64 {
+        match self.read_until(None) {
+            Some(value) => value,
+            None => unreachable!("a read without a deadline timed out"),
+        }
+    }
+
+    /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
+    #[inline]
+    pub fn try_read(&self) -> Option<u64> {
+        let value = self.take()?;
+        self.writers.notify(ALL);
+        Some(value)
+    }
+
+    /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0.
+    ///
+    /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
+    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
+    pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
+        self.read_until(Instant::now().checked_add(timeout))
+    }
+
+    /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
+    pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
+        self.read_until(Some(deadline))
+    }
+
+    /// The count now. Another thread may change it before the caller looks at the result.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// What `poll(2)` would report of an eventfd now.
+    ///
+    /// A glance without ordering, as the kernel's is: what was written before the signal is visible to who reads the
+    /// event, not to who only looks.
+    pub fn readiness(&self) -> Readiness {
+        Readiness::of(self.count())
+    }
+
+    /// Whether reads take all or one.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How blocking calls wait.
+    pub fn spin(&self) -> Spin {
+        self.spin.policy()
+    }
+
+    fn read_until(&self, deadline: Option<Instant>) -> Option<u64> {
+        let value = match self.take() {
+            Some(value) => value,
+            None => self.wait_to_take(deadline)?,
+        };
+        self.writers.notify(ALL);
+        Some(value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_take(&self, deadline: Option<Instant>) -> Option<u64> {
+        let take = || self.take();
+        let units = || match (self.mode, self.count.load(DEKKER)) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        };
+        self.spin.wait(
+            deadline,
+            || self.count.load(Ordering::Relaxed) != 0,
+            take,
+            || self.readers.wait(deadline, take, units),
+        )
+    }
+
+    fn write_until(&self, n: u64, deadline: Option<Instant>) -> Result<(), WriteError> {
+        match self.try_write(n) {
+            Err(WriteError::WouldBlock) => {
+                self.wait_to_add(n, deadline).ok_or(WriteError::TimedOut)?;
+                self.wake_readers(n);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_add(&self, n: u64, deadline: Option<Instant>) -> Option<()> {
+        let add = || self.add(n);
+        self.spin.wait(
+            deadline,
+            || fits(self.count.load(Ordering::Relaxed), n),
+            add,
+            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
+            || self.writers.wait(deadline, add, || 0),
+        )
+    }
+
+    /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
+    #[inline(always)]
+    fn take(&self) -> Option<u64> {
+        match self.mode {
+            Mode::Counter => {
+                // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every
+                // writer since the last read, which a load and a store would not.
+                let count = self.count.load(DEKKER);
+                let count = if count == 0 {
+                    0
+                } else {
+                    self.count.swap(0, DEKKER)
+                };
+                (count != 0).then_some(count)
+            }
+            Mode::Semaphore => self.update(|count| count.checked_sub(1)).map(|_| 1),
+        }
+    }
+
+    /// Adds `n` if it fits. `None`, with a [`DEKKER`] load, if not.
+    #[inline(always)]
+    fn add(&self, n: u64) -> Option<()> {
+        self.update(|count| fits(count, n).then(|| count + n))
+            .map(|_| ())
+    }
+
+    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does.
+    ///
+    /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
+    /// after its announcement.
+    #[inline(always)]
+    fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let backoff = Backoff::new();
+        let mut count = self.count.load(DEKKER);
+        loop {
+            match self
+                .count
+                .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
+            {
+                Ok(count) => return Some(count),
+                Err(now) => {
+                    count = now;
+                    backoff.spin();
+                }
+            }
+        }
+    }
+
+    /// Second half of a write of `n`.
+    #[inline(always)]
+    fn wake_readers(&self, n: u64) {
+        // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
+        if n != 0 {
+            self.readers.notify(match self.mode {
+                Mode::Counter => 1,
+                Mode::Semaphore => saturate(n),
+            });
+        }
+    }
+}
+
+/// Whether a write of `n` leaves the count below `u64::MAX`.
+#[inline(always)]
+fn fits(count: u64, n: u64) -> bool {
+    n < u64::MAX - count
+}
+
+fn saturate(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Default for Event {
+    /// An empty event in [`Mode::Counter`].
+    fn default() -> Self {
+        Event::new(0)
+    }
+}
+
+impl fmt::Debug for Event {
+    /// A snapshot: what a debugger wants to know of an event that seems stuck.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("count", &self.count())
+            .field("mode", &self.mode)
+            .field("waiting_readers", &self.readers.count())
+            .field("waiting_writers", &self.writers.count())
+            .field("spin", &self.spin())
+            .finish()
+    }
+}

@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+/// Makes a constructor `const`, but not under loom, whose atomics are made at run time.
+macro_rules! maybe_const {
+    ($(#[$attribute:meta])* $visibility:vis fn $($rest:tt)*) => {
+        $(#[$attribute])*
+        #[cfg(not(loom))]
+        $visibility const fn $($rest)*
+
+        $(#[$attribute])*
+        #[cfg(loom)]
+        $visibility fn $($rest)*
+    };
+}
+
+mod errno;
+pub mod event;
+pub mod ioeventfd;
+
+#[cfg(not(loom))]
+mod sync;
+/// Open to `loom-tests`, which drive the model of the futex.
+#[cfg(loom)]
+#[allow(missing_docs)]
+pub mod sync;
+
+pub use event::{Event, Mode, Readiness, Spin, WriteError};

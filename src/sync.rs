@@ -1,0 +1,48 @@
+//! Atomics, futexes and memory barriers: std's or loom's behind one face.
+//!
+//! The kernel's counterpart is `<linux/wait.h>` and `<linux/atomic.h>`. No other module of the crate names
+//! `std::sync::atomic`, a futex or a fence, so the code that `loom-tests` checks is the code that ships.
+//!
+//! | here | what it is |
+//! |---|---|
+//! | [`atomic`] | the atomics, std's or loom's |
+//! | [`DEKKER`], [`store_load_fence`] | the ordering for "I store mine, then look at yours" |
+//! | [`futex`] | sleep while a word has a value; wake sleepers |
+//! | [`waiters`] | the threads asleep on one condition, woken once per announcement |
+//! | [`spin`] | how long to look before sleeping |
+
+#[cfg(not(loom))]
+pub(crate) mod futex;
+#[cfg(loom)]
+pub mod futex;
+pub(crate) mod spin;
+pub(crate) mod waiters;
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic;
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic;
+
+use atomic::Ordering;
+
+/// The ordering of all accesses in a store-then-load (Dekker) handshake.
+///
+/// Two threads each write their own word and then read the other's: a signaller adds to the counter and looks for an
+/// announcement, a sleeper announces itself and looks at the counter. At least one must see the other. That holds if
+/// all four accesses are sequentially consistent: in their single total order one of the loads comes last, and the
+/// store it looks for stands before it. On x86 the stores are `lock`-prefixed instructions, which are full barriers,
+/// and the loads are plain; on AArch64 they are `casal`/`swpal` and `ldar`.
+///
+/// None of the four may be weakened on its own: x86 would go on working, and other machines would lose wake-ups.
+pub(crate) const DEKKER: Ordering = Ordering::SeqCst;
+
+/// Stands between the store and the load of a [`DEKKER`] handshake; nothing but under loom.
+///
+/// loom gives sequentially consistent *accesses* only acquire-release meaning, and would report a lost wake-up that
+/// C++20 and Rust rule out. It models sequentially consistent *fences* exactly, so under loom this is one.
+#[inline(always)]
+pub(crate) fn store_load_fence() {
+    #[cfg(loom)]
+    atomic::fence(Ordering::SeqCst);
+}

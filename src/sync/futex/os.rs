@@ -1,0 +1,89 @@
+//! The futexes of the operating system.
+
+use super::Outcome;
+use std::sync::atomic::AtomicU32;
+use std::time::Instant;
+
+/// Sleeps while `word` holds `expected`, until a [`wake`], the deadline, or for no reason less.
+///
+/// The comparison and the falling asleep are one step for any `wake` that follows a change of the word.
+pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
+    match deadline {
+        None => {
+            atomic_wait::wait(word, expected);
+            Outcome::Woken
+        }
+        Some(deadline) => wait_until(word, expected, deadline),
+    }
+}
+
+/// Wakes up to `count` threads that sleep on `word`, the longest asleep first where the system keeps that order.
+pub(crate) fn wake(word: &AtomicU32, count: u32) {
+    match count {
+        0 => {}
+        1 => atomic_wait::wake_one(word),
+        // futex(2) takes an int, and everything from there on is everybody.
+        count if count >= i32::MAX as u32 => atomic_wait::wake_all(word),
+        count => wake_some(word, count),
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
+    use rustix::io::Errno;
+    use rustix::thread::futex::{self, Flags, Timespec};
+
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Outcome::TimedOut;
+    }
+    // More seconds than the kernel's type holds are for ever.
+    let timeout = Timespec::try_from(left).ok();
+    match futex::wait(word, Flags::PRIVATE, expected, timeout.as_ref()) {
+        Err(Errno::TIMEDOUT) => Outcome::TimedOut,
+        // AGAIN: the word had changed. INTR: a signal handler ran. Both mean: look again.
+        _ => Outcome::Woken,
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn wake_some(word: &AtomicU32, count: u32) {
+    // It can fail only for a bad address, which a reference is not.
+    let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::PRIVATE, count);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use portable::{wait_until, wake_some};
+
+/// What stands in for a timed futex where the system offers none to safe, portable code.
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+mod portable {
+    use super::Outcome;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    const FIRST_NAP: Duration = Duration::from_micros(50);
+    const LONGEST_NAP: Duration = Duration::from_millis(1);
+
+    /// Naps until the word changes. A wake-up always follows a change of the word, so none is missed; one that finds
+    /// this thread napping wakes nobody, or another sleeper, who then looks for himself.
+    pub(super) fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
+        let mut nap = FIRST_NAP;
+        // Acquire pairs with the Release of whoever changed the word before waking.
+        while word.load(Ordering::Acquire) == expected {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Outcome::TimedOut;
+            }
+            std::thread::sleep(nap.min(left));
+            nap = (nap * 2).min(LONGEST_NAP);
+        }
+        Outcome::Woken
+    }
+
+    pub(super) fn wake_some(word: &AtomicU32, count: u32) {
+        for _ in 0..count {
+            atomic_wait::wake_one(word);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The threads asleep on one condition, each announcement paid for with one wake-up.
+//!
+//! The kernel's counterpart is `wait_queue_head_t` with `wait_event()` and `wake_up()`. The condition itself ("the
+//! counter is not zero") lives elsewhere; a [`Waiters`] knows only who waits for it.
+//!
+//! ```text
+//!     state       | number of threads in wait() : 31 | ANNOUNCED : 1 |      what a waker looks at, one load
+//!     generation  | number of announcements claimed : 32             |      what the threads sleep on
+//!
+//!     sleeper                                        waker
+//!     1  state += one waiter                         1  make the condition true
+//!     2  key = generation                            2  ANNOUNCED?  no: done, nobody needs us
+//!     3  state |= ANNOUNCED                          3  claim: clear ANNOUNCED (one waker wins; the others are done)
+//!     4  condition true?  take, go to 7              4  generation += 1
+//!     5  sleep while generation == key               5  wake one thread, or as many as can go on, or all
+//!     6  condition true?  take; no: again from 2
+//!     7  state -= one waiter; nobody left: clear ANNOUNCED
+//!        others left: set ANNOUNCED for them; condition (still) true: be their waker
+//! ```
+//!
+//! Why it loses no wake-up:
+//!
+//! * Sleeper 3 and 4 against waker 1 and 2 is a [`DEKKER`] handshake: the sleeper sees the condition, or the waker sees
+//!   the announcement.
+//! * Between sleeper 4 and 5 a claim changes the generation, so the sleep does not begin. Comparing with the
+//!   announcement itself would not do: another thread may have set it again in between, having found too little for
+//!   itself of what would be enough here.
+//! * A claim clears the announcement of all, yet may wake but one. Whoever leaves, for whatever reason, announces those
+//!   who stay, and looks at the condition once more on their behalf (7). That covers wake-ups that hit a thread about
+//!   to time out, units left over, and signals that came while nothing was announced.
+//! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
+//!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
+//!
+//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 and 5 for exactly that many, each
+//! of them a system call (over ten minutes), to sleep through a wake-up.
+
+use super::atomic::{AtomicU32, Ordering};
+use super::futex::{self, Outcome};
+use super::{DEKKER, store_load_fence};
+use std::time::Instant;
+
+/// Somebody may sleep who has not been woken yet.
+const ANNOUNCED: u32 = 1;
+/// One thread in [`Waiters::wait`], in the units of `state`.
+const WAITER: u32 = 2;
+
+/// Wakes everybody.
+pub(crate) const ALL: u32 = u32::MAX;
+
+pub(crate) struct Waiters {
+    state: AtomicU32,
+    generation: AtomicU32,
+}
+
+impl Waiters {
+    maybe_const! {
+        pub(crate) fn new() -> Self {
+            Waiters {
+                state: AtomicU32::new(0),
+                generation: AtomicU32::new(0),
+            }
+        }
+    }
+
+    /// How many threads wait. A snapshot.
+    pub(crate) fn count(&self) -> u32 {
+        self.state.load(Ordering::Relaxed) / WAITER
+    }
+
+    /// Wakes up to `count` threads if any are announced. To be called after the condition was made true with a
+    /// [`DEKKER`] store.
+    #[inline(always)]
+    pub(crate) fn notify(&self, count: u32) {
+        store_load_fence();
+        // Second half of the handshake with `announce`.
+        if self.state.load(DEKKER) & ANNOUNCED != 0 {
+            self.wake(count);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake(&self, count: u32) {
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            if state & ANNOUNCED == 0 {
+                // Another waker has claimed it, and makes the call.
+                return;
+            }
+            // Acquire pairs with the Release half of `announce`: the generation changes after the announcer read it.
+            match self.state.compare_exchange_weak(
+                state,
+                state & !ANNOUNCED,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => state = now,
+            }
+        }
+        // Release pairs with the Acquire in `announce`: an announcement under the new generation is not the one claimed.
+        self.generation.fetch_add(1, Ordering::Release);
+        let waiting = state / WAITER;
+        futex::wake(&self.generation, if count >= waiting { ALL } else { count });
+    }
+
+    /// Waits until `attempt` yields something, or until the deadline, after which it is tried a last time.
+    ///
+    /// `attempt` must look at the condition with [`DEKKER`] loads, those on its failing paths above all. `left_over` says
+    /// how many of the other waiters could go on now; it is asked when this one leaves and others stay.
+    pub(crate) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut attempt: impl FnMut() -> Option<T>,
+        left_over: impl FnOnce() -> u32,
+    ) -> Option<T> {
+        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        let result = loop {
+            let key = self.announce();
+            if let Some(taken) = attempt() {
+                break Some(taken);
+            }
+            let outcome = futex::wait(&self.generation, key, deadline);
+            // Before announcing anew: one who gets something here costs the next signal no system call.
+            let taken = attempt();
+            if taken.is_some() || outcome == Outcome::TimedOut {
+                break taken;
+            }
+        };
+        if self.leave() {
+            let count = left_over();
+            if count != 0 {
+                self.notify(count);
+            }
+        }
+        result
+    }
+
+    /// Asks for a wake-up, and returns the generation to sleep on.
+    fn announce(&self) -> u32 {
+        // Acquire pairs with the Release in `wake`.
+        let key = self.generation.load(Ordering::Acquire);
+        // A read-modify-write even if the bit is set: first half of the handshake with `notify`.
+        self.state.fetch_or(ANNOUNCED, DEKKER);
+        store_load_fence();
+        key
+    }
+
+    /// Is counted no more. Returns whether others are; they are announced then.
+    fn leave(&self) -> bool {
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            let others = (state - WAITER) & !ANNOUNCED;
+            let after = if others == 0 { 0 } else { others | ANNOUNCED };
+            // First half of the handshake with `notify`, on behalf of the others.
+            match self
+                .state
+                .compare_exchange_weak(state, after, DEKKER, Ordering::Relaxed)
+            {
+                Ok(_) => {
+                    store_load_fence();
+                    return others != 0;
+                }
+                Err(now) => state = now,
+            }
+        }
+    }
+}
