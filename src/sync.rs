@@ -6,7 +6,7 @@
 //! | here | what it is |
 //! |---|---|
 //! | [`atomic`] | the atomics, std's or loom's |
-//! | [`DEKKER`], [`store_load_fence`] | the ordering for "I store mine, then look at yours" |
+//! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`waiters`] | the threads asleep on one condition, woken once per announcement |
 //! | [`spin`] | how long to look before sleeping |
@@ -37,12 +37,18 @@ use atomic::Ordering;
 /// None of the four may be weakened on its own: x86 would go on working, and other machines would lose wake-ups.
 pub(crate) const DEKKER: Ordering = Ordering::SeqCst;
 
-/// Stands between the store and the load of a [`DEKKER`] handshake; nothing but under loom.
+/// One of the two loads of a [`DEKKER`] handshake; the other word must be written by read-modify-writes only.
 ///
-/// loom gives sequentially consistent *accesses* only acquire-release meaning, and would report a lost wake-up that
-/// C++20 and Rust rule out. It models sequentially consistent *fences* exactly, so under loom this is one.
+/// loom gives sequentially consistent accesses only acquire-release meaning, and would report a lost wake-up that C++20
+/// and Rust rule out. So under loom this is a read-modify-write that changes nothing: either it comes after the other
+/// side's read-modify-write of the word and sees it, or before, and the other side then acquires from it and sees what
+/// was stored before it. A fence would do as well, but loom has fences order more than they do: models would pass in
+/// which nothing else hands the data over.
 #[inline(always)]
-pub(crate) fn store_load_fence() {
-    #[cfg(loom)]
-    atomic::fence(Ordering::SeqCst);
+pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
+    if cfg!(loom) {
+        word.fetch_add(0, DEKKER)
+    } else {
+        word.load(DEKKER)
+    }
 }

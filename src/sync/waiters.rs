@@ -13,7 +13,7 @@
 //!     3  state |= ANNOUNCED                          3  claim: clear ANNOUNCED (one waker wins; the others are done)
 //!     4  condition true?  take, go to 7              4  generation += 1
 //!     5  sleep while generation == key               5  wake one thread, or as many as can go on, or all
-//!     6  condition true?  take; no: again from 2
+//!     6  key = generation; condition true?  take; no: again from 3
 //!     7  state -= one waiter; nobody left: clear ANNOUNCED
 //!        others left: set ANNOUNCED for them; condition (still) true: be their waker
 //! ```
@@ -31,12 +31,12 @@
 //! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
 //!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
 //!
-//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 and 5 for exactly that many, each
+//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that many, each
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Outcome};
-use super::{DEKKER, store_load_fence};
+use super::{DEKKER, dekker_load};
 use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
@@ -71,9 +71,8 @@ impl Waiters {
     /// [`DEKKER`] store.
     #[inline(always)]
     pub(crate) fn notify(&self, count: u32) {
-        store_load_fence();
         // Second half of the handshake with `announce`.
-        if self.state.load(DEKKER) & ANNOUNCED != 0 {
+        if dekker_load(&self.state) & ANNOUNCED != 0 {
             self.wake(count);
         }
     }
@@ -87,7 +86,7 @@ impl Waiters {
                 // Another waker has claimed it, and makes the call.
                 return;
             }
-            // Acquire pairs with the Release half of `announce`: the generation changes after the announcer read it.
+            // Acquire pairs with the Release half of `announce`: the announcer has read the generation that ends below.
             match self.state.compare_exchange_weak(
                 state,
                 state & !ANNOUNCED,
@@ -98,7 +97,7 @@ impl Waiters {
                 Err(now) => state = now,
             }
         }
-        // Release pairs with the Acquire in `announce`: an announcement under the new generation is not the one claimed.
+        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
         self.generation.fetch_add(1, Ordering::Release);
         let waiting = state / WAITER;
         futex::wake(&self.generation, if count >= waiting { ALL } else { count });
@@ -115,13 +114,15 @@ impl Waiters {
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
         self.state.fetch_add(WAITER, Ordering::Relaxed);
+        let mut key = self.generation();
         let result = loop {
-            let key = self.announce();
+            self.announce();
             if let Some(taken) = attempt() {
                 break Some(taken);
             }
             let outcome = futex::wait(&self.generation, key, deadline);
             // Before announcing anew: one who gets something here costs the next signal no system call.
+            key = self.generation();
             let taken = attempt();
             if taken.is_some() || outcome == Outcome::TimedOut {
                 break taken;
@@ -136,14 +137,16 @@ impl Waiters {
         result
     }
 
-    /// Asks for a wake-up, and returns the generation to sleep on.
-    fn announce(&self) -> u32 {
-        // Acquire pairs with the Release in `wake`.
-        let key = self.generation.load(Ordering::Acquire);
+    /// What to sleep on after the next announcement.
+    fn generation(&self) -> u32 {
+        // Acquire pairs with the Release in `wake`: who was woken sees what for.
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Asks for a wake-up.
+    fn announce(&self) {
         // A read-modify-write even if the bit is set: first half of the handshake with `notify`.
         self.state.fetch_or(ANNOUNCED, DEKKER);
-        store_load_fence();
-        key
     }
 
     /// Is counted no more. Returns whether others are; they are announced then.
@@ -157,10 +160,7 @@ impl Waiters {
                 .state
                 .compare_exchange_weak(state, after, DEKKER, Ordering::Relaxed)
             {
-                Ok(_) => {
-                    store_load_fence();
-                    return others != 0;
-                }
+                Ok(_) => return others != 0,
                 Err(now) => state = now,
             }
         }

@@ -1,7 +1,7 @@
 //! The kernel's futex wait queue, for loom.
 //!
-//! The queue itself is invisible to loom: it adds neither schedule points nor happens-before edges that the kernel does
-//! not give. A sleeper parks for real, so a wake-up that never comes is a deadlock, which loom reports.
+//! The queue itself is invisible to loom, so that it adds no happens-before edge that the kernel does not give (but for
+//! the one from waking to being woken, which parking has). A sleeper parks for real, so a wake-up that never comes is a deadlock, which loom reports.
 //!
 //! Two things that happen to a sleeper from outside are threads of the model, so that loom tries them at every point:
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
@@ -26,11 +26,16 @@ struct Queue {
     timed_out: Vec<u64>,
     tickets: u64,
     expired: bool,
+    wakes: u64,
 }
 
 std::thread_local! {
     // loom runs all threads of a model as coroutines on one thread of the system.
     static QUEUE: RefCell<Queue> = RefCell::default();
+}
+
+loom::lazy_static! {
+    static ref QUEUE_TOUCHED: AtomicU32 = AtomicU32::new(0);
 }
 
 impl Queue {
@@ -57,11 +62,13 @@ impl Queue {
 /// Forgets what an earlier run of the model left behind. First thing in every model.
 pub fn reset() {
     QUEUE.with_borrow_mut(|queue| *queue = Queue::default());
+    // Made before there are threads, lest they are ordered by its making.
+    touch();
 }
 
 /// Lets time pass: all timed waits, sleeping or to come, end in a time-out.
 pub fn expire() {
-    schedule_point();
+    touch();
     QUEUE.with_borrow_mut(|queue| {
         queue.expired = true;
         queue.release(usize::MAX, |sleeper| sleeper.timed, Outcome::TimedOut);
@@ -70,22 +77,23 @@ pub fn expire() {
 
 /// Ends every wait under way for no reason.
 pub fn interrupt() {
-    schedule_point();
+    touch();
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
 }
 
-/// How many sleep now.
-pub fn asleep() -> usize {
-    QUEUE.with_borrow(|queue| queue.sleepers.len())
+/// How many system calls to wake somebody there were.
+pub fn wakes() -> u64 {
+    QUEUE.with_borrow(|queue| queue.wakes)
 }
 
-fn schedule_point() {
-    // An access that nothing is ordered by, to a word nobody else knows.
-    AtomicU32::new(0).fetch_add(0, Ordering::Relaxed);
-    thread::yield_now();
+/// Stands before each step that looks at or changes the queue: it shows loom that those steps depend on one another, so
+/// that it tries them in every order. Relaxed, so it orders nothing else.
+fn touch() {
+    QUEUE_TOUCHED.fetch_add(0, Ordering::Relaxed);
 }
 
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
+    touch();
     // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
     // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
     if word.fetch_add(0, Ordering::Relaxed) != expected {
@@ -121,9 +129,10 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -
 }
 
 pub(crate) fn wake(word: &AtomicU32, count: u32) {
-    // The system call is a step of its own: without a schedule point here, "change the word, then wake" would be one.
-    word.fetch_add(0, Ordering::Relaxed);
+    // The system call is a step of its own: without this, "change the word, then wake" would be one.
+    touch();
     QUEUE.with_borrow_mut(|queue| {
+        queue.wakes += 1;
         queue.release(
             count as usize,
             |s| s.address == address(word),

@@ -1,0 +1,47 @@
+//! Runs a model in loom, on the code that ships.
+//!
+//! Run it from this directory, whose `.cargo/config.toml` sets `--cfg loom`: `cargo test`. A lost wake-up shows as
+//! loom's `deadlock` panic. `cargo run --bin breakages` shows that the models can fail. `PREEMPTIONS=n` replaces the bound
+//! of every model, `PREEMPTIONS=none` lifts it.
+
+#[cfg(not(loom))]
+compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cfg loom");
+
+pub use doorbell::sync::futex::model as futex;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Explores all interleavings of `model`, or those with at most so many preemptions, and says how many there were.
+pub fn check(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
+    let preemptions = match std::env::var("PREEMPTIONS").as_deref() {
+        Err(_) => preemptions,
+        Ok("none") => None,
+        Ok(bound) => Some(bound.parse().expect("PREEMPTIONS is a number or `none`")),
+    };
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.max_branches = 10_000;
+    // A run cut short looks like one that passed.
+    builder.max_permutations = None;
+    builder.max_duration = None;
+
+    let runs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&runs);
+    let start = Instant::now();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        futex::reset();
+        model();
+    });
+    let bound = preemptions.map_or("exhaustive".into(), |n| format!("at most {n} preemptions"));
+    println!(
+        "{name}: {} interleavings, {bound}, {:.1?}",
+        runs.load(Ordering::Relaxed),
+        start.elapsed()
+    );
+}
+
+/// A timeout for timed waits, which end when [`futex::expire`] says so and not before.
+pub const SOME_TIME: Duration = Duration::from_secs(3600);

@@ -1,0 +1,368 @@
+//! The event: counter, sleeping, waking, timeouts.
+//!
+//! `../breakages/event.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+
+use doorbell::{Event, Mode, Spin};
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use loom_tests::{SOME_TIME, check, futex};
+
+/// The most that `write` can bring the count to.
+const FULL: u64 = u64::MAX - 1;
+
+fn event(initial: u64, mode: Mode) -> Arc<Event> {
+    Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
+}
+
+/// Runs `f` on a thread of the model with a handle to `event`.
+fn spawn<T: 'static>(
+    event: &Arc<Event>,
+    f: impl FnOnce(&Event) -> T + 'static,
+) -> thread::JoinHandle<T> {
+    let event = Arc::clone(event);
+    thread::spawn(move || f(&event))
+}
+
+/// Data that is handed over by an event: loom reports an access that nothing orders.
+struct Cargo(UnsafeCell<u64>);
+
+// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
+unsafe impl Sync for Cargo {}
+// SAFETY: a number may be sent.
+unsafe impl Send for Cargo {}
+
+impl Cargo {
+    fn put(&self, value: u64) {
+        // SAFETY: checked by loom.
+        self.0.with_mut(|cell| unsafe { *cell = value });
+    }
+
+    fn get(&self) -> u64 {
+        // SAFETY: checked by loom.
+        self.0.with(|cell| unsafe { *cell })
+    }
+}
+
+/// A signal races a reader that goes to sleep, and hands data over.
+#[test]
+fn signal_and_reader() {
+    check("signal_and_reader", None, || {
+        let event = event(0, Mode::Counter);
+        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let device = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                assert_eq!(event.read(), 1);
+                assert_eq!(cargo.get(), 7);
+            })
+        };
+        cargo.put(7);
+        event.signal();
+        device.join().unwrap();
+    });
+}
+
+/// A reader acquires from all the writers whose units it takes at once, not only from the last.
+#[test]
+fn two_writers_and_a_reader() {
+    check("two_writers_and_a_reader", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let cargo = Arc::new([Cargo(UnsafeCell::new(0)), Cargo(UnsafeCell::new(0))]);
+        let writer = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                cargo[0].put(1);
+                event.write(1).unwrap();
+            })
+        };
+        let signaller = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                cargo[1].put(2);
+                event.signal_n(2);
+            })
+        };
+        let mut sum = 0;
+        while sum < 3 {
+            let value = event.read();
+            for bit in 0..2 {
+                if value & (1 << bit) != 0 {
+                    assert_eq!(cargo[bit].get(), 1 << bit);
+                }
+            }
+            sum += value;
+        }
+        assert_eq!(event.try_read(), None);
+        writer.join().unwrap();
+        signaller.join().unwrap();
+    });
+}
+
+/// One who slept costs later signals nothing, and a burst costs one wake-up a sleep.
+#[test]
+fn a_wake_is_paid_once() {
+    check("a_wake_is_paid_once", None, || {
+        let event = event(0, Mode::Counter);
+        let device = spawn(&event, |event| event.read());
+        event.signal();
+        event.signal();
+        let first = device.join().unwrap();
+        assert!(futex::wakes() <= 1);
+        let before = futex::wakes();
+        event.signal();
+        assert_eq!(futex::wakes(), before, "a wake-up for nobody");
+        assert_eq!(first + event.read(), 3);
+    });
+}
+
+/// A reader that sleeps again and again, as a device thread does.
+#[test]
+fn a_reader_comes_back() {
+    check("a_reader_comes_back", Some(4), || {
+        let event = event(0, Mode::Counter);
+        let device = spawn(&event, |event| {
+            let mut sum = 0;
+            while sum < 2 {
+                sum += event.read();
+            }
+            assert_eq!(sum, 2);
+        });
+        event.signal();
+        event.signal();
+        device.join().unwrap();
+    });
+}
+
+/// Two units at once are for two readers.
+#[test]
+fn semaphore_two_readers_one_write() {
+    check("semaphore_two_readers_one_write", Some(3), || {
+        let event = event(0, Mode::Semaphore);
+        let readers = [(); 2].map(|()| spawn(&event, |event| event.read()));
+        event.write(2).unwrap();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// Two units one after the other: the second may find nobody announced, so the first reader hands the wake on.
+#[test]
+fn semaphore_two_readers_two_signals() {
+    check("semaphore_two_readers_two_signals", Some(2), || {
+        let event = event(0, Mode::Semaphore);
+        let readers = [(); 2].map(|()| spawn(&event, |event| event.read()));
+        event.signal();
+        event.signal();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// A thread that never sleeps takes what a sleeper was woken for.
+#[test]
+fn semaphore_thief() {
+    check("semaphore_thief", Some(2), || {
+        let event = event(0, Mode::Semaphore);
+        let reader = spawn(&event, |event| event.read());
+        let thief = spawn(&event, |event| event.try_read());
+        event.signal();
+        if thief.join().unwrap().is_some() {
+            event.signal();
+        }
+        assert_eq!(reader.join().unwrap(), 1);
+    });
+}
+
+/// A writer that found no room is released by the reader that makes it, and acquires from it.
+#[test]
+fn overflow_released_by_reader() {
+    check("overflow_released_by_reader", None, || {
+        let event = event(FULL, Mode::Counter);
+        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let writer = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                event.write(2).unwrap();
+                assert_eq!(cargo.get(), 7);
+            })
+        };
+        cargo.put(7);
+        assert_eq!(event.read(), FULL);
+        writer.join().unwrap();
+        assert_eq!(event.read(), 2);
+    });
+}
+
+/// As many units must go as the writer wants to add; each read wakes it, and all but the last are too early.
+#[test]
+fn overflow_semaphore() {
+    check("overflow_semaphore", Some(4), || {
+        let event = event(FULL, Mode::Semaphore);
+        let writer = spawn(&event, |event| event.write(2).unwrap());
+        event.read();
+        event.read();
+        writer.join().unwrap();
+        assert_eq!(event.count(), FULL);
+    });
+}
+
+/// Two writers of different size: waking the one that does not fit must not leave the other asleep.
+#[test]
+fn overflow_two_writers() {
+    check("overflow_two_writers", Some(2), || {
+        let event = event(FULL, Mode::Semaphore);
+        let writers = [3, 1].map(|n| spawn(&event, move |event| event.write(n).unwrap()));
+        for _ in 0..4 {
+            event.read();
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert_eq!(event.count(), FULL);
+    });
+}
+
+/// Both sides may have to sleep: a blocked writer feeds a blocked reader.
+#[test]
+fn overflow_ping_pong() {
+    check("overflow_ping_pong", Some(3), || {
+        let event = event(FULL, Mode::Counter);
+        let writer = spawn(&event, |event| {
+            event.write(1).unwrap();
+            event.write(FULL).unwrap();
+        });
+        let mut reads = 0;
+        while event.read() != FULL || reads == 0 {
+            reads += 1;
+        }
+        writer.join().unwrap();
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// A value is returned or still there.
+#[test]
+fn timeout_races_signal() {
+    check("timeout_races_signal", None, || {
+        let event = event(0, Mode::Counter);
+        let reader = spawn(&event, |event| event.read_timeout(SOME_TIME));
+        let clock = thread::spawn(futex::expire);
+        event.signal();
+        let taken = reader.join().unwrap();
+        assert_eq!(taken.or_else(|| event.try_read()), Some(1));
+        assert_eq!(event.try_read(), None);
+        clock.join().unwrap();
+    });
+}
+
+/// A reader that times out must not take the wake-up of one that goes on waiting with it.
+#[test]
+fn timeout_passes_the_wake_on() {
+    check("timeout_passes_the_wake_on", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let patient = spawn(&event, |event| event.read());
+        let hasty = spawn(&event, |event| event.read_timeout(SOME_TIME));
+        let clock = thread::spawn(futex::expire);
+        event.signal();
+        if hasty.join().unwrap().is_some() {
+            event.signal();
+        }
+        assert_eq!(patient.join().unwrap(), 1);
+        clock.join().unwrap();
+        let before = futex::wakes();
+        event.signal();
+        assert_eq!(futex::wakes(), before, "a wake-up for nobody");
+    });
+}
+
+/// Time runs out for one of two before any signal: the other stays announced.
+#[test]
+fn timeout_leaves_the_other_announced() {
+    check("timeout_leaves_the_other_announced", Some(3), || {
+        let event = event(0, Mode::Semaphore);
+        let patient = spawn(&event, |event| event.read());
+        let clock = thread::spawn(futex::expire);
+        let hasty = event.read_timeout(SOME_TIME);
+        assert_eq!(hasty, None);
+        event.signal();
+        assert_eq!(patient.join().unwrap(), 1);
+        clock.join().unwrap();
+    });
+}
+
+/// A write that times out has added nothing, one that does not has added all.
+#[test]
+fn write_timeout_races_read() {
+    check("write_timeout_races_read", Some(4), || {
+        let event = event(FULL, Mode::Counter);
+        let writer = spawn(&event, |event| event.write_timeout(5, SOME_TIME));
+        let clock = thread::spawn(futex::expire);
+        assert_eq!(event.read(), FULL);
+        let left = if writer.join().unwrap().is_ok() { 5 } else { 0 };
+        assert_eq!(event.count(), left);
+        clock.join().unwrap();
+    });
+}
+
+/// A blocked writer that gives up does not take the wake-up of one that does not.
+#[test]
+fn write_timeout_beside_a_writer() {
+    check("write_timeout_beside_a_writer", Some(2), || {
+        let event = event(FULL, Mode::Counter);
+        let patient = spawn(&event, |event| event.write(1));
+        let hasty = spawn(&event, |event| event.write_timeout(2, SOME_TIME));
+        let clock = thread::spawn(futex::expire);
+        assert_eq!(event.read(), FULL);
+        patient.join().unwrap().unwrap();
+        let left = if hasty.join().unwrap().is_ok() { 3 } else { 1 };
+        assert_eq!(event.count(), left);
+        clock.join().unwrap();
+    });
+}
+
+/// Waits that end for no reason are waits that go on.
+#[test]
+fn spurious_wake_ups() {
+    check("spurious_wake_ups", Some(4), || {
+        let event = event(0, Mode::Counter);
+        let reader = spawn(&event, |event| event.read());
+        let handler = thread::spawn(futex::interrupt);
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+        handler.join().unwrap();
+    });
+}
+
+/// Signals saturate, and what they saturate at is one reading.
+#[test]
+fn signals_saturate() {
+    check("signals_saturate", None, || {
+        let event = event(FULL, Mode::Counter);
+        let signaller = spawn(&event, |event| event.signal());
+        event.signal();
+        signaller.join().unwrap();
+        assert!(event.readiness().is_error());
+        assert_eq!(event.read(), u64::MAX);
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// Two signallers see one announcement: one of them makes the system call.
+#[test]
+fn two_signals_one_wake() {
+    check("two_signals_one_wake", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let reader = spawn(&event, |event| event.read());
+        let signaller = spawn(&event, |event| event.signal());
+        event.signal();
+        signaller.join().unwrap();
+        let first = reader.join().unwrap();
+        assert!(futex::wakes() <= 1);
+        assert_eq!(first + event.try_read().unwrap_or(0), 2);
+    });
+}
