@@ -197,3 +197,121 @@ fn single_cpu() -> bool {
     }
     cpus == 1
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const US: u32 = 1_000;
+    const MAX: Duration = Duration::from_micros(20);
+
+    #[test]
+    fn the_window_follows_what_waits_last() {
+        let short = MAX + WAKE_UP;
+        let long = short + Duration::from_nanos(1);
+        // A little longer would have saved the sleep: double, up to the longest.
+        assert_eq!(next_window(4 * US, short, MAX), 8 * US);
+        assert_eq!(next_window(16 * US, short, MAX), 20 * US);
+        assert_eq!(next_window(20 * US, Duration::ZERO, MAX), 20 * US);
+        // It would not: halve, down to nothing.
+        assert_eq!(next_window(8 * US, long, MAX), 4 * US);
+        assert_eq!(next_window(4 * US, long, MAX), 2 * US);
+        assert_eq!(next_window(4 * US - 1, long, MAX), 0);
+        assert_eq!(next_window(0, long, MAX), 0);
+        // From nothing it comes back.
+        assert_eq!(next_window(0, short, MAX), 2 * US);
+        // A longest time below the first window is kept, and one beyond the type's range is cut.
+        assert_eq!(next_window(0, Duration::ZERO, Duration::from_nanos(5)), 5);
+        assert_eq!(next_window(0, Duration::ZERO, Duration::ZERO), 0);
+        assert_eq!(
+            next_window(u32::MAX - 1, Duration::ZERO, Duration::from_secs(60)),
+            u32::MAX
+        );
+    }
+
+    /// Waits for something that is there from the `nth` look on, and returns what it got and from where.
+    fn wait(spinner: &Spinner, deadline: Option<Instant>, nth: u32) -> (&'static str, u32) {
+        let looks = Cell::new(0);
+        let ready = || {
+            looks.set(looks.get() + 1);
+            looks.get() >= nth
+        };
+        let got = spinner.wait(deadline, ready, || Some("spinning"), || Some("asleep"));
+        (got.expect("one of the two"), looks.get())
+    }
+
+    #[test]
+    fn never_looks_not_once() {
+        assert_eq!(wait(&Spinner::new(Spin::Never), None, 1), ("asleep", 0));
+    }
+
+    #[test]
+    fn always_looks_until_it_is_there_or_the_deadline() {
+        let spinner = Spinner::new(Spin::Always);
+        let many = 10_000;
+        assert_eq!(wait(&spinner, None, many), ("spinning", many));
+        let deadline = Instant::now() + Duration::from_millis(5);
+        assert_eq!(wait(&spinner, Some(deadline), u32::MAX).0, "asleep");
+        assert!(Instant::now() >= deadline);
+    }
+
+    #[test]
+    fn what_is_there_soon_is_got_without_the_clock() {
+        let spinner = Spinner::new(Spin::DEFAULT);
+        assert_eq!(wait(&spinner, None, BARE_LOOKS), ("spinning", BARE_LOOKS));
+        let past = Some(Instant::now());
+        assert_eq!(wait(&spinner, past, BARE_LOOKS), ("spinning", BARE_LOOKS));
+        let (got, looks) = wait(&spinner, past, BARE_LOOKS + 1);
+        assert_eq!((got, looks), ("asleep", BARE_LOOKS));
+    }
+
+    #[test]
+    fn what_another_took_is_waited_for_again() {
+        let spinner = Spinner::new(Spin::Always);
+        let attempts = Cell::new(0);
+        let attempt = || {
+            attempts.set(attempts.get() + 1);
+            (attempts.get() == 3 * BARE_LOOKS).then_some(())
+        };
+        assert!(spinner.wait(None, || true, attempt, || None).is_some());
+    }
+
+    #[test]
+    fn the_adaptive_window_is_learnt_from_sleeps() {
+        let spinner = Spinner::new(Spin::Adaptive { max: MAX });
+        let long = || {
+            std::thread::sleep(2 * (MAX + WAKE_UP));
+            None::<()>
+        };
+        spinner.wait(None, || false, || None, long);
+        assert_eq!(spinner.window.load(Ordering::Relaxed), 0);
+        let start = Instant::now();
+        assert_eq!(spinner.window_end(start), Some(start));
+        // However slow the machine is, a wait that ends at once is one that a longer window would have caught.
+        spinner.adapt(Duration::ZERO);
+        assert_eq!(spinner.window.load(Ordering::Relaxed), FIRST_WINDOW_NS);
+        if !single_cpu() {
+            let end = start + Duration::from_nanos(FIRST_WINDOW_NS.into());
+            assert_eq!(spinner.window_end(start), Some(end));
+        }
+    }
+
+    #[test]
+    fn other_policies_learn_nothing() {
+        let spinner = Spinner::new(Spin::Always);
+        spinner.adapt(Duration::ZERO);
+        assert_eq!(spinner.window.load(Ordering::Relaxed), FIRST_WINDOW_NS);
+    }
+
+    #[test]
+    fn the_earlier_end_counts() {
+        let now = Instant::now();
+        let later = now + MAX;
+        assert_eq!(earlier(Some(now), Some(later)), Some(now));
+        assert_eq!(earlier(Some(later), Some(now)), Some(now));
+        assert_eq!(earlier(None, Some(now)), Some(now));
+        assert_eq!(earlier(Some(now), None), Some(now));
+        assert_eq!(earlier(None, None), None);
+    }
+}

@@ -87,3 +87,83 @@ mod portable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+    use std::thread;
+    use std::time::Duration;
+
+    type WaitUntil = fn(&AtomicU32, u32, Instant) -> Outcome;
+    /// The system's and the one for systems without.
+    const TIMED: [WaitUntil; 2] = [wait_until, portable::wait_until];
+    const SOON: Duration = Duration::from_millis(20);
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_timed_wait_ends_at_its_deadline_and_not_before() {
+        for wait_until in TIMED {
+            let word = AtomicU32::new(1);
+            let deadline = Instant::now() + SOON;
+            // A signal handler may cut it short, so as callers do: again.
+            while wait_until(&word, 1, deadline) != Outcome::TimedOut {
+                assert!(Instant::now() < deadline);
+            }
+            assert!(Instant::now() >= deadline);
+        }
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_does_not_sleep() {
+        for wait_until in TIMED {
+            let word = AtomicU32::new(1);
+            let past = Instant::now();
+            assert_eq!(wait_until(&word, 1, past), Outcome::TimedOut);
+        }
+    }
+
+    #[test]
+    fn a_wait_for_another_value_does_not_sleep() {
+        let word = AtomicU32::new(1);
+        assert_eq!(wait(&word, 2, None), Outcome::Woken);
+        assert_eq!(wait(&word, 2, Some(Instant::now() + NEVER)), Outcome::Woken);
+        assert_eq!(
+            portable::wait_until(&word, 2, Instant::now() + NEVER),
+            Outcome::Woken
+        );
+    }
+
+    /// Two sleep; `wake` lets them go, after the word has changed.
+    fn two_are_woken(wait_until: Option<WaitUntil>, wake: impl Fn(&AtomicU32)) {
+        let word = AtomicU32::new(1);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while word.load(Ordering::Acquire) == 1 {
+                        match wait_until {
+                            Some(timed) => timed(&word, 1, Instant::now() + NEVER),
+                            None => wait(&word, 1, None),
+                        };
+                    }
+                });
+            }
+            thread::sleep(SOON);
+            word.store(2, Ordering::Release);
+            wake(&word);
+        });
+    }
+
+    #[test]
+    fn sleepers_are_woken() {
+        for wait_until in [None, Some(TIMED[0]), Some(TIMED[1])] {
+            two_are_woken(wait_until, |word| wake(word, 2));
+            two_are_woken(wait_until, |word| wake(word, u32::MAX));
+            two_are_woken(wait_until, |word| {
+                wake(word, 1);
+                wake(word, 1);
+            });
+            two_are_woken(wait_until, |word| portable::wake_some(word, 2));
+        }
+    }
+}
