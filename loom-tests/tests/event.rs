@@ -151,7 +151,7 @@ fn semaphore_two_readers_one_write() {
 /// Two units one after the other: the second may find nobody announced, so the first reader hands the wake on.
 #[test]
 fn semaphore_two_readers_two_signals() {
-    check("semaphore_two_readers_two_signals", Some(2), || {
+    check("semaphore_two_readers_two_signals", Some(3), || {
         let event = event(0, Mode::Semaphore);
         let readers = [(); 2].map(|()| spawn(&event, |event| event.read()));
         event.signal();
@@ -214,7 +214,7 @@ fn overflow_semaphore() {
 /// Two writers of different size: waking the one that does not fit must not leave the other asleep.
 #[test]
 fn overflow_two_writers() {
-    check("overflow_two_writers", Some(2), || {
+    check("overflow_two_writers", Some(3), || {
         let event = event(FULL, Mode::Semaphore);
         let writers = [3, 1].map(|n| spawn(&event, move |event| event.write(n).unwrap()));
         for _ in 0..4 {

@@ -9,6 +9,7 @@
 //! 10 cycles on one x86 and 140 on another.
 
 use super::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
@@ -184,18 +185,38 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// Whether the process has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
+/// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
 /// once.
 fn single_cpu() -> bool {
-    // 0: not asked yet. Not one of loom's, since it is no part of any protocol.
-    static CPUS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let mut cpus = CPUS.load(Ordering::Relaxed);
-    if cpus == 0 {
-        cpus = std::thread::available_parallelism()
-            .map_or(u32::MAX, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-        CPUS.store(cpus, Ordering::Relaxed);
+    static SINGLE: OnceLock<bool> = OnceLock::new();
+    *SINGLE.get_or_init(|| online_cpus() == 1)
+}
+
+/// How many CPUs run; a great many if the system does not tell.
+///
+/// Not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that is 1, and
+/// says nothing about where the signaller runs.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn online_cpus() -> usize {
+    let ranges = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    count_cpus(&ranges).unwrap_or(usize::MAX)
+}
+
+/// The number of CPUs in a list such as `0-3,8`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn count_cpus(ranges: &str) -> Option<usize> {
+    let mut cpus = 0;
+    for range in ranges.trim_end().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        cpus += last.checked_sub(first)? + 1;
     }
-    cpus == 1
+    Some(cpus)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn online_cpus() -> usize {
+    std::thread::available_parallelism().map_or(usize::MAX, |cpus| cpus.get())
 }
 
 #[cfg(all(test, not(loom)))]
@@ -313,5 +334,26 @@ mod tests {
         assert_eq!(earlier(None, Some(now)), Some(now));
         assert_eq!(earlier(Some(now), None), Some(now));
         assert_eq!(earlier(None, None), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn cpus_are_counted() {
+        assert_eq!(count_cpus("0\n"), Some(1));
+        assert_eq!(count_cpus("0-3,8\n"), Some(5));
+        assert_eq!(count_cpus("0-1,4-5,7"), Some(5));
+        assert_eq!(count_cpus(""), None);
+        assert_eq!(count_cpus("3-1"), None);
+        assert_eq!(count_cpus("a"), None);
+        // A pinned thread has one CPU to itself, and the machine has as many as before.
+        let before = online_cpus();
+        std::thread::spawn(move || {
+            let mut one = rustix::thread::CpuSet::new();
+            one.set(0);
+            rustix::thread::sched_setaffinity(None, &one).expect("CPU 0 is there");
+            assert_eq!(online_cpus(), before);
+        })
+        .join()
+        .unwrap();
     }
 }
