@@ -115,7 +115,7 @@ impl Device {
         match (u16::try_from(port), data) {
             (Ok(port::STATUS), &[status]) => self.set_status(status)?,
             (Ok(port::COALESCE), &[low, high]) => {
-                let kicks = u16::from_le_bytes([low, high]);
+                let kicks = u16::from_ne_bytes([low, high]);
                 // Relaxed: a kick follows, which carries it to the device threads.
                 self.shared.coalesce.store(kicks, Ordering::Relaxed);
             }

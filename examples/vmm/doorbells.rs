@@ -189,9 +189,10 @@ mod eventfd {
 
     fn matches(key: &Key, bus: Bus, address: u64, data: &[u8]) -> bool {
         let same_length = key.length == 0 || key.length as usize == data.len();
+        // All datamatches of this device are of 16 bits.
         let same_data = key
             .datamatch
-            .is_none_or(|value| value.to_le_bytes().starts_with(data));
+            .is_none_or(|value| data == (value as u16).to_ne_bytes());
         (key.bus, key.address) == (bus, address) && same_length && same_data
     }
 }

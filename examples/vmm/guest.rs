@@ -40,8 +40,8 @@ const VECTORS: u8 = 0x20;
 
 /// Writes the program to guest memory.
 pub fn load(memory: &Memory, plan: &Plan) -> Result<(), IcedError> {
-    for queue in 0..QUEUES {
-        memory.load(HANDLERS[queue], &handler(queue)?);
+    for (queue, address) in HANDLERS.into_iter().enumerate() {
+        memory.load(address, &handler(queue)?);
     }
     memory.load(ENTRY, &program(plan)?);
     Ok(())

@@ -98,6 +98,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         println!("{row}");
     }
     println!();
+    println!("vCPU: {}", cpu.describe());
     for line in report::notes(&setups, &rows) {
         println!("{line}");
     }
@@ -141,6 +142,15 @@ impl Cpu {
         });
         ensure!(!chosen.is_empty(), "no set-up left to run");
         Ok(chosen)
+    }
+
+    fn describe(&self) -> &'static str {
+        match self {
+            Cpu::Kvm(_) => "KVM's, in real mode",
+            Cpu::Software => {
+                "a thread; its interrupts are counters like its doorbells, Event or eventfd"
+            }
+        }
     }
 
     fn machine(&self, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {

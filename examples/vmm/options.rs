@@ -64,11 +64,11 @@ Columns:
 /// How a kick reaches its device thread, and an interrupt the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Setup {
-    /// Exit to the vCPU thread, doorbell's Table and Event, KVM_IRQ_LINE
+    /// A kick goes by the vCPU thread, doorbell's Table and Event
     Doorbell,
-    /// Exit to the vCPU thread, a list and write(2) to an eventfd, KVM_IRQ_LINE
+    /// A kick goes by the vCPU thread, a list and write(2) to an eventfd
     Eventfd,
-    /// KVM_IOEVENTFD, read(2) from the eventfd, KVM_IRQFD: no exit to the vCPU thread
+    /// A kick goes by KVM_IOEVENTFD to an eventfd, past the vCPU thread; an interrupt by KVM_IRQFD, else by KVM_IRQ_LINE
     Kernel,
 }
 

@@ -19,7 +19,7 @@ pub struct Progress {
 }
 
 /// How often to look whether the run has ended.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Progress {
     pub fn new(runs: usize, patience: Duration) -> Self {

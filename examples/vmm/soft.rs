@@ -76,7 +76,7 @@ impl Vcpu for SoftVcpu {
                     read[0] & status::FEATURES_OK != 0,
                     "the device refused its features"
                 );
-                out(buses, port::COALESCE, &self.plan.batch.to_le_bytes())?;
+                out(buses, port::COALESCE, &self.plan.batch.to_ne_bytes())?;
             }
             out(buses, port::STATUS, &[value])?;
         }
@@ -110,7 +110,7 @@ impl SoftVcpu {
         buses.write(
             bus,
             notify_address(bus, queue),
-            &(queue as u16).to_le_bytes(),
+            &(queue as u16).to_ne_bytes(),
         )?;
         self.count(cell::sent(queue), 1);
         Ok(())
