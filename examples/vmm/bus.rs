@@ -22,7 +22,7 @@ impl Buses {
         if self.doorbells.write(bus, address, data) {
             return Ok(());
         }
-        let claimed = bus == Bus::Pio && self.device.write(address, data)?;
+        let claimed = self.device.write(bus, address, data)?;
         ensure!(
             claimed,
             "the guest wrote {data:x?} to {bus:?} {address:#x}, where nothing is"
@@ -32,9 +32,9 @@ impl Buses {
 
     /// The guest reads as many bytes as `data` has.
     pub fn read(&self, bus: Bus, address: u64, data: &mut [u8]) -> anyhow::Result<()> {
-        match (bus, self.device.read(address)) {
-            (Bus::Pio, Some(value)) => data.fill(value),
-            _ => bail!("the guest read {bus:?} {address:#x}, where nothing is"),
+        match self.device.read(bus, address) {
+            Some(value) => data.fill(value),
+            None => bail!("the guest read {bus:?} {address:#x}, where nothing is"),
         }
         Ok(())
     }

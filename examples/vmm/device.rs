@@ -12,10 +12,11 @@
 
 use crate::clock::Clock;
 use crate::doorbells::{Doorbells, Interrupt};
-use crate::map::{BUSES, QUEUES, cell, doorbell, port, status};
+use crate::map::{BUSES, QUEUES, cell, doorbell, notify_address, port, status};
 use crate::memory::Memory;
 use crate::syscalls::Syscalls;
 use anyhow::{Context, ensure};
+use doorbell::ioeventfd::Bus;
 use hdrhistogram::Histogram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -42,6 +43,8 @@ pub struct Served {
     pub latency: Histogram<u64>,
     /// Whether the guest's clock and the device's are the same as far as seen. If not, `latency` means nothing.
     pub clock_holds: bool,
+    /// Writes to a doorbell's address after the reset, which have no effect.
+    pub ignored: u64,
     /// System calls of the vCPU thread and the device threads, if they can be counted.
     pub syscalls: Option<u64>,
 }
@@ -53,6 +56,7 @@ impl Served {
             // A minute and three digits. It takes its memory now and not while the clock runs.
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
             clock_holds: true,
+            ignored: 0,
             syscalls: Some(0),
         }
     }
@@ -60,6 +64,7 @@ impl Served {
     pub fn add(&mut self, other: &Served) {
         self.seen += other.seen;
         self.latency.add(&other.latency).expect("equal bounds");
+        self.ignored += other.ignored;
         self.clock_holds &= other.clock_holds;
         self.syscalls = self.syscalls.zip(other.syscalls).map(|(a, b)| a + b);
     }
@@ -69,6 +74,7 @@ pub struct Device {
     status: u8,
     shared: Arc<Shared>,
     clock_holds: bool,
+    clocks_compared: Option<u64>,
     running: Option<Running>,
     served: Option<Served>,
 }
@@ -105,38 +111,54 @@ impl Device {
             status: 0,
             shared,
             clock_holds: true,
+            clocks_compared: None,
             running: None,
             served: None,
         }
     }
 
-    /// The guest wrote to a port. Whether the port is one of this device's.
-    pub fn write(&mut self, port: u64, data: &[u8]) -> anyhow::Result<bool> {
-        match (u16::try_from(port), data) {
-            (Ok(port::STATUS), &[status]) => self.set_status(status)?,
-            (Ok(port::COALESCE), &[low, high]) => {
+    /// The guest wrote, and rang no doorbell. Whether there is a register of this device's.
+    pub fn write(&mut self, bus: Bus, address: u64, data: &[u8]) -> anyhow::Result<bool> {
+        match (bus, u16::try_from(address), data) {
+            (Bus::Pio, Ok(port::STATUS), &[status]) => self.set_status(status)?,
+            (Bus::Pio, Ok(port::COALESCE), &[low, high]) => {
                 let kicks = u16::from_ne_bytes([low, high]);
                 // Relaxed: a kick follows, which carries it to the device threads.
                 self.shared.coalesce.store(kicks, Ordering::Relaxed);
             }
-            _ => return Ok(false),
+            (Bus::Pio, Ok(port::CLOCK), _) => self.compare_clocks(),
+            _ => return Ok(self.ignore_notify(bus, address)),
         }
         Ok(true)
     }
 
-    /// The guest reads a port.
-    pub fn read(&self, port: u64) -> Option<u8> {
-        (port == port::STATUS.into()).then_some(self.status)
-    }
-
-    /// The guest's clock and the device's were found to differ.
-    pub fn distrust_clock(&mut self) {
-        self.clock_holds = false;
+    /// The guest reads, as many bytes as the register has.
+    pub fn read(&self, bus: Bus, address: u64) -> Option<u8> {
+        ((bus, address) == (Bus::Pio, port::STATUS.into())).then_some(self.status)
     }
 
     /// What the device did until the guest reset it, if it did.
     pub fn served(self) -> Option<Served> {
         self.served
+    }
+
+    /// The guest's clock must have shown a time between the last comparison and this one.
+    fn compare_clocks(&mut self) {
+        let guest = self.shared.memory.get(cell::CLOCK);
+        let now = self.shared.clock.now();
+        if let Some(last) = self.clocks_compared.replace(now) {
+            self.clock_holds &= (last..=now).contains(&guest);
+        }
+    }
+
+    /// After a reset a notify address rings no doorbell: the write comes here and has no effect.
+    fn ignore_notify(&mut self, bus: Bus, address: u64) -> bool {
+        let notify = (0..QUEUES).any(|queue| notify_address(bus, queue) == address);
+        match &mut self.served {
+            Some(served) if notify => served.ignored += 1,
+            _ => return false,
+        }
+        true
     }
 
     fn set_status(&mut self, new: u8) -> anyhow::Result<()> {

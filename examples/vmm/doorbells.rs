@@ -95,7 +95,7 @@ impl Doorbells for InTable {
 }
 
 #[cfg(target_os = "linux")]
-pub use eventfd::{Eventfds, InList, eventfds};
+pub use eventfd::{InList, eventfds};
 
 #[cfg(target_os = "linux")]
 mod eventfd {
@@ -136,9 +136,7 @@ mod eventfd {
     }
 
     /// One for each queue.
-    pub type Eventfds = [EventFd; QUEUES];
-
-    pub fn eventfds() -> anyhow::Result<Eventfds> {
+    pub fn eventfds() -> anyhow::Result<[EventFd; QUEUES]> {
         let new = || EventFd::new(0).context("eventfd(2)");
         Ok([new()?, new()?])
     }
@@ -147,7 +145,7 @@ mod eventfd {
     #[derive(Debug)]
     pub struct InList {
         list: RwLock<Vec<(Key, usize)>>,
-        fds: Eventfds,
+        fds: [EventFd; QUEUES],
     }
 
     impl InList {

@@ -2,10 +2,10 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, Eventfds, InList, InTable, Interrupt, eventfds};
+use crate::doorbells::{Counter, Doorbells, InList, InTable, Interrupt, eventfds};
 use crate::guest;
 use crate::machine::{Machine, Vcpu};
-use crate::map::{MEMORY_SIZE, cell, port};
+use crate::map::{MEMORY_SIZE, QUEUES};
 use crate::memory::Memory;
 use crate::options::Setup;
 use crate::plan::Plan;
@@ -62,7 +62,7 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
     guest::load(&memory, plan)?;
     let (vm, vcpu) = new_vm(kvm, &memory)?;
     start_at(&vcpu, guest::ENTRY)?;
-    // Where that fails, as it does before Linux 5.16, the comparison of clocks will tell.
+    // Where that fails, as it does before Linux 5.16, the device's comparison of clocks will tell.
     let _ = share_tsc(&vcpu);
     let clock = Clock::Tsc {
         khz: vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?,
@@ -90,8 +90,7 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
     Ok(Machine {
         vcpu: Box::new(KvmVcpu {
             vcpu,
-            memory: memory.clone(),
-            clock,
+            _memory: memory.clone(),
         }),
         memory,
         clock,
@@ -131,29 +130,21 @@ fn share_tsc(vcpu: &VcpuFd) -> io::Result<()> {
 
 struct KvmVcpu {
     vcpu: VcpuFd,
-    memory: Memory,
-    clock: Clock,
+    /// What the guest runs in.
+    _memory: Memory,
 }
 
 impl Vcpu for KvmVcpu {
     /// The vCPU loop. With the set-up `kernel`, kicks do not come by here.
     fn run(&mut self, buses: &mut Buses) -> anyhow::Result<()> {
         loop {
-            let entered = self.clock.now();
             match self.vcpu.run() {
-                Ok(VcpuExit::IoOut(port::EXIT, &[code])) => {
+                Ok(VcpuExit::IoOut(guest::EXIT, &[code])) => {
                     ensure!(
                         code == 0,
                         "the guest found that the device refused its features"
                     );
                     return Ok(());
-                }
-                Ok(VcpuExit::IoOut(port::CLOCK, _)) => {
-                    let guest = self.memory.get(cell::CLOCK);
-                    let host = entered..self.clock.now();
-                    if !host.contains(&guest) {
-                        buses.device.distrust_clock();
-                    }
                 }
                 Ok(VcpuExit::IoOut(port, data)) => buses.write(Bus::Pio, port.into(), data)?,
                 Ok(VcpuExit::IoIn(port, data)) => buses.read(Bus::Pio, port.into(), data)?,
@@ -171,7 +162,7 @@ impl Vcpu for KvmVcpu {
 #[derive(Debug)]
 struct InKernel {
     vm: Arc<VmFd>,
-    fds: Eventfds,
+    fds: [EventFd; QUEUES],
 }
 
 /// kvm-ioctls tells the length by the type of the datamatch, so of the keys there are it can register these two kinds.

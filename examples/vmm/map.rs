@@ -13,10 +13,8 @@ pub mod port {
     pub const COALESCE: u16 = 0xc004;
     /// Two bytes: the index of the queue to kick, as in virtio's legacy PCI transport.
     pub const NOTIFY: u16 = 0xc008;
-    /// One byte, to the VMM: "compare clocks", see [`cell::CLOCK`](super::cell::CLOCK).
-    pub const CLOCK: u16 = 0xc010;
-    /// One byte, to the VMM: the guest has finished, well if it is 0.
-    pub const EXIT: u16 = 0x00f4;
+    /// One byte, no register of virtio's: the device compares [`cell::CLOCK`](super::cell::CLOCK) with its own clock.
+    pub const CLOCK: u16 = 0xc00c;
 }
 
 /// The memory-mapped doorbell of queue 0; the next queue's is [`NOTIFY_STRIDE`] further, as in virtio's modern PCI
@@ -69,7 +67,7 @@ pub const MEMORY_SIZE: u64 = 0x1_0000;
 
 /// Addresses of 64-bit cells in guest memory.
 pub mod cell {
-    /// Time when the guest wrote to [`port::CLOCK`](super::port::CLOCK).
+    /// A time between two writes to [`port::CLOCK`](super::port::CLOCK), by the guest's clock.
     pub const CLOCK: u64 = 0x9000;
 
     /// Kicks sent to a queue, counted by the guest.

@@ -75,6 +75,11 @@ impl Outcome {
             interrupts == batches,
             "{of}: {batches} batches, but {interrupts} interrupts taken"
         );
+        let ignored = self.served.ignored;
+        ensure!(
+            ignored == DOORBELLS,
+            "{of}: of {DOORBELLS} writes after the reset, {ignored} came to the device's registers"
+        );
         Ok(())
     }
 

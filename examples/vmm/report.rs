@@ -115,8 +115,7 @@ pub fn notes(setups: &[Setup], rows: &[Row]) -> Vec<String> {
     if rows.iter().any(|row| !row.outcome.served.clock_holds) {
         notes.push("latency n/a: the guest's time stamp counter is not the host's".into());
     }
-    if let Err(e) = Syscalls::start() {
-        notes.push(format!("syscalls n/a: {e}"));
-    }
+    let uncounted = Syscalls::start().err();
+    notes.extend(uncounted.map(|e| format!("syscalls n/a: {e}")));
     notes
 }

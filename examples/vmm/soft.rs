@@ -68,6 +68,10 @@ pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
 impl Vcpu for SoftVcpu {
     /// What [`guest`](crate::guest) does, step by step.
     fn run(&mut self, buses: &mut Buses) -> anyhow::Result<()> {
+        out(buses, port::CLOCK, &[0])?;
+        self.memory.set(cell::CLOCK, self.clock.now());
+        out(buses, port::CLOCK, &[0])?;
+
         for value in BRING_UP {
             if value & status::DRIVER_OK != 0 {
                 let mut read = [0];
@@ -101,17 +105,19 @@ impl Vcpu for SoftVcpu {
                 self.kick(buses, bus, queue)?;
             }
         }
-        out(buses, port::STATUS, &[0])
+        out(buses, port::STATUS, &[0])?;
+        for bus in BUSES {
+            for queue in 0..QUEUES {
+                ring(buses, bus, queue)?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl SoftVcpu {
     fn kick(&self, buses: &mut Buses, bus: Bus, queue: usize) -> anyhow::Result<()> {
-        buses.write(
-            bus,
-            notify_address(bus, queue),
-            &(queue as u16).to_ne_bytes(),
-        )?;
+        ring(buses, bus, queue)?;
         self.count(cell::sent(queue), 1);
         Ok(())
     }
@@ -120,6 +126,14 @@ impl SoftVcpu {
     fn count(&self, cell: u64, n: u64) {
         self.memory.set(cell, self.memory.get(cell) + n);
     }
+}
+
+fn ring(buses: &mut Buses, bus: Bus, queue: usize) -> anyhow::Result<()> {
+    buses.write(
+        bus,
+        notify_address(bus, queue),
+        &(queue as u16).to_ne_bytes(),
+    )
 }
 
 fn out(buses: &mut Buses, port: u16, data: &[u8]) -> anyhow::Result<()> {
