@@ -1,0 +1,281 @@
+//! The device: its registers, which the vCPU thread reaches through the buses, and one thread per queue.
+//!
+//! ```text
+//!     status        the device                                   each device thread
+//!     … DRIVER_OK   starts the threads, assigns the doorbells    waits for kicks, times them, and interrupts
+//!     0 (reset)     deassigns the doorbells, stops the threads,  ends
+//!                   reads each counter once more: a kick that
+//!                   came before the reset is not lost
+//! ```
+//!
+//! Nothing here knows which set-up it runs in: that is behind [`Doorbells`] and [`Interrupt`].
+
+use crate::clock::Clock;
+use crate::doorbells::{Doorbells, Interrupt};
+use crate::map::{BUSES, QUEUES, cell, doorbell, notify_address, port, status};
+use crate::memory::Memory;
+use crate::syscalls::Syscalls;
+use anyhow::{Context, ensure};
+use doorbell::ioeventfd::Bus;
+use hdrhistogram::Histogram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// What the device and its threads share.
+pub struct Shared {
+    pub doorbells: Arc<dyn Doorbells>,
+    pub interrupts: [Box<dyn Interrupt>; QUEUES],
+    pub memory: Memory,
+    pub clock: Clock,
+    /// Kicks that each device thread has seen, for those who look on.
+    pub seen: [AtomicU64; QUEUES],
+    /// Kicks per interrupt; 0: no interrupts.
+    coalesce: AtomicU16,
+    stopping: AtomicBool,
+}
+
+/// What became of the kicks between DRIVER_OK and reset.
+pub struct Served {
+    /// The sum of what was read from the counters.
+    pub seen: u64,
+    /// From the kick to the device thread, in nanoseconds.
+    pub latency: Histogram<u64>,
+    /// Whether the guest's clock and the device's are the same as far as seen. If not, `latency` means nothing.
+    pub clock_holds: bool,
+    /// Writes to a doorbell's address after the reset, which have no effect.
+    pub ignored: u64,
+    /// System calls of the vCPU thread and the device threads, if they can be counted.
+    pub syscalls: Option<u64>,
+}
+
+impl Served {
+    pub fn nothing() -> Self {
+        Served {
+            seen: 0,
+            // A minute and three digits. It takes its memory now and not while the clock runs.
+            latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
+            clock_holds: true,
+            ignored: 0,
+            syscalls: Some(0),
+        }
+    }
+
+    pub fn add(&mut self, other: &Served) {
+        self.seen += other.seen;
+        self.latency.add(&other.latency).expect("equal bounds");
+        self.ignored += other.ignored;
+        self.clock_holds &= other.clock_holds;
+        self.syscalls = self.syscalls.zip(other.syscalls).map(|(a, b)| a + b);
+    }
+}
+
+pub struct Device {
+    status: u8,
+    shared: Arc<Shared>,
+    clock_holds: bool,
+    clocks_compared: Option<u64>,
+    running: Option<Running>,
+    served: Option<Served>,
+}
+
+/// What there is from DRIVER_OK to reset.
+struct Running {
+    threads: Vec<JoinHandle<Served>>,
+    /// Of the vCPU thread.
+    syscalls: Option<Syscalls>,
+}
+
+impl Shared {
+    pub fn new(
+        doorbells: Arc<dyn Doorbells>,
+        interrupts: [Box<dyn Interrupt>; QUEUES],
+        memory: Memory,
+        clock: Clock,
+    ) -> Self {
+        Shared {
+            doorbells,
+            interrupts,
+            memory,
+            clock,
+            seen: Default::default(),
+            coalesce: AtomicU16::new(0),
+            stopping: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Device {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Device {
+            status: 0,
+            shared,
+            clock_holds: true,
+            clocks_compared: None,
+            running: None,
+            served: None,
+        }
+    }
+
+    /// The guest wrote, and rang no doorbell. Whether there is a register of this device's.
+    pub fn write(&mut self, bus: Bus, address: u64, data: &[u8]) -> anyhow::Result<bool> {
+        match (bus, u16::try_from(address), data) {
+            (Bus::Pio, Ok(port::STATUS), &[status]) => self.set_status(status)?,
+            (Bus::Pio, Ok(port::COALESCE), &[low, high]) => {
+                let kicks = u16::from_ne_bytes([low, high]);
+                // Relaxed: a kick follows, which carries it to the device threads.
+                self.shared.coalesce.store(kicks, Ordering::Relaxed);
+            }
+            (Bus::Pio, Ok(port::CLOCK), _) => self.compare_clocks(),
+            _ => return Ok(self.ignore_notify(bus, address)),
+        }
+        Ok(true)
+    }
+
+    /// The guest reads, as many bytes as the register has.
+    pub fn read(&self, bus: Bus, address: u64) -> Option<u8> {
+        ((bus, address) == (Bus::Pio, port::STATUS.into())).then_some(self.status)
+    }
+
+    /// What the device did until the guest reset it, if it did.
+    pub fn served(self) -> Option<Served> {
+        self.served
+    }
+
+    /// The guest's clock must have shown a time between the last comparison and this one.
+    fn compare_clocks(&mut self) {
+        let guest = self.shared.memory.get(cell::CLOCK);
+        let now = self.shared.clock.now();
+        if let Some(last) = self.clocks_compared.replace(now) {
+            self.clock_holds &= (last..=now).contains(&guest);
+        }
+    }
+
+    /// After a reset a notify address rings no doorbell: the write comes here and has no effect.
+    fn ignore_notify(&mut self, bus: Bus, address: u64) -> bool {
+        let notify = (0..QUEUES).any(|queue| notify_address(bus, queue) == address);
+        match &mut self.served {
+            Some(served) if notify => served.ignored += 1,
+            _ => return false,
+        }
+        true
+    }
+
+    fn set_status(&mut self, new: u8) -> anyhow::Result<()> {
+        if new == 0 {
+            self.reset()?;
+        } else if new & !self.status & status::DRIVER_OK != 0 {
+            ensure!(
+                self.status & status::FEATURES_OK != 0,
+                "DRIVER_OK before FEATURES_OK"
+            );
+            self.activate()?;
+        }
+        self.status = new;
+        Ok(())
+    }
+
+    fn activate(&mut self) -> anyhow::Result<()> {
+        let mut threads = Vec::new();
+        for queue in 0..QUEUES {
+            for bus in BUSES {
+                let key = doorbell(bus, queue);
+                self.shared
+                    .doorbells
+                    .assign(key, queue)
+                    .with_context(|| format!("assigning {key:?}"))?;
+            }
+            let shared = Arc::clone(&self.shared);
+            let name = format!("queue {queue}");
+            threads.push(
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || shared.serve(queue))?,
+            );
+        }
+        let syscalls = Syscalls::start().ok();
+        self.running = Some(Running { threads, syscalls });
+        Ok(())
+    }
+
+    fn reset(&mut self) -> anyhow::Result<()> {
+        let Some(running) = self.running.take() else {
+            return Ok(());
+        };
+        let mut served = Served::nothing();
+        served.syscalls = running.syscalls.map(Syscalls::stop).transpose()?;
+        served.clock_holds = self.clock_holds;
+
+        let doorbells = &self.shared.doorbells;
+        for queue in 0..QUEUES {
+            for bus in BUSES {
+                let key = doorbell(bus, queue);
+                doorbells
+                    .deassign(key, queue)
+                    .with_context(|| format!("deassigning {key:?}"))?;
+            }
+        }
+        // Relaxed: the signal below carries it.
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        for (queue, thread) in running.threads.into_iter().enumerate() {
+            let counter = doorbells.counter(queue);
+            counter.signal();
+            served.add(&thread.join().expect("a device thread panicked"));
+            // The read once more; and the signal that stopped the thread was no kick.
+            served.seen = served.seen + counter.take() - 1;
+        }
+        self.served = Some(served);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// A device thread: sees the kicks of a queue until the device is reset.
+    fn serve(&self, queue: usize) -> Served {
+        let counter = self.doorbells.counter(queue);
+        let mut served = Served::nothing();
+        let mut in_batch = 0;
+        let syscalls = Syscalls::start().ok();
+        loop {
+            let kicks = counter.wait();
+            let now = self.clock.now();
+            served.seen += kicks;
+            // Relaxed, as is `coalesce` below: the wait that took the signal, or the kick, made both visible.
+            if self.stopping.load(Ordering::Relaxed) {
+                break;
+            }
+            self.seen[queue].fetch_add(kicks, Ordering::Relaxed);
+            let batch = self.coalesce.load(Ordering::Relaxed).into();
+            if batch == 0 {
+                continue;
+            }
+            // The guest waits for the interrupt, so these are kicks of one batch, in the order of their time stamps.
+            for kick in in_batch..in_batch + kicks {
+                served.time(
+                    &self.clock,
+                    self.memory.get(cell::stamps(queue) + 8 * (kick % batch)),
+                    now,
+                );
+            }
+            in_batch += kicks;
+            if in_batch >= batch {
+                in_batch = 0;
+                if let Err(e) = self.interrupts[queue].raise() {
+                    // The guest would wait forever.
+                    crate::fail(&e.context("interrupting the guest"));
+                }
+            }
+        }
+        served.syscalls = syscalls.and_then(|counter| counter.stop().ok());
+        served
+    }
+}
+
+impl Served {
+    fn time(&mut self, clock: &Clock, kicked: u64, seen: u64) {
+        match seen.checked_sub(kicked) {
+            Some(ticks) => self.latency.saturating_record(clock.nanoseconds(ticks)),
+            None => self.clock_holds = false,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A small VMM: a guest rings doorbells, a device thread wakes, and the guest gets its interrupt.
+//!
+//! ```text
+//!                 set-up doorbell                                set-up kernel
+//!     guest       OUT / MOV to a doorbell ──▶ exit               OUT / MOV to a doorbell ──▶ KVM_IOEVENTFD
+//!     vCPU thread KVM_RUN returns ─▶ Table::write ─▶ Event                                        │
+//!     device      Event::read returns ─▶ KVM_IRQ_LINE            read(2) returns ─▶ KVM_IRQFD ◀───┘
+//!     guest       takes the interrupt                            takes the interrupt
+//! ```
+//!
+//! The set-up `eventfd` is the first with an eventfd in the place of the event: what there is to do without doorbell
+//! where KVM cannot take the doorbell. All three run the same guest and the same device:
+//!
+//! | what | where |
+//! |---|---|
+//! | addresses and registers | [`map`] |
+//! | the guest | [`guest`], and [`soft`] without KVM |
+//! | the VM and the vCPU loop | [`kvm`] |
+//! | from a guest's write to a doorbell or a register | [`bus`] |
+//! | the device and its threads | [`device`] |
+//! | kicks and interrupts, by set-up | [`doorbells`], [`kvm`] |
+//!
+//! `cargo run --release --example vmm -- --help` tells the options.
+
+mod bus;
+mod clock;
+mod device;
+mod doorbells;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod guest;
+#[cfg_attr(
+    not(all(target_os = "linux", target_arch = "x86_64")),
+    path = "no_kvm.rs"
+)]
+mod kvm;
+mod machine;
+mod map;
+mod memory;
+mod options;
+mod plan;
+mod progress;
+mod report;
+mod soft;
+mod syscalls;
+
+use anyhow::ensure;
+use clap::Parser;
+use doorbell::Spin;
+use machine::Machine;
+use options::{Options, Setup};
+use plan::Plan;
+use progress::Progress;
+use report::Row;
+use std::time::Duration;
+
+fn main() {
+    if let Err(e) = run(&Options::parse()) {
+        fail(&e);
+    }
+}
+
+/// Ends the program, from whatever thread.
+fn fail(error: &anyhow::Error) -> ! {
+    eprintln!("vmm: {error:#}");
+    std::process::exit(1)
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let cpu = Cpu::choose(options);
+    let setups = cpu.choose_setups(options)?;
+
+    let mut rows = Vec::new();
+    for &batch in &options.batch {
+        let batches = options.kicks.div_ceil(batch.into());
+        rows.extend(setups.iter().map(|&setup| {
+            Row::new(Plan {
+                setup,
+                batch,
+                batches,
+            })
+        }));
+    }
+    let runs = rows.len() * options.rounds as usize;
+    let mut progress = Progress::new(runs, Duration::from_secs(options.watchdog));
+    for _ in 0..options.rounds {
+        for row in &mut rows {
+            let outcome = cpu
+                .machine(&row.plan, options.spin.into())?
+                .run(&row.plan, &mut progress)?;
+            outcome.check(&row.plan)?;
+            row.outcome.add(&outcome);
+        }
+    }
+    progress.clear();
+
+    println!("{}", report::header());
+    for row in &rows {
+        println!("{row}");
+    }
+    println!();
+    println!("vCPU: {}", cpu.describe());
+    for line in report::notes(&setups, &rows) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// What runs the guest.
+enum Cpu {
+    Kvm(kvm::Kvm),
+    Software,
+}
+
+impl Cpu {
+    fn choose(options: &Options) -> Self {
+        if options.software {
+            return Cpu::Software;
+        }
+        match kvm::open(&options.kvm) {
+            Ok(kvm) => Cpu::Kvm(kvm),
+            Err(e) => {
+                eprintln!("vmm: no KVM ({e:#}), so a software vCPU drives the devices");
+                Cpu::Software
+            }
+        }
+    }
+
+    fn choose_setups(&self, options: &Options) -> anyhow::Result<Vec<Setup>> {
+        let here = match self {
+            Cpu::Kvm(_) => kvm::SETUPS,
+            Cpu::Software => soft::SETUPS,
+        };
+        let Some(mut chosen) = options.setups.clone() else {
+            return Ok(here.to_vec());
+        };
+        chosen.retain(|setup| {
+            let runs = here.contains(setup);
+            if !runs {
+                eprintln!("vmm: set-up {setup} left out, since it needs KVM or Linux");
+            }
+            runs
+        });
+        ensure!(!chosen.is_empty(), "no set-up left to run");
+        Ok(chosen)
+    }
+
+    fn describe(&self) -> &'static str {
+        match self {
+            Cpu::Kvm(_) => "KVM's, in real mode",
+            Cpu::Software => {
+                "a thread; its interrupts are counters like its doorbells, Event or eventfd"
+            }
+        }
+    }
+
+    fn machine(&self, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
+        match self {
+            Cpu::Kvm(kvm) => kvm::machine(kvm, plan, spin),
+            Cpu::Software => soft::machine(plan, spin),
+        }
+    }
+}

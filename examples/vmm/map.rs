@@ -1,0 +1,87 @@
+//! What the guest finds where. The guest program, the device and the VMM share this map.
+
+use doorbell::ioeventfd::{Bus, Key};
+
+/// Each has two doorbells, one on each bus, and a device thread of its own.
+pub const QUEUES: usize = 2;
+
+/// The device's registers, in I/O ports.
+pub mod port {
+    /// One byte: the virtio device status.
+    pub const STATUS: u16 = 0xc000;
+    /// Two bytes: after how many kicks a queue interrupts the guest; 0: never.
+    pub const COALESCE: u16 = 0xc004;
+    /// Two bytes: the index of the queue to kick, as in virtio's legacy PCI transport.
+    pub const NOTIFY: u16 = 0xc008;
+    /// One byte, no register of virtio's: the device compares [`cell::CLOCK`](super::cell::CLOCK) with its own clock.
+    pub const CLOCK: u16 = 0xc00c;
+}
+
+/// The memory-mapped doorbell of queue 0; the next queue's is [`NOTIFY_STRIDE`] further, as in virtio's modern PCI
+/// transport. No memory is here.
+pub const NOTIFY_MMIO: u64 = 0xd_0000;
+pub const NOTIFY_STRIDE: u64 = 4;
+
+/// Bits of the status register (virtio 1.2, 2.1).
+pub mod status {
+    pub const ACKNOWLEDGE: u8 = 1;
+    pub const DRIVER: u8 = 2;
+    pub const DRIVER_OK: u8 = 4;
+    pub const FEATURES_OK: u8 = 8;
+}
+
+/// The status values that a driver writes to bring the device up, in this order.
+pub const BRING_UP: [u8; 4] = [
+    status::ACKNOWLEDGE,
+    status::ACKNOWLEDGE | status::DRIVER,
+    status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK,
+    status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK,
+];
+
+/// The two buses, in the order in which the guest kicks by them.
+pub const BUSES: [Bus; 2] = [Bus::Pio, Bus::Mmio];
+
+/// The guest write that kicks `queue` by `bus` starts at this address and is a 16-bit `queue`.
+pub fn notify_address(bus: Bus, queue: usize) -> u64 {
+    match bus {
+        Bus::Pio => port::NOTIFY.into(),
+        Bus::Mmio => NOTIFY_MMIO + NOTIFY_STRIDE * queue as u64,
+    }
+}
+
+/// What to register for it. All queues share a port, so there the value tells them apart; in memory each has an address
+/// of its own, and any width of write will do.
+pub fn doorbell(bus: Bus, queue: usize) -> Key {
+    let address = notify_address(bus, queue);
+    match bus {
+        Bus::Pio => Key::pio(address, 2).with_datamatch(queue as u64),
+        Bus::Mmio => Key::mmio(address, 0),
+    }
+}
+
+/// The most kicks per interrupt: as many as there is room to time-stamp.
+pub const MAX_BATCH: u16 = 256;
+
+/// Guest memory from address 0 up.
+pub const MEMORY_SIZE: u64 = 0x1_0000;
+
+/// Addresses of 64-bit cells in guest memory.
+pub mod cell {
+    /// A time between two writes to [`port::CLOCK`](super::port::CLOCK), by the guest's clock.
+    pub const CLOCK: u64 = 0x9000;
+
+    /// Kicks sent to a queue, counted by the guest.
+    pub fn sent(queue: usize) -> u64 {
+        0x9100 + 8 * queue as u64
+    }
+
+    /// Interrupts taken from a queue, counted by the guest.
+    pub fn interrupts(queue: usize) -> u64 {
+        0x9200 + 8 * queue as u64
+    }
+
+    /// When the guest made each kick of a queue's current batch: an array.
+    pub fn stamps(queue: usize) -> u64 {
+        0xa000 + 8 * u64::from(super::MAX_BATCH) * queue as u64
+    }
+}

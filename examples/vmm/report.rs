@@ -1,0 +1,121 @@
+//! The table, and the lines around it.
+
+use crate::options::Setup;
+use crate::plan::{Outcome, Plan};
+use crate::syscalls::Syscalls;
+use clap::ValueEnum;
+use std::fmt;
+
+pub struct Row {
+    pub plan: Plan,
+    /// Of all runs of the plan.
+    pub outcome: Outcome,
+}
+
+impl Row {
+    pub fn new(plan: Plan) -> Self {
+        Row {
+            plan,
+            outcome: Outcome::nothing(),
+        }
+    }
+}
+
+/// What is not known.
+const UNKNOWN: &str = "n/a";
+
+pub fn header() -> String {
+    let line = |cells: [&str; 9]| format_row(cells.map(String::from));
+    let above = line([
+        "",
+        "",
+        "kicks",
+        "events",
+        "",
+        "kick to device thread, µs",
+        "",
+        "",
+        "syscalls",
+    ]);
+    let below = line([
+        "set-up",
+        "batch",
+        "sent",
+        "seen",
+        "interrupts",
+        "median",
+        "p99",
+        "max",
+        "per kick",
+    ]);
+    format!("{above}\n{below}")
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome {
+            sent,
+            interrupts,
+            served,
+        } = &self.outcome;
+        let latency = |quantile| match served.clock_holds {
+            true => format!(
+                "{:.1}",
+                served.latency.value_at_quantile(quantile) as f64 / 1000.0
+            ),
+            false => UNKNOWN.into(),
+        };
+        let syscalls = match served.syscalls {
+            Some(calls) => format!("{:.2}", calls as f64 / *sent as f64),
+            None => UNKNOWN.into(),
+        };
+        f.write_str(&format_row([
+            self.plan.setup.to_string(),
+            self.plan.batch.to_string(),
+            sent.to_string(),
+            served.seen.to_string(),
+            interrupts.to_string(),
+            latency(0.5),
+            latency(0.99),
+            latency(1.0),
+            syscalls,
+        ]))
+    }
+}
+
+fn format_row(
+    [
+        setup,
+        batch,
+        sent,
+        seen,
+        interrupts,
+        median,
+        p99,
+        max,
+        syscalls,
+    ]: [String; 9],
+) -> String {
+    format!(
+        "{setup:<9} {batch:>6} {sent:>9} {seen:>9} {interrupts:>11} {median:>9} {p99:>9} {max:>9} {syscalls:>10}"
+    )
+}
+
+/// What the set-ups are, and why something is not known.
+pub fn notes(setups: &[Setup], rows: &[Row]) -> Vec<String> {
+    let mut notes: Vec<String> = setups
+        .iter()
+        .filter_map(|setup| {
+            Some(format!(
+                "{setup}: {}",
+                setup.to_possible_value()?.get_help()?
+            ))
+        })
+        .collect();
+    if rows.iter().any(|row| !row.outcome.served.clock_holds) {
+        notes.push("latency n/a: the guest's time stamp counter is not the host's".into());
+    }
+    let uncounted = Syscalls::start().err();
+    notes.extend(uncounted.map(|e| format!("syscalls n/a: {e}")));
+    notes
+}
