@@ -32,9 +32,8 @@
 mod common;
 
 use ::doorbell::Mode;
-use common::caller::wait_until;
-use common::counter::rules;
-use common::{Caller, Counter, EDGES, call};
+use common::caller::{Caller, call, wait_until};
+use common::counter::{Counter, EDGES, rules};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::fmt::Debug;
@@ -43,13 +42,13 @@ use std::time::{Duration, Instant};
 macro_rules! implementations {
     ($($case:ident,)*) => {
         mod kernel {
-            $(#[test] fn $case() { super::$case::<super::common::Kernel>() })*
+            $(#[test] fn $case() { super::$case::<super::common::kernel::Kernel>() })*
         }
         mod doorbell {
-            $(#[test] fn $case() { super::$case::<super::common::DefaultSpin>() })*
+            $(#[test] fn $case() { super::$case::<super::common::ours::DefaultSpin>() })*
         }
         mod doorbell_never_spinning {
-            $(#[test] fn $case() { super::$case::<super::common::NeverSpin>() })*
+            $(#[test] fn $case() { super::$case::<super::common::ours::NeverSpin>() })*
         }
     };
 }
@@ -936,7 +935,8 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
 /// What has no counterpart in the kernel.
 mod only_ours {
     use super::{Caller, FULL, call, wait_until};
-    use crate::common::{Counter, NeverSpin};
+    use crate::common::counter::Counter;
+    use crate::common::ours::NeverSpin;
     use ::doorbell::{Event, Mode, Spin, WriteError};
     use std::thread;
     use std::time::Duration;

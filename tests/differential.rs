@@ -5,20 +5,21 @@
 mod common;
 
 use arbitrary::{Arbitrary, Unstructured};
+use common::kernel::Kernel;
+use common::ours::DefaultSpin;
 use common::script::Script;
-use common::{DefaultSpin, Kernel};
 use proptest::prelude::*;
 
 proptest! {
     #![proptest_config(ProptestConfig {
         // The input is bytes, as the fuzzer's is, and the failure message holds the script itself.
         failure_persistence: None,
-        ..ProptestConfig::with_cases(2_000)
+        ..ProptestConfig::with_cases(1_000)
     })]
 
     #[test]
-    fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let script = Script::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap();
+    fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
         script.compare::<DefaultSpin, Kernel>();
     }
 }

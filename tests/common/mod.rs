@@ -10,8 +10,3 @@ pub mod kernel;
 pub mod ours;
 pub mod script;
 pub mod watchdog;
-
-pub use caller::{Caller, call};
-pub use counter::{Counter, EDGES};
-pub use kernel::Kernel;
-pub use ours::{DefaultSpin, NeverSpin};

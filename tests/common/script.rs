@@ -5,17 +5,34 @@
 //! when they do not. Signals to the kernel's counter are real up to its saturation, see [`Kernel`](super::Kernel).
 
 use super::counter::{Counter, rules};
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Mode;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
-#[derive(Arbitrary, Clone, Debug)]
+#[derive(Clone, Debug)]
 pub struct Script {
-    semaphore: bool,
+    mode: Mode,
     initial: Amount,
     steps: Vec<Step>,
+}
+
+impl<'a> Arbitrary<'a> for Script {
+    /// A script as long as the bytes last.
+    fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let mode = *bytes.choose(&[Mode::Counter, Mode::Semaphore])?;
+        let initial = bytes.arbitrary()?;
+        let mut steps = Vec::new();
+        while !bytes.is_empty() {
+            steps.push(bytes.arbitrary()?);
+        }
+        Ok(Script {
+            mode,
+            initial,
+            steps,
+        })
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -73,13 +90,8 @@ struct Seen {
 impl Script {
     /// Plays the script to a counter of each kind. Returns the number of calls made to each. Panics at a difference.
     pub fn compare<A: Counter, B: Counter>(&self) -> u64 {
-        let mode = if self.semaphore {
-            Mode::Semaphore
-        } else {
-            Mode::Counter
-        };
         let initial = self.initial.at(0);
-        let (a, b) = (A::new(initial, mode), B::new(initial, mode));
+        let (a, b) = (A::new(initial, self.mode), B::new(initial, self.mode));
         let mut before = Seen::after(Ok(0), &a);
         assert_eq!(Seen::after(Ok(0), &b), before, "at the start of {self:?}");
         let mut calls = 0;

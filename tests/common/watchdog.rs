@@ -5,7 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 /// Ends the process with a report unless dropped in time.
-pub struct Watchdog(#[expect(dead_code, reason = "its drop is the message")] Sender<()>);
+pub struct Watchdog {
+    /// Its drop is the message.
+    _alive: Sender<()>,
+}
 
 impl Watchdog {
     /// `report` is asked what there is to see when the time is up.
@@ -19,6 +22,6 @@ impl Watchdog {
                 std::process::abort();
             }
         });
-        Watchdog(alive)
+        Watchdog { _alive: alive }
     }
 }
