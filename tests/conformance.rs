@@ -29,6 +29,7 @@
 
 #![cfg(target_os = "linux")]
 
+#[macro_use]
 mod common;
 
 use ::doorbell::Mode;
@@ -38,20 +39,6 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
-
-macro_rules! implementations {
-    ($($case:ident,)*) => {
-        mod kernel {
-            $(#[test] fn $case() { super::$case::<super::common::kernel::Kernel>() })*
-        }
-        mod doorbell {
-            $(#[test] fn $case() { super::$case::<super::common::ours::DefaultSpin>() })*
-        }
-        mod doorbell_never_spinning {
-            $(#[test] fn $case() { super::$case::<super::common::ours::NeverSpin>() })*
-        }
-    };
-}
 
 implementations! {
     e07_what_is_in_it_is_read_once,

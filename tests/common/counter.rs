@@ -3,6 +3,7 @@
 use doorbell::Mode;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
+use std::fmt::Debug;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ pub const EDGES: [u64; 7] = [
 ];
 
 /// An eventfd, by whoever made it. A clone is another handle of the same counter.
-pub trait Counter: Clone + Send + 'static {
+pub trait Counter: Clone + Debug + Send + 'static {
     /// Whether a signal handler ends a blocking call with `EINTR`. If not, the call goes on.
     const INTERRUPTIBLE: bool;
     /// Whether each success wakes every blocked caller, however little there is for it.

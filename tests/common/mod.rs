@@ -10,3 +10,19 @@ pub mod kernel;
 pub mod ours;
 pub mod script;
 pub mod watchdog;
+
+/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation.
+#[allow(unused_macros)]
+macro_rules! implementations {
+    ($($case:ident,)*) => {
+        mod kernel {
+            $(#[test] fn $case() { super::$case::<super::common::kernel::Kernel>() })*
+        }
+        mod doorbell {
+            $(#[test] fn $case() { super::$case::<super::common::ours::DefaultSpin>() })*
+        }
+        mod doorbell_never_spinning {
+            $(#[test] fn $case() { super::$case::<super::common::ours::NeverSpin>() })*
+        }
+    };
+}

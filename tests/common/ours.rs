@@ -4,7 +4,6 @@ use super::counter::{Counter, Place};
 use doorbell::{Event, Mode, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::fmt::Debug;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
