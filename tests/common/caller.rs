@@ -1,0 +1,156 @@
+//! Threads in a blocking call, watched from outside through `/proc`.
+
+use super::counter::{Counter, Place};
+use std::cell::Cell;
+use std::fs;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A thread that makes one call.
+pub struct Caller<T> {
+    thread: JoinHandle<()>,
+    tid: i32,
+    place: Place,
+    result: Receiver<T>,
+    /// What [`switches`](Self::switches) was when the thread was last seen asleep.
+    seen: Cell<u64>,
+}
+
+/// Makes a call in a thread of its own, on a handle of its own.
+pub fn call<C: Counter, T: Send + 'static>(
+    counter: &C,
+    body: impl FnOnce(&C) -> T + Send + 'static,
+) -> Caller<T> {
+    let counter = counter.clone();
+    let place = counter.place();
+    let (tell_tid, tid) = mpsc::channel();
+    let (give, result) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        tell_tid.send(rustix::thread::gettid()).unwrap();
+        // Nobody takes the result if the test has failed by then.
+        let _ = give.send(body(&counter));
+    });
+    Caller {
+        thread,
+        tid: tid.recv().unwrap().as_raw_nonzero().get(),
+        place,
+        result,
+        seen: Cell::new(0),
+    }
+}
+
+impl<T> Caller<T> {
+    /// Waits until the thread sleeps in its call. If that has returned, or does so instead, the test fails.
+    #[track_caller]
+    pub fn wait_asleep(&self) {
+        wait_until("a blocked caller to sleep", || {
+            assert!(!self.has_returned(), "the call returned");
+            self.is_asleep()
+        });
+        self.seen.set(self.switches());
+    }
+
+    /// Waits until the thread has been woken since it was last seen asleep, and sleeps again.
+    #[track_caller]
+    pub fn wait_asleep_again(&self) {
+        wait_until("a wake-up", || {
+            assert!(!self.has_returned(), "the call returned");
+            self.switches() > self.seen.get()
+        });
+        self.wait_asleep();
+    }
+
+    /// Fails unless the thread has slept on since it was last seen asleep.
+    #[track_caller]
+    pub fn assert_undisturbed(&self) {
+        assert!(self.is_asleep(), "the caller does not sleep");
+        assert_eq!(self.switches(), self.seen.get(), "woken for nothing");
+    }
+
+    pub fn has_returned(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    pub fn is_asleep(&self) -> bool {
+        // Number and arguments of the system call the thread sleeps in, else "running".
+        let text = self.proc("syscall");
+        let mut words = text.split_whitespace();
+        let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
+            return false;
+        };
+        let argument = words
+            .next()
+            .and_then(|word| usize::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+        match (&self.place, number) {
+            (Place::Memory(range), libc::SYS_futex) => {
+                argument.is_some_and(|argument| range.contains(&argument))
+            }
+            (Place::Descriptor(fd), libc::SYS_read | libc::SYS_write) => {
+                argument == Some(*fd as usize)
+            }
+            // The timed forms.
+            (Place::Descriptor(_), libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2) => true,
+            _ => false,
+        }
+    }
+
+    /// How often the thread has gone to sleep.
+    fn switches(&self) -> u64 {
+        self.status("voluntary_ctxt_switches").parse().unwrap_or(0)
+    }
+
+    /// Sends the thread a signal, and waits until its handler has been called.
+    pub fn interrupt(&self, signal: libc::c_int) {
+        // SAFETY: the thread has not been joined, so its handle is valid.
+        let error = unsafe { libc::pthread_kill(self.thread.as_pthread_t(), signal) };
+        assert_eq!(error, 0);
+        wait_until("a signal to be taken", || {
+            // No such line: the thread has ended.
+            self.has_returned()
+                || u64::from_str_radix(&self.status("SigPnd"), 16).is_ok_and(|set| set == 0)
+        });
+    }
+
+    /// What the call returned. Fails the test if it does not return.
+    pub fn finish(self) -> T {
+        let result = match self.result.recv_timeout(PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("the call hangs in system call {}", self.proc("syscall"))
+            }
+            result => result,
+        };
+        if let Err(panic) = self.thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+        result.expect("a thread that did not panic has sent its result")
+    }
+
+    fn status(&self, key: &str) -> String {
+        self.proc("status")
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        // Nothing of a thread that has ended.
+        fs::read_to_string(format!("/proc/self/task/{}/{file}", self.tid)).unwrap_or_default()
+    }
+}
+
+/// Waits for something that no call can wait for, and fails the test if it does not come.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        thread::sleep(Duration::from_micros(50));
+    }
+}

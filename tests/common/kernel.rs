@@ -1,0 +1,214 @@
+//! A real eventfd as a [`Counter`].
+
+use super::counter::{Counter, Place};
+use doorbell::Mode;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
+use vmm_sys_util::aio::{IOCB_CMD_PREAD, IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
+
+/// A blocking eventfd. It is non-blocking for the length of a call that is not to block; the kernel looks at the flag
+/// only when a call begins, so threads that are blocked stay so (case E45).
+#[derive(Debug)]
+pub struct Kernel {
+    fd: OwnedFd,
+    /// Held while the descriptor is non-blocking. All handles share that flag.
+    nonblocking: Arc<Mutex<()>>,
+    fdinfo: File,
+}
+
+impl Kernel {
+    fn from_fd(fd: OwnedFd, nonblocking: Arc<Mutex<()>>) -> Self {
+        let fdinfo = File::open(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        Kernel {
+            fd,
+            nonblocking,
+            fdinfo,
+        }
+    }
+
+    fn read_fd(&self) -> Result<u64, Errno> {
+        let mut value = [0; 8];
+        assert_eq!(rustix::io::read(&self.fd, &mut value)?, 8);
+        Ok(u64::from_ne_bytes(value))
+    }
+
+    fn write_fd(&self, n: u64) -> Result<(), Errno> {
+        assert_eq!(rustix::io::write(&self.fd, &n.to_ne_bytes())?, 8);
+        Ok(())
+    }
+
+    fn at_once<T>(&self, call: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
+        let _held = self.nonblocking.lock().unwrap();
+        fcntl_setfl(&self.fd, OFlags::RDWR | OFlags::NONBLOCK)?;
+        let result = call(self);
+        fcntl_setfl(&self.fd, OFlags::RDWR)?;
+        result
+    }
+
+    fn blocking<T>(&self, call: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
+        loop {
+            match call(self) {
+                // It began just when another thread had made the descriptor non-blocking.
+                Err(Errno::AGAIN) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// The timed form that the kernel lacks. The edges of epoll end the wait at each read and write, where its level
+    /// says nothing of whether a large write fits.
+    fn until<T>(
+        &self,
+        deadline: Option<Instant>,
+        call: impl Fn(&Self) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match self.at_once(&call) {
+            Err(Errno::AGAIN) => {}
+            done => return done,
+        }
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&epoll, &self.fd, epoll::EventData::new_u64(0), edges)?;
+        loop {
+            match self.at_once(&call) {
+                Err(Errno::AGAIN) => {}
+                done => return done,
+            }
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Err(Errno::TIMEDOUT);
+            }
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut events = [epoll::Event {
+                flags: epoll::EventFlags::empty(),
+                data: epoll::EventData::new_u64(0),
+            }];
+            match epoll::wait(&epoll, &mut events, left.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Clone for Kernel {
+    fn clone(&self) -> Self {
+        Kernel::from_fd(self.fd.try_clone().unwrap(), Arc::clone(&self.nonblocking))
+    }
+}
+
+impl Counter for Kernel {
+    const INTERRUPTIBLE: bool = true;
+    const WAKES_ALL: bool = true;
+
+    fn new(initial: u64, mode: Mode) -> Self {
+        let mut flags = EventfdFlags::CLOEXEC;
+        flags.set(EventfdFlags::SEMAPHORE, mode == Mode::Semaphore);
+        // What a creation can give; the rest is written.
+        let given = u32::try_from(initial).unwrap_or(0);
+        let fd = eventfd(given, flags).unwrap();
+        let kernel = Kernel::from_fd(fd, Arc::default());
+        kernel.signal_n(initial - u64::from(given));
+        kernel
+    }
+
+    fn read(&self) -> Result<u64, Errno> {
+        self.blocking(Self::read_fd)
+    }
+
+    fn try_read(&self) -> Result<u64, Errno> {
+        self.at_once(Self::read_fd)
+    }
+
+    fn read_timeout(&self, timeout: Duration) -> Result<u64, Errno> {
+        self.until(Instant::now().checked_add(timeout), Self::read_fd)
+    }
+
+    fn read_deadline(&self, deadline: Instant) -> Result<u64, Errno> {
+        self.until(Some(deadline), Self::read_fd)
+    }
+
+    fn write(&self, n: u64) -> Result<(), Errno> {
+        self.blocking(|kernel| kernel.write_fd(n))
+    }
+
+    fn try_write(&self, n: u64) -> Result<(), Errno> {
+        self.at_once(|kernel| kernel.write_fd(n))
+    }
+
+    fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), Errno> {
+        self.until(Instant::now().checked_add(timeout), |kernel| {
+            kernel.write_fd(n)
+        })
+    }
+
+    fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), Errno> {
+        self.until(Some(deadline), |kernel| kernel.write_fd(n))
+    }
+
+    fn signal(&self) {
+        signal_from_kernel(self.fd.as_fd());
+    }
+
+    /// The last as a real signal, those before it as a write. Not atomic: for a counter nobody else writes to.
+    fn signal_n(&self, n: u64) {
+        if let Some(rest) = n.checked_sub(1) {
+            let room = (u64::MAX - 1).saturating_sub(self.count());
+            if rest.min(room) > 0 {
+                self.try_write(rest.min(room)).unwrap();
+            }
+            self.signal();
+        }
+    }
+
+    fn count(&self) -> u64 {
+        let mut text = [0; 256];
+        let length = self.fdinfo.read_at(&mut text, 0).unwrap();
+        let text = std::str::from_utf8(&text[..length]).unwrap();
+        let (_, rest) = text
+            .split_once("eventfd-count:")
+            .unwrap_or_else(|| panic!("no count in {text}"));
+        let digits = rest.lines().next().unwrap().trim();
+        u64::from_str_radix(digits, 16).unwrap()
+    }
+
+    fn poll(&self) -> PollFlags {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::all())];
+        poll(&mut fds, Some(&Timespec::default())).unwrap();
+        fds[0].revents()
+    }
+
+    fn place(&self) -> Place {
+        Place::Descriptor(self.fd.as_raw_fd())
+    }
+}
+
+/// Makes the kernel call its `eventfd_signal()`: the completion of an asynchronous read, here of `/dev/zero`. That is
+/// the one way for a program without a VM to take an eventfd beyond `u64::MAX - 1`.
+fn signal_from_kernel(eventfd: BorrowedFd<'_>) {
+    static AIO: LazyLock<Mutex<(IoContext, File)>> = LazyLock::new(|| {
+        let context = IoContext::new(1).expect("the kernel as oracle needs io_setup(2)");
+        Mutex::new((context, File::open("/dev/zero").unwrap()))
+    });
+    let aio = AIO.lock().unwrap();
+    let (context, zero) = &*aio;
+    let mut buffer = [0_u8; 1];
+    let mut block = IoControlBlock {
+        aio_lio_opcode: IOCB_CMD_PREAD as u16,
+        aio_fildes: zero.as_raw_fd() as u32,
+        aio_buf: buffer.as_mut_ptr() as u64,
+        aio_nbytes: buffer.len() as u64,
+        aio_flags: IOCB_FLAG_RESFD,
+        aio_resfd: eventfd.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    assert_eq!(context.submit(&[&mut block]).unwrap(), 1);
+    let mut done = [IoEvent::default()];
+    assert_eq!(context.get_events(1, &mut done, None).unwrap(), 1);
+}

@@ -1,0 +1,28 @@
+//! What the tests share: the counter under test behind one face, the kernel's behind the same, and threads that are
+//! known to be asleep.
+
+// Each test target, and the fuzz target, uses a part of it.
+#![allow(dead_code)]
+
+pub mod caller;
+pub mod counter;
+pub mod kernel;
+pub mod ours;
+pub mod script;
+pub mod watchdog;
+
+/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation.
+#[allow(unused_macros)]
+macro_rules! implementations {
+    ($($case:ident,)*) => {
+        mod kernel {
+            $(#[test] fn $case() { super::$case::<super::common::kernel::Kernel>() })*
+        }
+        mod doorbell {
+            $(#[test] fn $case() { super::$case::<super::common::ours::DefaultSpin>() })*
+        }
+        mod doorbell_never_spinning {
+            $(#[test] fn $case() { super::$case::<super::common::ours::NeverSpin>() })*
+        }
+    };
+}

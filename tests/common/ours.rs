@@ -1,0 +1,99 @@
+//! `doorbell::Event` as a [`Counter`].
+
+use super::counter::{Counter, Place};
+use doorbell::{Event, Mode, Spin, WriteError};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use std::io;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An event with the default policy.
+pub type DefaultSpin = Ours<true>;
+/// An event whose callers sleep at once.
+pub type NeverSpin = Ours<false>;
+
+#[derive(Clone, Debug)]
+pub struct Ours<const SPINS: bool>(Arc<Event>);
+
+impl<const SPINS: bool> Deref for Ours<SPINS> {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.0
+    }
+}
+
+impl<const SPINS: bool> Counter for Ours<SPINS> {
+    const INTERRUPTIBLE: bool = false;
+    const WAKES_ALL: bool = false;
+
+    fn new(initial: u64, mode: Mode) -> Self {
+        let spin = if SPINS { Spin::DEFAULT } else { Spin::Never };
+        Ours(Arc::new(Event::with_mode(initial, mode).with_spin(spin)))
+    }
+
+    fn read(&self) -> Result<u64, Errno> {
+        Ok(self.0.read())
+    }
+
+    fn try_read(&self) -> Result<u64, Errno> {
+        self.0.try_read().ok_or(Errno::AGAIN)
+    }
+
+    fn read_timeout(&self, timeout: Duration) -> Result<u64, Errno> {
+        self.0.read_timeout(timeout).ok_or(Errno::TIMEDOUT)
+    }
+
+    fn read_deadline(&self, deadline: Instant) -> Result<u64, Errno> {
+        self.0.read_deadline(deadline).ok_or(Errno::TIMEDOUT)
+    }
+
+    fn write(&self, n: u64) -> Result<(), Errno> {
+        self.0.write(n).map_err(errno)
+    }
+
+    fn try_write(&self, n: u64) -> Result<(), Errno> {
+        self.0.try_write(n).map_err(errno)
+    }
+
+    fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), Errno> {
+        self.0.write_timeout(n, timeout).map_err(errno)
+    }
+
+    fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), Errno> {
+        self.0.write_deadline(n, deadline).map_err(errno)
+    }
+
+    fn signal(&self) {
+        self.0.signal();
+    }
+
+    fn signal_n(&self, n: u64) {
+        self.0.signal_n(n);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.count()
+    }
+
+    fn poll(&self) -> PollFlags {
+        let ready = self.0.readiness();
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, ready.is_readable());
+        flags.set(PollFlags::OUT, ready.is_writable());
+        flags.set(PollFlags::ERR, ready.is_error());
+        flags
+    }
+
+    fn place(&self) -> Place {
+        Place::of::<Event>(&self.0)
+    }
+}
+
+/// What a caller sees that turns the error into an `io::Error`.
+fn errno(error: WriteError) -> Errno {
+    let error = io::Error::from(error);
+    Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
+}

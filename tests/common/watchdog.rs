@@ -1,0 +1,27 @@
+//! An end to tests that hang.
+
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+/// Ends the process with a report unless dropped in time.
+pub struct Watchdog {
+    /// Its drop is the message.
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    /// `report` is asked what there is to see when the time is up.
+    pub fn new(limit: Duration, report: impl FnOnce() -> String + Send + 'static) -> Self {
+        let (alive, watched) = mpsc::channel();
+        thread::spawn(move || {
+            if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                // Past libtest's capture, which an abort would leave unprinted.
+                let text = format!("hung for {limit:?}: {}\n", report());
+                let _ = rustix::io::write(std::io::stderr(), text.as_bytes());
+                std::process::abort();
+            }
+        });
+        Watchdog { _alive: alive }
+    }
+}

@@ -1,0 +1,25 @@
+//! Random scripts of calls, played to `doorbell::Event` and to a real eventfd at once. `fuzz/` plays more of them.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use arbitrary::{Arbitrary, Unstructured};
+use common::kernel::Kernel;
+use common::ours::DefaultSpin;
+use common::script::Script;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        // The input is bytes, as the fuzzer's is, and the failure message holds the script itself.
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(1_000)
+    })]
+
+    #[test]
+    fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
+        script.compare::<DefaultSpin, Kernel>();
+    }
+}
