@@ -136,6 +136,12 @@ fn a_software_vcpu_rings_and_all_adds_up() {
     let (rows, stderr) = small_run(&["--software"]);
     assert_eq!(stderr, "");
     assert_adds_up(&rows, SOFTWARE_SETUPS);
+
+    // Where they can be counted: each kick is a write(2) to an eventfd.
+    let of_eventfds = rows.iter().filter(|row| row.setup == "eventfd");
+    for calls in of_eventfds.filter_map(|row| row.syscalls) {
+        assert!(calls >= 1.0, "{calls}");
+    }
 }
 
 #[test]
