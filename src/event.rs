@@ -1,7 +1,7 @@
 //! The event: a 64-bit counter that threads can wait on.
 //!
 //! The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
-//! reached by system calls. Here the counter is an atomic, and those who wait stand at two [`Waiters`]:
+//! reached by system calls. Here the counter is an atomic, and those who wait stand at two `Waiters`:
 //!
 //! ```text
 //!     count     0 ..= u64::MAX − 1 by write();  u64::MAX by signal() alone: the overflow state
@@ -9,9 +9,9 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! Each call is a compare-exchange (or swap) of the count, then one load of the other side's [`Waiters`]: that is all
-//! while nobody sleeps. Which load pairs with which store is argued in [`waiters`](crate::sync::waiters); the `count`
-//! accesses here are its [`DEKKER`] accesses. The count itself carries the data: each operation on it is a
+//! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
+//! while nobody sleeps. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
+//! accesses here are its `DEKKER` accesses. The count itself carries the data: each operation on it is a
 //! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
 //! had to wait with the read that made room.
 //!

@@ -163,6 +163,27 @@ fn semaphore_two_readers_two_signals() {
     });
 }
 
+/// A counter, too, is handed on: the second signal may come while nobody is announced and one still sleeps.
+#[test]
+fn counter_two_readers_two_signals() {
+    check("counter_two_readers_two_signals", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let readers = [(); 2].map(|()| {
+            spawn(&event, |event| {
+                // Who took what was meant for both rings for the other.
+                if event.read() == 2 {
+                    event.signal();
+                }
+            })
+        });
+        event.signal();
+        event.signal();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+}
+
 /// A thread that never sleeps takes what a sleeper was woken for.
 #[test]
 fn semaphore_thief() {
