@@ -1,0 +1,138 @@
+//! Guest writes while the doorbells move.
+
+use crate::accelerator::Accelerator;
+use doorbell::Event;
+use doorbell::ioeventfd::Bus;
+use doorbell::ioeventfd::space::{AddressSpace, Region};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+struct Machine {
+    space: AddressSpace,
+    accelerator: Arc<Accelerator>,
+    region: Region,
+    event: Arc<Event>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let space = AddressSpace::new();
+        let accelerator = Arc::new(Accelerator::new());
+        assert!(space.add_listener(accelerator.clone()).is_clean());
+        let region = space.region(Bus::Mmio, 0x1000);
+        let event = Arc::new(Event::new(0));
+        assert!(region.map(base(0)).unwrap().is_clean());
+        let added = region.add_eventfd(0x10, 0, None, &event);
+        assert!(added.unwrap().is_clean());
+        Machine {
+            space,
+            accelerator,
+            region,
+            event,
+        }
+    }
+
+    /// A guest's write: the accelerator's, or else it exits.
+    fn kick(&self, base: u64) -> bool {
+        let (address, data) = (base + 0x10, &[1]);
+        self.accelerator.write(Bus::Mmio, address, data)
+            || self.space.write(Bus::Mmio, address, data)
+    }
+}
+
+fn base(step: u64) -> u64 {
+    0xe000_0000 + 0x2000 * step
+}
+
+/// Every kick is taken: where the region was, or else where it is now. And none counts twice.
+#[test]
+fn a_moving_doorbell_is_never_nowhere() {
+    const MOVES: u64 = 3000;
+    let machine = Machine::new();
+    // How far the guest knows of.
+    let seen = AtomicU64::new(0);
+    let kicks = thread::scope(|scope| {
+        scope.spawn(|| {
+            for step in 1..=MOVES {
+                while seen.load(Ordering::Acquire) != step - 1 {
+                    thread::yield_now();
+                }
+                let region = &machine.region;
+                match step % 3 {
+                    0 => assert!(region.map(base(step)).unwrap().is_clean()),
+                    // As a guest does it, with the in-between hidden by a transaction.
+                    1 => {
+                        let transaction = machine.space.begin();
+                        assert!(region.set_enabled(false).is_clean());
+                        assert!(region.map(base(step)).unwrap().is_clean());
+                        assert!(region.set_enabled(true).is_clean());
+                        assert!(transaction.commit().is_clean());
+                    }
+                    _ => {
+                        let transaction = machine.space.begin();
+                        assert!(region.unmap().is_clean());
+                        assert!(region.map(base(step)).unwrap().is_clean());
+                        assert!(transaction.commit().is_clean());
+                    }
+                }
+            }
+        });
+        let vcpu = scope.spawn(|| {
+            let (mut step, mut kicks) = (0, 0);
+            while step < MOVES {
+                if !machine.kick(base(step)) {
+                    // It moves on only when it has been found.
+                    step += 1;
+                    assert!(machine.kick(base(step)), "lost a kick at step {step}");
+                    seen.store(step, Ordering::Release);
+                }
+                kicks += 1;
+            }
+            kicks
+        });
+        vcpu.join().unwrap()
+    });
+    assert!(machine.region.unmap().is_clean());
+    assert_eq!(machine.event.try_read(), Some(kicks));
+}
+
+/// A kick is taken or is not; and once the commit that switches the region off has returned, none is.
+#[test]
+fn a_disabled_doorbell_is_silent() {
+    const TIMES: u64 = 2000;
+    let machine = Machine::new();
+    let stop = AtomicBool::new(false);
+    let vcpu = || {
+        let (mut taken, mut refused) = (0, 0);
+        while !stop.load(Ordering::Relaxed) {
+            match machine.kick(base(0)) {
+                true => taken += 1,
+                false => refused += 1,
+            }
+        }
+        (taken, refused)
+    };
+    let (taken, refused, received) = thread::scope(|scope| {
+        let vcpus = [scope.spawn(vcpu), scope.spawn(vcpu)];
+        let mut received = 0;
+        for _ in 0..TIMES {
+            assert!(machine.region.set_enabled(false).is_clean());
+            received += machine.event.try_read().unwrap_or(0);
+            for _ in 0..10 {
+                thread::yield_now();
+                assert_eq!(machine.event.count(), 0);
+            }
+            assert!(machine.region.set_enabled(true).is_clean());
+        }
+        assert!(machine.region.unmap().is_clean());
+        stop.store(true, Ordering::Relaxed);
+        let counts = vcpus.map(|vcpu| vcpu.join().unwrap());
+        received += machine.event.try_read().unwrap_or(0);
+        let taken: u64 = counts.iter().map(|counts| counts.0).sum();
+        let refused: u64 = counts.iter().map(|counts| counts.1).sum();
+        (taken, refused, received)
+    });
+    assert_eq!(taken, received);
+    assert!(taken > 0 && refused > 0, "{taken} {refused}");
+}
