@@ -48,7 +48,7 @@ fn base(step: u64) -> u64 {
 /// Every kick is taken: where the region was, or else where it is now. And none counts twice.
 #[test]
 fn a_moving_doorbell_is_never_nowhere() {
-    const MOVES: u64 = 3000;
+    const MOVES: u64 = 500;
     let machine = Machine::new();
     // How far the guest knows of.
     let seen = AtomicU64::new(0);
@@ -100,7 +100,7 @@ fn a_moving_doorbell_is_never_nowhere() {
 /// A kick is taken or is not; and once the commit that switches the region off has returned, none is.
 #[test]
 fn a_disabled_doorbell_is_silent() {
-    const TIMES: u64 = 2000;
+    const TIMES: u64 = 200;
     let machine = Machine::new();
     let stop = AtomicBool::new(false);
     let vcpu = || {
