@@ -99,7 +99,7 @@ mod listener;
 pub use error::{AddError, MapError};
 pub use listener::{Change, Doorbell, Listener, Refusal, RefusalError, Report};
 
-use super::{Bus, DeassignError, Table};
+use super::{AssignError, Bus, DeassignError, Key, Registration, Table};
 use crate::Event;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
@@ -152,6 +152,7 @@ struct Map {
     listeners: Listeners,
     /// What the table has, sorted by key.
     in_force: Vec<Doorbell>,
+    registrations: BTreeMap<Key, Registration>,
     /// How many regions there have been.
     made: u64,
     /// How often a region has been mapped.
@@ -295,7 +296,7 @@ impl Shared {
             report.refusals.extend(call.delete().err());
         }
 
-        self.switch(&difference);
+        self.switch(map, &difference);
         map.borrow_mut().in_force.clone_from(&wanted);
 
         let calls = map
@@ -314,17 +315,16 @@ impl Shared {
     ///
     /// New ones come before the old go, so a doorbell that moves is always at one address at least. That leaves those
     /// that the table refuses because one that goes stands in their place.
-    fn switch(&self, Difference { removed, added }: &Difference) {
-        let assign = |doorbell: &Doorbell| {
-            self.table
-                .assign(doorbell.key, &doorbell.event)
-                .map(|registration| registration.keep())
+    fn switch(&self, map: &RefCell<Map>, Difference { removed, added }: &Difference) {
+        let assign = |Doorbell { key, event }: &Doorbell| {
+            let registration = self.table.assign(*key, event)?;
+            map.borrow_mut().registrations.insert(*key, registration);
+            Ok::<_, AssignError>(())
         };
         let late: Vec<_> = added.iter().filter(|new| assign(new).is_err()).collect();
-        for doorbell in removed {
-            self.table
-                .deassign(doorbell.key, &doorbell.event)
-                .expect("what is in force is in the table");
+        for Doorbell { key, .. } in removed {
+            let registration = map.borrow_mut().registrations.remove(key);
+            drop(registration);
         }
         for doorbell in late {
             assign(doorbell).expect("no two doorbells in force collide");

@@ -94,6 +94,12 @@ fn a_region_takes_its_doorbells_with_it_when_it_is_dropped() {
     assert!(!kick(&space, BASE + 0x10));
     // What the accelerator had taken came over when it let go.
     assert_eq!(event.try_read(), Some(1));
+
+    assert!(space.remove_listener(&*accelerator).is_clean());
+    assert_eq!(Arc::strong_count(&accelerator), 1);
+    // Which has a log.
+    drop(accelerator);
+    assert_eq!(Arc::strong_count(&event), 1);
 }
 
 /// Whenever a listener is told, the table has the doorbell.
