@@ -25,7 +25,9 @@
 //! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
 //! one of the two, and never both. A doorbell that moves is in the table at its new address before it leaves the old
-//! one. A listener that refuses a doorbell costs speed and nothing else, and the [`Report`] says so.
+//! one. (One that is exchanged for another at its own address, say with another event, comes when the old one has gone:
+//! a write between the two is for the device models.) A listener that refuses a doorbell costs speed and nothing else,
+//! and the [`Report`] says so.
 //!
 //! # Regions that overlap
 //!
@@ -314,7 +316,7 @@ impl Shared {
     /// Brings the table up to date.
     ///
     /// New ones come before the old go, so a doorbell that moves is always at one address at least. That leaves those
-    /// that the table refuses because one that goes stands in their place.
+    /// that the table refuses because one that goes stands in their place; a write between the two finds neither.
     fn switch(&self, map: &RefCell<Map>, Difference { removed, added }: &Difference) {
         let assign = |Doorbell { key, event }: &Doorbell| {
             let registration = self.table.assign(*key, event)?;
