@@ -18,6 +18,7 @@
 
 mod error;
 mod key;
+pub mod space;
 mod table;
 
 pub use error::{AssignError, DeassignError};

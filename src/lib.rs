@@ -16,6 +16,8 @@ macro_rules! maybe_const {
 mod errno;
 pub mod event;
 pub mod ioeventfd;
+#[cfg(all(feature = "kvm", target_os = "linux"))]
+pub mod kvm;
 
 #[cfg(not(loom))]
 mod sync;

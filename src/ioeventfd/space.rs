@@ -1,0 +1,544 @@
+//! The address space above the table: regions that carry doorbells, and listeners that take them over.
+//!
+//! A device does not know where the guest will put its registers. It hangs its doorbells on a [`Region`], at offsets;
+//! the guest's firmware maps the region, moves it, switches it off and on; and the [`AddressSpace`] works out which
+//! doorbells stand at which guest addresses, and tells those who can take guest writes earlier than the VMM does: its
+//! [`Listener`]s, KVM above all. QEMU's counterparts are `memory_region_add_eventfd`, `memory_region_transaction_commit`
+//! and `MemoryListener` (`system/memory.c`).
+//!
+//! ```text
+//!     Region (BAR 4 at 0xe000_0000)      in force, absolute, sorted         Listener (KVM)        the table
+//!       +0x3000  ──▶ queue 0      ──▶   Mmio 0xe000_3000 ──▶ queue 0   ──▶   KVM_IOEVENTFD   and   serves what
+//!       +0x3004  ──▶ queue 1            Mmio 0xe000_3004 ──▶ queue 1         what it takes         comes to userspace
+//! ```
+//!
+//! # A commit
+//!
+//! All changes are made in transactions; a change outside of one is a transaction of its own. The outermost
+//! [`commit`](Transaction::commit) compares what is in force with what should be, in one walk over two sorted lists, and
+//! then, with the doorbells that are in both left alone:
+//!
+//! 1. the listeners let go of what has gone, the one with the highest priority first;
+//! 2. the table is brought up to date;
+//! 3. the listeners take what is new, the one with the lowest priority first.
+//!
+//! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
+//! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
+//! one of the two, and never both. A doorbell that moves is in the table at its new address before it leaves the old
+//! one. (One that is exchanged for another at its own address, say with another event, comes when the old one has gone:
+//! a write between the two is for the device models.) A listener that refuses a doorbell costs speed and nothing else,
+//! and the [`Report`] says so.
+//!
+//! # Regions that overlap
+//!
+//! Guests can map regions over each other, so that is no error. Each address belongs to the region with the highest
+//! priority there, or among equals the one mapped last; a doorbell is in force if its first address belongs to its
+//! region. This is QEMU's rule, except that QEMU also keeps a doorbell that has only its tail in sight, which no guest
+//! write could tell from the registers in front of it. Doorbells of two regions thus never collide, and doorbells of
+//! one region are checked when they are added.
+//!
+//! # From DRIVER_OK to the kick, and back
+//!
+//! | what a virtio device does | in QEMU | here |
+//! |---|---|---|
+//! | the region is made, with its callbacks | `memory_region_init_io` | [`AddressSpace::region`]; the callbacks are the VMM's own |
+//! | the guest programs the BAR | `memory_region_add_subregion`, `memory_region_set_enabled` | [`Region::map`], [`Region::set_enabled`] |
+//! | DRIVER_OK is written: an event for each queue | `event_notifier_init` | [`Event::new`] |
+//! | each is added to the notify region | `memory_region_add_eventfd` | [`Region::add_eventfd`] |
+//! | all at once | `memory_region_transaction_begin`, `…_commit` | [`AddressSpace::begin`], [`Transaction::commit`] |
+//! | the accelerator takes them | `kvm_mem_ioeventfd_add` | [`Listener::eventfd_add`]; `kvm::KvmListener` |
+//! | a write the accelerator did not take | `memory_region_dispatch_write_eventfds` | [`AddressSpace::write`], then the device's callback |
+//! | the I/O thread wakes | `event_notifier_test_and_clear` | [`Event::read`] |
+//! | reset: the doorbells go | `memory_region_del_eventfd` | [`Region::del_eventfd`] |
+//! | the notifier is read once more | `virtio_queue_host_notifier_read` | [`Event::try_read`] |
+//!
+//! ```
+//! use doorbell::{Event, ioeventfd::Bus, ioeventfd::space::AddressSpace};
+//! use std::sync::Arc;
+//!
+//! // The machine is built. With KVM, `space.add_listener(…)` belongs here.
+//! let space = AddressSpace::new();
+//! let bar = space.region(Bus::Mmio, 0x4000);
+//!
+//! // The guest programs the BAR and switches memory decoding on.
+//! bar.map(0xe000_0000)?;
+//!
+//! // It writes DRIVER_OK. Both queues' doorbells come up together.
+//! let queues = [0, 1].map(|_| Arc::new(Event::new(0)));
+//! let transaction = space.begin();
+//! for (offset, queue) in [0x3000, 0x3004].into_iter().zip(&queues) {
+//!     // What it reports is empty, as the transaction around it is not over.
+//!     let _ = bar.add_eventfd(offset, 0, None, queue)?;
+//! }
+//! let report = transaction.commit();
+//! for refusal in &report.refusals {
+//!     eprintln!("slower than it could be: {refusal}");
+//! }
+//!
+//! // It kicks queue 1, and the write exits to the VMM.
+//! assert!(space.write(Bus::Mmio, 0xe000_3004, &[1, 0]));
+//! assert_eq!(queues[1].read(), 1);
+//!
+//! // It moves the BAR. The doorbells go with it.
+//! bar.map(0xe800_0000)?;
+//! assert!(!space.write(Bus::Mmio, 0xe000_3000, &[0, 0])); // for the device models
+//! assert!(space.write(Bus::Mmio, 0xe800_3000, &[0, 0]));
+//!
+//! // It resets the device. A kick that came before the doorbell went is still there.
+//! let transaction = space.begin();
+//! for (offset, queue) in [0x3000, 0x3004].into_iter().zip(&queues) {
+//!     let _ = bar.del_eventfd(offset, 0, None, queue)?;
+//! }
+//! let _ = transaction.commit();
+//! assert_eq!(queues[0].try_read(), Some(1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod flat;
+mod listener;
+
+pub use error::{AddError, MapError};
+pub use listener::{Change, Doorbell, Listener, Refusal, RefusalError, Report};
+
+use super::{AssignError, Bus, DeassignError, Key, Registration, Table};
+use crate::Event;
+use flat::{Difference, Placed, difference, flatten};
+use listener::Listeners;
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+
+/// The guest addresses of one virtual machine, with the doorbells that stand there. Clones are handles to the same.
+///
+/// The [module's page](self) shows it at work.
+///
+/// # Threads
+///
+/// [`write`](Self::write) is for vCPU threads, and waits for nobody who changes the address space. Everything else does
+/// wait: while a thread has a transaction open, the others that want to change or look at the address space or its
+/// regions stand back until the outermost commit, as under QEMU's big lock. A thread that takes locks of its own before
+/// it begins a transaction must do so everywhere.
+///
+/// A thread must not change the address space from a callback that [`write`](Self::write) runs: a commit in another
+/// thread may be waiting for that `write` to end.
+#[derive(Clone, Default)]
+pub struct AddressSpace {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Has all that is in force. No handle to it leaves this module, so nobody else's entries stand in the way of ours.
+    table: Table,
+    state: ReentrantMutex<State>,
+}
+
+/// Held by one thread at a time, which may enter it again: hence the cells. They are borrowed for a moment only, never
+/// while a listener is called.
+#[derive(Default)]
+struct State {
+    /// How many transactions the thread has open, one in the other.
+    depth: Cell<u32>,
+    /// Whether there is something to commit.
+    changed: Cell<bool>,
+    map: RefCell<Map>,
+}
+
+#[derive(Default)]
+struct Map {
+    regions: BTreeMap<RegionId, Placed>,
+    listeners: Listeners,
+    /// What the table has, sorted by key.
+    in_force: Vec<Doorbell>,
+    registrations: BTreeMap<Key, Registration>,
+    /// How many regions there have been.
+    made: u64,
+    /// How often a region has been mapped.
+    mapped: u64,
+}
+
+type RegionId = u64;
+
+impl AddressSpace {
+    /// Without regions and listeners.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a region of `size` addresses: enabled, not mapped yet, with priority 0.
+    pub fn region(&self, bus: Bus, size: u64) -> Region {
+        self.region_with_priority(bus, size, 0)
+    }
+
+    /// Makes a region that hides those of lower priority where they overlap, whichever was mapped last.
+    pub fn region_with_priority(&self, bus: Bus, size: u64, priority: i32) -> Region {
+        let state = self.shared.state.lock();
+        let mut map = state.map.borrow_mut();
+        let id = map.made;
+        map.made += 1;
+        map.regions.insert(id, Placed::new(bus, size, priority));
+        Region {
+            space: self.clone(),
+            id,
+        }
+    }
+
+    /// Opens a transaction: until it is committed, changes are collected and do not show.
+    ///
+    /// Transactions nest, across whatever devices take part: only the commit of the outermost does something. They
+    /// belong to the thread; other threads wait with their changes until it is done. (`memory_region_transaction_begin`)
+    pub fn begin(&self) -> Transaction<'_> {
+        let state = self.shared.state.lock();
+        state.depth.set(state.depth.get() + 1);
+        Transaction {
+            committed: false,
+            open: Open {
+                shared: &self.shared,
+                state,
+            },
+        }
+    }
+
+    /// Offers the doorbells a guest's write of `data`, in the byte order of the host, that has reached the VMM.
+    ///
+    /// Signals the event whose doorbell it is, and returns whether there was one. If not, the write is for the device
+    /// models. What is in force is looked up, not what an open transaction has collected.
+    #[must_use = "a write that no doorbell took is for the device models"]
+    pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
+        self.shared.table.write(bus, address, data)
+    }
+
+    /// Has `listener` told of all doorbells in force, and of what changes from then on. (`memory_listener_register`)
+    ///
+    /// Among listeners of the same priority, this one comes last. Like every change, it waits for the outermost commit.
+    pub fn add_listener(&self, listener: Arc<dyn Listener>) -> Report {
+        self.change(|map| map.listeners.add(listener))
+    }
+
+    /// Takes all doorbells from `listener`, and tells it of no more. Without effect if it is none of this address space.
+    /// (`memory_listener_unregister`)
+    ///
+    /// Like every change, this waits for the outermost commit.
+    pub fn remove_listener(&self, listener: &dyn Listener) -> Report {
+        self.change(|map| map.listeners.remove(listener))
+    }
+
+    /// What is in force now, sorted by key, for a snapshot or a monitor. With each event goes its
+    /// [count](Event::count) of pending kicks.
+    ///
+    /// ```
+    /// # use doorbell::{Event, ioeventfd::{Bus, Key}, ioeventfd::space::AddressSpace};
+    /// # use std::sync::Arc;
+    /// let space = AddressSpace::new();
+    /// let bar = space.region(Bus::Mmio, 0x1000);
+    /// let kick = Arc::new(Event::new(0));
+    /// bar.add_eventfd(0x10, 4, Some(7), &kick)?;
+    /// assert!(space.doorbells().is_empty()); // not mapped
+    ///
+    /// bar.map(0xd000_0000)?;
+    /// assert!(space.write(Bus::Mmio, 0xd000_0010, &7_u32.to_ne_bytes()));
+    /// let [doorbell] = &space.doorbells()[..] else { panic!() };
+    /// assert_eq!(doorbell.key, Key::mmio(0xd000_0010, 4).with_datamatch(7));
+    /// assert_eq!(doorbell.event.count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn doorbells(&self) -> Vec<Doorbell> {
+        self.shared.state.lock().map.borrow().in_force.clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Map)) -> Report {
+        let Ok(report) = self.try_change(|map| {
+            change(map);
+            Ok::<_, Infallible>(())
+        });
+        report
+    }
+
+    /// A transaction of one change, which is made as a whole or fails as a whole.
+    fn try_change<E>(&self, change: impl FnOnce(&mut Map) -> Result<(), E>) -> Result<Report, E> {
+        let transaction = self.begin();
+        let state = &transaction.open.state;
+        change(&mut state.map.borrow_mut())?;
+        state.changed.set(true);
+        Ok(transaction.commit())
+    }
+}
+
+impl Map {
+    fn region(&mut self, id: RegionId) -> &mut Placed {
+        self.regions
+            .get_mut(&id)
+            .expect("a region's handle removes it when it is dropped")
+    }
+}
+
+impl Shared {
+    /// Puts in force what has changed, as often as listeners make further changes when they are told.
+    fn apply(&self, state: &State) -> Report {
+        let mut report = Report::default();
+        while state.changed.replace(false) {
+            self.apply_once(&state.map, &mut report);
+        }
+        report
+    }
+
+    fn apply_once(&self, map: &RefCell<Map>, report: &mut Report) {
+        let (wanted, difference) = {
+            let map = map.borrow();
+            let wanted = flatten(map.regions.values());
+            let difference = difference(&map.in_force, &wanted);
+            (wanted, difference)
+        };
+        let calls = map.borrow_mut().listeners.letting_go(&difference.removed);
+        for call in calls {
+            report.refusals.extend(call.delete().err());
+        }
+
+        self.switch(map, &difference);
+        map.borrow_mut().in_force.clone_from(&wanted);
+
+        let calls = map
+            .borrow_mut()
+            .listeners
+            .taking(&difference.added, &wanted);
+        for call in calls {
+            match call.add() {
+                Ok(()) => map.borrow_mut().listeners.took(call),
+                Err(refusal) => report.refusals.push(refusal),
+            }
+        }
+    }
+
+    /// Brings the table up to date.
+    ///
+    /// New ones come before the old go, so a doorbell that moves is always at one address at least. That leaves those
+    /// that the table refuses because one that goes stands in their place; a write between the two finds neither.
+    fn switch(&self, map: &RefCell<Map>, Difference { removed, added }: &Difference) {
+        let assign = |Doorbell { key, event }: &Doorbell| {
+            let registration = self.table.assign(*key, event)?;
+            map.borrow_mut().registrations.insert(*key, registration);
+            Ok::<_, AssignError>(())
+        };
+        let late: Vec<_> = added.iter().filter(|new| assign(new).is_err()).collect();
+        for Doorbell { key, .. } in removed {
+            let registration = map.borrow_mut().registrations.remove(key);
+            drop(registration);
+        }
+        for doorbell in late {
+            assign(doorbell).expect("no two doorbells in force collide");
+        }
+    }
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AddressSpace")
+            .field(&self.shared.table)
+            .finish()
+    }
+}
+
+/// Changes to an [`AddressSpace`] that take effect together.
+///
+/// Dropped instead of committed, it commits all the same, and what the listeners refused goes unheard: each change in it
+/// is whole, and QEMU has no way back either.
+#[must_use = "a transaction is committed when it is dropped"]
+pub struct Transaction<'a> {
+    committed: bool,
+    open: Open<'a>,
+}
+
+/// One level of nesting.
+struct Open<'a> {
+    shared: &'a Shared,
+    state: ReentrantMutexGuard<'a, State>,
+}
+
+impl Transaction<'_> {
+    /// Ends the transaction and, if it is the outermost, puts its changes in force. (`memory_region_transaction_commit`)
+    ///
+    /// When this returns, guest writes find the doorbells where they should be and nowhere else, and what a listener
+    /// has let go of is signalled. The report of an inner transaction is empty.
+    pub fn commit(mut self) -> Report {
+        self.committed = true;
+        self.open.end()
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = self.open.end();
+        }
+    }
+}
+
+impl Open<'_> {
+    fn end(&self) -> Report {
+        match self.state.depth.get() {
+            // Still counted as open, so that changes made by listeners nest.
+            1 => self.shared.apply(&self.state),
+            _ => Report::default(),
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.state.depth.set(self.state.depth.get() - 1);
+    }
+}
+
+impl fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction")
+            .field("depth", &self.open.state.depth)
+            .field("changed", &self.open.state.changed)
+            .finish()
+    }
+}
+
+/// A range of guest addresses with doorbells at offsets: a BAR, a block of device registers, a set of ports.
+///
+/// It is removed from its [`AddressSpace`] when it is dropped. Each change is a transaction, or part of one that the
+/// thread has open, and returns what that transaction's commit reported.
+pub struct Region {
+    space: AddressSpace,
+    id: RegionId,
+}
+
+impl Region {
+    /// Maps the region at `base`, wherever it was before: its doorbells go along. (`memory_region_set_address`)
+    ///
+    /// It becomes the last mapped of its priority, unless it is at `base` already.
+    ///
+    /// # Errors
+    ///
+    /// The region would reach the end of the 64-bit addresses; nothing was changed. A guest that finds out a BAR's size
+    /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
+    pub fn map(&self, base: u64) -> Result<Report, MapError> {
+        self.space.try_change(|map| {
+            let now = map.mapped + 1;
+            let region = map.region(self.id);
+            base.checked_add(region.size).ok_or(MapError)?;
+            if region.base != Some(base) {
+                region.base = Some(base);
+                region.mapped = now;
+                map.mapped = now;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes the region out of the guest's sight. It keeps its doorbells. (`memory_region_del_subregion`)
+    pub fn unmap(&self) -> Report {
+        self.change(|region| region.base = None)
+    }
+
+    /// Switches the region off or on, wherever it is mapped: a PCI command register's memory or I/O bit.
+    /// (`memory_region_set_enabled`)
+    pub fn set_enabled(&self, enabled: bool) -> Report {
+        self.change(|region| region.enabled = enabled)
+    }
+
+    /// Has guest writes at `offset`, of `length` bytes or any if that is 0, of the value `datamatch` or any if that is
+    /// `None`, signal `event`. One event may stand at any number of places. (`memory_region_add_eventfd`)
+    ///
+    /// # Errors
+    ///
+    /// Nothing was added: the doorbell is not inside the region, not valid, or collides with another of this region by
+    /// KVM's rule.
+    pub fn add_eventfd(
+        &self,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: &Arc<Event>,
+    ) -> Result<Report, AddError> {
+        self.space
+            .try_change(|map| map.region(self.id).add(offset, length, datamatch, event))
+    }
+
+    /// Ends what [`add_eventfd`](Self::add_eventfd) with the same arguments began. (`memory_region_del_eventfd`)
+    ///
+    /// What has been signalled stays in the event: read it once more after the commit, and no kick is lost.
+    ///
+    /// # Errors
+    ///
+    /// The region has no such doorbell.
+    pub fn del_eventfd(
+        &self,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: &Arc<Event>,
+    ) -> Result<Report, DeassignError> {
+        self.space
+            .try_change(|map| map.region(self.id).del(offset, length, datamatch, event))
+    }
+
+    /// Removes the region, as dropping it does, and says what the listeners had to say.
+    pub fn remove(self) -> Report {
+        let space = self.space.clone();
+        let transaction = space.begin();
+        drop(self);
+        transaction.commit()
+    }
+
+    /// Which kind of address it has.
+    pub fn bus(&self) -> Bus {
+        self.look(|region| region.bus)
+    }
+
+    /// How many addresses it covers.
+    pub fn size(&self) -> u64 {
+        self.look(|region| region.size)
+    }
+
+    /// Where regions overlap, the highest priority wins.
+    pub fn priority(&self) -> i32 {
+        self.look(|region| region.priority)
+    }
+
+    /// Where it is mapped, enabled or not. An open transaction's changes count.
+    pub fn base(&self) -> Option<u64> {
+        self.look(|region| region.base)
+    }
+
+    /// Whether it is enabled, mapped or not. An open transaction's changes count.
+    pub fn is_enabled(&self) -> bool {
+        self.look(|region| region.enabled)
+    }
+
+    /// Its doorbells, in force or not, sorted by key. The addresses are offsets. An open transaction's changes count.
+    pub fn doorbells(&self) -> Vec<Doorbell> {
+        self.look(|region| region.doorbells.clone())
+    }
+
+    fn look<R>(&self, look: impl FnOnce(&Placed) -> R) -> R {
+        let state = self.space.shared.state.lock();
+        look(&state.map.borrow().regions[&self.id])
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Placed)) -> Report {
+        self.space.change(|map| change(map.region(self.id)))
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let _ = self.space.change(|map| {
+            map.regions.remove(&self.id);
+        });
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.look(|region| fmt::Debug::fmt(region, f))
+    }
+}

@@ -1,0 +1,251 @@
+use super::super::Key;
+use crate::Event;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// An event and the guest writes that signal it.
+///
+/// Two are equal if the keys are, and the events are one and the same.
+#[derive(Clone, Debug)]
+pub struct Doorbell {
+    /// The writes.
+    pub key: Key,
+    /// What they signal.
+    pub event: Arc<Event>,
+}
+
+impl PartialEq for Doorbell {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && Arc::ptr_eq(&self.event, &other.event)
+    }
+}
+
+impl Eq for Doorbell {}
+
+/// Somebody who can take guest writes to doorbells before they reach the VMM: an accelerator, a vhost-user backend.
+/// (QEMU's `MemoryListener`)
+///
+/// It is called at the commit of a transaction, by the thread that commits, for one doorbell after the other; never for
+/// two at once. Between deleting and adding a doorbell's key there is always a call of the other kind, so at no time
+/// does it hold two that collide. It may change the address space in a call; that takes effect before the commit returns.
+pub trait Listener: Send + Sync {
+    /// What it is called in a [`Refusal`].
+    fn name(&self) -> &'static str;
+
+    /// Where it stands among the listeners: those with lower priority are told of a new doorbell first and of a deleted
+    /// one last. Asked once, when it is added to the address space.
+    fn priority(&self) -> i32 {
+        0
+    }
+
+    /// The doorbell is in force: from now on, the listener may have the writes signal the event.
+    ///
+    /// # Errors
+    ///
+    /// It does not take this one. It will not be asked to delete it, nor asked again while the doorbell stays in place.
+    fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
+
+    /// The doorbell, which it took, will soon be in force no more.
+    ///
+    /// When this returns, the listener must have let go of it: no write signals the event through the listener any more,
+    /// and the event has all that did.
+    ///
+    /// # Errors
+    ///
+    /// For the report. The listener no longer counts as one who has the doorbell.
+    fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
+}
+
+/// Why a listener refused.
+pub type RefusalError = Box<dyn Error + Send + Sync>;
+
+/// What became of a commit. The doorbells are in force in any case.
+#[derive(Debug, Default)]
+#[must_use = "a listener may have refused a doorbell"]
+pub struct Report {
+    /// What the listeners did not do, in the order in which they were asked.
+    pub refusals: Vec<Refusal>,
+}
+
+impl Report {
+    /// Whether the listeners did all that they were asked.
+    pub fn is_clean(&self) -> bool {
+        self.refusals.is_empty()
+    }
+}
+
+/// A listener did not do what it was asked.
+///
+/// If it was to add a doorbell, then the guest's writes to it exit to the VMM, and
+/// [`AddressSpace::write`](super::AddressSpace::write) serves them.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The listener's [name](Listener::name).
+    pub listener: &'static str,
+    /// What it was asked.
+    pub change: Change,
+    /// With which doorbell.
+    pub doorbell: Doorbell,
+    /// Why it refused.
+    pub error: RefusalError,
+}
+
+/// What happens to a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// It comes.
+    Add,
+    /// It goes.
+    Delete,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let change = match self.change {
+            Change::Add => "add",
+            Change::Delete => "delete",
+        };
+        write!(
+            f,
+            "{} did not {change} the doorbell at {:?} {:#x}: {}",
+            self.listener, self.doorbell.key.bus, self.doorbell.key.address, self.error
+        )
+    }
+}
+
+impl Error for Refusal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.error)
+    }
+}
+
+/// The listeners of an address space, by ascending priority, and among equals in the order in which they came.
+#[derive(Default)]
+pub(super) struct Listeners {
+    slots: Vec<Slot>,
+    made: u64,
+}
+
+struct Slot {
+    id: u64,
+    listener: Arc<dyn Listener>,
+    priority: i32,
+    phase: Phase,
+    /// What it has taken. At most one doorbell has a key at a time.
+    held: BTreeMap<Key, Arc<Event>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// To be told of all there is.
+    New,
+    /// To be told of what changes.
+    Told,
+    /// To let go of all it holds.
+    Leaving,
+}
+
+/// A listener to be called. Calls are made while nothing is borrowed.
+pub(super) struct Call {
+    slot: u64,
+    listener: Arc<dyn Listener>,
+    doorbell: Doorbell,
+}
+
+impl Listeners {
+    pub fn add(&mut self, listener: Arc<dyn Listener>) {
+        let priority = listener.priority();
+        let place = self.slots.partition_point(|slot| slot.priority <= priority);
+        let slot = Slot {
+            id: self.made,
+            listener,
+            priority,
+            phase: Phase::New,
+            held: BTreeMap::new(),
+        };
+        self.slots.insert(place, slot);
+        self.made += 1;
+    }
+
+    pub fn remove(&mut self, listener: &dyn Listener) {
+        for slot in &mut self.slots {
+            if std::ptr::addr_eq(Arc::as_ptr(&slot.listener), listener) {
+                slot.phase = Phase::Leaving;
+            }
+        }
+    }
+
+    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made.
+    pub fn letting_go(&mut self, removed: &[Doorbell]) -> Vec<Call> {
+        let mut calls = Vec::new();
+        for slot in self.slots.iter_mut().rev() {
+            let call = |doorbell| Call {
+                slot: slot.id,
+                listener: Arc::clone(&slot.listener),
+                doorbell,
+            };
+            if slot.phase == Phase::Leaving {
+                let held = std::mem::take(&mut slot.held).into_iter();
+                calls.extend(held.map(|(key, event)| call(Doorbell { key, event })));
+            } else {
+                let held = removed
+                    .iter()
+                    .filter(|doorbell| slot.held.remove(&doorbell.key).is_some());
+                calls.extend(held.cloned().map(call));
+            }
+        }
+        self.slots.retain(|slot| slot.phase != Phase::Leaving);
+        calls
+    }
+
+    /// The calls by which the listeners take `added`, and the new ones `all`.
+    pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell]) -> Vec<Call> {
+        let mut calls = Vec::new();
+        for slot in &mut self.slots {
+            let doorbells = match slot.phase {
+                Phase::New => all,
+                Phase::Told => added,
+                Phase::Leaving => &[],
+            };
+            calls.extend(doorbells.iter().cloned().map(|doorbell| Call {
+                slot: slot.id,
+                listener: Arc::clone(&slot.listener),
+                doorbell,
+            }));
+            if slot.phase == Phase::New {
+                slot.phase = Phase::Told;
+            }
+        }
+        calls
+    }
+
+    /// After [`Call::add`] has succeeded.
+    pub fn took(&mut self, call: Call) {
+        let slot = self.slots.iter_mut().find(|slot| slot.id == call.slot);
+        let held = &mut slot.expect("listeners go when they let go").held;
+        held.insert(call.doorbell.key, call.doorbell.event);
+    }
+}
+
+impl Call {
+    pub fn add(&self) -> Result<(), Refusal> {
+        let done = self.listener.eventfd_add(&self.doorbell);
+        done.map_err(|error| self.refusal(Change::Add, error))
+    }
+
+    pub fn delete(&self) -> Result<(), Refusal> {
+        let done = self.listener.eventfd_del(&self.doorbell);
+        done.map_err(|error| self.refusal(Change::Delete, error))
+    }
+
+    fn refusal(&self, change: Change, error: RefusalError) -> Refusal {
+        Refusal {
+            listener: self.listener.name(),
+            change,
+            doorbell: self.doorbell.clone(),
+            error,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Doorbells in the kernel: the same address space, backed by a real `/dev/kvm`.
+//!
+//! A guest write that KVM handles costs less than one that exits to the VMM, so a VMM on KVM adds a [`KvmListener`] to
+//! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).
+
+mod ioeventfd;
+
+pub use ioeventfd::{KernelCount, KvmListener};
+
+use std::{error, fmt, io};
+
+/// A system call that the kernel refused.
+#[derive(Debug)]
+pub struct Error {
+    call: &'static str,
+    source: io::Error,
+}
+
+impl Error {
+    /// Its name: that of the ioctl, if it was one.
+    pub fn call(&self) -> &'static str {
+        self.call
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.source)
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl From<Error> for io::Error {
+    /// The kernel's errno.
+    fn from(error: Error) -> Self {
+        error.source
+    }
+}

@@ -1,0 +1,260 @@
+use super::Error;
+use crate::Event;
+use crate::ioeventfd::space::{Doorbell, Listener, RefusalError};
+use crate::ioeventfd::{Bus, Key};
+use kvm_bindings::{
+    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio,
+};
+use kvm_ioctls::VmFd;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
+
+/// Has KVM take guest writes to doorbells, so that they do not exit to the VMM.
+///
+/// The kernel can add to eventfds only. So each [`Event`] gets one, its [`KernelCount`], and its kicks are in two
+/// places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost between the two:
+/// when a doorbell leaves KVM, what its eventfd has goes to the event.
+///
+/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive.
+///
+/// # Waiting
+///
+/// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
+/// before it sleeps for the first time, and with a time limit if the table may take a kick while it sleeps: in the
+/// moment in which a doorbell moves, where KVM refused the doorbell, or where KVM's search overlooks it because
+/// doorbells of several lengths overlap.
+///
+/// ```no_run
+/// use doorbell::ioeventfd::{Bus, space::AddressSpace};
+/// use doorbell::{Event, kvm::KvmListener};
+/// use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// use std::sync::Arc;
+///
+/// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+/// let space = AddressSpace::new();
+/// let kvm = Arc::new(KvmListener::new(&vm)?);
+/// assert!(space.add_listener(kvm.clone()).is_clean());
+///
+/// let bar = space.region(Bus::Mmio, 0x1000);
+/// bar.map(0xe000_0000)?;
+/// let queue = Arc::new(Event::new(0));
+/// for refusal in bar.add_eventfd(0x40, 2, None, &queue)?.refusals {
+///     eprintln!("its kicks will exit to the VMM: {refusal}");
+/// }
+///
+/// // The device thread.
+/// let in_kernel = kvm.count_of(&queue)?;
+/// loop {
+///     in_kernel.drain();
+///     if let Some(kicks) = queue.try_read() {
+///         println!("kicked {kicks} times");
+///         continue;
+///     }
+///     let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&millisecond))?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct KvmListener {
+    vm: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for one
+    /// need not care that the doorbell moves.
+    counts: HashMap<usize, (Weak<Event>, Arc<OwnedFd>)>,
+    /// What KVM has.
+    registered: BTreeMap<Key, KernelCount>,
+}
+
+impl KvmListener {
+    /// For a VM, whose file descriptor is duplicated.
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor left (`EMFILE`, `ENFILE`).
+    pub fn new(vm: &VmFd) -> Result<Self, Error> {
+        // SAFETY: `vm` keeps its descriptor open, and is borrowed for as long as this is.
+        let vm = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+        let vm = vm.try_clone_to_owned().map_err(|source| Error {
+            call: "fcntl(F_DUPFD_CLOEXEC)",
+            source,
+        })?;
+        Ok(KvmListener {
+            vm,
+            state: Mutex::default(),
+        })
+    }
+
+    /// The part of `event`'s count that is in the kernel. It is the same as long as the event lives, whether KVM has a
+    /// doorbell of this event already, still or again.
+    ///
+    /// # Errors
+    ///
+    /// It is the first time, and there is no descriptor left (`EMFILE`, `ENFILE`).
+    pub fn count_of(&self, event: &Arc<Event>) -> Result<KernelCount, Error> {
+        self.lock().count_of(event)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole at every point where a holder of the lock can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
+        self.ioctl(key, count, 0)
+    }
+
+    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all.
+    fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
+        let done = self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign);
+        count.drain();
+        done
+    }
+
+    fn ioctl(&self, key: &Key, count: &KernelCount, mut flags: u32) -> Result<(), Error> {
+        if key.bus == Bus::Pio {
+            flags |= 1 << kvm_ioeventfd_flag_nr_pio;
+        }
+        if key.datamatch.is_some() {
+            flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
+        }
+        let argument = kvm_ioeventfd {
+            datamatch: key.datamatch.unwrap_or(0),
+            addr: key.address,
+            len: key.length,
+            fd: count.fd.as_raw_fd(),
+            flags,
+            ..Default::default()
+        };
+        // SAFETY: the kernel reads the structure, which is what this ioctl takes, and keeps no pointer to it.
+        match unsafe { ioctl_with_ref(&self.vm, KVM_IOEVENTFD(), &argument) } {
+            0 => Ok(()),
+            _ => Err(Error {
+                call: "KVM_IOEVENTFD",
+                source: io::Error::last_os_error(),
+            }),
+        }
+    }
+}
+
+impl State {
+    fn count_of(&mut self, event: &Arc<Event>) -> Result<KernelCount, Error> {
+        let address = Arc::as_ptr(event).addr();
+        let fd = match self.counts.get(&address) {
+            // Not of another event that was at this address: its weak handle keeps the memory from being used again.
+            Some((_, fd)) => Arc::clone(fd),
+            None => {
+                // Where the map would grow, it loses those whose events have gone instead.
+                if self.counts.len() == self.counts.capacity() {
+                    self.counts
+                        .retain(|_, (event, _)| event.strong_count() != 0);
+                }
+                let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+                let fd = Arc::new(fd.map_err(|errno| Error {
+                    call: "eventfd2",
+                    source: errno.into(),
+                })?);
+                let entry = (Arc::downgrade(event), Arc::clone(&fd));
+                self.counts.insert(address, entry);
+                fd
+            }
+        };
+        Ok(KernelCount {
+            event: Arc::clone(event),
+            fd,
+        })
+    }
+}
+
+impl Listener for KvmListener {
+    fn name(&self) -> &'static str {
+        "KVM"
+    }
+
+    fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+        let mut state = self.lock();
+        let count = state.count_of(&doorbell.event)?;
+        self.assign(&doorbell.key, &count)?;
+        state.registered.insert(doorbell.key, count);
+        Ok(())
+    }
+
+    fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+        let registered = self.lock().registered.remove(&doorbell.key);
+        match registered {
+            Some(count) => Ok(self.deassign(&doorbell.key, &count)?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for KvmListener {
+    fn drop(&mut self) {
+        let registered = std::mem::take(&mut self.lock().registered);
+        for (key, count) in &registered {
+            // Nobody is left to be told of an error.
+            let _ = self.deassign(key, count);
+        }
+    }
+}
+
+impl fmt::Debug for KvmListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvmListener")
+            .field("vm", &self.vm)
+            .field("registered", &self.lock().registered)
+            .finish()
+    }
+}
+
+/// The kicks of an [`Event`] that KVM took: an eventfd, to be waited for and drained.
+///
+/// The descriptor ([`AsFd`]) does not block. It becomes readable when KVM takes a kick, and is to be read by
+/// [`drain`](Self::drain) only.
+#[derive(Clone, Debug)]
+pub struct KernelCount {
+    event: Arc<Event>,
+    fd: Arc<OwnedFd>,
+}
+
+impl KernelCount {
+    /// Moves the kicks from the kernel to the event, and returns how many.
+    ///
+    /// Any number of threads may do so at a time: each kick is moved by one of them.
+    pub fn drain(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.fd, &mut count) {
+            Ok(_) => {
+                let count = u64::from_ne_bytes(count);
+                self.event.signal_n(count);
+                count
+            }
+            Err(Errno::AGAIN) => 0,
+            Err(errno) => unreachable!("reading an eventfd: {errno}"),
+        }
+    }
+
+    /// What it is drained to.
+    pub fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+}
+
+impl AsFd for KernelCount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

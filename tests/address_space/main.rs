@@ -1,0 +1,9 @@
+//! The address space through its public API.
+
+// What a write of so many bytes looks like is spelled out for one byte order.
+#![cfg(target_endian = "little")]
+
+mod accelerator;
+mod model;
+mod rules;
+mod threads;

@@ -1,0 +1,415 @@
+//! Random changes, and after each commit everything compared with what a naive recomputation says: what is in force,
+//! what the listeners were asked and in which order, what was refused, and where each write goes.
+
+use crate::accelerator::{Accelerator, Asked, collide, matches};
+use doorbell::Event;
+use doorbell::ioeventfd::space::{
+    AddError, AddressSpace, Change, Doorbell, MapError, Region, Report, Transaction,
+};
+use doorbell::ioeventfd::{AssignError, Bus, Key};
+use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
+
+/// Regions are mapped below this, and overlap often.
+const ADDRESSES: u64 = 32;
+const LARGEST: u64 = 12;
+const EVENTS: usize = 3;
+const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Make {
+        bus: Bus,
+        size: u64,
+        priority: i32,
+    },
+    Remove(usize),
+    Map(usize, u64),
+    Unmap(usize),
+    Enable(usize, bool),
+    Add {
+        region: usize,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: usize,
+    },
+    /// Of the region's doorbells, the so manyth.
+    Del(usize, usize),
+    Begin,
+    Commit,
+    Listen(usize),
+    Forget(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let bus = || proptest::sample::select(&BUSES[..]);
+    let base = prop_oneof![
+        20 => 0..ADDRESSES,
+        1 => (0..2 * LARGEST).prop_map(|below| u64::MAX - below),
+    ];
+    let length = proptest::sample::select(&[0, 0, 1, 1, 1, 2, 2, 4, 8, 3][..]);
+    let datamatch =
+        prop_oneof![2 => Just(None), 3 => (0..2_u64).prop_map(Some), 1 => Just(Some(256))];
+    prop_oneof![
+        2 => (bus(), 0..LARGEST, 0..3).prop_map(|(bus, size, priority)| Step::Make { bus, size, priority }),
+        1 => any::<usize>().prop_map(Step::Remove),
+        6 => (any::<usize>(), base).prop_map(|(region, base)| Step::Map(region, base)),
+        1 => any::<usize>().prop_map(Step::Unmap),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(region, on)| Step::Enable(region, on)),
+        12 => (any::<usize>(), 0..LARGEST, length, datamatch, 0..EVENTS).prop_map(
+            |(region, offset, length, datamatch, event)| Step::Add { region, offset, length, datamatch, event }
+        ),
+        3 => (any::<usize>(), any::<usize>()).prop_map(|(region, nth)| Step::Del(region, nth)),
+        2 => Just(Step::Begin),
+        3 => Just(Step::Commit),
+        1 => (0..LISTENERS.len()).prop_map(Step::Listen),
+        1 => (0..LISTENERS.len()).prop_map(Step::Forget),
+    ]
+}
+
+/// A kind of listener: its name, its priority, and what it refuses.
+type Kind = (&'static str, i32, fn(Change, &Key) -> bool);
+
+const LISTENERS: [Kind; 4] = [
+    ("takes all", 10, |_, _| false),
+    ("takes no odd addresses", 0, |change, key| {
+        change == Change::Add && key.address % 2 == 1
+    }),
+    ("complains when it lets go", 10, |change, key| {
+        change == Change::Delete && key.length == 1
+    }),
+    ("takes only wildcards, and complains", -5, |_, key| {
+        key.length != 0
+    }),
+];
+
+/// What a region should be.
+struct Model {
+    bus: Bus,
+    size: u64,
+    priority: i32,
+    base: Option<u64>,
+    enabled: bool,
+    mapped: usize,
+    /// At offsets.
+    doorbells: Vec<Doorbell>,
+}
+
+/// What a listener should be.
+struct Told {
+    kind: Kind,
+    accelerator: Arc<Accelerator>,
+    leaving: bool,
+    new: bool,
+    holds: Vec<Doorbell>,
+}
+
+struct Test<'a> {
+    space: &'a AddressSpace,
+    open: Vec<Transaction<'a>>,
+    regions: Vec<(Region, Model)>,
+    mapped: usize,
+    listeners: Vec<Told>,
+    log: Arc<Mutex<Vec<Asked>>>,
+    in_force: Vec<Doorbell>,
+    events: [Arc<Event>; EVENTS],
+}
+
+impl<'a> Test<'a> {
+    fn new(space: &'a AddressSpace) -> Self {
+        Test {
+            space,
+            open: Vec::new(),
+            regions: Vec::new(),
+            mapped: 0,
+            listeners: Vec::new(),
+            log: Arc::default(),
+            in_force: Vec::new(),
+            events: std::array::from_fn(|_| Arc::new(Event::new(0))),
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let index = |index: usize| index.checked_rem(self.regions.len());
+        let report = match step {
+            Step::Make {
+                bus,
+                size,
+                priority,
+            } => {
+                let region = self.space.region_with_priority(bus, size, priority);
+                let model = Model {
+                    bus,
+                    size,
+                    priority,
+                    base: None,
+                    enabled: true,
+                    mapped: 0,
+                    doorbells: Vec::new(),
+                };
+                self.regions.push((region, model));
+                return;
+            }
+            Step::Remove(region) => {
+                let Some(region) = index(region) else { return };
+                self.regions.swap_remove(region).0.remove()
+            }
+            Step::Map(region, base) => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                let mapped = region.map(base);
+                if u128::from(base) + u128::from(model.size) >= 1 << 64 {
+                    assert_eq!(mapped.err(), Some(MapError));
+                    return;
+                }
+                if model.base != Some(base) {
+                    self.mapped += 1;
+                    model.base = Some(base);
+                    model.mapped = self.mapped;
+                }
+                mapped.unwrap()
+            }
+            Step::Unmap(region) => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                model.base = None;
+                region.unmap()
+            }
+            Step::Enable(region, on) => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                model.enabled = on;
+                region.set_enabled(on)
+            }
+            Step::Add {
+                region,
+                offset,
+                length,
+                datamatch,
+                event,
+            } => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                let event = &self.events[event];
+                let added = region.add_eventfd(offset, length, datamatch, event);
+                let expected = model.add(offset, length, datamatch, event);
+                assert_eq!(added.as_ref().err(), expected.as_ref().err());
+                match added {
+                    Ok(report) => report,
+                    Err(_) => return,
+                }
+            }
+            Step::Del(region, nth) => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                let Some(nth) = nth.checked_rem(model.doorbells.len()) else {
+                    return;
+                };
+                let Doorbell { key, event } = model.doorbells.remove(nth);
+                region
+                    .del_eventfd(key.address, key.length, key.datamatch, &event)
+                    .unwrap()
+            }
+            Step::Begin => {
+                self.open.push(self.space.begin());
+                return;
+            }
+            Step::Commit => {
+                let Some(open) = self.open.pop() else { return };
+                open.commit()
+            }
+            Step::Listen(kind) => {
+                let kind @ (name, priority, refuses) = LISTENERS[kind];
+                let accelerator = Arc::new(Accelerator::with(name, priority, &self.log, refuses));
+                let place = self
+                    .listeners
+                    .partition_point(|told| told.kind.1 <= priority);
+                let told = Told {
+                    kind,
+                    accelerator: accelerator.clone(),
+                    leaving: false,
+                    new: true,
+                    holds: Vec::new(),
+                };
+                self.listeners.insert(place, told);
+                self.space.add_listener(accelerator)
+            }
+            Step::Forget(kind) => {
+                let named = |told: &&mut Told| told.kind.0 == LISTENERS[kind].0 && !told.leaving;
+                let Some(told) = self.listeners.iter_mut().find(named) else {
+                    return;
+                };
+                told.leaving = true;
+                self.space.remove_listener(&*told.accelerator)
+            }
+        };
+        if self.open.is_empty() {
+            self.committed(&report);
+        } else {
+            assert!(report.is_clean());
+            assert_eq!(self.log.lock().unwrap().len(), 0, "before the commit");
+        }
+        for (region, model) in &self.regions {
+            let mut sorted = model.doorbells.clone();
+            sorted.sort_by_key(|doorbell| doorbell.key);
+            assert_eq!(region.doorbells(), sorted);
+            assert_eq!(region.base(), model.base);
+            assert_eq!(region.is_enabled(), model.enabled);
+        }
+    }
+
+    fn committed(&mut self, report: &Report) {
+        let old = std::mem::replace(&mut self.in_force, in_sight(&self.regions));
+        assert_eq!(self.space.doorbells(), self.in_force);
+
+        let mut expected: Vec<Asked> = Vec::new();
+        for told in self.listeners.iter_mut().rev() {
+            let goes = |doorbell: &Doorbell| told.leaving || !self.in_force.contains(doorbell);
+            let (gone, stays) = told.holds.drain(..).partition(goes);
+            let gone: Vec<_> = gone;
+            told.holds = stays;
+            expected.extend(gone.into_iter().map(|d| (told.kind.0, Change::Delete, d)));
+        }
+        self.listeners.retain(|told| !told.leaving);
+        for told in &mut self.listeners {
+            for doorbell in &self.in_force {
+                if !old.contains(doorbell) || told.new {
+                    expected.push((told.kind.0, Change::Add, doorbell.clone()));
+                    if !told.kind.2(Change::Add, &doorbell.key) {
+                        told.holds.push(doorbell.clone());
+                    }
+                }
+            }
+            told.holds.sort_by_key(|doorbell| doorbell.key);
+            told.new = false;
+            // Its own checks are on top of this: nothing twice, nothing that collides.
+            assert_eq!(told.accelerator.holds(), told.holds);
+        }
+        let asked = std::mem::take(&mut *self.log.lock().unwrap());
+        assert_eq!(asked, expected);
+
+        expected.retain(|(name, change, doorbell)| {
+            let kind = LISTENERS.iter().find(|kind| kind.0 == *name).unwrap();
+            kind.2(*change, &doorbell.key)
+        });
+        let refused: Vec<Asked> = report
+            .refusals
+            .iter()
+            .map(|refusal| (refusal.listener, refusal.change, refusal.doorbell.clone()))
+            .collect();
+        assert_eq!(refused, expected);
+
+        self.probe();
+    }
+
+    /// Each write signals the event it should, once, or none.
+    fn probe(&self) {
+        for bus in BUSES {
+            for address in 0..ADDRESSES + LARGEST {
+                for size in [1, 2, 4, 8] {
+                    for value in [0_u64, 1, 256] {
+                        let data = &value.to_le_bytes()[..size];
+                        let hit = self
+                            .in_force
+                            .iter()
+                            .find(|doorbell| matches(&doorbell.key, bus, address, data));
+                        let taken = self.space.write(bus, address, data);
+                        assert_eq!(taken, hit.is_some(), "{bus:?} {address:#x} {data:?}");
+                        for event in &self.events {
+                            let hit = hit.is_some_and(|hit| Arc::ptr_eq(&hit.event, event));
+                            assert_eq!(event.try_read(), hit.then_some(1));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Model {
+    fn add(
+        &mut self,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: &Arc<Event>,
+    ) -> Result<(), AddError> {
+        let key = Key {
+            bus: self.bus,
+            address: offset,
+            length,
+            datamatch,
+        };
+        if length == 3 {
+            return Err(AssignError::Length.into());
+        }
+        if length == 0 && datamatch.is_some() {
+            return Err(AssignError::WildcardDatamatch.into());
+        }
+        if length == 1 && datamatch == Some(256) {
+            return Err(AssignError::DatamatchWidth.into());
+        }
+        let room = self.size.saturating_sub(offset);
+        if room == 0 || room < length.into() {
+            return Err(AddError::Outside);
+        }
+        if self.doorbells.iter().any(|other| collide(&other.key, &key)) {
+            return Err(AssignError::Collision.into());
+        }
+        self.doorbells.push(Doorbell {
+            key,
+            event: Arc::clone(event),
+        });
+        Ok(())
+    }
+
+    fn covers(&self, bus: Bus, address: u64) -> bool {
+        let start = self.base.filter(|_| self.enabled && self.bus == bus);
+        start.is_some_and(|base| (base..base + self.size).contains(&address))
+    }
+}
+
+/// The doorbells whose address is covered by their region, and by no other that outranks it.
+fn in_sight(regions: &[(Region, Model)]) -> Vec<Doorbell> {
+    let mut in_sight = Vec::new();
+    for (_, region) in regions {
+        for doorbell in &region.doorbells {
+            let Some(base) = region.base else { continue };
+            let address = base + doorbell.key.address;
+            let owner = regions
+                .iter()
+                .map(|(_, region)| region)
+                .filter(|other| other.covers(region.bus, address))
+                .max_by_key(|other| (other.priority, other.mapped));
+            if owner.is_some_and(|owner| std::ptr::eq(owner, region)) {
+                let key = Key {
+                    address,
+                    ..doorbell.key
+                };
+                let event = Arc::clone(&doorbell.event);
+                in_sight.push(Doorbell { key, event });
+            }
+        }
+    }
+    in_sight.sort_by_key(|doorbell| doorbell.key);
+    in_sight
+}
+
+proptest! {
+    #[test]
+    fn everything_is_as_a_naive_recomputation_says(steps in proptest::collection::vec(step(), 1..60)) {
+        let space = AddressSpace::new();
+        let mut test = Test::new(&space);
+        for step in steps {
+            test.step(step);
+        }
+        while !test.open.is_empty() {
+            test.step(Step::Commit);
+        }
+        while !test.regions.is_empty() {
+            test.step(Step::Remove(0));
+        }
+        prop_assert!(test.in_force.is_empty());
+    }
+}

@@ -1,0 +1,265 @@
+use crate::accelerator::Accelerator;
+use doorbell::Event;
+use doorbell::ioeventfd::space::{
+    AddError, AddressSpace, Change, Doorbell, Listener, MapError, RefusalError, Region,
+};
+use doorbell::ioeventfd::{AssignError, Bus, Key};
+use std::error::Error;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+const BASE: u64 = 0xe000_0000;
+
+/// A mapped region with a doorbell of four bytes at offset 0x10.
+fn region(space: &AddressSpace) -> (Region, Arc<Event>) {
+    let region = space.region(Bus::Mmio, 0x1000);
+    let event = Arc::new(Event::new(0));
+    assert!(region.map(BASE).unwrap().is_clean());
+    let added = region.add_eventfd(0x10, 4, None, &event);
+    assert!(added.unwrap().is_clean());
+    (region, event)
+}
+
+fn kick(space: &AddressSpace, address: u64) -> bool {
+    space.write(Bus::Mmio, address, &[0; 4])
+}
+
+#[test]
+fn nothing_shows_before_the_outermost_commit() {
+    let space = AddressSpace::new();
+    let accelerator = Arc::new(Accelerator::new());
+    assert!(space.add_listener(accelerator.clone()).is_clean());
+    let outer = space.begin();
+    let (region, event) = region(&space);
+    let inner = space.begin();
+    assert!(region.map(2 * BASE).unwrap().is_clean());
+    assert!(inner.commit().is_clean());
+    assert!(space.doorbells().is_empty());
+    assert!(!kick(&space, BASE + 0x10) && !kick(&space, 2 * BASE + 0x10));
+    assert_eq!(accelerator.holds(), []);
+
+    assert!(outer.commit().is_clean());
+    let expected = [Doorbell {
+        key: Key::mmio(2 * BASE + 0x10, 4),
+        event,
+    }];
+    assert_eq!(space.doorbells(), expected);
+    assert_eq!(accelerator.holds(), expected);
+    assert!(!kick(&space, BASE + 0x10) && kick(&space, 2 * BASE + 0x10));
+}
+
+#[test]
+fn a_dropped_transaction_is_committed() {
+    let space = AddressSpace::new();
+    let transaction = space.begin();
+    let _region = region(&space);
+    drop(transaction);
+    assert!(kick(&space, BASE + 0x10));
+}
+
+#[test]
+fn other_threads_wait_for_the_outermost_commit() {
+    let space = AddressSpace::new();
+    let (region, _event) = region(&space);
+    let (sender, receiver) = mpsc::channel();
+    let transaction = space.begin();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(region.unmap().is_clean());
+            sender.send(()).unwrap();
+        });
+        let early = receiver.recv_timeout(Duration::from_millis(50));
+        assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        // Neither the inner commit nor the other thread's change ends it.
+        assert!(region.set_enabled(true).is_clean());
+        assert_eq!(region.base(), Some(BASE));
+        assert!(transaction.commit().is_clean());
+        receiver.recv().unwrap();
+        assert_eq!(region.base(), None);
+    });
+}
+
+#[test]
+fn a_region_takes_its_doorbells_with_it_when_it_is_dropped() {
+    let space = AddressSpace::new();
+    let accelerator = Arc::new(Accelerator::new());
+    assert!(space.add_listener(accelerator.clone()).is_clean());
+    let (region, event) = region(&space);
+    assert!(accelerator.write(Bus::Mmio, BASE + 0x10, &[0; 4]));
+    drop(region);
+    assert!(space.doorbells().is_empty() && accelerator.holds().is_empty());
+    assert!(!kick(&space, BASE + 0x10));
+    // What the accelerator had taken came over when it let go.
+    assert_eq!(event.try_read(), Some(1));
+
+    assert!(space.remove_listener(&*accelerator).is_clean());
+    assert_eq!(Arc::strong_count(&accelerator), 1);
+    // Which has a log.
+    drop(accelerator);
+    assert_eq!(Arc::strong_count(&event), 1);
+}
+
+/// Whenever a listener is told, the table has the doorbell.
+#[test]
+fn the_table_has_it_first_and_last() {
+    struct Kicks(AddressSpace, AtomicU64);
+    impl Kicks {
+        fn kick(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+            assert!(kick(&self.0, doorbell.key.address));
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+    impl Listener for Kicks {
+        fn name(&self) -> &'static str {
+            "kicks"
+        }
+        fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+            self.kick(doorbell)
+        }
+        fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+            self.kick(doorbell)
+        }
+    }
+
+    let space = AddressSpace::new();
+    let kicks = Arc::new(Kicks(space.clone(), AtomicU64::new(0)));
+    assert!(space.add_listener(kicks.clone()).is_clean());
+    let (region, event) = region(&space);
+    assert!(region.map(2 * BASE).unwrap().is_clean());
+    assert!(region.remove().is_clean());
+    assert_eq!(kicks.1.load(Ordering::Relaxed), 4);
+    assert_eq!(event.try_read(), Some(4));
+    assert!(space.remove_listener(&*kicks).is_clean());
+}
+
+#[test]
+fn what_a_listener_changes_is_in_force_when_the_commit_returns() {
+    /// Unmaps a region as soon as it hears of a doorbell.
+    struct Unmaps(Mutex<Option<Region>>);
+    impl Listener for Unmaps {
+        fn name(&self) -> &'static str {
+            "unmaps"
+        }
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            let region = self.0.lock().unwrap();
+            assert!(region.as_ref().unwrap().unmap().is_clean());
+            Ok(())
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Err("told that it is gone".into())
+        }
+    }
+
+    let space = AddressSpace::new();
+    let (region, _event) = region(&space);
+    let listener = Arc::new(Unmaps(Mutex::new(Some(region))));
+    let report = space.add_listener(listener.clone());
+    assert!(space.doorbells().is_empty());
+    let [refusal] = &report.refusals[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(refusal.change, Change::Delete);
+    // Its region is dropped outside of the listener's own lock, as dropping it tells the listener.
+    let region = listener.0.lock().unwrap().take();
+    drop(region);
+}
+
+#[test]
+fn a_refused_doorbell_is_served_and_reported() {
+    let space = AddressSpace::new();
+    let log = Arc::default();
+    let refuses = Arc::new(Accelerator::with("picky", 0, &log, |_, _| true));
+    let takes = Arc::new(Accelerator::with("other", 0, &log, |_, _| false));
+    assert!(space.add_listener(refuses.clone()).is_clean());
+    assert!(space.add_listener(takes.clone()).is_clean());
+    let region = space.region(Bus::Mmio, 0x1000);
+    assert!(region.map(BASE).unwrap().is_clean());
+    let event = Arc::new(Event::new(0));
+
+    let report = region.add_eventfd(0x10, 4, None, &event).unwrap();
+    let [refusal] = &report.refusals[..] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(refusal.listener, "picky");
+    assert_eq!(refusal.change, Change::Add);
+    assert_eq!(refusal.doorbell, space.doorbells()[0]);
+    assert_eq!(refusal.source().unwrap().to_string(), "as told");
+    assert_eq!(
+        refusal.to_string(),
+        "picky did not add the doorbell at Mmio 0xe0000010: as told"
+    );
+    assert!(kick(&space, BASE + 0x10));
+    assert_eq!(refuses.holds(), []);
+    assert_eq!(takes.holds(), space.doorbells());
+    // It is not asked to let go of what it has not got.
+    assert!(region.unmap().is_clean());
+}
+
+#[test]
+fn a_doorbell_is_where_its_first_address_is() {
+    let space = AddressSpace::new();
+    let (_below, event) = region(&space);
+    // From the doorbell's second address on, something else.
+    let above = space.region_with_priority(Bus::Mmio, 0x100, 1);
+    assert!(above.map(BASE + 0x11).unwrap().is_clean());
+    assert!(kick(&space, BASE + 0x10));
+    // From its first.
+    assert!(above.map(BASE + 0x10).unwrap().is_clean());
+    assert!(!kick(&space, BASE + 0x10));
+    // Up to its first but one.
+    assert!(above.map(BASE + 0x10 - 0x100).unwrap().is_clean());
+    assert!(kick(&space, BASE + 0x10));
+    assert_eq!(event.try_read(), Some(2));
+}
+
+/// The one that was moved last is on top, and moving it to where it is does not count.
+#[test]
+fn among_equals_the_last_mapped_wins() {
+    let space = AddressSpace::new();
+    let (first, first_event) = region(&space);
+    let (second, second_event) = region(&space);
+    let who = || {
+        assert!(kick(&space, BASE + 0x10));
+        (first_event.try_read(), second_event.try_read())
+    };
+    assert_eq!(who(), (None, Some(1)));
+    assert!(first.map(BASE).unwrap().is_clean());
+    assert_eq!(who(), (None, Some(1)));
+    assert!(first.unmap().is_clean());
+    assert!(first.map(BASE).unwrap().is_clean());
+    assert_eq!(who(), (Some(1), None));
+    // Switching off and on does not count either.
+    assert!(second.set_enabled(false).is_clean());
+    assert!(second.set_enabled(true).is_clean());
+    assert_eq!(who(), (Some(1), None));
+}
+
+#[test]
+fn errors_carry_the_errno() {
+    let errno = |error: io::Error| error.raw_os_error();
+    let space = AddressSpace::new();
+    let (region, event) = region(&space);
+    let add = |offset, length| {
+        let added = region.add_eventfd(offset, length, None, &event);
+        added.expect_err("refused")
+    };
+    assert_eq!(add(0xffd, 4), AddError::Outside);
+    assert_eq!(add(0x1000, 0), AddError::Outside);
+    assert_eq!(errno(add(0x1000, 0).into()), Some(libc::EINVAL));
+    assert_eq!(add(0x10, 0), AddError::Assign(AssignError::Collision));
+    assert_eq!(errno(add(0x10, 0).into()), Some(libc::EEXIST));
+    assert_eq!(region.map(u64::MAX - 0xfff).err(), Some(MapError));
+    assert_eq!(errno(MapError.into()), Some(libc::EINVAL));
+    assert_eq!(region.base(), Some(BASE));
+    assert!(region.map(u64::MAX - 0x1000).unwrap().is_clean());
+
+    let other = Arc::new(Event::new(0));
+    for (length, event) in [(4, &other), (2, &event)] {
+        let gone = region.del_eventfd(0x10, length, None, event);
+        assert_eq!(errno(gone.unwrap_err().into()), Some(libc::ENOENT));
+    }
+}

@@ -1,0 +1,474 @@
+//! The KVM listener, with a real guest that kicks.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use doorbell::Event;
+use doorbell::ioeventfd::Bus;
+use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
+use doorbell::kvm::{Error, KvmListener};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use vmm_sys_util::eventfd::EventFd;
+
+const ENTRY: u64 = 0x1000;
+const PAGE: usize = 0x1000;
+/// 64-bit cells in guest memory, past the program: where the guest is to kick, and how often it has.
+const PLACE: u64 = 0x8000;
+const SENT: u64 = 0x8008;
+
+/// The guest writes its number of choice here, and the VMM moves the doorbells.
+const CONFIG: u16 = 0x0cf8;
+/// The guest has finished.
+const EXIT: u16 = 0x00f4;
+/// Where the doorbells can be; each place has a memory address and a port.
+const PLACES: u64 = 4;
+/// What the guest writes to them.
+const KICK: u16 = 7;
+
+fn address(place: u64) -> u64 {
+    0xd_0000 + 0x1000 * place
+}
+
+fn port(place: u64) -> u64 {
+    0xc000 + 0x100 * place
+}
+
+/// A VM with guest memory from 0 up, and a vCPU in real mode.
+struct Machine {
+    // Before the memory: the VM must be gone first.
+    vcpu: VcpuFd,
+    vm: VmFd,
+    memory: Arc<[Page]>,
+}
+
+#[repr(C, align(4096))]
+struct Page([AtomicU64; PAGE / 8]);
+
+impl Machine {
+    /// None, and says so, if there is no KVM.
+    fn new(program: &[u8]) -> Option<Self> {
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(e) => {
+                eprintln!("skipped: /dev/kvm: {e}");
+                return None;
+            }
+        };
+        let page = || Page([const { AtomicU64::new(0) }; PAGE / 8]);
+        let memory: Arc<[Page]> = (0..0x1_0000 / PAGE).map(|_| page()).collect();
+        let vm = kvm.create_vm().unwrap();
+        // Intel's CPUs want pages of their own for real mode.
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: (memory.len() * PAGE) as u64,
+            userspace_addr: memory.as_ptr() as u64,
+        };
+        // SAFETY: the memory outlives the VM, and all that is in it is atomic.
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = vcpu.get_regs().unwrap();
+        regs.rip = ENTRY;
+        vcpu.set_regs(&regs).unwrap();
+        let machine = Machine { vcpu, vm, memory };
+        for (at, bytes) in (ENTRY..).step_by(8).zip(program.chunks(8)) {
+            let mut cell = [0; 8];
+            cell[..bytes.len()].copy_from_slice(bytes);
+            let cell = u64::from_le_bytes(cell);
+            machine.cell(at).store(cell, Ordering::Relaxed);
+        }
+        Some(machine)
+    }
+
+    fn cell(&self, address: u64) -> &AtomicU64 {
+        let cell = address as usize / 8;
+        &self.memory[cell / (PAGE / 8)].0[cell % (PAGE / 8)]
+    }
+
+    fn sent(&self) -> u64 {
+        self.cell(SENT).load(Ordering::Relaxed)
+    }
+}
+
+/// What became of the writes that reached the VMM.
+#[derive(Debug, Default, PartialEq)]
+struct Exits {
+    taken: u64,
+    refused: u64,
+}
+
+/// Runs the guest until it has finished.
+fn run(vcpu: &mut VcpuFd, space: &AddressSpace, mut configure: impl FnMut(u64)) -> Exits {
+    let mut exits = Exits::default();
+    loop {
+        let taken = match vcpu.run() {
+            Ok(VcpuExit::IoOut(EXIT, _)) => return exits,
+            Ok(VcpuExit::IoOut(CONFIG, &[place, _])) => {
+                configure(place.into());
+                continue;
+            }
+            Ok(VcpuExit::IoOut(port, data)) => space.write(Bus::Pio, port.into(), data),
+            Ok(VcpuExit::MmioWrite(address, data)) => space.write(Bus::Mmio, address, data),
+            Err(e) if e.errno() == libc::EINTR => continue,
+            other => panic!("{other:?}"),
+        };
+        match taken {
+            true => exits.taken += 1,
+            false => exits.refused += 1,
+        }
+    }
+}
+
+/// So many times: choose a place, which comes to be in BX, and kick there so many times, in memory and by port.
+fn program(
+    rounds: u32,
+    kicks: u32,
+    choose: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(16)?;
+    let (mut round, mut again) = (a.create_label(), a.create_label());
+    a.xor(bx, bx)?;
+    a.mov(ds, bx)?;
+    a.mov(ebp, rounds)?;
+    a.set_label(&mut round)?;
+    choose(&mut a)?;
+    a.mov(ax, bx)?;
+    a.shl(ax, 8)?;
+    a.add(ax, (address(0) >> 4) as i32)?;
+    a.mov(es, ax)?;
+    a.mov(dx, bx)?;
+    a.shl(dx, 8)?;
+    a.add(dx, port(0) as i32)?;
+    a.mov(ax, u32::from(KICK))?;
+    a.mov(cx, kicks)?;
+    a.set_label(&mut again)?;
+    a.mov(word_ptr(0).es(), ax)?;
+    a.out(dx, ax)?;
+    a.add(dword_ptr(SENT), 2)?;
+    a.dec(cx)?;
+    a.jnz(again)?;
+    a.dec(ebp)?;
+    a.jnz(round)?;
+    a.mov(dx, u32::from(EXIT))?;
+    a.out(dx, al)?;
+    a.assemble(ENTRY)
+}
+
+/// The guest takes one place after the other, and tells the VMM to move the doorbells there.
+fn next_place(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.inc(bx)?;
+    a.and(bx, PLACES as i32 - 1)?;
+    a.mov(ax, bx)?;
+    a.mov(dx, u32::from(CONFIG))?;
+    a.out(dx, ax)
+}
+
+/// The guest looks where the VMM has put the doorbells.
+fn current_place(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(bx, word_ptr(PLACE))
+}
+
+/// Two regions with a doorbell each.
+struct Device {
+    memory: Region,
+    ports: Region,
+    /// Of the two doorbells.
+    events: [Arc<Event>; 2],
+}
+
+impl Device {
+    fn new(space: &AddressSpace) -> Self {
+        let device = Device {
+            memory: space.region(Bus::Mmio, 0x1000),
+            ports: space.region(Bus::Pio, 0x10),
+            events: [0; 2].map(|initial| Arc::new(Event::new(initial))),
+        };
+        clean(device.memory.add_eventfd(0, 2, None, &device.events[0]));
+        let ports = &device.ports;
+        clean(ports.add_eventfd(0, 2, Some(KICK.into()), &device.events[1]));
+        device
+    }
+
+    fn place(&self, space: &AddressSpace, place: u64) -> Report {
+        let transaction = space.begin();
+        clean(self.memory.map(address(place)));
+        clean(self.ports.map(port(place)));
+        transaction.commit()
+    }
+
+    fn unmap(&self, space: &AddressSpace) {
+        let transaction = space.begin();
+        assert!(self.memory.unmap().is_clean() && self.ports.unmap().is_clean());
+        assert!(transaction.commit().is_clean());
+    }
+
+    /// The kicks since the last time, those in the kernel left aside.
+    fn received(&self) -> [u64; 2] {
+        [0, 1].map(|index| self.events[index].try_read().unwrap_or(0))
+    }
+}
+
+fn clean(report: Result<Report, impl std::error::Error>) {
+    let report = report.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+fn listening(vm: &VmFd) -> (AddressSpace, Arc<KvmListener>) {
+    let space = AddressSpace::new();
+    let kvm = Arc::new(KvmListener::new(vm).unwrap());
+    assert!(space.add_listener(kvm.clone()).is_clean());
+    (space, kvm)
+}
+
+/// KVM has the doorbells wherever the guest puts them: no kick reaches the VMM, and none is lost.
+#[test]
+fn a_guest_moves_its_bar() {
+    const ROUNDS: u32 = 100;
+    const KICKS: u32 = 10;
+    let program = program(ROUNDS, KICKS, next_place).unwrap();
+    let Some(mut machine) = Machine::new(&program) else {
+        return;
+    };
+    let (space, _kvm) = listening(&machine.vm);
+    let device = Device::new(&space);
+    let exits = run(&mut machine.vcpu, &space, |place| {
+        assert!(device.place(&space, place).is_clean());
+    });
+    assert_eq!(exits, Exits::default());
+    device.unmap(&space);
+    let kicks = u64::from(ROUNDS * KICKS);
+    assert_eq!(device.received(), [kicks, kicks]);
+}
+
+/// The guest kicks all the time, and the VMM moves the doorbells from another thread. A kick is taken by KVM, or by the
+/// table, or reaches an address where the doorbell is no more or not yet; the sums add up. And when a commit has taken
+/// the doorbells from KVM, nothing is left behind in the kernel.
+#[test]
+fn a_bar_is_moved_under_a_kicking_guest() {
+    let program = program(6000, 1, current_place).unwrap();
+    let Some(mut machine) = Machine::new(&program) else {
+        return;
+    };
+    let (space, kvm) = listening(&machine.vm);
+    let device = Device::new(&space);
+    let in_kernel = device
+        .events
+        .each_ref()
+        .map(|event| kvm.count_of(event).unwrap());
+    assert!(device.place(&space, 0).is_clean());
+    let stop = AtomicBool::new(false);
+    let memory = Arc::clone(&machine.memory);
+    let (exits, moves) = thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            let mut moves = 0;
+            while !stop.load(Ordering::Relaxed) {
+                moves += 1;
+                let place = moves % PLACES;
+                assert!(device.place(&space, place).is_clean());
+                let cell = PLACE as usize / 8;
+                memory[cell / (PAGE / 8)].0[cell % (PAGE / 8)].store(place, Ordering::Relaxed);
+                if moves % 3 == 0 {
+                    device.unmap(&space);
+                    assert_eq!(in_kernel.each_ref().map(|count| count.drain()), [0, 0]);
+                }
+            }
+            moves
+        });
+        let exits = run(&mut machine.vcpu, &space, |place| panic!("{place}"));
+        stop.store(true, Ordering::Relaxed);
+        (exits, mover.join().unwrap())
+    });
+    device.unmap(&space);
+    let received: u64 = device.received().iter().sum();
+    eprintln!("{moves} moves; {received} kicks received; {exits:?}");
+    assert_eq!(received + exits.refused, machine.sent());
+    assert!(received > exits.taken, "KVM took none");
+    assert!(moves > 0);
+}
+
+/// KVM refuses what collides with somebody else's ioeventfd. The table serves it.
+#[test]
+fn what_kvm_refuses_is_served() {
+    let program = program(1, 5, next_place).unwrap();
+    let Some(mut machine) = Machine::new(&program) else {
+        return;
+    };
+    let (space, _kvm) = listening(&machine.vm);
+    let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let at = IoEventAddress::Mmio(address(1));
+    // Of another value, so it stands in the way of ours, and not of the guest's writes.
+    machine.vm.register_ioevent(&other, &at, !KICK).unwrap();
+    let device = Device::new(&space);
+    let exits = run(&mut machine.vcpu, &space, |place| {
+        let mut report = device.place(&space, place);
+        let refusal = report.refusals.pop().unwrap();
+        assert!(report.is_clean());
+        assert_eq!((refusal.listener, refusal.change), ("KVM", Change::Add));
+        assert_eq!(refusal.doorbell, space.doorbells()[0]);
+        let error = refusal.error.downcast::<Error>().unwrap();
+        assert_eq!(error.call(), "KVM_IOEVENTFD");
+        let errno = io::Error::from(*error).raw_os_error();
+        assert_eq!(errno, Some(libc::EEXIST));
+    });
+    assert_eq!(
+        exits,
+        Exits {
+            taken: 5,
+            refused: 0
+        }
+    );
+    device.unmap(&space);
+    assert_eq!(device.received(), [5, 5]);
+    assert!(other.read().is_err(), "the other one was signalled");
+}
+
+/// A dropped listener has taken its doorbells out of KVM, and moved what was pending to the events.
+#[test]
+fn dropping_the_listener_unregisters() {
+    let program = program(2, 5, next_place).unwrap();
+    let Some(mut machine) = Machine::new(&program) else {
+        return;
+    };
+    let kvm = KvmListener::new(&machine.vm).unwrap();
+    let space = AddressSpace::new();
+    let device = Device::new(&space);
+    // The listener is called by hand, so that it can be dropped while there are doorbells.
+    let mut kvm = Some(kvm);
+    let exits = run(&mut machine.vcpu, &space, |place| {
+        assert!(device.place(&space, place).is_clean());
+        if place == 1 {
+            for doorbell in space.doorbells() {
+                kvm.as_ref().unwrap().eventfd_add(&doorbell).unwrap();
+            }
+        } else {
+            assert_eq!(device.received(), [0, 0]);
+            kvm = None;
+            assert_eq!(device.received(), [5, 5]);
+            assert!(device.place(&space, 1).is_clean());
+            assert!(device.place(&space, place).is_clean());
+        }
+    });
+    assert_eq!(
+        exits,
+        Exits {
+            taken: 10,
+            refused: 0
+        }
+    );
+    assert_eq!(device.received(), [5, 5]);
+    // Nobody's ioeventfd is left at the first place.
+    let (space, _kvm) = listening(&machine.vm);
+    assert!(Device::new(&space).place(&space, 1).is_clean());
+}
+
+/// Whether KVM has something that collides with a key of this length and value.
+fn collides(vm: &VmFd, bus: Bus, at: u64, length: u32, value: u64) -> bool {
+    let at = match bus {
+        Bus::Mmio => IoEventAddress::Mmio(at),
+        Bus::Pio => IoEventAddress::Pio(at),
+    };
+    let fd = EventFd::new(0).unwrap();
+    macro_rules! probe {
+        ($value:expr) => {
+            match vm.register_ioevent(&fd, &at, $value) {
+                Ok(()) => {
+                    vm.unregister_ioevent(&fd, &at, $value).unwrap();
+                    false
+                }
+                Err(e) => {
+                    assert_eq!(e.errno(), libc::EEXIST);
+                    true
+                }
+            }
+        };
+    }
+    match length {
+        1 => probe!(value as u8),
+        2 => probe!(value as u16),
+        4 => probe!(value as u32),
+        _ => probe!(value),
+    }
+}
+
+/// All forms of key. What KVM made of each can be seen from what collides with it; and nothing is left of it when it
+/// has been deleted.
+#[test]
+fn every_key_reaches_kvm_as_it_is() {
+    let Some(Machine { vm, .. }) = &Machine::new(&[]) else {
+        return;
+    };
+    let (space, _kvm) = listening(vm);
+    let event = Arc::new(Event::new(0));
+    for (bus, other) in [(Bus::Mmio, Bus::Pio), (Bus::Pio, Bus::Mmio)] {
+        let region = space.region(bus, 0x10);
+        clean(region.map(0x1000));
+        for (length, datamatch) in [
+            (0, None),
+            (1, None),
+            (2, None),
+            (4, None),
+            (8, None),
+            (1, Some(0xff)),
+            (2, Some(0xffff)),
+            (4, Some(0xffff_ffff)),
+            (8, Some(u64::MAX)),
+        ] {
+            clean(region.add_eventfd(8, length, datamatch, &event));
+            for probed in [1, 2, 4, 8] {
+                let here = length == 0 || length == probed;
+                let value = datamatch.unwrap_or(1);
+                assert_eq!(collides(vm, bus, 0x1008, probed, value), here);
+                let any_value = here && datamatch.is_none();
+                assert_eq!(collides(vm, bus, 0x1008, probed, 0), any_value);
+                assert!(!collides(vm, other, 0x1008, probed, value));
+                assert!(!collides(vm, bus, 0x1000, probed, value));
+            }
+            clean(region.del_eventfd(8, length, datamatch, &event));
+            for probed in [1, 2, 4, 8] {
+                assert!(!collides(vm, bus, 0x1008, probed, datamatch.unwrap_or(1)));
+            }
+        }
+    }
+}
+
+/// The eventfd of an event is the same wherever its doorbells go, and it is closed some time after the event has gone.
+#[test]
+fn an_event_keeps_its_eventfd() {
+    let Some(machine) = Machine::new(&[]) else {
+        return;
+    };
+    let (space, kvm) = listening(&machine.vm);
+    let device = Device::new(&space);
+    let event = &device.events[0];
+    let before = kvm.count_of(event).unwrap();
+    for place in 0..PLACES {
+        assert!(device.place(&space, place).is_clean());
+    }
+    device.unmap(&space);
+    let after = kvm.count_of(event).unwrap();
+    assert_eq!(before.as_fd().as_raw_fd(), after.as_fd().as_raw_fd());
+    assert!(Arc::ptr_eq(after.event(), event));
+
+    let highest = (0..1000)
+        .map(|_| {
+            let event = Arc::new(Event::new(0));
+            let count = kvm.count_of(&event).unwrap();
+            count.as_fd().as_raw_fd()
+        })
+        .max();
+    // Other tests of this process have some open at the same time.
+    assert!(highest < Some(500), "{highest:?}");
+}
