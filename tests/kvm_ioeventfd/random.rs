@@ -6,21 +6,20 @@
 //!
 //! `PROPTEST_CASES` sets the number of sequences of each test.
 
-use crate::sides::{EVENTS, Sides, Tally, Write};
+use crate::i35_refused_by_us_alone;
+use crate::sides::{BUSES, EVENTS, Sides, Tally, Write, key_at};
 use doorbell::ioeventfd::{Bus, Key};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
-use std::mem;
+use std::{env, mem};
 
 /// A place to register at: the address, and the length.
 type Slot = (u64, u32);
 
 /// Where the places start, within one page; for both buses, so that one taken for the other shows.
 const BASE: u64 = 0x8100;
-
-const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
 
 const LENGTHS: [u32; 4] = [1, 2, 4, 8];
 
@@ -111,7 +110,7 @@ fn hit() -> impl Strategy<Value = Op> {
 }
 
 fn ops(slots: impl Strategy<Value = Vec<Slot>>) -> impl Strategy<Value = Vec<Op>> {
-    slots.prop_flat_map(|slots| prop::collection::vec(op(slots), 1..120))
+    slots.prop_flat_map(|slots| prop::collection::vec(op(slots), 1..200))
 }
 
 /// Plays sequences to both; `write` compares what they do with a guest's write.
@@ -120,36 +119,46 @@ fn play(
     sequences: impl Strategy<Value = Vec<Op>>,
     write: impl Fn(&mut Sides, Write),
 ) {
-    // A machine serves one sequence after the other. One that fails takes its machine along.
-    let spare = RefCell::new(Sides::new());
-    if spare.borrow().is_none() {
-        return;
-    }
-    let mut runner = TestRunner::new(ProptestConfig {
-        // The failure message holds the sequence.
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    });
-    let total = RefCell::new(Tally::default());
-    let result = runner.run(&sequences, |sequence| {
-        let spare_sides = spare.borrow_mut().take();
-        let mut sides = spare_sides.or_else(Sides::new).expect("there was KVM");
+    each(domain, sequences, |sides, sequence| {
         for op in sequence {
-            apply(&mut sides, op, &write);
+            apply(sides, op, &write);
         }
         // All that are left, with KVM's search among them all.
         let left: Vec<_> = sides.registered().collect();
         for &(key, _) in &left {
-            ring(&mut sides, key, 4, 0, &write);
+            ring(sides, key, 4, 0, &write);
         }
         for (key, event) in left {
             assert_eq!(sides.deassign(key, event), Ok(()));
         }
+    });
+}
+
+/// Runs a case, which registers nothing for good, with each of many values.
+fn each<S: Strategy>(what: &str, values: S, case: impl Fn(&mut Sides, S::Value)) {
+    // A machine serves one case after the other. One that fails takes its machine along.
+    let spare = RefCell::new(Sides::new());
+    if spare.borrow().is_none() {
+        return;
+    }
+    let mut config = ProptestConfig {
+        // The failure message holds the value.
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 100;
+    }
+    let total = RefCell::new(Tally::default());
+    let result = TestRunner::new(config).run(&values, |value| {
+        let spare_sides = spare.borrow_mut().take();
+        let mut sides = spare_sides.or_else(Sides::new).expect("there was KVM");
+        case(&mut sides, value);
         *total.borrow_mut() += mem::take(&mut sides.tally);
         spare.replace(Some(sides));
         Ok(())
     });
-    println!("{domain}: {}", total.borrow());
+    println!("{what}: {}", total.borrow());
     if let Err(error) = result {
         panic!("{error}");
     }
@@ -257,23 +266,14 @@ fn eight_bytes_apart() {
 #[test]
 fn registered_in_ascending_order() {
     let sequences = row(0..4_u64, any_length()).prop_flat_map(|slots| {
-        let keys = slots
+        let assigns = slots
             .iter()
             .enumerate()
             .flat_map(|(n, &(address, length))| {
-                BUSES.map(|bus| {
-                    let datamatch = None;
-                    let key = Key {
-                        bus,
-                        address,
-                        length,
-                        datamatch,
-                    };
-                    Op::Assign(key, n % EVENTS)
-                })
+                BUSES.map(|bus| Op::Assign(key_at(bus, address, length), n % EVENTS))
             });
-        let assigns: Vec<_> = keys.collect();
-        let writes = prop::collection::vec(prop_oneof![hit(), write(slots)], 0..40);
+        let assigns: Vec<_> = assigns.collect();
+        let writes = prop::collection::vec(prop_oneof![hit(), write(slots)], 0..100);
         writes.prop_map(move |writes| [&assigns[..], &writes].concat())
     });
     play("registered in ascending order", sequences, strict);
@@ -287,5 +287,21 @@ fn overlapping() {
         |sides, write| {
             sides.write_each(write);
         },
+    );
+}
+
+#[test]
+fn datamatch_wider_than_the_length() {
+    let wide = (bus(), select(&[1, 2, 4][..]), any::<u64>(), any::<u64>()).prop_filter_map(
+        "fits",
+        |(bus, length, value, zeros)| {
+            let value = value & zeros;
+            (value >> (8 * length) != 0).then(|| key_at(bus, BASE, length).with_datamatch(value))
+        },
+    );
+    each(
+        "datamatch wider than the length",
+        wide,
+        i35_refused_by_us_alone,
     );
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+pub const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
+
 /// How many events there are to be signalled. They are named by their index.
 pub const EVENTS: usize = 5;
 
@@ -261,6 +263,15 @@ impl fmt::Debug for Write {
             bus, address, size, ..
         } = self;
         write!(f, "{bus:?} {address:#x} {size} <- {:#x}", self.data())
+    }
+}
+
+pub fn key_at(bus: Bus, address: u64, length: u32) -> Key {
+    Key {
+        bus,
+        address,
+        length,
+        datamatch: None,
     }
 }
 
