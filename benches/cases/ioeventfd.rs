@@ -19,12 +19,12 @@ const SIZES: [u64; 5] = [1, 16, 64, 1_000, 100_000];
 const DOORBELL: &str = "doorbell";
 const RW_LOCK: &str = "RwLock<BTreeMap>";
 const MUTEX: &str = "Mutex<BTreeMap>";
-const ARC_SWAP: &str = "arc-swap, sorted vector";
+const ARC_SWAP: &str = "arc-swap + sorted Vec";
 const LINEAR: &str = "linear scan";
 
-const REFERENCE: &str = "64 entries, 1 reader";
-const TWO_READERS: &str = "64 entries, 2 readers";
-const MANY_ENTRIES: &str = "100000 entries, 1 reader";
+const REFERENCE: &str = "64 entries";
+const TWO_READERS: &str = "64, two readers";
+const MANY_ENTRIES: &str = "100000 entries";
 
 /// All cases, a group's one after the other.
 pub fn all() -> Vec<Case> {
