@@ -1,44 +1,50 @@
-//! The event against kernel eventfd and bare atomics: ratios, from samples taken in turns.
+//! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
+//! table against other ways of keeping one.
 //!
-//! `cargo bench --bench ratios`. A machine that is shared may be twice as slow a second later, so the cases of a group
-//! take turns, a few milliseconds each, and what is reported is the median time of each and the median of the ratios
-//! within a turn.
+//! `cargo bench --bench ratios [-- WORD]`, for all groups of cases or those with this in their name. A machine that is
+//! shared may be twice as slow a second later, so the cases of a group take turns, a few milliseconds each, and what is
+//! reported is the median time of each and the median of the ratios within a turn.
 
 #[cfg(target_os = "linux")]
 mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use cases::{
-        DOORBELL, EVENTFD, FETCH_ADD, PING_PONG_PARKED, PING_PONG_SPINNING, PRODUCERS, RAW_SPIN,
-        SIGNAL, WRITE_READ,
-    };
+    let mut turns = 1;
+    let mut word = String::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            // `cargo test --benches` asks only whether it runs.
+            "--bench" => turns = 101,
+            _ => word = argument,
+        }
+    }
 
-    // `cargo test --benches` asks only whether it runs.
-    let turns = if std::env::args().any(|argument| argument == "--bench") {
-        101
-    } else {
-        1
-    };
-    println!("{:<24}{:<32}{:>12}", "", "", "median ns");
-    let mut groups: Vec<(&str, Samples)> = Vec::new();
-    let mut cases = cases::all();
+    println!("{:<56}{:<32}{:>12}", "", "", "median ns");
+    let mut groups: Vec<(String, Samples)> = Vec::new();
+    let mut cases = [cases::event::all(), cases::ioeventfd::all()]
+        .into_iter()
+        .flatten()
+        .filter(|case| case.group.contains(&word))
+        .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
-        let name = group[0].group;
+        let name = group[0].group.clone();
         let samples = take_turns(group, turns);
         for (who, times) in &samples {
-            println!("{name:<24}{who:<32}{:>12.1}", median(times));
+            println!("{name:<56}{who:<32}{:>12.1}", median(times));
         }
         groups.push((name, samples));
     }
 
     println!();
-    println!("{:<24}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
-    let ratio = |group, over, under, target: &str| {
-        let (_, samples) = groups
-            .iter()
-            .find(|(name, _)| *name == group)
-            .expect("a group");
+    println!("{:<56}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
+    for ratio in [cases::event::ratios(), cases::ioeventfd::ratios()]
+        .iter()
+        .flatten()
+    {
+        let Some((name, samples)) = groups.iter().find(|(name, _)| *name == ratio.group) else {
+            continue;
+        };
         let of = |who| {
             &samples
                 .iter()
@@ -46,16 +52,15 @@ fn main() {
                 .expect("a case")
                 .1
         };
-        let ratios: Vec<f64> = of(over).iter().zip(of(under)).map(|(a, b)| a / b).collect();
-        let what = format!("{over} / {under}");
-        println!("{group:<24}{what:<32}{:>9.2}{target:>12}", median(&ratios));
-    };
-    ratio(SIGNAL, DOORBELL, FETCH_ADD, "<= 1.3");
-    ratio(SIGNAL, EVENTFD, DOORBELL, "");
-    ratio(WRITE_READ, EVENTFD, DOORBELL, ">= 80");
-    ratio(PRODUCERS, DOORBELL, FETCH_ADD, "<= 1");
-    ratio(PING_PONG_SPINNING, DOORBELL, RAW_SPIN, "<= 2.5");
-    ratio(PING_PONG_PARKED, DOORBELL, EVENTFD, "<= 1");
+        let times = of(ratio.over).iter().zip(of(ratio.under));
+        let ratios: Vec<f64> = times.map(|(a, b)| a / b).collect();
+        let what = format!("{} / {}", ratio.over, ratio.under);
+        println!(
+            "{name:<56}{what:<32}{:>9.2}{:>12}",
+            median(&ratios),
+            ratio.target
+        );
+    }
 }
 
 /// Nanoseconds an iteration, a list for each case; the same place in two lists is the same turn.

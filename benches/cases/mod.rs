@@ -1,183 +1,105 @@
-//! What is measured: the same work done by an [`Event`], by the kernel's eventfd and by bare atomics.
+//! What is measured: groups of cases that do the same work in different ways.
 
-use doorbell::{Event, Spin};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::OwnedFd;
+// Each bench uses a part of it.
+#![allow(dead_code)]
+
+pub mod event;
+pub mod ioeventfd;
+
+use criterion::Criterion;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::hint::{black_box, spin_loop};
+use std::hint::black_box;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Does something so many times (each thread, if there are two), and returns how long that took (the longer one).
+pub type Run = Box<dyn FnMut(u64) -> Duration>;
 
 /// One way of doing one thing.
 pub struct Case {
     /// The thing. Cases of one group can be compared.
-    pub group: &'static str,
+    pub group: String,
     /// Who does it.
     pub who: &'static str,
-    /// Does it so many times (each thread, if there are two), and returns how long that took.
-    pub run: Box<dyn FnMut(u64) -> Duration>,
+    pub run: Run,
 }
 
-/// All cases, a group's one after the other.
-pub fn all() -> Vec<Case> {
-    let mut cases = Vec::new();
-    let mut case = |group, who, run: Box<dyn FnMut(u64) -> Duration>| {
-        cases.push(Case { group, who, run });
-    };
-
-    let counter = AtomicU64::new(0);
-    case(
-        SIGNAL,
-        FETCH_ADD,
-        alone(move || counter.fetch_add(1, Ordering::SeqCst)),
-    );
-    let event = Event::new(0);
-    case(SIGNAL, DOORBELL, alone(move || event.signal()));
-    let fd = Eventfd::new();
-    case(SIGNAL, EVENTFD, alone(move || fd.write(1)));
-
-    let event = Event::new(0);
-    case(
-        WRITE,
-        DOORBELL,
-        alone(move || event.write(black_box(1)).expect("there is room")),
-    );
-    let fd = Eventfd::new();
-    case(WRITE, EVENTFD, alone(move || fd.write(black_box(1))));
-
-    // A semaphore with plenty, so that each read finds something.
-    let event = Event::semaphore(u64::MAX / 2);
-    case(READ, DOORBELL, alone(move || event.read()));
-    let fd = Eventfd::with(EventfdFlags::SEMAPHORE);
-    fd.write(u64::MAX / 2);
-    case(READ, EVENTFD, alone(move || fd.read()));
-
-    let event = Event::new(0);
-    case(
-        WRITE_READ,
-        DOORBELL,
-        alone(move || {
-            event.write(black_box(1)).expect("there is room");
-            event.read()
-        }),
-    );
-    let fd = Eventfd::new();
-    case(
-        WRITE_READ,
-        EVENTFD,
-        alone(move || {
-            fd.write(black_box(1));
-            fd.read()
-        }),
-    );
-
-    case(PRODUCERS, FETCH_ADD, {
-        let counter = AtomicU64::new(0);
-        two(move |_| counter.fetch_add(1, Ordering::SeqCst))
-    });
-    case(PRODUCERS, DOORBELL, {
-        let event = Event::new(0);
-        two(move |_| event.signal())
-    });
-    case(PRODUCERS, EVENTFD, {
-        let fd = Eventfd::new();
-        two(move |_| fd.write(1))
-    });
-
-    case(PING_PONG_SPINNING, RAW_SPIN, {
-        // Whose turn it is, and no more: the least that two threads can do.
-        let turn = AtomicU64::new(0);
-        two(move |me| {
-            while turn.load(Ordering::Acquire) != me {}
-            turn.store(1 - me, Ordering::Release);
-        })
-    });
-    case(PING_PONG_SPINNING, RAW_SPIN_PAUSE, {
-        let turn = AtomicU64::new(0);
-        two(move |me| {
-            while turn.load(Ordering::Acquire) != me {
-                spin_loop();
-            }
-            turn.store(1 - me, Ordering::Release);
-        })
-    });
-    case(PING_PONG_SPINNING, DOORBELL, ping_pong(Spin::Always));
-    case(
-        PING_PONG_SPINNING,
-        DOORBELL_DEFAULT,
-        ping_pong(Spin::DEFAULT),
-    );
-
-    case(PING_PONG_PARKED, DOORBELL, ping_pong(Spin::Never));
-    case(PING_PONG_PARKED, EVENTFD, {
-        let fds = [Eventfd::new(), Eventfd::new()];
-        fds[0].write(1);
-        two(move |me| {
-            let me = me as usize;
-            fds[me].read();
-            fds[1 - me].write(1);
-        })
-    });
-    cases
+/// Two cases of a group to be compared.
+pub struct Ratio {
+    pub group: String,
+    pub over: &'static str,
+    pub under: &'static str,
+    /// What the ratio ought to be, if anything.
+    pub target: &'static str,
 }
 
-pub const SIGNAL: &str = "signal, nobody asleep";
-pub const WRITE: &str = "write";
-pub const READ: &str = "read";
-pub const WRITE_READ: &str = "write + read";
-pub const PRODUCERS: &str = "two producers at once";
-pub const PING_PONG_SPINNING: &str = "ping-pong, spinning";
-pub const PING_PONG_PARKED: &str = "ping-pong, parked";
-
-pub const DOORBELL: &str = "doorbell";
-pub const DOORBELL_DEFAULT: &str = "doorbell, default spin policy";
-pub const EVENTFD: &str = "kernel eventfd";
-pub const FETCH_ADD: &str = "fetch_add";
-pub const RAW_SPIN: &str = "raw spin";
-pub const RAW_SPIN_PAUSE: &str = "raw spin with PAUSE";
-
-fn ping_pong(spin: Spin) -> Box<dyn FnMut(u64) -> Duration> {
-    let events = [Event::new(1), Event::new(0)].map(|event| event.with_spin(spin));
-    two(move |me| {
-        let me = me as usize;
-        events[me].read();
-        events[1 - me].signal();
-    })
+/// Criterion's account of the cases, a group's one after the other.
+pub fn criterion(cases: Vec<Case>) {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(20)
+        .configure_from_args();
+    let mut cases = cases.into_iter().peekable();
+    while let Some(group) = cases.peek().map(|case| case.group.clone()) {
+        let mut benches = criterion.benchmark_group(&group);
+        while let Some(mut case) = cases.next_if(|case| case.group == group) {
+            benches.bench_function(case.who, |bencher| bencher.iter_custom(|n| (case.run)(n)));
+        }
+        benches.finish();
+    }
+    criterion.final_summary();
 }
 
 /// One thread does it over and over.
-fn alone<T>(mut once: impl FnMut() -> T + 'static) -> Box<dyn FnMut(u64) -> Duration> {
+fn alone<T>(mut once: impl FnMut() -> T + 'static) -> Run {
+    alone_with(|| (), move |()| once())
+}
+
+/// The same for what needs a state, which is made anew each time.
+fn alone_with<S, T>(
+    mut state: impl FnMut() -> S + 'static,
+    mut once: impl FnMut(&mut S) -> T + 'static,
+) -> Run {
     Box::new(move |times| {
+        let mut state = state();
         let start = Instant::now();
         for _ in 0..times {
-            black_box(once());
+            black_box(once(&mut state));
         }
         start.elapsed()
     })
 }
 
 /// Two threads, on two CPUs if there are, do it over and over; `once` is told which it is, 0 or 1.
-fn two<T>(once: impl Fn(u64) -> T + Sync + 'static) -> Box<dyn FnMut(u64) -> Duration> {
+fn two<T>(once: impl Fn(u64) -> T + Sync + 'static) -> Run {
+    two_with(|me| me, move |&mut me| once(me))
+}
+
+/// The same for what needs a state of its own for each thread.
+fn two_with<S, T>(
+    state: impl Fn(u64) -> S + Sync + 'static,
+    once: impl Fn(&mut S) -> T + Sync + 'static,
+) -> Run {
     Box::new(move |times| {
-        let barrier = Barrier::new(3);
-        thread::scope(|scope| {
-            for me in 0..2 {
-                let (barrier, once) = (&barrier, &once);
-                scope.spawn(move || {
-                    pin(me as usize);
-                    barrier.wait();
-                    for _ in 0..times {
-                        black_box(once(me));
-                    }
-                    barrier.wait();
-                });
-            }
+        let barrier = Barrier::new(2);
+        // Each has its own watch: a third thread, with one, might not get a CPU before the others are done.
+        let work = |me| {
+            pin(me as usize);
+            let mut state = state(me);
             barrier.wait();
             let start = Instant::now();
-            barrier.wait();
+            for _ in 0..times {
+                black_box(once(&mut state));
+            }
             start.elapsed()
+        };
+        thread::scope(|scope| {
+            let work = &work;
+            let threads = [0, 1].map(|me| scope.spawn(move || work(me)));
+            let times = threads.map(|thread| thread.join().expect("nobody panics"));
+            times[0].max(times[1])
         })
     })
 }
@@ -187,26 +109,4 @@ fn pin(cpu: usize) {
     cpus.set(cpu);
     // A machine without this CPU measures what it can.
     let _ = sched_setaffinity(None, &cpus);
-}
-
-struct Eventfd(OwnedFd);
-
-impl Eventfd {
-    fn new() -> Self {
-        Self::with(EventfdFlags::empty())
-    }
-
-    fn with(flags: EventfdFlags) -> Self {
-        Eventfd(eventfd(0, flags).expect("the kernel has eventfds"))
-    }
-
-    fn write(&self, n: u64) {
-        rustix::io::write(&self.0, &n.to_ne_bytes()).expect("there is room");
-    }
-
-    fn read(&self) -> u64 {
-        let mut value = [0; 8];
-        rustix::io::read(&self.0, &mut value).expect("a read that blocks succeeds");
-        u64::from_ne_bytes(value)
-    }
 }

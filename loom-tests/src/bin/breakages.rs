@@ -19,7 +19,8 @@ fn main() -> ExitCode {
     let word = std::env::args().nth(1).unwrap_or_default();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let copy = here.join("target/breakages");
-    for part in ["Cargo.toml", "Cargo.lock", "README.md", "src"] {
+    // The manifest names targets in all of these.
+    for part in ["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "tests"] {
         copy_into(&here.join("..").join(part), &copy.join(part));
     }
     for part in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "tests"] {

@@ -1,0 +1,177 @@
+//! The event: the same work done by an [`Event`], by the kernel's eventfd and by bare atomics.
+
+use super::{Case, Ratio, Run, alone, two};
+use doorbell::{Event, Spin};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+use std::hint::{black_box, spin_loop};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// All cases, a group's one after the other.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut case = |group: &str, who, run| {
+        let group = group.to_owned();
+        cases.push(Case { group, who, run });
+    };
+
+    let counter = AtomicU64::new(0);
+    case(
+        SIGNAL,
+        FETCH_ADD,
+        alone(move || counter.fetch_add(1, Ordering::SeqCst)),
+    );
+    let event = Event::new(0);
+    case(SIGNAL, DOORBELL, alone(move || event.signal()));
+    let fd = Eventfd::new();
+    case(SIGNAL, EVENTFD, alone(move || fd.write(1)));
+
+    let event = Event::new(0);
+    case(
+        WRITE,
+        DOORBELL,
+        alone(move || event.write(black_box(1)).expect("there is room")),
+    );
+    let fd = Eventfd::new();
+    case(WRITE, EVENTFD, alone(move || fd.write(black_box(1))));
+
+    // A semaphore with plenty, so that each read finds something.
+    let event = Event::semaphore(u64::MAX / 2);
+    case(READ, DOORBELL, alone(move || event.read()));
+    let fd = Eventfd::with(EventfdFlags::SEMAPHORE);
+    fd.write(u64::MAX / 2);
+    case(READ, EVENTFD, alone(move || fd.read()));
+
+    let event = Event::new(0);
+    case(
+        WRITE_READ,
+        DOORBELL,
+        alone(move || {
+            event.write(black_box(1)).expect("there is room");
+            event.read()
+        }),
+    );
+    let fd = Eventfd::new();
+    case(
+        WRITE_READ,
+        EVENTFD,
+        alone(move || {
+            fd.write(black_box(1));
+            fd.read()
+        }),
+    );
+
+    case(PRODUCERS, FETCH_ADD, {
+        let counter = AtomicU64::new(0);
+        two(move |_| counter.fetch_add(1, Ordering::SeqCst))
+    });
+    case(PRODUCERS, DOORBELL, {
+        let event = Event::new(0);
+        two(move |_| event.signal())
+    });
+    case(PRODUCERS, EVENTFD, {
+        let fd = Eventfd::new();
+        two(move |_| fd.write(1))
+    });
+
+    case(PING_PONG_SPINNING, RAW_SPIN, {
+        // Whose turn it is, and no more: the least that two threads can do.
+        let turn = AtomicU64::new(0);
+        two(move |me| {
+            while turn.load(Ordering::Acquire) != me {}
+            turn.store(1 - me, Ordering::Release);
+        })
+    });
+    case(PING_PONG_SPINNING, RAW_SPIN_PAUSE, {
+        let turn = AtomicU64::new(0);
+        two(move |me| {
+            while turn.load(Ordering::Acquire) != me {
+                spin_loop();
+            }
+            turn.store(1 - me, Ordering::Release);
+        })
+    });
+    case(PING_PONG_SPINNING, DOORBELL, ping_pong(Spin::Always));
+    case(
+        PING_PONG_SPINNING,
+        DOORBELL_DEFAULT,
+        ping_pong(Spin::DEFAULT),
+    );
+
+    case(PING_PONG_PARKED, DOORBELL, ping_pong(Spin::Never));
+    case(PING_PONG_PARKED, EVENTFD, {
+        let fds = [Eventfd::new(), Eventfd::new()];
+        fds[0].write(1);
+        two(move |me| {
+            let me = me as usize;
+            fds[me].read();
+            fds[1 - me].write(1);
+        })
+    });
+    cases
+}
+
+/// What is wanted of them.
+pub fn ratios() -> Vec<Ratio> {
+    [
+        (SIGNAL, DOORBELL, FETCH_ADD, "<= 1.3"),
+        (SIGNAL, EVENTFD, DOORBELL, ""),
+        (WRITE_READ, EVENTFD, DOORBELL, ">= 80"),
+        (PRODUCERS, DOORBELL, FETCH_ADD, "<= 1"),
+        (PING_PONG_SPINNING, DOORBELL, RAW_SPIN, "<= 2.5"),
+        (PING_PONG_PARKED, DOORBELL, EVENTFD, "<= 1"),
+    ]
+    .map(|(group, over, under, target)| Ratio {
+        group: group.to_owned(),
+        over,
+        under,
+        target,
+    })
+    .into()
+}
+
+const SIGNAL: &str = "signal, nobody asleep";
+const WRITE: &str = "write";
+const READ: &str = "read";
+const WRITE_READ: &str = "write + read";
+const PRODUCERS: &str = "two producers at once";
+const PING_PONG_SPINNING: &str = "ping-pong, spinning";
+const PING_PONG_PARKED: &str = "ping-pong, parked";
+
+const DOORBELL: &str = "doorbell";
+const DOORBELL_DEFAULT: &str = "doorbell, default spin policy";
+const EVENTFD: &str = "kernel eventfd";
+const FETCH_ADD: &str = "fetch_add";
+const RAW_SPIN: &str = "raw spin";
+const RAW_SPIN_PAUSE: &str = "raw spin with PAUSE";
+
+fn ping_pong(spin: Spin) -> Run {
+    let events = [Event::new(1), Event::new(0)].map(|event| event.with_spin(spin));
+    two(move |me| {
+        let me = me as usize;
+        events[me].read();
+        events[1 - me].signal();
+    })
+}
+
+struct Eventfd(OwnedFd);
+
+impl Eventfd {
+    fn new() -> Self {
+        Self::with(EventfdFlags::empty())
+    }
+
+    fn with(flags: EventfdFlags) -> Self {
+        Eventfd(eventfd(0, flags).expect("the kernel has eventfds"))
+    }
+
+    fn write(&self, n: u64) {
+        rustix::io::write(&self.0, &n.to_ne_bytes()).expect("there is room");
+    }
+
+    fn read(&self) -> u64 {
+        let mut value = [0; 8];
+        rustix::io::read(&self.0, &mut value).expect("a read that blocks succeeds");
+        u64::from_ne_bytes(value)
+    }
+}
