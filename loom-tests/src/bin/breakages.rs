@@ -20,7 +20,14 @@ fn main() -> ExitCode {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let copy = here.join("target/breakages");
     // The manifest names targets in all of these.
-    for part in ["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "tests"] {
+    for part in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "src",
+        "benches",
+        "tests",
+    ] {
         copy_into(&here.join("..").join(part), &copy.join(part));
     }
     for part in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "tests"] {
