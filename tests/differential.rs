@@ -8,6 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::kernel::Kernel;
 use common::ours::DefaultSpin;
 use common::script::Script;
+use common::watchdog;
 use proptest::prelude::*;
 
 proptest! {
@@ -20,6 +21,6 @@ proptest! {
     #[test]
     fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
-        script.compare::<DefaultSpin, Kernel>();
+        watchdog::limit("a script", || script.compare::<DefaultSpin, Kernel>());
     }
 }

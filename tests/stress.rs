@@ -39,7 +39,7 @@ const THREADS: u64 = 4;
 
 fn watch<C: Counter>(counter: &C) -> Watchdog {
     let counter = counter.clone();
-    Watchdog::new(Duration::from_secs(60), move || format!("{counter:?}"))
+    Watchdog::new(Duration::from_secs(30), move || format!("{counter:?}"))
 }
 
 /// Runs `body` in a thread with a handle of its own.

@@ -16,13 +16,16 @@ pub mod watchdog;
 macro_rules! implementations {
     ($($case:ident,)*) => {
         mod kernel {
-            $(#[test] fn $case() { super::$case::<super::common::kernel::Kernel>() })*
+            use super::common::{kernel::Kernel, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Kernel>) })*
         }
         mod doorbell {
-            $(#[test] fn $case() { super::$case::<super::common::ours::DefaultSpin>() })*
+            use super::common::{ours::DefaultSpin, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<DefaultSpin>) })*
         }
         mod doorbell_never_spinning {
-            $(#[test] fn $case() { super::$case::<super::common::ours::NeverSpin>() })*
+            use super::common::{ours::NeverSpin, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<NeverSpin>) })*
         }
     };
 }

@@ -4,6 +4,15 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+/// How long a test may take. None needs more than seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a test with a watchdog over it.
+pub fn limit<T>(name: &'static str, test: impl FnOnce() -> T) -> T {
+    let _watchdog = Watchdog::new(LIMIT, || name.to_owned());
+    test()
+}
+
 /// Ends the process with a report unless dropped in time.
 pub struct Watchdog {
     /// Its drop is the message.
