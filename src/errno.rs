@@ -6,9 +6,12 @@ use std::io;
 #[derive(Clone, Copy)]
 pub(crate) enum Errno {
     Again,
+    Busy,
     Exists,
     Invalid,
     NoEntry,
+    NoSystemCall,
+    NotPermitted,
     TimedOut,
 }
 
@@ -18,9 +21,12 @@ impl From<Errno> for io::Error {
         use rustix::io::Errno as Os;
         match errno {
             Errno::Again => Os::AGAIN,
+            Errno::Busy => Os::BUSY,
             Errno::Exists => Os::EXIST,
             Errno::Invalid => Os::INVAL,
             Errno::NoEntry => Os::NOENT,
+            Errno::NoSystemCall => Os::NOSYS,
+            Errno::NotPermitted => Os::PERM,
             Errno::TimedOut => Os::TIMEDOUT,
         }
         .into()
@@ -33,9 +39,12 @@ impl From<Errno> for io::Error {
         use io::ErrorKind;
         match errno {
             Errno::Again => ErrorKind::WouldBlock,
+            Errno::Busy => ErrorKind::ResourceBusy,
             Errno::Exists => ErrorKind::AlreadyExists,
             Errno::Invalid => ErrorKind::InvalidInput,
             Errno::NoEntry => ErrorKind::NotFound,
+            Errno::NoSystemCall => ErrorKind::Unsupported,
+            Errno::NotPermitted => ErrorKind::PermissionDenied,
             Errno::TimedOut => ErrorKind::TimedOut,
         }
         .into()

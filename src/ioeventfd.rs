@@ -16,11 +16,18 @@
 //! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when
 //! ranges overlap.
 
+mod doorbell;
 mod error;
 mod key;
+mod lines;
+mod payload;
+mod range;
 pub mod space;
 mod table;
 
-pub use error::{AssignError, DeassignError};
+pub use doorbell::{Doorbell, Target};
+pub use error::{AssignError, BatchError, DeassignError};
 pub use key::{Bus, Key};
-pub use table::{Registration, Table};
+pub use payload::{Kick, Latest, Queue};
+pub use range::Range;
+pub use table::{Reader, Registration, Table};

@@ -27,3 +27,4 @@ mod sync;
 pub mod sync;
 
 pub use event::{Event, Mode, Readiness, Spin, WriteError};
+pub use sync::membarrier::{MembarrierError, use_membarrier};

@@ -10,12 +10,20 @@
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`waiters`] | the threads asleep on one condition, woken once per announcement |
 //! | [`spin`] | how long to look before sleeping |
+//! | [`srcu`] | snapshots that are read often and replaced seldom |
+//! | [`membarrier`] | which barriers `srcu` uses |
+//! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 
 #[cfg(not(loom))]
 pub(crate) mod futex;
 #[cfg(loom)]
 pub mod futex;
+pub(crate) mod membarrier;
 pub(crate) mod spin;
+#[cfg(not(loom))]
+pub(crate) mod srcu;
+#[cfg(loom)]
+pub mod srcu;
 pub(crate) mod waiters;
 
 #[cfg(not(loom))]
@@ -23,6 +31,15 @@ pub(crate) use std::sync::atomic;
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic;
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Mutex, MutexGuard};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+#[cfg(loom)]
+pub(crate) use loom::cell::UnsafeCell;
 
 use atomic::Ordering;
 
@@ -50,5 +67,38 @@ pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
         word.fetch_add(0, DEKKER)
     } else {
         word.load(DEKKER)
+    }
+}
+
+/// A releasing store to a word that no other thread writes but looks at with [`dekker_load`].
+///
+/// Under loom that look is a read-modify-write, and loom does not order a plain store among those; so there this is one.
+#[inline(always)]
+pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
+    if cfg!(loom) {
+        word.swap(value, Ordering::Release);
+    } else {
+        word.store(value, Ordering::Release);
+    }
+}
+
+/// std's cell behind the face of loom's, which notices accesses that nothing keeps apart.
+#[cfg(not(loom))]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        UnsafeCell(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+        f(self.0.get())
+    }
+
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+        f(self.0.get())
     }
 }

@@ -60,13 +60,7 @@ impl Key {
 
     /// KVM's checks in KVM's order, then one of ours.
     pub(super) fn validate(&self) -> Result<(), AssignError> {
-        if !matches!(self.length, 0 | 1 | 2 | 4 | 8) {
-            return Err(AssignError::Length);
-        }
-        // As in KVM, an end of exactly 2^64 counts as a wrap.
-        if self.address.checked_add(self.length.into()).is_none() {
-            return Err(AssignError::Wrap);
-        }
+        validate_place(self.address, self.length, self.length.into())?;
         match self.datamatch {
             Some(_) if self.length == 0 => Err(AssignError::WildcardDatamatch),
             Some(value) if self.length < 8 && value >> (8 * self.length) != 0 => {
@@ -84,5 +78,17 @@ impl Key {
             || self.datamatch.is_none()
             || other.datamatch.is_none();
         same_place && (self.length == 0 || other.length == 0 || (same_length && same_data))
+    }
+}
+
+/// KVM's checks of a doorbell that takes `size` bytes of the address space, in KVM's order.
+pub(super) fn validate_place(address: u64, length: u32, size: u64) -> Result<(), AssignError> {
+    if !matches!(length, 0 | 1 | 2 | 4 | 8) {
+        return Err(AssignError::Length);
+    }
+    // As in KVM, an end of exactly 2^64 counts as a wrap.
+    match address.checked_add(size) {
+        Some(_) => Ok(()),
+        None => Err(AssignError::Wrap),
     }
 }

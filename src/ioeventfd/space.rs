@@ -24,10 +24,9 @@
 //!
 //! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
-//! one of the two, and never both. A doorbell that moves is in the table at its new address before it leaves the old
-//! one. (One that is exchanged for another at its own address, say with another event, comes when the old one has gone:
-//! a write between the two is for the device models.) A listener that refuses a doorbell costs speed and nothing else,
-//! and the [`Report`] says so.
+//! one of the two, and never both. The table changes in one step: a doorbell that moves, or is exchanged for another at its
+//! own address, is there at every moment, once. A listener that refuses a doorbell costs speed and nothing else, and the
+//! [`Report`] says so.
 //!
 //! # Regions that overlap
 //!
@@ -101,7 +100,7 @@ mod listener;
 pub use error::{AddError, MapError};
 pub use listener::{Change, Doorbell, Listener, Refusal, RefusalError, Report};
 
-use super::{AssignError, Bus, DeassignError, Key, Registration, Table};
+use super::{Bus, DeassignError, Key, Registration, Table};
 use crate::Event;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
@@ -313,24 +312,25 @@ impl Shared {
         }
     }
 
-    /// Brings the table up to date.
-    ///
-    /// New ones come before the old go, so a doorbell that moves is always at one address at least. That leaves those
-    /// that the table refuses because one that goes stands in their place; a write between the two finds neither.
+    /// Brings the table up to date, in one step: no write finds a doorbell at two addresses, or one that moves at none.
     fn switch(&self, map: &RefCell<Map>, Difference { removed, added }: &Difference) {
-        let assign = |Doorbell { key, event }: &Doorbell| {
-            let registration = self.table.assign(*key, event)?;
-            map.borrow_mut().registrations.insert(*key, registration);
-            Ok::<_, AssignError>(())
+        let mut registrations: Vec<_> = {
+            let mut map = map.borrow_mut();
+            let removed = removed.iter();
+            removed
+                .filter_map(|Doorbell { key, .. }| map.registrations.remove(key))
+                .collect()
         };
-        let late: Vec<_> = added.iter().filter(|new| assign(new).is_err()).collect();
-        for Doorbell { key, .. } in removed {
-            let registration = map.borrow_mut().registrations.remove(key);
-            drop(registration);
-        }
-        for doorbell in late {
-            assign(doorbell).expect("no two doorbells in force collide");
-        }
+        let doorbells = added
+            .iter()
+            .map(|Doorbell { key, event }| super::Doorbell::new(*key, event));
+        self.table
+            .replace(&mut registrations, doorbells)
+            .expect("no two doorbells in force collide");
+        let keys = added.iter().map(|doorbell| doorbell.key);
+        map.borrow_mut()
+            .registrations
+            .extend(keys.zip(registrations));
     }
 }
 

@@ -1,9 +1,23 @@
-use super::{AssignError, Bus, DeassignError, Key};
-use crate::Event;
+use super::doorbell::{Doorbell, Target};
+use super::lines::{Access, Lines, Registered};
+use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
+use crate::sync::srcu::{self, Section, Srcu, Writer};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 /// The doorbells of one virtual machine. Clones are handles to the same table.
+///
+/// Lookups take no lock, write to no memory that another thread writes to, and never wait; any number of threads may be
+/// at it. A thread that often looks up, such as a vCPU's, makes itself a [`reader`](Self::reader).
+///
+/// Changes copy the table, so one costs time in proportion to the doorbells there are, and [`assign_all`](Self::assign_all),
+/// [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the price of one. A change returns when
+/// it holds for all threads: until then it waits for lookups that are under way, which takes as long as signalling an
+/// event. If a thread changes a table from inside a lookup of its own, which may be one in another table, the change
+/// takes effect at once for lookups that begin after it, and the waiting is left to the end of the outermost lookup.
+///
+/// The table does not survive `fork(2)` whole: the child may look up and signal, but should not change it.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -25,13 +39,48 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// ```
 #[derive(Clone, Default)]
 pub struct Table {
-    /// Sorted by key. No two keys collide.
-    entries: Arc<RwLock<Vec<Entry>>>,
+    inner: Arc<Inner>,
 }
 
-struct Entry {
-    key: Key,
-    event: Arc<Event>,
+struct Inner {
+    /// The lines of the snapshot own the doorbells: each pointer in the current one stands for one count of an [`Arc`]. A
+    /// change hands the counts of what stays from one snapshot to the next, and takes the others into an `Arc` again,
+    /// which is dropped when the snapshot is.
+    buses: Srcu<Buses>,
+}
+
+/// In the order of [`Bus`].
+type Buses = [Lines; 2];
+
+impl Default for Inner {
+    fn default() -> Self {
+        Inner {
+            buses: Srcu::new(Buses::default()),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Nobody can look anything up any more.
+        self.buses.write().read(|buses| {
+            for &doorbell in buses.iter().flat_map(Lines::doorbells) {
+                // SAFETY: the count that the pointer stands for. The snapshot goes next, without looking at it.
+                drop(unsafe { Arc::from_raw(doorbell) });
+            }
+        });
+    }
+}
+
+impl Inner {
+    #[inline(always)]
+    fn ring(&self, section: &Section<'_>, bus: Bus, address: u64, data: &[u8]) -> bool {
+        let access = Access::of(data);
+        // SAFETY: the doorbells live as long as the snapshot.
+        self.buses.read(section, |buses| unsafe {
+            buses[bus as usize].ring(address, access)
+        })
+    }
 }
 
 impl Table {
@@ -40,145 +89,348 @@ impl Table {
         Self::default()
     }
 
-    /// Has guest writes that match `key` signal `event`, until the registration is dropped or the key deassigned.
+    /// Has guest writes that match `key` signal an event, until the registration is dropped or the key deassigned.
     ///
-    /// When this returns, every write that is looked up from then on finds it. One event may stand under any number of
-    /// keys. (`KVM_IOEVENTFD`)
+    /// `target` is an `Arc` of an [`Event`](crate::Event), or of a [`Latest`](super::Latest) or a
+    /// [`Queue`](super::Queue), which keep what was written. One may stand under any number of keys. When this returns,
+    /// every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
     ///
     /// # Errors
     ///
-    /// The key is invalid or collides with a registered one, in the order in which KVM checks; whichever events the
-    /// two have. Nothing was registered then.
-    pub fn assign(&self, key: Key, event: &Arc<Event>) -> Result<Registration, AssignError> {
-        key.validate()?;
-        let mut entries = self.lock();
-        if entries.iter().any(|entry| entry.key.collides(&key)) {
-            return Err(AssignError::Collision);
-        }
-        let place = entries.partition_point(|entry| entry.key < key);
-        let event = Arc::clone(event);
-        entries.insert(
-            place,
-            Entry {
-                key,
-                event: Arc::clone(&event),
-            },
-        );
-        Ok(Registration {
-            table: self.clone(),
-            key,
-            event,
-        })
+    /// The key is invalid or collides with a registered doorbell, in the order in which KVM checks; whichever targets
+    /// the two have. Nothing was registered then.
+    pub fn assign(&self, key: Key, target: impl Into<Target>) -> Result<Registration, AssignError> {
+        self.assign_one(Doorbell::new(key, target))
     }
 
-    /// Ends what [`assign`](Self::assign) of the same key and event began.
-    ///
-    /// When this returns, no signal comes through the entry any more; what it has signalled stays in the event.
-    /// (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
+    /// Registers a range of doorbells, with a target for each slot.
     ///
     /// # Errors
     ///
-    /// No entry has this key with this event.
-    pub fn deassign(&self, key: Key, event: &Arc<Event>) -> Result<(), DeassignError> {
-        let mut entries = self.lock();
-        let place = find(&entries, &key).ok_or(DeassignError)?;
-        if !Arc::ptr_eq(&entries[place].event, event) {
-            return Err(DeassignError);
+    /// The range is invalid, has another number of targets than of slots, or collides with a registered doorbell.
+    pub fn assign_range(
+        &self,
+        range: Range,
+        targets: impl IntoIterator<Item = impl Into<Target>>,
+    ) -> Result<Registration, AssignError> {
+        self.assign_one(Doorbell::range(range, targets))
+    }
+
+    fn assign_one(&self, doorbell: Doorbell) -> Result<Registration, AssignError> {
+        let mut registrations = self.assign_all([doorbell]).map_err(|batch| batch.error)?;
+        match registrations.pop() {
+            Some(registration) => Ok(registration),
+            None => unreachable!("one doorbell makes one registration"),
         }
-        entries.remove(place);
+    }
+
+    /// Registers many doorbells at the price of one, or none of them. A lookup finds all or none.
+    ///
+    /// Returns the registrations in the order of the doorbells.
+    ///
+    /// # Errors
+    ///
+    /// One of the doorbells is invalid, or collides with a registered one or with another of the batch.
+    pub fn assign_all(
+        &self,
+        doorbells: impl IntoIterator<Item = Doorbell>,
+    ) -> Result<Vec<Registration>, BatchError<AssignError>> {
+        let mut registrations = Vec::new();
+        self.replace(&mut registrations, doorbells)?;
+        Ok(registrations)
+    }
+
+    /// Puts `doorbells` in the place of `registrations`, in one step: a lookup finds all of the old and none of the new, or
+    /// the other way round. So a device's doorbells can move, and no write at an address that both have is lost or
+    /// signalled twice.
+    ///
+    /// Registrations whose doorbells were deassigned already count for nothing.
+    ///
+    /// # Errors
+    ///
+    /// One of the doorbells is invalid, or collides with one that would stay or with another of the batch. Then nothing
+    /// was changed, in the table or in `registrations`.
+    pub fn replace(
+        &self,
+        registrations: &mut Vec<Registration>,
+        doorbells: impl IntoIterator<Item = Doorbell>,
+    ) -> Result<(), BatchError<AssignError>> {
+        let mut additions = Vec::new();
+        for (index, doorbell) in doorbells.into_iter().enumerate() {
+            doorbell
+                .validate()
+                .map_err(|error| BatchError { index, error })?;
+            additions.push(Arc::new(Registered::new(doorbell)));
+        }
+        let writer = self.inner.buses.write();
+        let removals = writer.read(|buses| {
+            registrations
+                .iter()
+                .filter_map(|registration| registration.find(buses))
+                .collect()
+        });
+        change(writer, removals, &additions)?;
+        // Those that were there have nothing left to deassign.
+        let new = additions.into_iter().map(|registered| Registration {
+            table: Some(self.clone()),
+            registered,
+        });
+        drop(std::mem::replace(registrations, new.collect()));
         Ok(())
+    }
+
+    /// Ends what [`assign`](Self::assign) of the same key and target began.
+    ///
+    /// When this returns, no signal comes through the entry any more (but see [`Table`] about calls from inside a lookup);
+    /// what it has signalled stays in the event. (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
+    ///
+    /// # Errors
+    ///
+    /// No doorbell has this key with this target.
+    pub fn deassign(&self, key: Key, target: impl Into<Target>) -> Result<(), DeassignError> {
+        self.deassign_all([Doorbell::new(key, target)])
+            .map_err(|batch| batch.error)
+    }
+
+    /// Deassigns many doorbells at the price of one, or none of them.
+    ///
+    /// # Errors
+    ///
+    /// One of them is not registered with these targets, or stands in the batch twice.
+    pub fn deassign_all(
+        &self,
+        doorbells: impl IntoIterator<Item = Doorbell>,
+    ) -> Result<(), BatchError<DeassignError>> {
+        // Before the lock is taken: what the iterator does is the caller's affair.
+        let doorbells: Vec<Doorbell> = doorbells.into_iter().collect();
+        let writer = self.inner.buses.write();
+        let mut removals = Removals::new();
+        for (index, doorbell) in doorbells.iter().enumerate() {
+            let place = writer.read(|buses| {
+                // SAFETY: the doorbells of the current snapshot live.
+                find(buses, doorbell, |registered| unsafe {
+                    (*registered).doorbell.is(doorbell)
+                })
+            });
+            match place {
+                Some(place) if removals.insert(place) => {}
+                _ => {
+                    return Err(BatchError {
+                        index,
+                        error: DeassignError,
+                    });
+                }
+            }
+        }
+        match change(writer, removals, &[]) {
+            Ok(()) => Ok(()),
+            Err(_) => unreachable!("what is removed collides with nothing"),
+        }
     }
 
     /// Offers the table a guest's write of `data`, in the byte order of the host, at `address`.
     ///
-    /// Signals the event whose key matches, and returns whether there was one. If not, the write is for somebody else:
-    /// the caller's device models.
+    /// Rings the doorbell that it matches, and returns whether there was one (and, if it is a
+    /// [`Queue`](super::Queue), whether that had room). If not, the write is for somebody else: the caller's device
+    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only.
     #[must_use = "a write that no doorbell took is for the device models"]
+    #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        let entries = self.read();
-        let any_length = Key {
-            bus,
-            address,
-            length: 0,
-            datamatch: None,
-        };
-        let found = find(&entries, &any_length).or_else(|| {
-            let value = zero_extend(data)?;
-            let exact = Key {
-                length: data.len() as u32,
-                ..any_length
-            };
-            find(&entries, &exact).or_else(|| find(&entries, &exact.with_datamatch(value)))
-        });
-        if let Some(place) = found {
-            entries[place].event.signal();
+        srcu::with_section(|section| self.inner.ring(section, bus, address, data))
+    }
+
+    /// Means to look up faster, for one thread at a time.
+    pub fn reader(&self) -> Reader {
+        Reader {
+            table: self.clone(),
+            sections: srcu::Reader::new(),
         }
-        found.is_some()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
-        // The vector is whole at every point where a holder of the lock can panic.
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> RwLockWriteGuard<'_, Vec<Entry>> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    /// What is registered now, in the order of bus and address.
+    ///
+    /// With the counts of the events and what the payload targets hold, it is what a snapshot of the virtual machine
+    /// needs:
+    ///
+    /// ```
+    /// # use doorbell::{Event, ioeventfd::{Key, Table}};
+    /// # use std::sync::Arc;
+    /// # let table = Table::new();
+    /// # table.assign(Key::mmio(0xd000_0050, 4), Arc::new(Event::new(3)))?.keep();
+    /// for doorbell in table.doorbells() {
+    ///     let pending: Vec<u64> = doorbell.targets().iter().map(|t| t.event().count()).collect();
+    ///     println!("{:?} {:#x}: {pending:?}", doorbell.bus(), doorbell.address());
+    /// }
+    /// # assert_eq!(table.doorbells()[0].targets()[0].event().count(), 3);
+    /// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+    /// ```
+    pub fn doorbells(&self) -> Vec<Doorbell> {
+        self.inner.buses.write().read(|buses| {
+            buses
+                .iter()
+                .flat_map(Lines::doorbells)
+                // SAFETY: the doorbells of the current snapshot live.
+                .map(|&registered| unsafe { (*registered).doorbell.clone() })
+                .collect()
+        })
     }
 }
 
-fn find(entries: &[Entry], key: &Key) -> Option<usize> {
-    entries.binary_search_by(|entry| entry.key.cmp(key)).ok()
+/// Buses and places in their lines, of doorbells that leave.
+type Removals = BTreeSet<(usize, usize)>;
+
+/// Where the doorbell stands that has the spot of this one and `is` the one meant.
+fn find(
+    buses: &Buses,
+    doorbell: &Doorbell,
+    is: impl FnOnce(*const Registered) -> bool,
+) -> Option<(usize, usize)> {
+    let bus = doorbell.bus() as usize;
+    let place = buses[bus].place(&doorbell.spot());
+    let registered = *buses[bus].doorbells().get(place)?;
+    is(registered).then_some((bus, place))
 }
 
-/// The value of a write of 1, 2, 4 or 8 bytes; other lengths match only the wildcard.
-fn zero_extend(data: &[u8]) -> Option<u64> {
-    Some(match *data {
-        [byte] => byte.into(),
-        [a, b] => u16::from_ne_bytes([a, b]).into(),
-        [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]).into(),
-        [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        _ => return None,
-    })
+/// Publishes a snapshot without `removals` and with `additions`, and waits until nobody holds the one before.
+fn change(
+    writer: Writer<'_, Buses>,
+    removals: Removals,
+    additions: &[Arc<Registered>],
+) -> Result<(), BatchError<AssignError>> {
+    if removals.is_empty() && additions.is_empty() {
+        return Ok(());
+    }
+    let mut sorted: Vec<(usize, &Arc<Registered>)> = additions.iter().enumerate().collect();
+    sorted.sort_by_key(|(_, new)| (new.doorbell.bus(), new.doorbell.spot()));
+    let (mmio, pio) =
+        sorted.split_at(sorted.partition_point(|(_, new)| new.doorbell.bus() == Bus::Mmio));
+    let (buses, leaving) = writer.read(|old| {
+        let edited = |bus: Bus, additions: &[_]| {
+            let places = removals.range((bus as usize, 0)..=(bus as usize, usize::MAX));
+            let places: Vec<usize> = places.map(|&(_, place)| place).collect();
+            // SAFETY: the doorbells of the current snapshot live.
+            unsafe { old[bus as usize].edited(&places, additions) }.map_err(|index| BatchError {
+                index,
+                error: AssignError::Collision,
+            })
+        };
+        let buses = [edited(Bus::Mmio, mmio)?, edited(Bus::Pio, pio)?];
+        let leaving = removals
+            .iter()
+            .map(|&(bus, place)| old[bus].doorbells()[place]);
+        Ok((buses, leaving.collect::<Vec<_>>()))
+    })?;
+    // SAFETY: the counts of the pointers that are not in the snapshot to be published. See `Inner`.
+    let leaving = leaving
+        .into_iter()
+        .map(|left| unsafe { Arc::from_raw(left) });
+    let leaving: Vec<Arc<Registered>> = leaving.collect();
+    for new in additions {
+        // The counts of those that are new there.
+        let _ = Arc::into_raw(Arc::clone(new));
+    }
+    writer.publish(buses, leaving);
+    Ok(())
 }
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entries = self.read();
-        f.debug_map()
-            .entries(entries.iter().map(|entry| (&entry.key, &entry.event)))
-            .finish()
+        f.debug_list().entries(self.doorbells()).finish()
+    }
+}
+
+/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls.
+///
+/// It may move from thread to thread, between lookups. It keeps the table alive.
+///
+/// ```
+/// # use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
+/// # use std::{sync::Arc, thread};
+/// # let table = Table::new();
+/// # let kick = Arc::new(Event::new(0));
+/// # let registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
+/// let doorbells = table.reader();
+/// let vcpu = thread::spawn(move || {
+///     // On a KVM_EXIT_MMIO:
+///     doorbells.write(Bus::Mmio, 0xd000_0050, &[0, 0, 0, 0])
+/// });
+/// assert!(vcpu.join().unwrap());
+/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// ```
+pub struct Reader {
+    table: Table,
+    sections: srcu::Reader,
+}
+
+impl Reader {
+    /// As [`Table::write`].
+    #[must_use = "a write that no doorbell took is for the device models"]
+    #[inline]
+    pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
+        self.table
+            .inner
+            .ring(&self.sections.enter(), bus, address, data)
+    }
+
+    /// What it looks up in.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reader").field(&self.table).finish()
     }
 }
 
 /// A doorbell that stands in a [`Table`] until this is dropped.
+///
+/// The doorbell may be deassigned before, by key; the registration then does nothing, even if the key has been assigned
+/// again since.
 #[must_use = "the doorbell is deassigned when its registration is dropped"]
-#[derive(Debug)]
 pub struct Registration {
-    table: Table,
-    key: Key,
-    event: Arc<Event>,
+    /// `None` once nothing shall be done.
+    table: Option<Table>,
+    registered: Arc<Registered>,
 }
 
 impl Registration {
-    /// What rings it.
-    pub fn key(&self) -> Key {
-        self.key
-    }
-
-    /// What it signals.
-    pub fn event(&self) -> &Arc<Event> {
-        &self.event
+    /// What was registered.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.registered.doorbell
     }
 
     /// Leaves the doorbell in the table without a guard, to be removed by [`Table::deassign`].
-    pub fn keep(self) {
-        std::mem::forget(self);
+    pub fn keep(mut self) {
+        self.table = None;
+    }
+
+    fn find(&self, buses: &Buses) -> Option<(usize, usize)> {
+        find(buses, self.doorbell(), |registered| {
+            std::ptr::eq(registered, &*self.registered)
+        })
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Registration")
+            .field(self.doorbell())
+            .finish()
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // It may have been deassigned by key already, which is as good.
-        let _ = self.table.deassign(self.key, &self.event);
+        let Some(table) = self.table.take() else {
+            return;
+        };
+        let writer = table.inner.buses.write();
+        let removals = writer.read(|buses| self.find(buses)).into_iter().collect();
+        match change(writer, removals, &[]) {
+            Ok(()) => {}
+            Err(_) => unreachable!("what is removed collides with nothing"),
+        }
     }
 }

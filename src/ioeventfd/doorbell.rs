@@ -1,0 +1,186 @@
+use super::{AssignError, Bus, Key, Latest, Queue, Range};
+use crate::Event;
+use std::slice;
+use std::sync::Arc;
+
+/// What a doorbell does when it is rung.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Target {
+    /// Signals the event.
+    Event(Arc<Event>),
+    /// Keeps the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
+    Latest(Arc<Latest>),
+    /// Queues the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
+    Queue(Arc<Queue>),
+}
+
+impl Target {
+    /// The event that is signalled in the end.
+    pub fn event(&self) -> &Arc<Event> {
+        match self {
+            Target::Event(event) => event,
+            Target::Latest(latest) => latest.event(),
+            Target::Queue(queue) => queue.event(),
+        }
+    }
+
+    /// Whether both are the same object.
+    pub(super) fn is(&self, other: &Target) -> bool {
+        match (self, other) {
+            (Target::Event(a), Target::Event(b)) => Arc::ptr_eq(a, b),
+            (Target::Latest(a), Target::Latest(b)) => Arc::ptr_eq(a, b),
+            (Target::Queue(a), Target::Queue(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+macro_rules! target_from {
+    ($($kind:ident)*) => {$(
+        impl From<Arc<$kind>> for Target {
+            fn from(target: Arc<$kind>) -> Self {
+                Target::$kind(target)
+            }
+        }
+
+        impl From<&Arc<$kind>> for Target {
+            fn from(target: &Arc<$kind>) -> Self {
+                Target::$kind(Arc::clone(target))
+            }
+        }
+    )*};
+}
+
+target_from!(Event Latest Queue);
+
+impl From<&Target> for Target {
+    fn from(target: &Target) -> Self {
+        target.clone()
+    }
+}
+
+/// An entry of a [`Table`](super::Table): which writes, and what they do.
+#[derive(Clone, Debug)]
+pub enum Doorbell {
+    /// One address.
+    Single {
+        /// What rings it.
+        key: Key,
+        /// What it does.
+        target: Target,
+    },
+    /// Many.
+    Range {
+        /// What rings them.
+        range: Range,
+        /// What each slot does.
+        targets: Arc<[Target]>,
+    },
+}
+
+impl Doorbell {
+    /// A doorbell at one address.
+    pub fn new(key: Key, target: impl Into<Target>) -> Self {
+        Doorbell::Single {
+            key,
+            target: target.into(),
+        }
+    }
+
+    /// A range of doorbells, with a target for each slot.
+    pub fn range(range: Range, targets: impl IntoIterator<Item = impl Into<Target>>) -> Self {
+        Doorbell::Range {
+            range,
+            targets: targets.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// The address space.
+    pub fn bus(&self) -> Bus {
+        match self {
+            Doorbell::Single { key, .. } => key.bus,
+            Doorbell::Range { range, .. } => range.bus,
+        }
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        match self {
+            Doorbell::Single { key, .. } => key.address,
+            Doorbell::Range { range, .. } => range.address,
+        }
+    }
+
+    /// What it does, or what each slot of it does.
+    pub fn targets(&self) -> &[Target] {
+        match self {
+            Doorbell::Single { target, .. } => slice::from_ref(target),
+            Doorbell::Range { targets, .. } => targets,
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), AssignError> {
+        match self {
+            Doorbell::Single { key, .. } => key.validate(),
+            Doorbell::Range { range, targets } => {
+                range.validate()?;
+                if targets.len() != range.slots as usize {
+                    return Err(AssignError::Slots);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a write could ring both, or one stands inside the other, so that only one of them may be registered.
+    pub(super) fn collides(&self, other: &Doorbell) -> bool {
+        use Doorbell::{Range, Single};
+        self.bus() == other.bus()
+            && match (self, other) {
+                (Single { key: a, .. }, Single { key: b, .. }) => a.collides(b),
+                (Range { range, .. }, other) if range.contains(other.address()) => true,
+                (other, Range { range, .. }) => range.contains(other.address()),
+                _ => false,
+            }
+    }
+
+    /// Whether both say the same: the same writes, the same targets.
+    pub(super) fn is(&self, other: &Doorbell) -> bool {
+        use Doorbell::{Range, Single};
+        let same_writes = match (self, other) {
+            (Single { key: a, .. }, Single { key: b, .. }) => a == b,
+            (Range { range: a, .. }, Range { range: b, .. }) => a == b,
+            _ => false,
+        };
+        let (a, b) = (self.targets(), other.targets());
+        same_writes && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is(b))
+    }
+
+    /// Where it stands among the doorbells of its bus.
+    pub(super) fn spot(&self) -> Spot {
+        match self {
+            Doorbell::Single { key, .. } => Spot {
+                address: key.address,
+                length: key.length as u8,
+                datamatch: key.datamatch,
+            },
+            Doorbell::Range { range, .. } => Spot {
+                address: range.address,
+                length: range.length as u8,
+                datamatch: None,
+            },
+        }
+    }
+}
+
+/// The order of the doorbells of one bus.
+///
+/// At one address there is either one entry that takes any length, or for each length either one without a datamatch or
+/// any number with. So what a write could match stands together.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spot {
+    pub(super) address: u64,
+    pub(super) length: u8,
+    pub(super) datamatch: Option<u64>,
+}

@@ -1,0 +1,341 @@
+//! The doorbells of one bus as a lookup sees them: sorted arrays, never changed once published.
+//!
+//! ```text
+//!     addresses   [ 0xd0000050  0xd0000050  0xe0003000  0xf0001000 ]    searched: 8 to a cache line
+//!     entries     [ 4, 0 ─▶ E   4, 1 ─▶ E   0 ─▶ E      range ─▶ slots ]  what to compare and what to ring
+//!     doorbells   [ ...                                            ]    the whole, for writers
+//! ```
+//!
+//! The one search is for the last address that is not above the write's. A range owns all addresses up to its end, so if
+//! the write falls into one, this is it.
+
+use super::doorbell::{Doorbell, Spot, Target};
+use super::payload::{Kick, Latest, Queue};
+use crate::Event;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A doorbell in a table, and what a lookup needs of it in place.
+pub(super) struct Registered {
+    pub(super) doorbell: Doorbell,
+    slots: Slots,
+}
+
+/// The slots of a range; of a single doorbell, none.
+struct Slots {
+    /// log2 of the stride.
+    shift: u32,
+    actions: Box<[Action]>,
+}
+
+/// A [`Target`] without its share in the ownership, which the [`Registered`] has.
+#[derive(Clone, Copy)]
+enum Action {
+    Event(*const Event),
+    Latest(*const Latest),
+    Queue(*const Queue),
+}
+
+#[derive(Clone, Copy)]
+enum Reached {
+    Single(Action),
+    Range(*const Slots),
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    datamatch: u64,
+    has_datamatch: bool,
+    length: u8,
+    reached: Reached,
+}
+
+/// A guest's write, but for its address.
+#[derive(Clone, Copy)]
+pub(super) struct Access {
+    /// 1, 2, 4 or 8; 0 if it is of any other length, which only a wildcard takes.
+    length: u8,
+    /// Zero-extended.
+    value: u64,
+}
+
+impl Access {
+    #[inline(always)]
+    pub(super) fn of(data: &[u8]) -> Self {
+        let value = match *data {
+            [byte] => byte.into(),
+            [a, b] => u16::from_ne_bytes([a, b]).into(),
+            [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]).into(),
+            [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            _ => {
+                return Access {
+                    length: 0,
+                    value: 0,
+                };
+            }
+        };
+        Access {
+            length: data.len() as u8,
+            value,
+        }
+    }
+}
+
+impl Registered {
+    pub(super) fn new(doorbell: Doorbell) -> Self {
+        let slots = match &doorbell {
+            Doorbell::Single { .. } => Slots {
+                shift: 0,
+                actions: Box::default(),
+            },
+            Doorbell::Range { range, targets } => Slots {
+                shift: range.stride.trailing_zeros(),
+                actions: targets.iter().map(Action::of).collect(),
+            },
+        };
+        Registered { doorbell, slots }
+    }
+
+    fn entry(&self) -> Entry {
+        let spot = self.doorbell.spot();
+        Entry {
+            datamatch: spot.datamatch.unwrap_or(0),
+            has_datamatch: spot.datamatch.is_some(),
+            length: spot.length,
+            reached: match &self.doorbell {
+                Doorbell::Single { target, .. } => Reached::Single(Action::of(target)),
+                Doorbell::Range { .. } => Reached::Range(&self.slots),
+            },
+        }
+    }
+}
+
+impl Action {
+    fn of(target: &Target) -> Self {
+        match target {
+            Target::Event(event) => Action::Event(Arc::as_ptr(event)),
+            Target::Latest(latest) => Action::Latest(Arc::as_ptr(latest)),
+            Target::Queue(queue) => Action::Queue(Arc::as_ptr(queue)),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    #[inline(always)]
+    unsafe fn ring(self, slot: u32, access: Access) -> bool {
+        let value = access.value;
+        match self {
+            Action::Event(event) => {
+                // SAFETY: the registered target holds it.
+                unsafe { (*event).signal() };
+                true
+            }
+            _ if access.length == 0 => false,
+            Action::Latest(latest) => {
+                // SAFETY: the registered target holds it.
+                unsafe { (*latest).ring(value) };
+                true
+            }
+            // SAFETY: the registered target holds it.
+            Action::Queue(queue) => unsafe { (*queue).ring(Kick { slot, value }) },
+        }
+    }
+}
+
+impl Slots {
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    unsafe fn ring(&self, offset: u64, access: Access) -> bool {
+        let slot = offset >> self.shift;
+        if slot << self.shift != offset {
+            return false;
+        }
+        // The conversions lose nothing: there are at most u32::MAX slots.
+        match usize::try_from(slot).ok().and_then(|i| self.actions.get(i)) {
+            // SAFETY: as promised.
+            Some(action) => unsafe { action.ring(slot as u32, access) },
+            None => false,
+        }
+    }
+}
+
+impl Entry {
+    #[inline(always)]
+    fn matches(&self, access: Access) -> bool {
+        self.length == 0
+            || (self.length == access.length
+                && (!self.has_datamatch || self.datamatch == access.value))
+    }
+
+    /// What of a [`Spot`] is not the address.
+    fn key(&self) -> (u8, Option<u64>) {
+        (self.length, self.has_datamatch.then_some(self.datamatch))
+    }
+}
+
+/// See the module. The arrays have the same length and order: that of [`Spot`]s. No two doorbells collide.
+#[derive(Clone, Default)]
+pub(super) struct Lines {
+    addresses: Box<[u64]>,
+    entries: Box<[Entry]>,
+    doorbells: Box<[*const Registered]>,
+}
+
+// SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync` but
+// for the pointers in them, which lead to targets of their own.
+unsafe impl Send for Lines {}
+// SAFETY: as above.
+unsafe impl Sync for Lines {}
+// SAFETY: as above.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+impl Lines {
+    /// Rings the doorbell that a write matches, if there is one and it has room.
+    ///
+    /// # Safety
+    ///
+    /// The doorbells live.
+    #[inline(always)]
+    pub(super) unsafe fn ring(&self, address: u64, access: Access) -> bool {
+        let above = self.addresses.partition_point(|&start| start <= address);
+        let Some(last) = above.checked_sub(1) else {
+            return false;
+        };
+        let start = self.addresses[last];
+        let mut entry = &self.entries[last];
+        if !entry.matches(access) {
+            if start != address {
+                return false;
+            }
+            match self.find_beside(last, access) {
+                Some(other) => entry = other,
+                None => return false,
+            }
+        }
+        match entry.reached {
+            // SAFETY: as promised.
+            Reached::Single(action) => start == address && unsafe { action.ring(0, access) },
+            // SAFETY: as promised.
+            Reached::Range(slots) => unsafe { (*slots).ring(address - start, access) },
+        }
+    }
+
+    /// The entry that matches, among those with the address of the one at `last` and before it.
+    #[cold]
+    fn find_beside(&self, last: usize, access: Access) -> Option<&Entry> {
+        let start = self.addresses[last];
+        let first = self.addresses[..last].partition_point(|&other| other < start);
+        let same = &self.entries[first..last];
+        // An entry for any data stands where the search for the data ends, or just before.
+        let place = same.partition_point(|entry| entry.key() < (access.length, Some(access.value)));
+        let found = |place: usize| same.get(place).filter(|entry| entry.matches(access));
+        found(place).or_else(|| found(place.wrapping_sub(1)))
+    }
+
+    /// Where `spot` stands, or would.
+    pub(super) fn place(&self, spot: &Spot) -> usize {
+        let first = self
+            .addresses
+            .partition_point(|&start| start < spot.address);
+        let same = self.addresses[first..].partition_point(|&start| start == spot.address);
+        let rest = (spot.length, spot.datamatch);
+        first + self.entries[first..first + same].partition_point(|entry| entry.key() < rest)
+    }
+
+    /// The doorbells in their order.
+    pub(super) fn doorbells(&self) -> &[*const Registered] {
+        &self.doorbells
+    }
+
+    /// The lines without the doorbells at `removals`, and with `additions`, both sorted. If two collide, the number that
+    /// comes with one of them.
+    ///
+    /// # Safety
+    ///
+    /// The doorbells live.
+    pub(super) unsafe fn edited(
+        &self,
+        removals: &[usize],
+        additions: &[(usize, &Arc<Registered>)],
+    ) -> Result<Lines, usize> {
+        let mut lines = Cow::Borrowed(self);
+        if !removals.is_empty() {
+            lines = Cow::Owned(Lines {
+                addresses: without(&lines.addresses, removals),
+                entries: without(&lines.entries, removals),
+                doorbells: without(&lines.doorbells, removals),
+            });
+        }
+        if !additions.is_empty() {
+            // SAFETY: as promised.
+            lines = Cow::Owned(unsafe { lines.with(additions)? });
+        }
+        Ok(lines.into_owned())
+    }
+
+    /// # Safety
+    ///
+    /// The doorbells live.
+    unsafe fn with(&self, additions: &[(usize, &Arc<Registered>)]) -> Result<Lines, usize> {
+        let places: Vec<usize> = additions
+            .iter()
+            .map(|(_, new)| self.place(&new.doorbell.spot()))
+            .collect();
+        // If any two collide, then two that will stand side by side do: what stands between them would too.
+        for (i, &(number, new)) in additions.iter().enumerate() {
+            let collides = |place: usize| {
+                self.doorbells.get(place).is_some_and(|&old| {
+                    // SAFETY: as promised.
+                    unsafe { (*old).doorbell.collides(&new.doorbell) }
+                })
+            };
+            if collides(places[i].wrapping_sub(1)) || collides(places[i]) {
+                return Err(number);
+            }
+            if let Some(&(later, next)) = additions.get(i + 1) {
+                if next.doorbell.collides(&new.doorbell) {
+                    return Err(number.max(later));
+                }
+            }
+        }
+        let new = || additions.iter().map(|(_, new)| new);
+        Ok(Lines {
+            addresses: with(
+                &self.addresses,
+                &places,
+                new().map(|new| new.doorbell.address()),
+            ),
+            entries: with(&self.entries, &places, new().map(|new| new.entry())),
+            doorbells: with(&self.doorbells, &places, new().map(|new| Arc::as_ptr(new))),
+        })
+    }
+}
+
+/// `old` without the elements at `places`, which are sorted.
+fn without<T: Copy>(old: &[T], places: &[usize]) -> Box<[T]> {
+    let mut rest = Vec::with_capacity(old.len() - places.len());
+    let mut from = 0;
+    for &place in places {
+        rest.extend_from_slice(&old[from..place]);
+        from = place + 1;
+    }
+    rest.extend_from_slice(&old[from..]);
+    rest.into()
+}
+
+/// `old` with one of `new` before the element at each of `places`, which are sorted.
+fn with<T: Copy>(old: &[T], places: &[usize], new: impl Iterator<Item = T>) -> Box<[T]> {
+    let mut all = Vec::with_capacity(old.len() + places.len());
+    let mut from = 0;
+    for (&place, new) in places.iter().zip(new) {
+        all.extend_from_slice(&old[from..place]);
+        all.push(new);
+        from = place;
+    }
+    all.extend_from_slice(&old[from..]);
+    all.into()
+}

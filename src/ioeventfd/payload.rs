@@ -1,0 +1,174 @@
+use crate::Event;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_queue::ArrayQueue;
+use std::fmt;
+use std::sync::Arc;
+
+/// A doorbell that keeps the value last written to it, and signals an event.
+///
+/// For registers in which only the newest value counts, such as NVMe's queue tails: a device thread that is late skips
+/// the values between. An ioeventfd of KVM's drops the value, which is why such devices need another exit to learn it.
+///
+/// ```
+/// use doorbell::{Event, ioeventfd::{Bus, Key, Latest, Table}};
+/// use std::sync::Arc;
+///
+/// let table = Table::new();
+/// let kick = Arc::new(Event::new(0));
+/// let tail = Arc::new(Latest::new(&kick, 0));
+/// let registration = table.assign(Key::mmio(0xf000_1000, 4), &tail)?;
+///
+/// assert!(table.write(Bus::Mmio, 0xf000_1000, &7_u32.to_ne_bytes()));
+/// assert!(table.write(Bus::Mmio, 0xf000_1000, &9_u32.to_ne_bytes()));
+/// // The device thread, woken by the event:
+/// assert_eq!(kick.read(), 2);
+/// assert_eq!(tail.value(), 9);
+/// # drop(registration);
+/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// ```
+pub struct Latest {
+    value: AtomicU64,
+    event: Arc<Event>,
+}
+
+impl Latest {
+    /// A cell with `value` in it. Any number of cells may share an event.
+    pub fn new(event: &Arc<Event>, value: u64) -> Self {
+        Latest {
+            value: AtomicU64::new(value),
+            event: Arc::clone(event),
+        }
+    }
+
+    /// The value last written, zero-extended.
+    ///
+    /// Who reads the event first sees the values of all the signals it consumed, or newer ones.
+    pub fn value(&self) -> u64 {
+        // Pairs with the Release in `ring`, for those who look without reading the event.
+        self.value.load(Ordering::Acquire)
+    }
+
+    /// Replaces the value without a signal: for a reset, or to restore a snapshot.
+    pub fn set(&self, value: u64) {
+        self.value.store(value, Ordering::Release);
+    }
+
+    /// What is signalled after each write.
+    pub fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+
+    pub(super) fn ring(&self, value: u64) {
+        self.set(value);
+        self.event.signal();
+    }
+}
+
+impl fmt::Debug for Latest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Latest")
+            .field("value", &self.value())
+            .field("event", &self.event)
+            .finish()
+    }
+}
+
+/// One write that a [`Queue`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kick {
+    /// The slot of a [`Range`](super::Range) that was written to; 0 for a single doorbell.
+    pub slot: u32,
+    /// What was written, zero-extended.
+    pub value: u64,
+}
+
+/// A doorbell that queues the values written to it, and signals an event.
+///
+/// It never loses a value silently. A write that finds the queue full is not taken: the lookup returns false, as for an
+/// address without a doorbell, and the VMM offers the write to the device model, which should first [`pop`](Self::pop)
+/// what came before it. One queue may stand under many doorbells, in a [`Range`](super::Range) above all, and tells
+/// their writes apart by the slot.
+///
+/// ```
+/// use doorbell::{Event, ioeventfd::{Bus, Kick, Queue, Range, Table}};
+/// use std::sync::Arc;
+///
+/// let table = Table::new();
+/// let kick = Arc::new(Event::new(0));
+/// let queue = Arc::new(Queue::new(&kick, 2));
+/// let registration = table.assign_range(Range::mmio(0xf000_1000, 4, 32), [&queue; 32])?;
+///
+/// assert!(table.write(Bus::Mmio, 0xf000_1008, &7_u32.to_ne_bytes()));
+/// assert!(table.write(Bus::Mmio, 0xf000_1000, &1_u32.to_ne_bytes()));
+/// assert!(!table.write(Bus::Mmio, 0xf000_1000, &2_u32.to_ne_bytes())); // full
+///
+/// assert_eq!(kick.read(), 2);
+/// assert_eq!(queue.pop(), Some(Kick { slot: 2, value: 7 }));
+/// assert_eq!(queue.pop(), Some(Kick { slot: 0, value: 1 }));
+/// assert_eq!(queue.pop(), None);
+/// # drop(registration);
+/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// ```
+pub struct Queue {
+    kicks: ArrayQueue<Kick>,
+    event: Arc<Event>,
+}
+
+impl Queue {
+    /// A queue of up to `capacity` writes.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is 0.
+    pub fn new(event: &Arc<Event>, capacity: usize) -> Self {
+        Queue {
+            kicks: ArrayQueue::new(capacity),
+            event: Arc::clone(event),
+        }
+    }
+
+    /// Takes the oldest write. To be called until it returns `None` after each read of the event, which counts the
+    /// writes but may have counted some that were popped before.
+    pub fn pop(&self) -> Option<Kick> {
+        self.kicks.pop()
+    }
+
+    /// Appends a write without a signal, to restore a snapshot. Returns whether there was room.
+    #[must_use = "a full queue has not taken it"]
+    pub fn push(&self, kick: Kick) -> bool {
+        self.kicks.push(kick).is_ok()
+    }
+
+    /// How many writes wait. A snapshot.
+    pub fn len(&self) -> usize {
+        self.kicks.len()
+    }
+
+    /// Whether no write waits. A snapshot.
+    pub fn is_empty(&self) -> bool {
+        self.kicks.is_empty()
+    }
+
+    /// What is signalled after each write.
+    pub fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+
+    pub(super) fn ring(&self, kick: Kick) -> bool {
+        let taken = self.push(kick);
+        if taken {
+            self.event.signal();
+        }
+        taken
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("len", &self.len())
+            .field("capacity", &self.kicks.capacity())
+            .field("event", &self.event)
+            .finish()
+    }
+}

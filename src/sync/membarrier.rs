@@ -1,0 +1,169 @@
+//! Which barriers readers and writers of [`srcu`](super::srcu) use: a fence on both sides, or `membarrier(2)` on the
+//! writer's side and only a compiler fence on the reader's.
+//!
+//! The two are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
+//! writer. A reader with the light barrier and a writer that takes it for one with a fence would be a use after free,
+//! so nobody ever sees the choice change: who asks settles it first.
+
+use std::{error, fmt, io};
+
+use crate::errno::Errno;
+
+/// Why [`use_membarrier`] changed nothing. Everything works with fences then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MembarrierError {
+    /// The system has no `membarrier` with private expedited barriers (`ENOSYS`).
+    Unsupported,
+    /// The system refused: a seccomp filter, most likely (`EPERM`).
+    Refused,
+    /// A table was already looked up or changed in this process, with fences (`EBUSY`).
+    TooLate,
+}
+
+impl fmt::Display for MembarrierError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MembarrierError::Unsupported => "the system has no private expedited membarrier",
+            MembarrierError::Refused => "the system refused to register for membarrier",
+            MembarrierError::TooLate => "a table is in use already, with fences",
+        })
+    }
+}
+
+impl error::Error for MembarrierError {}
+
+impl From<MembarrierError> for io::Error {
+    fn from(error: MembarrierError) -> Self {
+        match error {
+            MembarrierError::Unsupported => Errno::NoSystemCall,
+            MembarrierError::Refused => Errno::NotPermitted,
+            MembarrierError::TooLate => Errno::Busy,
+        }
+        .into()
+    }
+}
+
+/// Makes lookups cheaper and changes of a table dearer, for the whole process and for good.
+///
+/// A lookup in a [`Table`](crate::ioeventfd::Table) tells writers that it is under way, and that must be visible before
+/// it reads the table. By default a store with a full fence sees to it, at 2 to 3 ns. After this call it is a plain store, and
+/// each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all running threads
+/// of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up ever after; use
+/// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one.
+///
+/// Call it first thing in `main`:
+///
+/// * before the first lookup and the first change of any table, which settle on fences;
+/// * before starting threads: registering takes 1 µs in a process with one thread, and 10 ms and more with two;
+/// * before installing a seccomp filter. The filter must go on allowing `membarrier`: those of Firecracker, Cloud
+///   Hypervisor and libkrun do not, and kill the process. A VMM that cannot allow it should not call this.
+///
+/// Calling it again after a success does nothing.
+///
+/// # Errors
+///
+/// It was not possible, and everything works with fences, as if this had not been called.
+///
+/// # Panics
+///
+/// This does not, but if `membarrier` starts failing later, changes of a table do: they cannot know then whether the old
+/// entry is still in use. They leak it.
+///
+/// ```
+/// if let Err(reason) = doorbell::use_membarrier() {
+///     eprintln!("doorbell uses fences: {reason}");
+/// }
+/// ```
+pub fn use_membarrier() -> Result<(), MembarrierError> {
+    choice::register()
+}
+
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(loom)))]
+mod choice {
+    use super::MembarrierError;
+    use crate::sync::atomic::{AtomicU8, Ordering, compiler_fence};
+    use rustix::io::Errno;
+    use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
+
+    const OPEN: u8 = 0;
+    const FENCES: u8 = 1;
+    const MEMBARRIER: u8 = 2;
+
+    /// Leaves `OPEN` once. Relaxed throughout: all that counts is the order of changes to this one byte, and who has
+    /// seen it settled, or learns of a reader from one who has, sees it so ever after.
+    static CHOICE: AtomicU8 = AtomicU8::new(OPEN);
+
+    pub(super) fn register() -> Result<(), MembarrierError> {
+        match CHOICE.load(Ordering::Relaxed) {
+            MEMBARRIER => return Ok(()),
+            FENCES => return Err(MembarrierError::TooLate),
+            _ => {}
+        }
+        if !membarrier_query().contains_command(MembarrierCommand::PrivateExpedited) {
+            return Err(MembarrierError::Unsupported);
+        }
+        // Before the choice is made: whoever sees it may call.
+        match membarrier(MembarrierCommand::RegisterPrivateExpedited) {
+            Ok(()) if settle_on(MEMBARRIER) == MEMBARRIER => Ok(()),
+            Ok(()) => Err(MembarrierError::TooLate),
+            Err(Errno::NOSYS | Errno::INVAL) => Err(MembarrierError::Unsupported),
+            Err(_) => Err(MembarrierError::Refused),
+        }
+    }
+
+    fn settle_on(choice: u8) -> u8 {
+        match CHOICE.compare_exchange(OPEN, choice, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => choice,
+            Err(settled) => settled,
+        }
+    }
+
+    pub(crate) fn settle() {
+        settle_on(FENCES);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_light() -> bool {
+        CHOICE.load(Ordering::Relaxed) == MEMBARRIER
+    }
+
+    #[inline(always)]
+    pub(crate) fn light() {
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn heavy() {
+        if is_light() {
+            membarrier(MembarrierCommand::PrivateExpedited)
+                .expect("membarrier works once it has been registered");
+        }
+    }
+}
+
+#[cfg(not(all(any(target_os = "linux", target_os = "android"), not(loom))))]
+mod choice {
+    use super::MembarrierError;
+
+    pub(super) fn register() -> Result<(), MembarrierError> {
+        Err(MembarrierError::Unsupported)
+    }
+
+    pub(crate) fn settle() {}
+
+    #[inline(always)]
+    pub(crate) fn is_light() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(crate) fn light() {}
+
+    pub(crate) fn heavy() {}
+}
+
+/// * [`settle`]: from here on the choice stands. Readers and writers call it before they rely on one another.
+/// * [`is_light`]: whether readers do without a fence; to be asked after `settle`.
+/// * [`light`]: the barrier of a reader that does without, for the compiler only.
+/// * [`heavy`]: the barrier of a writer whose readers do without. Every thread of the process executes a full one.
+pub(crate) use choice::{heavy, is_light, light, settle};
