@@ -39,7 +39,7 @@ pub(crate) use std::sync::{Mutex, MutexGuard};
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 
 #[cfg(loom)]
-pub(crate) use loom::cell::UnsafeCell;
+pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
 
 use atomic::Ordering;
 
@@ -86,6 +86,10 @@ pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
 #[cfg(not(loom))]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
+/// A pointer into an [`UnsafeCell`]: while it is there, nobody may write.
+#[cfg(not(loom))]
+pub(crate) struct ConstPtr<T>(*const T);
+
 #[cfg(not(loom))]
 impl<T> UnsafeCell<T> {
     pub(crate) fn new(value: T) -> Self {
@@ -93,12 +97,23 @@ impl<T> UnsafeCell<T> {
     }
 
     #[inline(always)]
-    pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
-        f(self.0.get())
+    pub(crate) fn get(&self) -> ConstPtr<T> {
+        ConstPtr(self.0.get())
     }
 
-    #[inline(always)]
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())
+    }
+}
+
+#[cfg(not(loom))]
+impl<T> ConstPtr<T> {
+    /// # Safety
+    ///
+    /// The cell is there, and nobody writes to it as long as the reference is used.
+    #[inline(always)]
+    pub(crate) unsafe fn deref(&self) -> &T {
+        // SAFETY: as promised.
+        unsafe { &*self.0 }
     }
 }

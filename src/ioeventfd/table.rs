@@ -63,23 +63,19 @@ impl Default for Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Nobody can look anything up any more.
-        self.buses.write().read(|buses| {
-            for &doorbell in buses.iter().flat_map(Lines::doorbells) {
-                // SAFETY: the count that the pointer stands for. The snapshot goes next, without looking at it.
-                drop(unsafe { Arc::from_raw(doorbell) });
-            }
-        });
+        for &doorbell in self.buses.write().read().iter().flat_map(Lines::doorbells) {
+            // SAFETY: the count that the pointer stands for. The snapshot goes next, without looking at it.
+            drop(unsafe { Arc::from_raw(doorbell) });
+        }
     }
 }
 
 impl Inner {
     #[inline(always)]
     fn ring(&self, section: &Section<'_>, bus: Bus, address: u64, data: &[u8]) -> bool {
-        let access = Access::of(data);
+        let buses = self.buses.read(section);
         // SAFETY: the doorbells live as long as the snapshot.
-        self.buses.read(section, |buses| unsafe {
-            buses[bus as usize].ring(address, access)
-        })
+        unsafe { buses[bus as usize].ring(address, Access::of(data)) }
     }
 }
 
@@ -163,12 +159,13 @@ impl Table {
             additions.push(Arc::new(Registered::new(doorbell)));
         }
         let writer = self.inner.buses.write();
-        let removals = writer.read(|buses| {
+        let removals = {
+            let buses = writer.read();
             registrations
                 .iter()
-                .filter_map(|registration| registration.find(buses))
+                .filter_map(|old| old.find(&buses))
                 .collect()
-        });
+        };
         change(writer, removals, &additions)?;
         // Those that were there have nothing left to deassign.
         let new = additions.into_iter().map(|registered| Registration {
@@ -206,11 +203,9 @@ impl Table {
         let writer = self.inner.buses.write();
         let mut removals = Removals::new();
         for (index, doorbell) in doorbells.iter().enumerate() {
-            let place = writer.read(|buses| {
-                // SAFETY: the doorbells of the current snapshot live.
-                find(buses, doorbell, |registered| unsafe {
-                    (*registered).doorbell.is(doorbell)
-                })
+            // SAFETY: the doorbells of the current snapshot live.
+            let place = find(&writer.read(), doorbell, |registered| unsafe {
+                (*registered).doorbell.is(doorbell)
             });
             match place {
                 Some(place) if removals.insert(place) => {}
@@ -265,14 +260,13 @@ impl Table {
     /// # Ok::<(), doorbell::ioeventfd::AssignError>(())
     /// ```
     pub fn doorbells(&self) -> Vec<Doorbell> {
-        self.inner.buses.write().read(|buses| {
-            buses
-                .iter()
-                .flat_map(Lines::doorbells)
-                // SAFETY: the doorbells of the current snapshot live.
-                .map(|&registered| unsafe { (*registered).doorbell.clone() })
-                .collect()
-        })
+        let writer = self.inner.buses.write();
+        let buses = writer.read();
+        let registered = buses.iter().flat_map(Lines::doorbells);
+        registered
+            // SAFETY: the doorbells of the current snapshot live.
+            .map(|&registered| unsafe { (*registered).doorbell.clone() })
+            .collect()
     }
 }
 
@@ -304,7 +298,8 @@ fn change(
     sorted.sort_by_key(|(_, new)| (new.doorbell.bus(), new.doorbell.spot()));
     let (mmio, pio) =
         sorted.split_at(sorted.partition_point(|(_, new)| new.doorbell.bus() == Bus::Mmio));
-    let (buses, leaving) = writer.read(|old| {
+    let (buses, leaving) = {
+        let old = writer.read();
         let edited = |bus: Bus, additions: &[_]| {
             let places = removals.range((bus as usize, 0)..=(bus as usize, usize::MAX));
             let places: Vec<usize> = places.map(|&(_, place)| place).collect();
@@ -315,16 +310,12 @@ fn change(
             })
         };
         let buses = [edited(Bus::Mmio, mmio)?, edited(Bus::Pio, pio)?];
-        let leaving = removals
-            .iter()
-            .map(|&(bus, place)| old[bus].doorbells()[place]);
-        Ok((buses, leaving.collect::<Vec<_>>()))
-    })?;
-    // SAFETY: the counts of the pointers that are not in the snapshot to be published. See `Inner`.
-    let leaving = leaving
-        .into_iter()
-        .map(|left| unsafe { Arc::from_raw(left) });
-    let leaving: Vec<Arc<Registered>> = leaving.collect();
+        let leaving = removals.iter().map(|&(bus, place)| {
+            // SAFETY: the count of a pointer that is not in the snapshot to be published. See `Inner`.
+            unsafe { Arc::from_raw(old[bus].doorbells()[place]) }
+        });
+        (buses, leaving.collect::<Vec<_>>())
+    };
     for new in additions {
         // The counts of those that are new there.
         let _ = Arc::into_raw(Arc::clone(new));
@@ -427,7 +418,7 @@ impl Drop for Registration {
             return;
         };
         let writer = table.inner.buses.write();
-        let removals = writer.read(|buses| self.find(buses)).into_iter().collect();
+        let removals = self.find(&writer.read()).into_iter().collect();
         match change(writer, removals, &[]) {
             Ok(()) => {}
             Err(_) => unreachable!("what is removed collides with nothing"),

@@ -40,14 +40,19 @@
 //! waits for nobody. It panics after a second rather than for ever. Not for use in signal handlers.
 
 use super::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use super::{DEKKER, Mutex, MutexGuard, UnsafeCell, dekker_load, membarrier, release_store};
+use super::{
+    ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, dekker_load, membarrier, release_store,
+};
 use crossbeam_utils::{Backoff, CachePadded};
 use std::any::Any;
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::process;
 use std::ptr;
 use std::sync::PoisonError;
+use std::thread;
 use std::time::Duration;
 
 /// What a reader shows to writers. Never freed, so that writers can walk the list without a lock.
@@ -205,12 +210,11 @@ struct Patience {
 
 impl Patience {
     fn pause(&mut self) {
-        #[cfg(loom)]
-        loom::thread::yield_now();
-        #[cfg(not(loom))]
-        if self.backoff.is_completed() {
+        if cfg!(loom) {
+            yield_now();
+        } else if self.backoff.is_completed() {
             let nap = (self.slept / 2).clamp(Duration::from_micros(50), Duration::from_millis(1));
-            std::thread::sleep(nap);
+            thread::sleep(nap);
             self.slept += nap;
         } else {
             self.backoff.snooze();
@@ -223,10 +227,10 @@ impl Patience {
 }
 
 #[cfg(not(loom))]
-use std::thread_local;
+use std::{thread::yield_now, thread_local};
 
 #[cfg(loom)]
-use loom::thread_local;
+use loom::{thread::yield_now, thread_local};
 
 #[cfg(not(loom))]
 fn domain() -> &'static Domain {
@@ -383,16 +387,16 @@ impl<T: Send + Sync + 'static> Srcu<T> {
         }
     }
 
-    /// Shows `f` the current snapshot.
+    /// The current snapshot, for as long as the section lasts.
     ///
-    /// Inside one section, a later call may see a newer one.
+    /// A later call inside the same section may see a newer one.
     #[inline(always)]
-    pub fn read<R>(&self, _section: &Section<'_>, f: impl FnOnce(&T) -> R) -> R {
+    pub fn read<'a>(&'a self, _section: &'a Section<'_>) -> Snapshot<'a, T> {
         let current = load_pointer(&self.current);
         // SAFETY: it came from `boxed`, and was current after this section had begun. It is freed by `Writer::publish`
-        // after a grace period, that is not before the section has ended (see the module), or by the drop of `self`,
-        // which is borrowed. Until then there are only shared references to it.
-        unsafe { (*current).with(|value| f(&*value)) }
+        // after a grace period, that is not before the section has ended (see the module), or by the drop of `self`; both
+        // are borrowed.
+        unsafe { Snapshot::new(current) }
     }
 
     /// Keeps other writers out.
@@ -402,6 +406,36 @@ impl<T: Send + Sync + 'static> Srcu<T> {
             // There is nothing behind it that a panic could have left half done.
             _lock: self.writer.lock().unwrap_or_else(PoisonError::into_inner),
         }
+    }
+}
+
+/// A snapshot that is not freed as long as this is there.
+pub struct Snapshot<'a, T> {
+    value: ConstPtr<T>,
+    _borrow: PhantomData<&'a T>,
+}
+
+impl<T> Snapshot<'_, T> {
+    /// # Safety
+    ///
+    /// It came from [`boxed`], and is not freed before the borrow ends.
+    #[inline(always)]
+    unsafe fn new(snapshot: *const UnsafeCell<T>) -> Self {
+        Snapshot {
+            // SAFETY: as promised.
+            value: unsafe { (*snapshot).get() },
+            _borrow: PhantomData,
+        }
+    }
+}
+
+impl<T> Deref for Snapshot<'_, T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: see `new`. There are only shared references to it until then.
+        unsafe { self.value.deref() }
     }
 }
 
@@ -446,12 +480,12 @@ pub struct Writer<'a, T> {
 }
 
 impl<T: Send + Sync + 'static> Writer<'_, T> {
-    /// Shows `f` the current snapshot.
-    pub fn read<R>(&self, f: impl FnOnce(&T) -> R) -> R {
+    /// The current snapshot.
+    pub fn read(&self) -> Snapshot<'_, T> {
         // The lock orders it after the last swap.
         let current = self.current.load(Ordering::Relaxed);
-        // SAFETY: it came from `boxed`, and stays current while the lock is held.
-        unsafe { (*current).with(|value| f(&*value)) }
+        // SAFETY: it came from `boxed`, and stays current until the writer, which is borrowed, publishes or goes.
+        unsafe { Snapshot::new(current) }
     }
 
     /// Makes `value` the snapshot, lets other writers in, and waits until nobody holds the one before. Then drops that

@@ -1,0 +1,201 @@
+//! SRCU: snapshots and their readers.
+//!
+//! `../breakages/srcu.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+
+use doorbell::sync::srcu::{Reader, Srcu, with_section};
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use loom_tests::check;
+
+/// A snapshot whose end loom sees: an access that nothing orders before its drop is reported.
+struct Page {
+    number: u32,
+    alive: UnsafeCell<bool>,
+}
+
+// SAFETY: loom checks each access to the cell.
+unsafe impl Sync for Page {}
+// SAFETY: it is a number and a flag.
+unsafe impl Send for Page {}
+
+impl Page {
+    fn new(number: u32) -> Self {
+        Page {
+            number,
+            alive: UnsafeCell::new(true),
+        }
+    }
+
+    fn look(&self) -> u32 {
+        // SAFETY: checked by loom.
+        assert!(self.alive.with(|alive| unsafe { *alive }));
+        self.number
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: checked by loom.
+        self.alive.with_mut(|alive| unsafe { *alive = false });
+    }
+}
+
+type Book = Srcu<Page, ()>;
+
+fn book() -> Arc<Book> {
+    Arc::new(Srcu::new(Page::new(0), ()))
+}
+
+fn turn_to(book: &Book, number: u32) {
+    book.write().publish(Page::new(number), ());
+}
+
+fn look(book: &Book, reader: &Reader) -> u32 {
+    book.read(&reader.enter(), Page::look)
+}
+
+/// A lookup races a change: it sees one or the other, whole, and the old one is dropped after it.
+#[test]
+fn lookup_and_change() {
+    check("lookup_and_change", Some(4), || {
+        let book = book();
+        let reader = Reader::new();
+        let writer = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || turn_to(&book, 1))
+        };
+        assert!(look(&book, &reader) <= 1);
+        assert!(look(&book, &reader) <= 1);
+        writer.join().unwrap();
+        assert_eq!(look(&book, &reader), 1);
+    });
+}
+
+/// When a change has returned, nothing comes through the old snapshot any more.
+#[test]
+fn nothing_comes_after_a_change() {
+    check("nothing_comes_after_a_change", Some(3), || {
+        let book = book();
+        let returned = Arc::new(AtomicBool::new(false));
+        let vcpu = {
+            let (book, returned) = (Arc::clone(&book), Arc::clone(&returned));
+            thread::spawn(move || {
+                let reader = Reader::new();
+                book.read(&reader.enter(), |page| {
+                    let number = page.look();
+                    // Stands for the signal: by then the change has not returned, unless it is the new page.
+                    assert!(number == 1 || !returned.load(Ordering::Relaxed));
+                });
+            })
+        };
+        turn_to(&book, 1);
+        returned.store(true, Ordering::Relaxed);
+        vcpu.join().unwrap();
+    });
+}
+
+/// Two writers, one reader: each drops what it replaced, once, and neither waits for the other.
+#[test]
+fn two_writers() {
+    check("two_writers", Some(1), || {
+        let book = book();
+        let writers = [1, 2].map(|number| {
+            let book = Arc::clone(&book);
+            thread::spawn(move || turn_to(&book, number))
+        });
+        let reader = Reader::new();
+        assert!(look(&book, &reader) <= 2);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert_ne!(look(&book, &reader), 0);
+    });
+}
+
+/// A reader comes into being, and leaves its slot to the next, while a writer walks the list.
+#[test]
+fn readers_come_and_go() {
+    check("readers_come_and_go", Some(3), || {
+        let book = book();
+        let vcpu = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let reader = Reader::new();
+                    assert!(look(&book, &reader) <= 1);
+                }
+            })
+        };
+        turn_to(&book, 1);
+        vcpu.join().unwrap();
+    });
+}
+
+/// A section inside a section does not end the outer one.
+#[test]
+fn sections_nest() {
+    check("sections_nest", Some(3), || {
+        let book = book();
+        let writer = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || turn_to(&book, 1))
+        };
+        let reader = Reader::new();
+        let outer = reader.enter();
+        book.read(&outer, |page| {
+            look(&book, &reader);
+            page.look();
+        });
+        drop(outer);
+        writer.join().unwrap();
+    });
+}
+
+/// A writer inside a section of its own returns, and the page it replaced can be looked at until the section ends.
+#[test]
+fn change_inside_a_section() {
+    check("change_inside_a_section", Some(3), || {
+        let book = book();
+        let other = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                let reader = Reader::new();
+                assert!(look(&book, &reader) <= 1);
+            })
+        };
+        with_section(|section| {
+            book.read(section, |page| {
+                turn_to(&book, 1);
+                assert_eq!(page.look(), 0);
+            });
+            assert_eq!(book.read(section, Page::look), 1);
+        });
+        other.join().unwrap();
+    });
+}
+
+/// Two threads, each inside a section of one snapshot, change the other: neither waits for the other.
+#[test]
+fn changes_across_sections() {
+    check("changes_across_sections", Some(3), || {
+        let books = [book(), book()];
+        let other = {
+            let books = books.clone();
+            thread::spawn(move || {
+                let reader = Reader::new();
+                books[0].read(&reader.enter(), |page| {
+                    turn_to(&books[1], 1);
+                    page.look();
+                });
+            })
+        };
+        let reader = Reader::new();
+        books[1].read(&reader.enter(), |page| {
+            turn_to(&books[0], 1);
+            page.look();
+        });
+        other.join().unwrap();
+    });
+}
