@@ -2,7 +2,7 @@
 //!
 //! `../breakages/srcu.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::sync::srcu::{Reader, Srcu, with_section};
+use doorbell::sync::srcu::{Reader, Section, Srcu, with_section};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -42,10 +42,10 @@ impl Drop for Page {
     }
 }
 
-type Book = Srcu<Page, ()>;
+type Book = Srcu<Page>;
 
 fn book() -> Arc<Book> {
-    Arc::new(Srcu::new(Page::new(0), ()))
+    Arc::new(Srcu::new(Page::new(0)))
 }
 
 fn turn_to(book: &Book, number: u32) {
@@ -53,7 +53,11 @@ fn turn_to(book: &Book, number: u32) {
 }
 
 fn look(book: &Book, reader: &Reader) -> u32 {
-    book.read(&reader.enter(), Page::look)
+    book.read(&reader.enter()).look()
+}
+
+fn with_page(book: &Book, section: &Section<'_>, f: impl FnOnce(&Page)) {
+    f(&book.read(section));
 }
 
 /// A lookup races a change: it sees one or the other, whole, and the old one is dropped after it.
@@ -83,7 +87,7 @@ fn nothing_comes_after_a_change() {
             let (book, returned) = (Arc::clone(&book), Arc::clone(&returned));
             thread::spawn(move || {
                 let reader = Reader::new();
-                book.read(&reader.enter(), |page| {
+                with_page(&book, &reader.enter(), |page| {
                     let number = page.look();
                     // Stands for the signal: by then the change has not returned, unless it is the new page.
                     assert!(number == 1 || !returned.load(Ordering::Relaxed));
@@ -144,7 +148,7 @@ fn sections_nest() {
         };
         let reader = Reader::new();
         let outer = reader.enter();
-        book.read(&outer, |page| {
+        with_page(&book, &outer, |page| {
             look(&book, &reader);
             page.look();
         });
@@ -166,11 +170,11 @@ fn change_inside_a_section() {
             })
         };
         with_section(|section| {
-            book.read(section, |page| {
+            with_page(&book, section, |page| {
                 turn_to(&book, 1);
                 assert_eq!(page.look(), 0);
             });
-            assert_eq!(book.read(section, Page::look), 1);
+            assert_eq!(book.read(section).look(), 1);
         });
         other.join().unwrap();
     });
@@ -185,14 +189,14 @@ fn changes_across_sections() {
             let books = books.clone();
             thread::spawn(move || {
                 let reader = Reader::new();
-                books[0].read(&reader.enter(), |page| {
+                with_page(&books[0], &reader.enter(), |page| {
                     turn_to(&books[1], 1);
                     page.look();
                 });
             })
         };
         let reader = Reader::new();
-        books[1].read(&reader.enter(), |page| {
+        with_page(&books[1], &reader.enter(), |page| {
             turn_to(&books[0], 1);
             page.look();
         });

@@ -96,7 +96,7 @@ impl Domain {
 
     fn slots(&self) -> impl Iterator<Item = &'static Slot> {
         // Pairs with the push in `claim`: a reader that could load an old pointer is in the list. See there.
-        let mut next = self.head.load(DEKKER);
+        let mut next = load_head(&self.head);
         std::iter::from_fn(move || {
             // SAFETY: null, or a slot that was leaked, after it had been initialised, by the push that was acquired.
             let slot = unsafe { next.as_ref() }?;
@@ -179,6 +179,14 @@ impl Domain {
     fn lock(&self) -> MutexGuard<'_, Vec<Outdated>> {
         self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The load of the handshake with a new reader. Under loom a read-modify-write that changes nothing, for the reason given at
+/// [`dekker_load`].
+fn load_head<T>(head: &AtomicPtr<T>) -> *mut T {
+    #[cfg(loom)]
+    let _ = head.fetch_update(DEKKER, DEKKER, Some);
+    head.load(DEKKER)
 }
 
 impl Slot {
@@ -392,7 +400,8 @@ impl<T: Send + Sync + 'static> Srcu<T> {
     /// A later call inside the same section may see a newer one.
     #[inline(always)]
     pub fn read<'a>(&'a self, _section: &'a Section<'_>) -> Snapshot<'a, T> {
-        let current = load_pointer(&self.current);
+        // The load of the handshake with `Writer::publish`; acquires the value.
+        let current = self.current.load(DEKKER);
         // SAFETY: it came from `boxed`, and was current after this section had begun. It is freed by `Writer::publish`
         // after a grace period, that is not before the section has ended (see the module), or by the drop of `self`; both
         // are borrowed.
@@ -437,15 +446,6 @@ impl<T> Deref for Snapshot<'_, T> {
         // SAFETY: see `new`. There are only shared references to it until then.
         unsafe { self.value.deref() }
     }
-}
-
-/// The pointer's load of the [`DEKKER`] handshake. For loom a read-modify-write that changes nothing, for the reason given
-/// at [`super::DEKKER`]'s other load.
-#[inline(always)]
-fn load_pointer<T>(pointer: &AtomicPtr<T>) -> *mut T {
-    #[cfg(loom)]
-    let _ = pointer.fetch_update(DEKKER, DEKKER, Some);
-    pointer.load(DEKKER)
 }
 
 impl<T> Drop for Srcu<T> {
