@@ -1,0 +1,563 @@
+//! Scripts: random sequences of changes of a table and guest writes, played to a table and to a naive model of one that
+//! scans a list. One generator serves the property test and the fuzz target.
+
+use arbitrary::{Arbitrary, Unstructured};
+use doorbell::Event;
+use doorbell::ioeventfd::{
+    AssignError, BatchError, Bus, Doorbell, Key, Kick, Latest, Queue, Range, Reader, Registration,
+    Table, Target,
+};
+use std::array;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub struct Script(Vec<Step>);
+
+impl<'a> Arbitrary<'a> for Script {
+    /// A script as long as the bytes last.
+    fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let mut steps = Vec::new();
+        while !bytes.is_empty() {
+            steps.push(bytes.arbitrary()?);
+        }
+        Ok(Script(steps))
+    }
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+enum Step {
+    Assign(Sketch),
+    AssignAll(Vec<Sketch>),
+    Deassign(Sketch),
+    /// By what is registered, all of it if it is within the first or the second number of it.
+    DeassignAll(u8, u8),
+    Drop(u8),
+    Keep(u8),
+    Replace(u8, Vec<Sketch>),
+    Write(WriteSketch),
+    Pop(u8),
+}
+
+/// A doorbell in few bytes: about one in ten is invalid, and most others have neighbours.
+#[derive(Arbitrary, Clone, Debug)]
+struct Sketch {
+    mmio: bool,
+    place: u8,
+    length: u8,
+    datamatch: Option<u8>,
+    range: Option<(u8, u8)>,
+    target: u8,
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+struct WriteSketch {
+    mmio: bool,
+    place: u8,
+    length: u8,
+    value: u8,
+    by_reader: bool,
+}
+
+fn bus(mmio: bool) -> Bus {
+    if mmio { Bus::Mmio } else { Bus::Pio }
+}
+
+fn address(place: u8) -> u64 {
+    match place {
+        // The end of the address space.
+        0xf0.. => u64::MAX - u64::from(0xff - place),
+        _ => 0xe000_0000 + u64::from(place % 32),
+    }
+}
+
+fn value(small: u8) -> u64 {
+    match small {
+        0xf0.. => 0x1_0000_0000 + u64::from(small),
+        0xe0.. => 0x1_0000 + u64::from(small),
+        _ => u64::from(small % 4),
+    }
+}
+
+const EVENTS: usize = 4;
+const PAYLOADS: usize = 2;
+const QUEUE: usize = 3;
+
+struct Targets {
+    events: [Arc<Event>; EVENTS],
+    latest: [Arc<Latest>; PAYLOADS],
+    queues: [Arc<Queue>; PAYLOADS],
+}
+
+impl Targets {
+    fn new() -> Self {
+        let events = array::from_fn(|_| Arc::new(Event::new(0)));
+        Targets {
+            latest: array::from_fn(|i| Arc::new(Latest::new(&events[i], 0))),
+            queues: array::from_fn(|i| Arc::new(Queue::new(&events[i], QUEUE))),
+            events,
+        }
+    }
+
+    /// The one that a number stands for, and the same for the model.
+    fn get(&self, number: usize) -> Target {
+        match number % (EVENTS + 2 * PAYLOADS) {
+            event @ 0..EVENTS => (&self.events[event]).into(),
+            latest if latest < EVENTS + PAYLOADS => (&self.latest[latest - EVENTS]).into(),
+            queue => (&self.queues[queue - EVENTS - PAYLOADS]).into(),
+        }
+    }
+}
+
+/// What the model knows of a doorbell.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    /// Tells it from an equal one that was assigned before or after.
+    id: usize,
+    place: Place,
+    /// Numbers of targets.
+    targets: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Key(Key),
+    Range(Range),
+}
+
+impl Sketch {
+    fn entry(&self, id: usize) -> Entry {
+        let length = match self.length % 11 {
+            length @ 0..=8 => length.into(),
+            _ => 0,
+        };
+        let first = usize::from(self.target);
+        match self.range {
+            None => Entry {
+                id,
+                place: Place::Key(Key {
+                    bus: bus(self.mmio),
+                    address: address(self.place),
+                    length,
+                    datamatch: self.datamatch.map(value),
+                }),
+                targets: vec![first],
+            },
+            Some((stride, slots)) => {
+                let range = Range {
+                    bus: bus(self.mmio),
+                    address: address(self.place),
+                    stride: match stride % 8 {
+                        stride @ 0..=4 => stride.into(),
+                        5 => 1 << 62,
+                        _ => 8,
+                    },
+                    slots: (slots % 6).into(),
+                    length,
+                };
+                let targets = usize::from(slots % 6) + usize::from(slots > 0xf0);
+                Entry {
+                    id,
+                    place: Place::Range(range),
+                    targets: (first..first + targets).collect(),
+                }
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn doorbell(&self, targets: &Targets) -> Doorbell {
+        match self.place {
+            Place::Key(key) => Doorbell::new(key, targets.get(self.targets[0])),
+            Place::Range(range) => {
+                Doorbell::range(range, self.targets.iter().map(|&n| targets.get(n)))
+            }
+        }
+    }
+
+    fn bus(&self) -> Bus {
+        match self.place {
+            Place::Key(key) => key.bus,
+            Place::Range(range) => range.bus,
+        }
+    }
+
+    fn address(&self) -> u64 {
+        match self.place {
+            Place::Key(key) => key.address,
+            Place::Range(range) => range.address,
+        }
+    }
+
+    fn end(&self) -> u128 {
+        let size = match self.place {
+            Place::Key(key) => key.length.into(),
+            Place::Range(range) => u128::from(range.stride) * u128::from(range.slots),
+        };
+        u128::from(self.address()) + size
+    }
+
+    fn validate(&self) -> Result<(), AssignError> {
+        let length = match self.place {
+            Place::Range(range) if ![1, 2, 4, 8, 16, 1 << 62].contains(&range.stride) => {
+                return Err(AssignError::Stride);
+            }
+            Place::Range(range) if range.slots == 0 => return Err(AssignError::Slots),
+            // Too large for any address: told before the length is looked at.
+            Place::Range(range)
+                if u128::from(range.stride) * u128::from(range.slots) >> 64 != 0 =>
+            {
+                return Err(AssignError::Wrap);
+            }
+            Place::Range(range) => range.length,
+            Place::Key(key) => key.length,
+        };
+        if ![0, 1, 2, 4, 8].contains(&length) {
+            return Err(AssignError::Length);
+        }
+        if self.end() > u64::MAX.into() {
+            return Err(AssignError::Wrap);
+        }
+        match self.place {
+            Place::Key(key) => match key.datamatch {
+                Some(_) if length == 0 => Err(AssignError::WildcardDatamatch),
+                Some(value) if u128::from(value) >= 1 << (8 * length) => {
+                    Err(AssignError::DatamatchWidth)
+                }
+                _ => Ok(()),
+            },
+            Place::Range(range) if range.slots as usize != self.targets.len() => {
+                Err(AssignError::Slots)
+            }
+            Place::Range(_) => Ok(()),
+        }
+    }
+
+    fn collides(&self, other: &Entry) -> bool {
+        let inside = |range: &Entry, other: &Entry| {
+            matches!(range.place, Place::Range(_))
+                && range.address() <= other.address()
+                && u128::from(other.address()) < range.end()
+        };
+        let both = match (self.place, other.place) {
+            (Place::Key(a), Place::Key(b)) => {
+                let lengths = a.length == 0 || b.length == 0 || a.length == b.length;
+                let values = a.length != b.length
+                    || a.datamatch.is_none()
+                    || b.datamatch.is_none()
+                    || a.datamatch == b.datamatch;
+                a.address == b.address && lengths && values
+            }
+            _ => false,
+        };
+        self.bus() == other.bus() && (both || inside(self, other) || inside(other, self))
+    }
+
+    /// The slot that a write rings.
+    fn slot(&self, bus: Bus, address: u64, data: &[u8]) -> Option<usize> {
+        let (length, value) = match self.place {
+            Place::Key(key) => (key.length, key.datamatch),
+            Place::Range(range) => (range.length, None),
+        };
+        let rings = bus == self.bus()
+            && (length == 0 || length as usize == data.len())
+            && (value.is_none() || value == payload(data));
+        let starts = |slot: &usize| match self.place {
+            Place::Key(key) => key.address == address,
+            Place::Range(range) => range.address + range.stride * *slot as u64 == address,
+        };
+        (0..self.targets.len()).find(starts).filter(|_| rings)
+    }
+}
+
+fn payload(data: &[u8]) -> Option<u64> {
+    Some(match data.len() {
+        1 => data[0].into(),
+        2 => u16::from_ne_bytes(data.try_into().ok()?).into(),
+        4 => u32::from_ne_bytes(data.try_into().ok()?).into(),
+        8 => u64::from_ne_bytes(data.try_into().ok()?),
+        _ => return None,
+    })
+}
+
+/// What the targets should hold.
+#[derive(Debug, Default, PartialEq)]
+struct Held {
+    counts: [u64; EVENTS],
+    latest: [u64; PAYLOADS],
+    queues: [VecDeque<Kick>; PAYLOADS],
+}
+
+impl Held {
+    fn ring(&mut self, target: usize, slot: usize, value: Option<u64>) -> bool {
+        let (number, slot) = (target % (EVENTS + 2 * PAYLOADS), slot as u32);
+        let event = match (number, value) {
+            (event @ 0..EVENTS, _) => event,
+            (_, None) => return false,
+            (latest, Some(value)) if latest < EVENTS + PAYLOADS => {
+                self.latest[latest - EVENTS] = value;
+                latest - EVENTS
+            }
+            (queue, Some(value)) => {
+                let queue = queue - EVENTS - PAYLOADS;
+                if self.queues[queue].len() == QUEUE {
+                    return false;
+                }
+                self.queues[queue].push_back(Kick { slot, value });
+                queue
+            }
+        };
+        self.counts[event] += 1;
+        true
+    }
+}
+
+/// The table and the model of it.
+struct Both {
+    table: Table,
+    reader: Reader,
+    targets: Targets,
+    registrations: Vec<(Registration, Entry)>,
+    /// What is registered, in any order.
+    entries: Vec<Entry>,
+    held: Held,
+    ids: std::ops::Range<usize>,
+}
+
+impl Script {
+    /// Plays the script. Returns the number of steps.
+    ///
+    /// # Panics
+    ///
+    /// If the two differ.
+    pub fn compare(&self) -> u64 {
+        let table = Table::new();
+        let mut both = Both {
+            reader: table.reader(),
+            table,
+            targets: Targets::new(),
+            registrations: Vec::new(),
+            entries: Vec::new(),
+            held: Held::default(),
+            ids: 0..usize::MAX,
+        };
+        for step in &self.0 {
+            both.play(step);
+            both.compare();
+        }
+        drop(both.registrations);
+        // Those that were kept go with the table.
+        drop((both.reader, both.table));
+        for event in &both.targets.events[PAYLOADS..] {
+            assert_eq!(Arc::strong_count(event), 1, "somebody holds an event");
+        }
+        self.0.len() as u64
+    }
+}
+
+impl Both {
+    fn play(&mut self, step: &Step) {
+        match step {
+            Step::Assign(sketch) => {
+                let entry = self.entry(sketch);
+                let expected = entry.validate().and_then(|()| {
+                    let collides = self.entries.iter().any(|old| old.collides(&entry));
+                    if collides {
+                        Err(AssignError::Collision)
+                    } else {
+                        Ok(())
+                    }
+                });
+                let result = match entry.doorbell(&self.targets) {
+                    Doorbell::Single { key, target } => self.table.assign(key, target),
+                    Doorbell::Range { range, targets } => {
+                        self.table.assign_range(range, targets.iter())
+                    }
+                };
+                assert_eq!(result.as_ref().err(), expected.err().as_ref(), "{entry:?}");
+                if let Ok(registration) = result {
+                    self.registrations.push((registration, entry.clone()));
+                    self.entries.push(entry);
+                }
+            }
+            Step::AssignAll(sketches) => {
+                let new: Vec<Entry> = sketches.iter().map(|sketch| self.entry(sketch)).collect();
+                let result = self.table.assign_all(self.doorbells(&new));
+                check_batch(&self.entries, &new, result.as_ref().err());
+                if let Ok(registrations) = result {
+                    self.entries.extend(new.iter().cloned());
+                    self.registrations
+                        .extend(registrations.into_iter().zip(new));
+                }
+            }
+            Step::Deassign(sketch) => {
+                let entry = self.entry(sketch);
+                let result = match entry.doorbell(&self.targets) {
+                    Doorbell::Single { key, target } => self.table.deassign(key, target).is_ok(),
+                    range => self.table.deassign_all([range]).is_ok(),
+                };
+                assert_eq!(result, self.take(&entry), "{entry:?}");
+            }
+            Step::DeassignAll(first, second) => {
+                if self.entries.is_empty() {
+                    return;
+                }
+                let [a, b] = [first, second].map(|n| usize::from(*n) % (self.entries.len() + 1));
+                let mut old = self.entries[a.min(b)..a.max(b)].to_vec();
+                // The last one once more, at times: one too many.
+                let twice = first % 8 == 0 && !old.is_empty();
+                if twice {
+                    old.push(old[0].clone());
+                }
+                let result = self.table.deassign_all(self.doorbells(&old));
+                assert_eq!(result.err().map(|e| e.index), twice.then(|| old.len() - 1));
+                if !twice {
+                    self.entries.retain(|entry| !old.contains(entry));
+                }
+            }
+            Step::Drop(n) => {
+                if let Some((registration, entry)) = self.pick(*n) {
+                    drop(registration);
+                    self.entries.retain(|old| *old != entry);
+                }
+            }
+            Step::Keep(n) => {
+                if let Some((registration, _)) = self.pick(*n) {
+                    registration.keep();
+                }
+            }
+            Step::Replace(count, sketches) => {
+                let count = usize::from(*count) % (self.registrations.len() + 1);
+                let rest = self.registrations.split_off(count);
+                let (mut old, olds): (Vec<_>, Vec<_>) =
+                    std::mem::replace(&mut self.registrations, rest)
+                        .into_iter()
+                        .unzip();
+                let mut entries = self.entries.clone();
+                entries.retain(|entry| !olds.contains(entry));
+                let new: Vec<Entry> = sketches.iter().map(|sketch| self.entry(sketch)).collect();
+                let result = self.table.replace(&mut old, self.doorbells(&new));
+                check_batch(&entries, &new, result.as_ref().err());
+                if result.is_ok() {
+                    entries.extend(new.iter().cloned());
+                    self.entries = entries;
+                    self.registrations.extend(old.into_iter().zip(new));
+                } else {
+                    self.registrations.extend(old.into_iter().zip(olds));
+                }
+            }
+            Step::Write(write) => {
+                let bus = bus(write.mmio);
+                let address = address(write.place);
+                let data = &value(write.value).to_le_bytes()[..usize::from(write.length % 9)];
+                let mut matching = self.entries.iter().filter_map(|entry| {
+                    entry
+                        .slot(bus, address, data)
+                        .map(|slot| (entry.targets[slot], slot))
+                });
+                let hit = matching.next();
+                assert_eq!(matching.next(), None, "two doorbells would take one write");
+                let expected =
+                    hit.is_some_and(|(target, slot)| self.held.ring(target, slot, payload(data)));
+                let taken = match write.by_reader {
+                    true => self.reader.write(bus, address, data),
+                    false => self.table.write(bus, address, data),
+                };
+                assert_eq!(taken, expected, "{write:?}");
+            }
+            Step::Pop(n) => {
+                let n = usize::from(*n) % PAYLOADS;
+                assert_eq!(
+                    self.targets.queues[n].pop(),
+                    self.held.queues[n].pop_front()
+                );
+            }
+        }
+    }
+
+    fn entry(&mut self, sketch: &Sketch) -> Entry {
+        sketch.entry(self.ids.next().expect("fewer steps than that"))
+    }
+
+    fn doorbells(&self, entries: &[Entry]) -> Vec<Doorbell> {
+        entries
+            .iter()
+            .map(|entry| entry.doorbell(&self.targets))
+            .collect()
+    }
+
+    /// Forgets an entry that has the same targets, if there is one.
+    fn take(&mut self, entry: &Entry) -> bool {
+        let same = |old: &Entry| {
+            let targets = |entry: &Entry| {
+                let targets = entry.targets.iter();
+                targets
+                    .map(|n| n % (EVENTS + 2 * PAYLOADS))
+                    .collect::<Vec<_>>()
+            };
+            old.place == entry.place && targets(old) == targets(entry)
+        };
+        let place = self.entries.iter().position(same);
+        place.map(|place| self.entries.remove(place)).is_some()
+    }
+
+    fn pick(&mut self, n: u8) -> Option<(Registration, Entry)> {
+        let count = self.registrations.len();
+        (count > 0).then(|| self.registrations.swap_remove(usize::from(n) % count))
+    }
+
+    fn compare(&self) {
+        let targets = &self.targets;
+        assert_eq!(
+            array::from_fn(|i| targets.events[i].count()),
+            self.held.counts
+        );
+        assert_eq!(
+            array::from_fn(|i| targets.latest[i].value()),
+            self.held.latest
+        );
+        for (ours, expected) in targets.queues.iter().zip(&self.held.queues) {
+            assert_eq!(ours.len(), expected.len());
+        }
+        let listed = self.table.doorbells();
+        assert_eq!(listed.len(), self.entries.len());
+        let places = listed
+            .iter()
+            .map(|doorbell| (doorbell.bus(), doorbell.address()));
+        assert!(places.is_sorted());
+    }
+}
+
+/// Whether a batch should have failed, and has with the right doorbell.
+fn check_batch(old: &[Entry], new: &[Entry], error: Option<&BatchError<AssignError>>) {
+    for (index, entry) in new.iter().enumerate() {
+        if let Err(invalid) = entry.validate() {
+            assert_eq!(
+                error,
+                Some(&BatchError {
+                    index,
+                    error: invalid
+                })
+            );
+            return;
+        }
+    }
+    let collides = |i: usize| {
+        let others = new
+            .iter()
+            .enumerate()
+            .filter(|&(j, _)| j != i)
+            .map(|(_, other)| other);
+        old.iter()
+            .chain(others)
+            .any(|other| other.collides(&new[i]))
+    };
+    match error {
+        None => assert!(!(0..new.len()).any(collides)),
+        Some(error) => {
+            assert_eq!(error.error, AssignError::Collision);
+            assert!(collides(error.index));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Many threads at one table.
+
+use doorbell::Event;
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Table};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const A: u64 = 0xe000_3000;
+
+/// How long each of these goes on.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// Ends the process if a test hangs.
+fn watchdog() -> impl Drop {
+    struct Alive(Arc<AtomicBool>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let done = Alive(Arc::default());
+    let watched = Arc::clone(&done.0);
+    thread::spawn(move || {
+        let start = Instant::now();
+        while !watched.load(Ordering::Relaxed) {
+            if start.elapsed() > Duration::from_secs(60) {
+                eprintln!("hung for a minute");
+                std::process::abort();
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    done
+}
+
+/// Readers at full speed, by a reader of their own and by the thread's, while the doorbell they ring comes and goes with
+/// an event of its own each time. Each write that was taken is one signal, and none comes after the doorbell has gone.
+#[test]
+fn events_that_go_at_once() {
+    let _watchdog = watchdog();
+    let table = Table::new();
+    // A doorbell on either side that is always there.
+    let steady = Arc::new(Event::new(0));
+    let _low = table.assign(Key::mmio(A - 4, 4), &steady).unwrap();
+    let _high = table.assign(Key::mmio(A + 4, 4), &steady).unwrap();
+    let stop = AtomicBool::new(false);
+    let taken = AtomicU64::new(0);
+    let mut signals = 0;
+    thread::scope(|scope| {
+        for own_reader in [true, false] {
+            let (table, taken, stop) = (&table, &taken, &stop);
+            scope.spawn(move || {
+                let reader = own_reader.then(|| table.reader());
+                let write = |address| match &reader {
+                    Some(reader) => reader.write(Bus::Mmio, address, &[0; 4]),
+                    None => table.write(Bus::Mmio, address, &[0; 4]),
+                };
+                while !stop.load(Ordering::Relaxed) {
+                    taken.fetch_add(write(A).into(), Ordering::Relaxed);
+                    assert!(write(A - 4));
+                    assert!(write(A + 4));
+                }
+            });
+        }
+        let start = Instant::now();
+        let mut rounds = 0_u32;
+        while start.elapsed() < A_WHILE || rounds < 1000 {
+            let event = Arc::new(Event::new(0));
+            let registration = table.assign(Key::mmio(A, 4), &event).unwrap();
+            if rounds % 8 == 0 {
+                // Until somebody has rung it.
+                signals += event.read();
+            }
+            drop(registration);
+            let count = event.count();
+            signals += count;
+            thread::yield_now();
+            // The last handle: a write that still held the doorbell would ring freed memory.
+            assert_eq!(
+                Arc::try_unwrap(event).map(|event| event.count()).ok(),
+                Some(count)
+            );
+            rounds += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(signals, taken.load(Ordering::Relaxed));
+}
+
+/// Many doorbells move between two places in one step. A write at either place is taken by exactly one of the two sets,
+/// and at one of the two places at any time.
+#[test]
+fn moves_in_one_step() {
+    let _watchdog = watchdog();
+    let table = Table::new();
+    let event = Arc::new(Event::new(0));
+    let at = |base: u64| {
+        let event = &event;
+        (0..64).map(move |i| Doorbell::new(Key::mmio(base + 4 * i, 4), event))
+    };
+    let mut registrations = table.assign_all(at(A)).unwrap();
+    let moves = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = table.reader();
+            let mut turn = 0;
+            while !stop.load(Ordering::Relaxed) {
+                turn = (turn + 1) % 64;
+                let before = moves.load(Ordering::Acquire);
+                let old = reader.write(Bus::Mmio, A + 4 * turn, &[0; 4]);
+                let new = reader.write(Bus::Mmio, 2 * A + 4 * turn, &[0; 4]);
+                // Unless it moved in between, it stands at one of the two.
+                if moves.load(Ordering::Acquire) == before && before % 2 == 0 {
+                    assert!(old ^ new);
+                }
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < A_WHILE {
+            for base in [2 * A, A] {
+                // Odd while the move is under way.
+                moves.fetch_add(1, Ordering::SeqCst);
+                table.replace(&mut registrations, at(base)).unwrap();
+                moves.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Threads that each look something up and end, by the thousand, while others change the table.
+#[test]
+fn threads_come_and_go() {
+    let _watchdog = watchdog();
+    let table = Table::new();
+    let steady = Arc::new(Event::new(0));
+    let _steady = table.assign(Key::mmio(A, 4), &steady).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                drop(table.assign(Key::mmio(A + 4, 4), &steady).unwrap());
+            }
+        });
+        for _ in 0..1000 {
+            let both = [true, false].map(|own_reader| {
+                let table = &table;
+                scope.spawn(move || match own_reader {
+                    true => table.reader().write(Bus::Mmio, A, &[0; 4]),
+                    false => table.write(Bus::Mmio, A, &[0; 4]),
+                })
+            });
+            for one in both {
+                assert!(one.join().unwrap());
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(steady.count(), 2000);
+}
