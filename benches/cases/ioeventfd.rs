@@ -7,7 +7,7 @@
 use super::{Case, Ratio, Run, alone_with, two_with};
 use arc_swap::ArcSwap;
 use doorbell::Event;
-use doorbell::ioeventfd::{Bus, Key, Registration, Table};
+use doorbell::ioeventfd::{self, Bus, Key, Registration, Table};
 use fastrand::Rng;
 use std::array;
 use std::collections::BTreeMap;
@@ -258,12 +258,11 @@ impl Peers {
         Arc::new(LazyLock::new(Box::new(move || {
             let doorbells = doorbells(count);
             let table = Table::new();
-            for Doorbell { key, event } in &doorbells {
-                table
-                    .assign(*key, event)
-                    .map(Registration::keep)
-                    .expect("no two at one address");
-            }
+            let batch = doorbells
+                .iter()
+                .map(|Doorbell { key, event }| ioeventfd::Doorbell::new(*key, event));
+            let registrations = table.assign_all(batch).expect("no two at one address");
+            registrations.into_iter().for_each(Registration::keep);
             Peers {
                 table: Arc::new(table),
                 rw_lock: Arc::new(RwLock::new(map(&doorbells))),
