@@ -206,7 +206,7 @@ impl Entry {
             Place::Range(range) if range.slots == 0 => return Err(AssignError::Slots),
             // Too large for any address: told before the length is looked at.
             Place::Range(range)
-                if u128::from(range.stride) * u128::from(range.slots) >> 64 != 0 =>
+                if (u128::from(range.stride) * u128::from(range.slots)) >> 64 != 0 =>
             {
                 return Err(AssignError::Wrap);
             }
