@@ -707,6 +707,43 @@ mod tests {
         );
     }
 
+    /// In a forked child there is nobody to end a section that another thread was in: a writer panics and frees nothing.
+    #[cfg(unix)]
+    #[test]
+    fn fork_while_another_thread_is_inside() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Arc::new(Srcu::new(Arc::clone(&first)));
+        let (entered, inside) = mpsc::channel();
+        let (leave, asked) = mpsc::channel::<()>();
+        let reader = thread::spawn(move || {
+            with_section(|_| {
+                entered.send(()).expect("somebody listens");
+                asked.recv().expect("to be asked");
+            })
+        });
+        inside.recv().expect("it enters");
+        // SAFETY: the child looks at memory of its own, and ends without leaving this block.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: plain system calls.
+            unsafe { libc::alarm(30) };
+            let write = std::panic::AssertUnwindSafe(|| publish(&book, 1));
+            let panicked = std::panic::catch_unwind(write).is_err();
+            let leaked = Arc::strong_count(&first) == 2;
+            // SAFETY: as above.
+            unsafe { libc::_exit(if panicked && leaked { 0 } else { 1 }) };
+        }
+        let mut status = 0;
+        // SAFETY: the status is there during the call.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        leave.send(()).expect("somebody listens");
+        reader.join().expect("it ends");
+        publish(&book, 2);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
     /// The choice of barriers is made by the first reader.
     #[test]
     fn too_late_for_membarrier() {
