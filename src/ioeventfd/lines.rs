@@ -13,6 +13,7 @@ use super::doorbell::{Doorbell, Spot, Target};
 use super::payload::{Kick, Latest, Queue};
 use crate::Event;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A doorbell in a table, and what a lookup needs of it in place.
@@ -194,46 +195,60 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 impl Lines {
-    /// Rings the doorbell that a write matches, if there is one and it has room.
+    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last one stood.
     ///
     /// # Safety
     ///
     /// The doorbells live.
     #[inline(always)]
-    pub(super) unsafe fn ring(&self, address: u64, access: Access) -> bool {
-        let above = self.addresses.partition_point(|&start| start <= address);
-        let Some(last) = above.checked_sub(1) else {
-            return false;
-        };
-        let start = self.addresses[last];
-        let mut entry = &self.entries[last];
-        if !entry.matches(access) {
-            if start != address {
-                return false;
-            }
-            match self.find_beside(last, access) {
-                Some(other) => entry = other,
+    pub(super) unsafe fn ring(&self, address: u64, access: Access, hint: &Cell<usize>) -> bool {
+        let mut place = hint.get();
+        // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
+        if self.addresses.get(place) != Some(&address) || !self.entries[place].matches(access) {
+            match self.search(address, access) {
+                Some(found) => place = found,
                 None => return false,
             }
+            hint.set(place);
         }
-        match entry.reached {
+        match self.entries[place].reached {
             // SAFETY: as promised.
-            Reached::Single(action) => start == address && unsafe { action.ring(0, access) },
+            Reached::Single(action) => unsafe { action.ring(0, access) },
             // SAFETY: as promised.
-            Reached::Range(slots) => unsafe { (*slots).ring(address - start, access) },
+            Reached::Range(slots) => unsafe {
+                (*slots).ring(address - self.addresses[place], access)
+            },
         }
     }
 
-    /// The entry that matches, among those with the address of the one at `last` and before it.
+    /// The place of the entry that a write matches, or that of a range that begins below it.
+    #[inline(always)]
+    fn search(&self, address: u64, access: Access) -> Option<usize> {
+        let above = self.addresses.partition_point(|&start| start <= address);
+        let last = above.checked_sub(1)?;
+        let entry = &self.entries[last];
+        if self.addresses[last] == address {
+            if entry.matches(access) {
+                return Some(last);
+            }
+            return self.search_beside(last, access);
+        }
+        let reaches = matches!(entry.reached, Reached::Range(_)) && entry.matches(access);
+        reaches.then_some(last)
+    }
+
+    /// The place of the entry that matches, among those with the address of the one at `last` and before it.
     #[cold]
-    fn find_beside(&self, last: usize, access: Access) -> Option<&Entry> {
+    fn search_beside(&self, last: usize, access: Access) -> Option<usize> {
         let start = self.addresses[last];
         let first = self.addresses[..last].partition_point(|&other| other < start);
         let same = &self.entries[first..last];
         // An entry for any data stands where the search for the data ends, or just before.
         let place = same.partition_point(|entry| entry.key() < (access.length, Some(access.value)));
-        let found = |place: usize| same.get(place).filter(|entry| entry.matches(access));
-        found(place).or_else(|| found(place.wrapping_sub(1)))
+        [place, place.wrapping_sub(1)]
+            .into_iter()
+            .find(|&place| same.get(place).is_some_and(|entry| entry.matches(access)))
+            .map(|place| first + place)
     }
 
     /// Where `spot` stands, or would.

@@ -2,6 +2,7 @@ use super::doorbell::{Doorbell, Target};
 use super::lines::{Access, Lines, Registered};
 use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
 use crate::sync::srcu::{self, Section, Srcu, Writer};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -52,6 +53,9 @@ struct Inner {
 /// In the order of [`Bus`].
 type Buses = [Lines; 2];
 
+/// Where the last lookup on each bus ended. A vCPU rings the same doorbell again and again.
+type Hints = [Cell<usize>; 2];
+
 impl Default for Inner {
     fn default() -> Self {
         Inner {
@@ -72,10 +76,17 @@ impl Drop for Inner {
 
 impl Inner {
     #[inline(always)]
-    fn ring(&self, section: &Section<'_>, bus: Bus, address: u64, data: &[u8]) -> bool {
+    fn ring(
+        &self,
+        section: &Section<'_>,
+        hints: &Hints,
+        bus: Bus,
+        address: u64,
+        data: &[u8],
+    ) -> bool {
         let buses = self.buses.read(section);
         // SAFETY: the doorbells live as long as the snapshot.
-        unsafe { buses[bus as usize].ring(address, Access::of(data)) }
+        unsafe { buses[bus as usize].ring(address, Access::of(data), &hints[bus as usize]) }
     }
 }
 
@@ -231,7 +242,10 @@ impl Table {
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        srcu::with_section(|section| self.inner.ring(section, bus, address, data))
+        srcu::with_section(|section| {
+            self.inner
+                .ring(section, &Hints::default(), bus, address, data)
+        })
     }
 
     /// Means to look up faster, for one thread at a time.
@@ -239,6 +253,7 @@ impl Table {
         Reader {
             table: self.clone(),
             sections: srcu::Reader::new(),
+            hints: Hints::default(),
         }
     }
 
@@ -351,6 +366,7 @@ impl fmt::Debug for Table {
 pub struct Reader {
     table: Table,
     sections: srcu::Reader,
+    hints: Hints,
 }
 
 impl Reader {
@@ -360,7 +376,7 @@ impl Reader {
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.table
             .inner
-            .ring(&self.sections.enter(), bus, address, data)
+            .ring(&self.sections.enter(), &self.hints, bus, address, data)
     }
 
     /// What it looks up in.

@@ -84,7 +84,7 @@ mod choice {
     use super::MembarrierError;
     use crate::sync::atomic::{AtomicU8, Ordering, compiler_fence};
     use rustix::io::Errno;
-    use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
+    use rustix::thread::{MembarrierCommand, membarrier};
 
     const OPEN: u8 = 0;
     const FENCES: u8 = 1;
@@ -99,9 +99,6 @@ mod choice {
             MEMBARRIER => return Ok(()),
             FENCES => return Err(MembarrierError::TooLate),
             _ => {}
-        }
-        if !membarrier_query().contains_command(MembarrierCommand::PrivateExpedited) {
-            return Err(MembarrierError::Unsupported);
         }
         // Before the choice is made: whoever sees it may call.
         match membarrier(MembarrierCommand::RegisterPrivateExpedited) {

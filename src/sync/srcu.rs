@@ -526,3 +526,236 @@ impl<T, G> Drop for Replaced<T, G> {
         unsafe { free(self.old) };
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+
+    type Book = Srcu<Arc<u32>>;
+
+    /// All writers of a process wait for all its readers, and free what others have left. The tests take turns, so that each
+    /// knows who frees what.
+    fn alone() -> impl Drop {
+        static TURN: Mutex<()> = Mutex::new(());
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(book: &Book, page: u32) {
+        book.write().publish(Arc::new(page), ());
+    }
+
+    /// Inside a section nothing is freed under it; its end frees, not the end of a section inside it.
+    #[test]
+    fn change_inside_nested_sections() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Srcu::new(Arc::clone(&first));
+        let reader = Reader::new();
+        let outer = reader.enter();
+        let page = book.read(&outer);
+        with_section(|_| {
+            let inner = reader.enter();
+            publish(&book, 1);
+            assert_eq!(**book.read(&inner), 1);
+        });
+        assert_eq!(**page, 0);
+        assert_eq!(Arc::strong_count(&first), 2);
+        drop(outer);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// A section that ends in a panic ends.
+    #[test]
+    fn panic_inside_a_section() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Srcu::new(Arc::clone(&first));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            with_section(|section| {
+                let _page = book.read(section);
+                publish(&book, 1);
+                panic!("in a callback");
+            })
+        }));
+        assert!(result.is_err());
+        assert_eq!(Arc::strong_count(&first), 1);
+        publish(&book, 2);
+    }
+
+    /// A section that was forgotten holds up others until its reader goes, and frees nothing early.
+    #[test]
+    fn forgotten_section() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Arc::new(Srcu::new(Arc::clone(&first)));
+        let reader = Reader::new();
+        std::mem::forget(reader.enter());
+        let (sender, done) = mpsc::channel();
+        let writer = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                publish(&book, 1);
+                sender.send(()).expect("somebody listens");
+            })
+        };
+        assert!(done.recv_timeout(Duration::from_millis(20)).is_err());
+        assert_eq!(Arc::strong_count(&first), 2);
+        drop(reader);
+        writer.join().expect("it ends");
+        assert_eq!(Arc::strong_count(&first), 1);
+        drop(book);
+    }
+
+    /// A writer waits for a reader that stays, however often others come and go.
+    #[test]
+    fn writer_waits_for_the_one_that_stays() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Arc::new(Srcu::new(Arc::clone(&first)));
+        let (entered, inside) = mpsc::channel();
+        let (leave, asked) = mpsc::channel::<()>();
+        let reader = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                with_section(|section| {
+                    let page = book.read(section);
+                    entered.send(()).expect("somebody listens");
+                    asked.recv().expect("to be asked");
+                    **page
+                })
+            })
+        };
+        inside.recv().expect("it enters");
+        let writer = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || publish(&book, 1))
+        };
+        for _ in 0..1000 {
+            with_section(|section| assert!(**book.read(section) <= 1));
+        }
+        thread::sleep(Duration::from_millis(20));
+        assert!(!writer.is_finished());
+        leave.send(()).expect("somebody listens");
+        assert_eq!(reader.join().expect("it ends"), 0);
+        writer.join().expect("it ends");
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// A thread whose own reader is gone already, in the destructor of another thread-local value, can still read, write,
+    /// and nest both.
+    #[test]
+    fn after_the_thread_local_reader_is_gone() {
+        let _alone = alone();
+        struct Last(Arc<Book>, mpsc::Sender<u32>);
+        impl Drop for Last {
+            fn drop(&mut self) {
+                let page = with_section(|section| {
+                    publish(&self.0, 7);
+                    **self.0.read(section)
+                });
+                self.1.send(page).expect("somebody listens");
+            }
+        }
+        std::thread_local! {
+            static LAST: std::cell::OnceCell<Last> = const { std::cell::OnceCell::new() };
+        }
+        let first = Arc::new(0);
+        let book = Arc::new(Srcu::new(Arc::clone(&first)));
+        for reader_goes_first in [true, false] {
+            let (sender, page) = mpsc::channel();
+            let last = Last(Arc::clone(&book), sender);
+            thread::spawn(move || {
+                // Destructors run in the order of first use, or the reverse: one of the two comes after the reader's.
+                let use_reader = || with_section(|_| ());
+                if reader_goes_first {
+                    use_reader();
+                }
+                LAST.with(|cell| assert!(cell.set(last).is_ok()));
+                use_reader();
+            })
+            .join()
+            .expect("it ends");
+            assert_eq!(page.recv(), Ok(7));
+        }
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// Slots are as many as there were readers at one time, not as there were readers.
+    #[test]
+    fn slots_are_used_again() {
+        let _alone = alone();
+        let count = || domain().slots().count();
+        let at_once = 8;
+        let before = count();
+        for _ in 0..250 {
+            let threads: Vec<_> = (0..at_once)
+                .map(|_| {
+                    thread::spawn(|| {
+                        with_section(|_| Reader::new().slot.seq.load(Ordering::Relaxed))
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().expect("it ends");
+            }
+        }
+        // The other tests of this process have a few of their own.
+        assert!(
+            count() <= before + 2 * at_once + 64,
+            "{before} -> {}",
+            count()
+        );
+    }
+
+    /// In a forked child there is nobody to end a section that another thread was in: a writer panics and frees nothing.
+    #[cfg(unix)]
+    #[test]
+    fn fork_while_another_thread_is_inside() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Arc::new(Srcu::new(Arc::clone(&first)));
+        let (entered, inside) = mpsc::channel();
+        let (leave, asked) = mpsc::channel::<()>();
+        let reader = thread::spawn(move || {
+            with_section(|_| {
+                entered.send(()).expect("somebody listens");
+                asked.recv().expect("to be asked");
+            })
+        });
+        inside.recv().expect("it enters");
+        // SAFETY: the child looks at memory of its own, and ends without leaving this block.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: plain system calls.
+            unsafe { libc::alarm(30) };
+            let write = std::panic::AssertUnwindSafe(|| publish(&book, 1));
+            let panicked = std::panic::catch_unwind(write).is_err();
+            let leaked = Arc::strong_count(&first) == 2;
+            // SAFETY: as above.
+            unsafe { libc::_exit(if panicked && leaked { 0 } else { 1 }) };
+        }
+        let mut status = 0;
+        // SAFETY: the status is there during the call.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        leave.send(()).expect("somebody listens");
+        reader.join().expect("it ends");
+        publish(&book, 2);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// The choice of barriers is made by the first reader.
+    #[test]
+    fn too_late_for_membarrier() {
+        let _alone = alone();
+        use super::super::membarrier::{MembarrierError, use_membarrier};
+        let _reader = Reader::new();
+        let error = use_membarrier().expect_err("fences are in use");
+        assert!(matches!(
+            error,
+            MembarrierError::TooLate | MembarrierError::Unsupported
+        ));
+    }
+}

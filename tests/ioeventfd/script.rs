@@ -30,12 +30,12 @@ enum Step {
     Assign(Sketch),
     AssignAll(Vec<Sketch>),
     Deassign(Sketch),
-    /// By what is registered, all of it if it is within the first or the second number of it.
+    /// Of what is registered, so many from there on.
     DeassignAll(u8, u8),
     Drop(u8),
     Keep(u8),
     Replace(u8, Vec<Sketch>),
-    Write(WriteSketch),
+    Write([WriteSketch; 4]),
     Pop(u8),
 }
 
@@ -67,7 +67,7 @@ fn address(place: u8) -> u64 {
     match place {
         // The end of the address space.
         0xf0.. => u64::MAX - u64::from(0xff - place),
-        _ => 0xe000_0000 + u64::from(place % 32),
+        _ => 0xe000_0000 + u64::from(place % 8),
     }
 }
 
@@ -78,6 +78,9 @@ fn value(small: u8) -> u64 {
         _ => u64::from(small % 4),
     }
 }
+
+/// Often the same, so that many doorbells of one length meet at an address.
+const LENGTHS: [u32; 16] = [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 8, 0, 3, 5];
 
 const EVENTS: usize = 4;
 const PAYLOADS: usize = 2;
@@ -127,12 +130,9 @@ enum Place {
 
 impl Sketch {
     fn entry(&self, id: usize) -> Entry {
-        let length = match self.length % 11 {
-            length @ 0..=8 => length.into(),
-            _ => 0,
-        };
+        let length = LENGTHS[usize::from(self.length % 16)];
         let first = usize::from(self.target);
-        match self.range {
+        match self.range.filter(|_| self.place % 4 == 0) {
             None => Entry {
                 id,
                 place: Place::Key(Key {
@@ -206,7 +206,7 @@ impl Entry {
             Place::Range(range) if range.slots == 0 => return Err(AssignError::Slots),
             // Too large for any address: told before the length is looked at.
             Place::Range(range)
-                if u128::from(range.stride) * u128::from(range.slots) >> 64 != 0 =>
+                if (u128::from(range.stride) * u128::from(range.slots)) >> 64 != 0 =>
             {
                 return Err(AssignError::Wrap);
             }
@@ -403,9 +403,14 @@ impl Both {
                 if self.entries.is_empty() {
                     return;
                 }
-                let [a, b] = [first, second].map(|n| usize::from(*n) % (self.entries.len() + 1));
-                let mut old = self.entries[a.min(b)..a.max(b)].to_vec();
-                // The last one once more, at times: one too many.
+                let first_place = usize::from(*first) % self.entries.len();
+                let old = self
+                    .entries
+                    .iter()
+                    .skip(first_place)
+                    .take((second % 4).into());
+                let mut old: Vec<Entry> = old.cloned().collect();
+                // The first one once more, at times: one too many.
                 let twice = first % 8 == 0 && !old.is_empty();
                 if twice {
                     old.push(old[0].clone());
@@ -428,7 +433,7 @@ impl Both {
                 }
             }
             Step::Replace(count, sketches) => {
-                let count = usize::from(*count) % (self.registrations.len() + 1);
+                let count = usize::from(count % 4).min(self.registrations.len());
                 let rest = self.registrations.split_off(count);
                 let (mut old, olds): (Vec<_>, Vec<_>) =
                     std::mem::replace(&mut self.registrations, rest)
@@ -447,25 +452,7 @@ impl Both {
                     self.registrations.extend(old.into_iter().zip(olds));
                 }
             }
-            Step::Write(write) => {
-                let bus = bus(write.mmio);
-                let address = address(write.place);
-                let data = &value(write.value).to_le_bytes()[..usize::from(write.length % 9)];
-                let mut matching = self.entries.iter().filter_map(|entry| {
-                    entry
-                        .slot(bus, address, data)
-                        .map(|slot| (entry.targets[slot], slot))
-                });
-                let hit = matching.next();
-                assert_eq!(matching.next(), None, "two doorbells would take one write");
-                let expected =
-                    hit.is_some_and(|(target, slot)| self.held.ring(target, slot, payload(data)));
-                let taken = match write.by_reader {
-                    true => self.reader.write(bus, address, data),
-                    false => self.table.write(bus, address, data),
-                };
-                assert_eq!(taken, expected, "{write:?}");
-            }
+            Step::Write(writes) => writes.iter().for_each(|write| self.write(write)),
             Step::Pop(n) => {
                 let n = usize::from(*n) % PAYLOADS;
                 assert_eq!(
@@ -474,6 +461,27 @@ impl Both {
                 );
             }
         }
+    }
+
+    fn write(&mut self, write: &WriteSketch) {
+        let bus = bus(write.mmio);
+        let address = address(write.place);
+        let length = LENGTHS[usize::from(write.length % 16)] as usize;
+        let data = &value(write.value).to_le_bytes()[..length];
+        let mut matching = self.entries.iter().filter_map(|entry| {
+            entry
+                .slot(bus, address, data)
+                .map(|slot| (entry.targets[slot], slot))
+        });
+        let hit = matching.next();
+        assert_eq!(matching.next(), None, "two doorbells would take one write");
+        let expected =
+            hit.is_some_and(|(target, slot)| self.held.ring(target, slot, payload(data)));
+        let taken = match write.by_reader {
+            true => self.reader.write(bus, address, data),
+            false => self.table.write(bus, address, data),
+        };
+        assert_eq!(taken, expected, "{write:?}");
     }
 
     fn entry(&mut self, sketch: &Sketch) -> Entry {

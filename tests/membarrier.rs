@@ -1,0 +1,184 @@
+//! The table with `membarrier(2)` instead of fences: what the opt-in says, and that lookups and changes still agree.
+//!
+//! The choice is one for the whole process, so each test is a process of its own: this one again, started for that test.
+
+#![cfg(target_os = "linux")]
+
+use doorbell::ioeventfd::{Bus, Key, Table};
+use doorbell::{Event, MembarrierError, use_membarrier};
+use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const KEY: Key = Key::mmio(0x1000, 4);
+
+/// Runs `test` in a process of its own.
+fn in_a_process(name: &str, test: fn()) {
+    const MARK: &str = "DOORBELL_TEST_PROCESS";
+    if std::env::var_os(MARK).is_some() {
+        test();
+        return;
+    }
+    let myself = std::env::current_exe().expect("the test has a path");
+    let status = Command::new(myself)
+        .args(["--exact", name, "--nocapture"])
+        .env(MARK, "1")
+        .status()
+        .expect("the test can be started again");
+    assert!(status.success(), "{name}: {status}");
+}
+
+/// Has the system answer `errno` to every `membarrier` of this thread.
+fn refuse_membarrier(errno: i32) {
+    let statement = |code, k| libc::sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut program = [
+        // The number of the system call stands first in the data.
+        statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
+        libc::sock_filter {
+            jf: 1,
+            ..statement(
+                (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+                libc::SYS_membarrier as u32,
+            )
+        },
+        statement(
+            (libc::BPF_RET | libc::BPF_K) as u16,
+            libc::SECCOMP_RET_ERRNO | errno as u32,
+        ),
+        statement(
+            (libc::BPF_RET | libc::BPF_K) as u16,
+            libc::SECCOMP_RET_ALLOW,
+        ),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the filter and its program are there during the calls, which copy them.
+    let results = unsafe {
+        [
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter),
+        ]
+    };
+    assert_eq!(results, [0, 0], "{}", io::Error::last_os_error());
+}
+
+/// One round trip through the table, as it works with either barrier.
+fn ring_once() {
+    let table = Table::new();
+    let event = Arc::new(Event::new(0));
+    let registration = table.assign(KEY, &event).unwrap();
+    assert!(table.write(Bus::Mmio, KEY.address, &[0; 4]));
+    drop(registration);
+    assert!(!table.write(Bus::Mmio, KEY.address, &[0; 4]));
+    assert_eq!(Arc::into_inner(event).map(|event| event.read()), Some(1));
+}
+
+/// Readers at full speed without a fence, while the doorbell they ring comes and goes with its event.
+#[test]
+fn lookups_and_changes() {
+    in_a_process("lookups_and_changes", || {
+        if let Err(reason) = use_membarrier() {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+        assert_eq!(use_membarrier(), Ok(()));
+        ring_once();
+        assert_eq!(use_membarrier(), Ok(()));
+
+        let table = Table::new();
+        let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut signals = 0;
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let reader = table.reader();
+                    while !stop.load(Ordering::Relaxed) {
+                        let rung = reader.write(Bus::Mmio, KEY.address, &[0; 4]);
+                        taken.fetch_add(rung.into(), Ordering::Relaxed);
+                    }
+                });
+            }
+            let start = Instant::now();
+            let mut rounds = 0_u32;
+            while start.elapsed() < Duration::from_millis(300) || rounds < 500 {
+                let event = Arc::new(Event::new(0));
+                drop(table.assign(KEY, &event).unwrap());
+                let count = event.count();
+                thread::yield_now();
+                // The last handle, and no signal came after the doorbell had gone.
+                assert_eq!(
+                    Arc::into_inner(event).map(|event| event.count()),
+                    Some(count)
+                );
+                signals += count;
+                rounds += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(signals, taken.load(Ordering::Relaxed));
+    });
+}
+
+/// Who looks up first has chosen fences.
+#[test]
+fn too_late() {
+    in_a_process("too_late", || {
+        ring_once();
+        let error = use_membarrier().unwrap_err();
+        assert_eq!(error, MembarrierError::TooLate);
+        assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::EBUSY));
+        ring_once();
+    });
+}
+
+/// A filter that refuses: fences, and it says so.
+#[test]
+fn refused() {
+    in_a_process("refused", || {
+        refuse_membarrier(libc::EPERM);
+        let error = use_membarrier().unwrap_err();
+        assert_eq!(error, MembarrierError::Refused);
+        assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::EPERM));
+        ring_once();
+    });
+}
+
+/// A kernel without it: the same.
+#[test]
+fn unsupported() {
+    in_a_process("unsupported", || {
+        refuse_membarrier(libc::ENOSYS);
+        assert_eq!(use_membarrier(), Err(MembarrierError::Unsupported));
+        ring_once();
+    });
+}
+
+/// A filter that refuses once it has been registered: a change panics, since it cannot know who still looks, and what it
+/// replaced is leaked rather than freed.
+#[test]
+fn refused_later() {
+    in_a_process("refused_later", || {
+        if let Err(reason) = use_membarrier() {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+        let table = Table::new();
+        let event = Arc::new(Event::new(0));
+        let registration = table.assign(KEY, &event).unwrap();
+        refuse_membarrier(libc::EPERM);
+        let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(registration)));
+        assert!(dropped.is_err());
+        assert!(!table.write(Bus::Mmio, KEY.address, &[0; 4]));
+        assert_eq!(Arc::strong_count(&event), 2);
+    });
+}
