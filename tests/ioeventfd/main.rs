@@ -144,7 +144,7 @@ fn replace_moves() {
         let doorbell = |i: usize| Doorbell::new(Key::mmio(addresses[i], 4), &events[i]);
         [doorbell(0), doorbell(1)]
     };
-    let other = table.assign(Key::mmio(A + 16, 4), &event()).unwrap();
+    let other = table.assign(Key::mmio(A + 16, 4), event()).unwrap();
     let mut registrations = table.assign_all(at([A, A + 8])).unwrap();
 
     table.replace(&mut registrations, at([A + 8, A])).unwrap();
