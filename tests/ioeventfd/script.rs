@@ -30,6 +30,8 @@ enum Step {
     Assign(Sketch),
     AssignAll(Vec<Sketch>),
     Deassign(Sketch),
+    /// What is registered, with targets so much further on.
+    DeassignShifted(u8, u8),
     /// Of what is registered, so many from there on.
     DeassignAll(u8, u8),
     Drop(u8),
@@ -393,11 +395,18 @@ impl Both {
             }
             Step::Deassign(sketch) => {
                 let entry = self.entry(sketch);
-                let result = match entry.doorbell(&self.targets) {
-                    Doorbell::Single { key, target } => self.table.deassign(key, target).is_ok(),
-                    range => self.table.deassign_all([range]).is_ok(),
-                };
-                assert_eq!(result, self.take(&entry), "{entry:?}");
+                self.deassign(&entry);
+            }
+            Step::DeassignShifted(n, shift) => {
+                if self.entries.is_empty() {
+                    return;
+                }
+                let mut entry = self.entries[usize::from(*n) % self.entries.len()].clone();
+                entry
+                    .targets
+                    .iter_mut()
+                    .for_each(|n| *n += usize::from(*shift));
+                self.deassign(&entry);
             }
             Step::DeassignAll(first, second) => {
                 if self.entries.is_empty() {
@@ -461,6 +470,14 @@ impl Both {
                 );
             }
         }
+    }
+
+    fn deassign(&mut self, entry: &Entry) {
+        let result = match entry.doorbell(&self.targets) {
+            Doorbell::Single { key, target } => self.table.deassign(key, target).is_ok(),
+            range => self.table.deassign_all([range]).is_ok(),
+        };
+        assert_eq!(result, self.take(entry), "{entry:?}");
     }
 
     fn write(&mut self, write: &WriteSketch) {

@@ -1,7 +1,7 @@
 //! Many threads at one table.
 
 use doorbell::Event;
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Table};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Range, Table};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -68,12 +68,23 @@ fn events_that_go_at_once() {
         let mut rounds = 0_u32;
         while start.elapsed() < A_WHILE || rounds < 1000 {
             let event = Arc::new(Event::new(0));
-            let registration = table.assign(Key::mmio(A, 4), &event).unwrap();
-            if rounds % 8 == 0 {
+            // In turns: a range that only the table holds, and a single doorbell that its registration holds too.
+            let range = (rounds % 2 == 0).then(|| Doorbell::range(Range::mmio(A, 4, 1), [&event]));
+            let registration = match &range {
+                Some(range) => table.assign_all([range.clone()]).unwrap().remove(0),
+                None => table.assign(Key::mmio(A, 4), &event).unwrap(),
+            };
+            if rounds % 8 < 2 {
                 // Until somebody has rung it.
                 signals += event.read();
             }
-            drop(registration);
+            match range {
+                Some(range) => {
+                    registration.keep();
+                    table.deassign_all([range]).unwrap();
+                }
+                None => drop(registration),
+            }
             let count = event.count();
             signals += count;
             thread::yield_now();
