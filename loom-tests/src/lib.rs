@@ -2,7 +2,7 @@
 //!
 //! Run it from this directory, whose `.cargo/config.toml` sets `--cfg loom`: `cargo test`. A lost wake-up shows as
 //! loom's `deadlock` panic. `cargo run --bin breakages` shows that the models can fail. `PREEMPTIONS=n` replaces the bound
-//! of every model, `PREEMPTIONS=none` lifts it.
+//! of every model that has one, `PREEMPTIONS=none` lifts it.
 
 #[cfg(not(loom))]
 compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cfg loom");
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 /// Explores all interleavings of `model`, or those with at most so many preemptions, and says how many there were.
 pub fn check(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
-    let preemptions = match std::env::var("PREEMPTIONS").as_deref() {
-        Err(_) => preemptions,
+    let preemptions = preemptions.and_then(|bound| match std::env::var("PREEMPTIONS").as_deref() {
+        Err(_) => Some(bound),
         Ok("none") => None,
         Ok(bound) => Some(bound.parse().expect("PREEMPTIONS is a number or `none`")),
-    };
+    });
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
     builder.max_branches = 10_000;
