@@ -9,8 +9,10 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`.
+//!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
-//! while nobody sleeps. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
+//! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
 //! accesses here are its `DEKKER` accesses. The count itself carries the data: each operation on it is a
 //! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
 //! had to wait with the read that made room.
@@ -20,11 +22,15 @@
 //! is faster than `fetch_add`.
 
 mod error;
+mod observer;
 mod readiness;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
+pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
+
+use observer::Observers;
 
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +52,7 @@ pub enum Mode {
 /// An eventfd in userspace: a 64-bit counter, signalled by some threads and waited for by others.
 ///
 /// It behaves as `eventfd(2)` does, without a file descriptor and without a system call while nobody sleeps. It owns no
-/// memory but its own, so it may be a `static`, a field, or shared in an `Arc`.
+/// memory but its own until it is [observed](Observation), so it may be a `static`, a field, or shared in an `Arc`.
 ///
 /// * [`signal`](Self::signal) adds 1. It never blocks and never fails, so it suits vCPU threads and callbacks.
 /// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
@@ -86,6 +92,7 @@ pub struct Event {
     count: AtomicU64,
     readers: Waiters,
     writers: Waiters,
+    observers: Observers,
     mode: Mode,
     spin: Spinner,
 }
@@ -123,6 +130,7 @@ impl Event {
                 count: AtomicU64::new(initial),
                 readers: Waiters::new(),
                 writers: Waiters::new(),
+                observers: Observers::new(),
                 mode,
                 spin: Spinner::new(Spin::DEFAULT),
             }
@@ -230,7 +238,7 @@ impl Event {
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
         let value = self.take()?;
-        self.writers.notify(ALL);
+        self.wake_writers();
         Some(value)
     }
 
@@ -275,7 +283,7 @@ impl Event {
             Some(value) => value,
             None => self.wait_to_take(deadline)?,
         };
-        self.writers.notify(ALL);
+        self.wake_writers();
         Some(value)
     }
 
@@ -372,12 +380,30 @@ impl Event {
     #[inline(always)]
     fn wake_readers(&self, n: u64) {
         // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
-        if n != 0 {
-            self.readers.notify(match self.mode {
-                Mode::Counter => 1,
-                Mode::Semaphore => saturate(n),
-            });
-        }
+        let count = match self.mode {
+            _ if n == 0 => 0,
+            Mode::Counter => 1,
+            Mode::Semaphore => saturate(n),
+        };
+        self.readers.notify(count, |kinds| {
+            self.observers.call(Change::Signalled, kinds);
+        });
+    }
+
+    /// Second half of a read.
+    #[inline(always)]
+    fn wake_writers(&self) {
+        self.writers.notify(ALL, |kinds| {
+            self.observers.call(Change::Read, kinds);
+        });
+    }
+
+    /// Who waits for which change.
+    fn sides(&self) -> [(&Waiters, Change); 2] {
+        [
+            (&self.readers, Change::Signalled),
+            (&self.writers, Change::Read),
+        ]
     }
 }
 

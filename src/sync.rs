@@ -8,7 +8,8 @@
 //! | [`atomic`] | the atomics, std's or loom's |
 //! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
-//! | [`waiters`] | the threads asleep on one condition, woken once per announcement |
+//! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
 //! | [`membarrier`] | which barriers `srcu` uses |
@@ -18,6 +19,7 @@
 pub(crate) mod futex;
 #[cfg(loom)]
 pub mod futex;
+pub(crate) mod lazy;
 pub(crate) mod membarrier;
 pub(crate) mod spin;
 #[cfg(not(loom))]
@@ -40,6 +42,12 @@ pub(crate) use loom::sync::{Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
+
+#[cfg(not(loom))]
+pub(crate) use std::thread_local;
+
+#[cfg(loom)]
+pub(crate) use loom::thread_local;
 
 use atomic::Ordering;
 
