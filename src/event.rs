@@ -33,7 +33,7 @@ pub use readiness::Readiness;
 use observer::Observers;
 
 use crate::sync::DEKKER;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ALL, Waiters};
 use crossbeam_utils::CachePadded;
@@ -94,6 +94,8 @@ pub struct Event {
     writers: Waiters,
     observers: Observers,
     mode: Mode,
+    /// An irqfd takes what arrives, and there may be one at most.
+    owned: AtomicBool,
     spin: Spinner,
 }
 
@@ -132,6 +134,7 @@ impl Event {
                 writers: Waiters::new(),
                 observers: Observers::new(),
                 mode,
+                owned: AtomicBool::new(false),
                 spin: Spinner::new(Spin::DEFAULT),
             }
         }
@@ -396,6 +399,24 @@ impl Event {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });
+    }
+
+    /// Makes the caller the owner, if there is none.
+    pub(crate) fn claim(&self) -> bool {
+        // Acquire pairs with the Release in `disclaim`: the last owner has finished.
+        !self.owned.swap(true, Ordering::Acquire)
+    }
+
+    /// Ends what a successful [`claim`](Self::claim) began.
+    pub(crate) fn disclaim(&self) {
+        self.owned.swap(false, Ordering::Release);
+    }
+
+    /// Whether there is something to read: for an observer that has just been attached, and is not called for what was
+    /// there before.
+    pub(crate) fn is_pending(&self) -> bool {
+        // Second half of the handshake of `Waiters::set` with `Waiters::notify`.
+        self.count.load(DEKKER) != 0
     }
 
     /// Who waits for which change.

@@ -16,6 +16,7 @@ macro_rules! maybe_const {
 mod errno;
 pub mod event;
 pub mod ioeventfd;
+pub mod irqfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
 
