@@ -1,0 +1,312 @@
+//! KVM's irqfds, and ours with a model of the interrupt controllers.
+
+use super::guest::{LEVEL, LINES, Machine, VECTORS, take_request};
+use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
+use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
+use doorbell::{Event, Mode};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_PIC_MASTER, KvmIrqRouting,
+    kvm_irq_routing_entry,
+};
+use kvm_ioctls::VmFd;
+use std::array;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use vmm_sys_util::eventfd::EventFd;
+
+/// A line of the PIC that the guest has masked.
+const FENCE: u32 = 7;
+
+const MSI_ADDRESS: u64 = 0xfee0_0000;
+
+/// Lines to the PIC alone, and these messages.
+pub fn set_kernel_routes(vm: &VmFd, messages: &BTreeMap<u32, u8>) {
+    let mut entries = Vec::new();
+    for line in LINES.map(u32::from).into_iter().chain([FENCE]) {
+        let mut entry = kvm_irq_routing_entry {
+            gsi: line,
+            type_: KVM_IRQ_ROUTING_IRQCHIP,
+            ..Default::default()
+        };
+        entry.u.irqchip.irqchip = KVM_IRQCHIP_PIC_MASTER;
+        entry.u.irqchip.pin = line;
+        entries.push(entry);
+    }
+    for (&gsi, &vector) in messages {
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        entry.u.msi.address_lo = MSI_ADDRESS as u32;
+        entry.u.msi.data = vector.into();
+        entries.push(entry);
+    }
+    let routing = KvmIrqRouting::from_entries(&entries).expect("not too many");
+    vm.set_gsi_routing(&routing).expect("KVM_SET_GSI_ROUTING");
+}
+
+/// KVM's irqfds.
+pub struct Kernel {
+    machine: Machine,
+    hands: Hands,
+}
+
+/// What does not need the vCPU.
+struct Hands {
+    vm: Arc<VmFd>,
+    events: [EventFd; EVENTS],
+    fence: Fence,
+    messages: BTreeMap<u32, u8>,
+}
+
+/// An irqfd of a line of its own, to know when KVM's workers have seen what was signalled before. They work in turn.
+pub struct Fence(EventFd);
+
+impl Fence {
+    pub fn new(vm: &VmFd) -> Self {
+        let fence = EventFd::new(0).expect("eventfd");
+        vm.register_irqfd(&fence, FENCE).expect("KVM_IRQFD");
+        Fence(fence)
+    }
+
+    pub fn pass(&self, vm: &VmFd) {
+        self.0.write(1).expect("room");
+        while !take_request(vm, FENCE) {
+            thread::yield_now();
+        }
+    }
+}
+
+impl Kernel {
+    pub fn new() -> Option<Self> {
+        let machine = Machine::new()?;
+        let vm = Arc::clone(machine.vm());
+        let messages = BTreeMap::new();
+        set_kernel_routes(&vm, &messages);
+        let hands = Hands {
+            fence: Fence::new(&vm),
+            vm,
+            events: array::from_fn(|event| {
+                let semaphore = if event == SEMAPHORE {
+                    libc::EFD_SEMAPHORE
+                } else {
+                    0
+                };
+                EventFd::new(libc::EFD_NONBLOCK | semaphore).expect("eventfd")
+            }),
+            messages,
+        };
+        Some(Kernel { machine, hands })
+    }
+}
+
+fn outcome(result: Result<(), kvm_ioctls::Error>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Errno(error.errno()),
+    }
+}
+
+impl Side for Hands {
+    fn act(&mut self, op: &Op) -> Outcome {
+        let outcome = match *op {
+            Op::Assign {
+                event,
+                gsi,
+                resample,
+            } => {
+                let fd = &self.events[event];
+                outcome(match resample {
+                    None => self.vm.register_irqfd(fd, gsi),
+                    Some(rs) => self
+                        .vm
+                        .register_irqfd_with_resample(fd, &self.events[rs], gsi),
+                })
+            }
+            Op::Deassign { event, gsi } => {
+                outcome(self.vm.unregister_irqfd(&self.events[event], gsi))
+            }
+            Op::Write { event, n } => {
+                self.events[event].write(n).expect("room");
+                Outcome::Done
+            }
+            Op::Read(event) => Outcome::Read(self.events[event].read().ok()),
+            Op::Level(level) => outcome(self.vm.set_irq_line(LEVEL.into(), level)),
+            Op::Route { gsi, vector } => {
+                match vector {
+                    Some(vector) => self.messages.insert(gsi, vector),
+                    None => self.messages.remove(&gsi),
+                };
+                set_kernel_routes(&self.vm, &self.messages);
+                Outcome::Done
+            }
+            Op::Run(_) => unreachable!("the player does that"),
+        };
+        self.fence.pass(&self.vm);
+        outcome
+    }
+
+    fn run(&mut self, _: &mut dyn FnMut(&mut dyn Side, u8)) {
+        unreachable!("an interrupt is in service");
+    }
+}
+
+impl Side for Kernel {
+    fn act(&mut self, op: &Op) -> Outcome {
+        self.hands.act(op)
+    }
+
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+        let Kernel { machine, hands } = self;
+        machine.run(&mut |vector| in_service(hands, vector));
+    }
+}
+
+/// Our irqfds, and interrupt controllers as simple as they can be: a PIC with one level-triggered line, and the vectors
+/// that a local APIC has been sent.
+pub struct Ours {
+    router: Router,
+    chips: Arc<Chips>,
+    events: [Arc<Event>; EVENTS],
+}
+
+#[derive(Default)]
+struct Chips(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    up: BTreeSet<u32>,
+    /// Edges that were not taken yet.
+    edges: BTreeSet<u32>,
+    messages: BTreeSet<u8>,
+}
+
+impl InterruptSink for Chips {
+    fn set_level(&self, _: u32, pin: u32, level: bool) {
+        let mut state = self.0.lock().expect("nobody panics");
+        if !level {
+            state.up.remove(&pin);
+        } else if state.up.insert(pin) {
+            state.edges.insert(pin);
+        }
+    }
+
+    fn signal_msi(&self, _: u32, message: MsiMessage) {
+        let mut state = self.0.lock().expect("nobody panics");
+        state.messages.insert(message.data as u8);
+    }
+}
+
+impl Chips {
+    /// The line whose interrupt the guest takes next.
+    fn take_line(&self) -> Option<u8> {
+        let mut state = self.0.lock().expect("nobody panics");
+        let requests = |line: &u8| match *line {
+            LEVEL => state.up.contains(&LEVEL.into()),
+            line => state.edges.contains(&line.into()),
+        };
+        let line = LINES.into_iter().find(requests)?;
+        state.edges.remove(&line.into());
+        Some(line)
+    }
+
+    fn take_message(&self) -> Option<u8> {
+        self.0.lock().expect("nobody panics").messages.pop_last()
+    }
+}
+
+impl Ours {
+    pub fn new() -> Self {
+        let chips = Arc::new(Chips::default());
+        let router = Router::new(Arc::clone(&chips));
+        let pins = LINES.map(u32::from).map(|line| (line, Route::Pin(line)));
+        let routes = Routes::from_entries(pins).expect("valid");
+        router.set_routes(routes).expect("it takes all");
+        Ours {
+            router,
+            chips,
+            events: events(),
+        }
+    }
+}
+
+pub fn events() -> [Arc<Event>; EVENTS] {
+    array::from_fn(|event| {
+        Arc::new(Event::with_mode(
+            0,
+            if event == SEMAPHORE {
+                Mode::Semaphore
+            } else {
+                Mode::Counter
+            },
+        ))
+    })
+}
+
+/// With a router of ours.
+pub fn act(router: &Router, events: &[Arc<Event>; EVENTS], op: &Op) -> Outcome {
+    let outcome = |result: Result<(), io::Error>| match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Errno(error.raw_os_error().expect("an errno")),
+    };
+    match *op {
+        Op::Assign {
+            event,
+            gsi,
+            resample,
+        } => {
+            let event = &events[event];
+            let irqfd = match resample {
+                None => router.assign(event, gsi),
+                Some(resample) => router.assign_with_resample(event, gsi, &events[resample]),
+            };
+            outcome(irqfd.map(Irqfd::keep).map_err(io::Error::from))
+        }
+        Op::Deassign { event, gsi } => {
+            router.deassign(&events[event], gsi);
+            Outcome::Done
+        }
+        Op::Write { event, n } => {
+            events[event].try_write(n).expect("room");
+            Outcome::Done
+        }
+        Op::Read(event) => Outcome::Read(events[event].try_read()),
+        Op::Level(level) => {
+            router.set_level(LEVEL.into(), level);
+            Outcome::Done
+        }
+        Op::Route { gsi, vector } => {
+            let message = |vector: u8| {
+                Route::Msi(MsiMessage {
+                    address: MSI_ADDRESS,
+                    data: vector.into(),
+                })
+            };
+            let result = router.set_route(gsi, vector.map(message));
+            outcome(result.map_err(io::Error::from))
+        }
+        Op::Run(_) => unreachable!("the player does that"),
+    }
+}
+
+impl Side for Ours {
+    fn act(&mut self, op: &Op) -> Outcome {
+        act(&self.router, &self.events, op)
+    }
+
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+        loop {
+            if let Some(line) = self.chips.take_line() {
+                in_service(self, VECTORS + line);
+                self.router.ack(line.into());
+            } else if let Some(vector) = self.chips.take_message() {
+                in_service(self, vector);
+            } else {
+                return;
+            }
+        }
+    }
+}
