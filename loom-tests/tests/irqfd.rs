@@ -7,6 +7,7 @@ use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
 use doorbell::sync::srcu::with_section;
+use loom::sync::Notify;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
 use loom_tests::check;
@@ -151,19 +152,50 @@ fn signal_and_deassign() {
     }
 }
 
+/// Lowers the line when the signaller is done, to make for fewer interleavings.
+struct Slow {
+    signalled: Notify,
+    pulses: AtomicU32,
+}
+
+impl InterruptSink for Slow {
+    fn set_level(&self, _: u32, _: u32, level: bool) {
+        if !level {
+            self.signalled.wait();
+        }
+    }
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {}
+
+    fn pulse(&self, _: u32, _: u32) {
+        self.pulses.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The pulse that another thread makes on behalf of the irqfd does not come after the deassign either.
 #[test]
 fn signal_left_to_a_driver_and_deassign() {
     check("signal_left_to_a_driver_and_deassign", Some(3), || {
-        let (router, sink) = router(Route::Pin(PIN));
+        let sink = Arc::new(Slow {
+            signalled: Notify::new(),
+            pulses: AtomicU32::new(0),
+        });
+        let router = Router::new(Arc::clone(&sink));
+        router.set_route(GSI, Some(Route::Pin(PIN))).unwrap();
+        router.set_level(GSI, true);
         let event = event();
         let irqfd = router.assign(&event, GSI).unwrap();
-        router.set_level(GSI, true);
+        let device = {
+            let (event, sink) = (Arc::clone(&event), Arc::clone(&sink));
+            thread::spawn(move || {
+                event.signal();
+                sink.signalled.notify();
+            })
+        };
         let driver = {
             let router = router.clone();
             thread::spawn(move || router.set_level(GSI, false))
         };
-        let device = device(&sink, 1, &event);
         drop(irqfd);
         let pulses = load(&sink.pulses);
         driver.join().unwrap();
