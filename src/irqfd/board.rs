@@ -84,13 +84,6 @@ impl Board {
         requested.coalesced
     }
 
-    /// The guest's end of interrupt.
-    pub(super) fn ack(&self, line: &Arc<Line>) {
-        if line.has_resamplers() {
-            self.ask(line, Request::Ack);
-        }
-    }
-
     pub(super) fn find(&self, gsi: u32) -> Option<Arc<Line>> {
         with_section(|section| {
             let lines = self.lines.read(section);

@@ -155,7 +155,8 @@ pub struct LineCounters {
     pub raises: u64,
     /// What there was no route for.
     pub lost: u64,
-    /// How often the resample events were signalled: acks, and unmaskings of an asserted line.
+    /// How often it was acked, in order to be lowered and to have its resample events signalled: by the guest, by the
+    /// unmasking of an asserted line, and when the last resampling irqfd went.
     pub resamples: u64,
 }
 

@@ -352,8 +352,9 @@ impl Router {
     ///
     /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
     pub fn ack(&self, gsi: u32) {
-        if let Some(line) = self.board().find(gsi) {
-            self.board().ack(&line);
+        let line = self.board().find(gsi);
+        if let Some(line) = line.filter(|line| line.has_resamplers()) {
+            self.board().ask(&line, Request::Ack);
         }
     }
 

@@ -1,5 +1,5 @@
 use super::board::Board;
-use super::line::Line;
+use super::line::{Line, Request};
 use super::{MsiMessage, Routes};
 use std::fmt;
 use std::io;
@@ -70,10 +70,12 @@ impl Eoi {
         self.line.gsi
     }
 
-    /// As [`Router::ack`](super::Router::ack). Does nothing when the router has gone.
+    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may have
+    /// lowered it already, and is told to raise it again if somebody else holds it up. Does nothing when the router has
+    /// gone.
     pub fn ack(&self) {
         if let Some(board) = self.board.upgrade() {
-            board.ack(&self.line);
+            board.ask(&self.line, Request::Ack);
         }
     }
 }

@@ -157,15 +157,29 @@ impl KvmSink {
         let _ = self.vm.set_irq_line(gsi, level);
     }
 
-    fn lower(&self, levels: &mut Levels, gsi: u32) {
-        if levels.raised.remove(&gsi) {
-            self.set_line(gsi, false);
-        }
-        if let Some(assertion) = self.assertions.get(gsi) {
-            if assertion.take() {
-                assertion.lower(&self.vm, gsi);
+    fn raise(&self, levels: &mut Levels, gsi: u32) {
+        match self.assertions.get(gsi) {
+            Some(assertion) => assertion.raise(),
+            None => {
+                levels.raised.insert(gsi);
+                self.set_line(gsi, true);
             }
         }
+    }
+
+    /// Returns whether it was up, as far as is known here.
+    fn lower(&self, levels: &mut Levels, gsi: u32) -> bool {
+        let raised = levels.raised.remove(&gsi);
+        if raised {
+            self.set_line(gsi, false);
+        }
+        // A line may have got its first resampling irqfd while it was up.
+        let assertion = self.assertions.get(gsi);
+        let asserted = assertion.filter(|assertion| assertion.take());
+        if let Some(assertion) = &asserted {
+            assertion.lower(&self.vm, gsi);
+        }
+        raised || asserted.is_some()
     }
 
     fn assertion(&self, line: Eoi) -> io::Result<Assertion> {
@@ -227,13 +241,11 @@ fn entries((gsi, route): (u32, Route)) -> Vec<kvm_irq_routing_entry> {
 impl InterruptSink for KvmSink {
     fn set_level(&self, gsi: u32, _: u32, level: bool) {
         let mut levels = self.levels();
-        match self.assertions.get(gsi) {
-            Some(assertion) if level => assertion.raise(),
-            _ if level => {
-                levels.raised.insert(gsi);
-                self.set_line(gsi, true);
+        match level {
+            true => self.raise(&mut levels, gsi),
+            false => {
+                self.lower(&mut levels, gsi);
             }
-            _ => self.lower(&mut levels, gsi),
         }
     }
 
@@ -266,19 +278,21 @@ impl InterruptSink for KvmSink {
         }
         let mut levels = self.levels();
         // What is up must be lowered by the old route. The router raises it by the new one, as soon as there is one.
-        let moves = |gsi: &u32| levels.routes.get(*gsi) != routes.get(*gsi);
-        let asserted = with_section(|section| {
+        let asserted: Vec<u32> = with_section(|section| {
             let wires = self.assertions.0.read(section);
-            wires.keys().copied().collect::<Vec<_>>()
+            wires.keys().copied().collect()
         });
-        let lines = asserted.into_iter().chain(levels.raised.iter().copied());
-        let moving: Vec<u32> = lines.filter(moves).collect();
-        for gsi in moving {
-            self.lower(&mut levels, gsi);
+        let mut moving: BTreeSet<u32> = asserted.into_iter().collect();
+        moving.extend(&levels.raised);
+        moving.retain(|&gsi| {
+            levels.routes.get(gsi) != routes.get(gsi) && self.lower(&mut levels, gsi)
+        });
+        let result = self.route(routes);
+        match result {
+            Ok(()) => levels.routes = routes.clone(),
+            Err(_) => moving.iter().for_each(|&gsi| self.raise(&mut levels, gsi)),
         }
-        self.route(routes)?;
-        levels.routes = routes.clone();
-        Ok(())
+        result
     }
 
     fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! irqfds against KVM's: the same assignments, routes and signals, and a guest that counts interrupts.
 //!
 //! [`sides::Kernel`] is a virtual machine whose irqfds are the kernel's. [`sides::Ours`] has ours, and a model of the
-//! interrupt controllers and of the guest.
+//! interrupt controllers and of the guest; [`sides::OursInKvm`] has ours in a virtual machine, through a `KvmSink`.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -9,6 +9,7 @@ mod guest;
 mod script;
 mod sides;
 
+use doorbell::kvm::Injection;
 use guest::{LEVEL, MESSAGE_VECTORS, VECTORS};
 use proptest::prelude::*;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -16,7 +17,7 @@ use script::{
     EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, assign, deassign, look, play, resampling, route,
     write,
 };
-use sides::{Kernel, Ours};
+use sides::{Kernel, Ours, OursInKvm};
 
 const EDGE: u32 = 6;
 const OTHER_EDGE: u32 = 4;
@@ -37,6 +38,10 @@ fn outcomes(script: &[Op]) -> Option<Vec<Outcome>> {
     let kernel = play(&mut Kernel::new()?, script);
     let ours = play(&mut Ours::new(), script);
     assert_eq!(ours, kernel, "{script:#?}");
+    for injection in [Injection::Userspace, Injection::Kernel] {
+        let ours = play(&mut OursInKvm::new(injection)?, script);
+        assert_eq!(ours, kernel, "{injection:?}: {script:#?}");
+    }
     Some(kernel)
 }
 

@@ -3,6 +3,7 @@
 use super::guest::{LEVEL, LINES, Machine, VECTORS, take_request};
 use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
+use doorbell::kvm::{Injection, KvmSink};
 use doorbell::{Event, Mode};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_PIC_MASTER, KvmIrqRouting,
@@ -161,7 +162,10 @@ impl Side for Kernel {
 
     fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
         let Kernel { machine, hands } = self;
-        machine.run(&mut |vector| in_service(hands, vector));
+        machine.run(&mut |vector| match vector {
+            Some(vector) => in_service(hands, vector),
+            None => hands.fence.pass(&hands.vm),
+        });
     }
 }
 
@@ -308,5 +312,103 @@ impl Side for Ours {
                 return;
             }
         }
+    }
+}
+
+/// Our irqfds, and KVM's interrupt controllers and guest.
+pub struct OursInKvm {
+    machine: Machine,
+    hands: RouterHands,
+}
+
+struct RouterHands {
+    router: Router,
+    events: [Arc<Event>; EVENTS],
+    vm: Arc<VmFd>,
+    fence: Fence,
+    /// The lines that have had a resampling irqfd: the sink hears of their ends of interrupts.
+    resampling: BTreeSet<u32>,
+    /// The line that is in service, and how often its resample events had been signalled before its end.
+    ending: Option<(u32, u64)>,
+}
+
+impl OursInKvm {
+    pub fn new(injection: Injection) -> Option<Self> {
+        let machine = Machine::new()?;
+        let vm = Arc::clone(machine.vm());
+        let sink = KvmSink::new(Arc::clone(&vm), injection).expect("a full interrupt controller");
+        let router = Router::new(Arc::new(sink));
+        let pins = LINES.map(u32::from).into_iter().chain([FENCE]);
+        let routes = Routes::from_entries(pins.map(|line| (line, Route::Pin(line))));
+        router
+            .set_routes(routes.expect("valid"))
+            .expect("KVM takes it");
+        let hands = RouterHands {
+            router,
+            events: events(),
+            fence: Fence::new(&vm),
+            vm,
+            resampling: BTreeSet::new(),
+            ending: None,
+        };
+        Some(OursInKvm { machine, hands })
+    }
+}
+
+impl RouterHands {
+    fn settle(&mut self) {
+        if let Some((line, before)) = self.ending.take() {
+            while self.router.line_counters(line).resamples == before {
+                thread::yield_now();
+            }
+        }
+        self.fence.pass(&self.vm);
+    }
+
+    /// The guest ends this interrupt next.
+    fn expect_end(&mut self, vector: u8) {
+        let line = u32::from(vector.wrapping_sub(VECTORS));
+        if self.resampling.contains(&line) {
+            self.ending = Some((line, self.router.line_counters(line).resamples));
+        }
+    }
+}
+
+impl Side for RouterHands {
+    fn act(&mut self, op: &Op) -> Outcome {
+        let outcome = act(&self.router, &self.events, op);
+        match *op {
+            Op::Assign {
+                gsi,
+                resample: Some(_),
+                ..
+            } if outcome == Outcome::Done => {
+                self.resampling.insert(gsi);
+            }
+            _ => {}
+        }
+        self.settle();
+        outcome
+    }
+
+    fn run(&mut self, _: &mut dyn FnMut(&mut dyn Side, u8)) {
+        unreachable!("an interrupt is in service");
+    }
+}
+
+impl Side for OursInKvm {
+    fn act(&mut self, op: &Op) -> Outcome {
+        self.hands.act(op)
+    }
+
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+        let OursInKvm { machine, hands } = self;
+        machine.run(&mut |vector| {
+            hands.settle();
+            if let Some(vector) = vector {
+                in_service(hands, vector);
+                hands.expect_end(vector);
+            }
+        });
     }
 }
