@@ -9,15 +9,25 @@ mod guest;
 mod script;
 mod sides;
 
-use doorbell::kvm::Injection;
+use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::irqfd::{MsiMessage, Route, Router, Routes, RoutingError};
+use doorbell::kvm::{Injection, KvmSink};
 use guest::{LEVEL, MESSAGE_VECTORS, VECTORS};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::Kvm;
 use proptest::prelude::*;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use script::{
-    EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, assign, deassign, look, play, resampling, route,
-    write,
+    EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, Side, assign, deassign, look, play, resampling,
+    route, run, write,
 };
-use sides::{Kernel, Ours, OursInKvm};
+use sides::{Kernel, Ours, OursInKvm, Signal};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 const EDGE: u32 = 6;
 const OTHER_EDGE: u32 = 4;
@@ -398,5 +408,195 @@ proptest! {
     #[test]
     fn random_scripts(script in script()) {
         outcomes(&script);
+    }
+}
+
+/// How many interrupts with this vector the guest takes.
+fn take(side: &mut dyn Side, vector: u8) -> u64 {
+    let mut count = 0;
+    side.run(&mut |_, taken| count += u64::from(taken == vector));
+    count
+}
+
+/// A thread signals while the guest runs: no more interrupts than signals, and the last signal has one, and one more signal has
+/// one more.
+fn guest_and_signaller(name: &str, side: &mut dyn Side, signal: &Signal, gsi: u32, vector: u8) {
+    const SIGNALS: u64 = 2_000;
+    side.act(&assign(0, gsi));
+    let done = AtomicU64::new(0);
+    let mut taken = 0;
+    thread::scope(|scope| {
+        let done = &done;
+        scope.spawn(move || {
+            for n in 0..SIGNALS {
+                signal();
+                if n % 8 == 0 {
+                    // Lets the guest run in between.
+                    thread::sleep(Duration::from_micros(50));
+                }
+            }
+            done.store(SIGNALS, Ordering::Release);
+        });
+        while done.load(Ordering::Acquire) == 0 {
+            taken += take(side, vector);
+        }
+    });
+    taken += take(side, vector);
+    eprintln!("{name}, GSI {gsi}: {SIGNALS} signals, {taken} interrupts");
+    assert!((1..=SIGNALS).contains(&taken));
+    for _ in 0..10 {
+        side.act(&write(0, 1));
+        assert_eq!(take(side, vector), 1);
+    }
+    side.act(&deassign(0, gsi));
+    assert_eq!(take(side, vector), 0);
+}
+
+#[test]
+fn a_guest_under_fire() {
+    let lines = [(EDGE, VECTORS + EDGE as u8), (MSI, MESSAGE_VECTORS[0])];
+    for (gsi, vector) in lines {
+        let Some(mut kernel) = Kernel::new() else {
+            return;
+        };
+        kernel.act(&route(MSI, MESSAGE_VECTORS[0]));
+        let signal = kernel.signal(0);
+        guest_and_signaller("KVM", &mut kernel, &signal, gsi, vector);
+        for injection in [Injection::Userspace, Injection::Kernel] {
+            let mut ours = OursInKvm::new(injection).expect("KVM was there");
+            ours.act(&route(MSI, MESSAGE_VECTORS[0]));
+            let signal = ours.signal(0);
+            guest_and_signaller(&format!("{injection:?}"), &mut ours, &signal, gsi, vector);
+        }
+    }
+}
+
+/// A device that wants its requests served, and a guest that serves one at each interrupt. Whatever KVM's end of
+/// interrupt swallows, the resample event brings back: all are served, and then the line is quiet.
+#[test]
+fn a_level_triggered_device() {
+    const REQUESTS: u64 = 300;
+    for injection in [Injection::Userspace, Injection::Kernel] {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        ours.act(&resampling(0, RESAMPLE[0]));
+        let outstanding = Arc::new(AtomicU64::new(0));
+        let interrupt = ours.signal(0);
+        let _device = {
+            let (interrupt, outstanding) = (ours.signal(0), Arc::clone(&outstanding));
+            let observer = move |_: Change| {
+                if outstanding.load(Ordering::SeqCst) != 0 {
+                    interrupt();
+                }
+            };
+            let resample = Arc::clone(ours.event(RESAMPLE[0]));
+            Observation::new(resample, Interest::Signals, Arc::new(observer))
+        };
+        let mut interrupts = 0;
+        let mut served = 0;
+        let start = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..REQUESTS {
+                    outstanding.fetch_add(1, Ordering::SeqCst);
+                    interrupt();
+                }
+            });
+            while served < REQUESTS {
+                ours.run(&mut |_, _| {
+                    interrupts += 1;
+                    if outstanding.load(Ordering::SeqCst) != 0 {
+                        outstanding.fetch_sub(1, Ordering::SeqCst);
+                        served += 1;
+                    }
+                });
+                assert!(start.elapsed() < Duration::from_secs(60), "{served} served");
+            }
+        });
+        while take(&mut ours, VECTORS + LEVEL) != 0 {}
+        let line = ours.router().line_counters(LEVEL_GSI);
+        eprintln!("{injection:?}: {REQUESTS} requests, {interrupts} interrupts; {line:?}");
+        assert!(interrupts >= REQUESTS);
+        assert!(line.raises >= REQUESTS && line.resamples >= line.raises);
+    }
+}
+
+/// What KVM cannot do, and the sink does with it: a line that is up is taken down by a mask, and moves with its route.
+#[test]
+fn levels_that_are_masked_and_moved() {
+    for injection in [Injection::Userspace, Injection::Kernel] {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        let router = ours.router().clone();
+        let interrupted = |ours: &mut OursInKvm| {
+            // Until the VMM's own level is taken away, it interrupts again and again.
+            !run(ours, &[]).is_empty()
+        };
+        let raise: [&dyn Fn(&mut OursInKvm); 2] =
+            [&|ours| drop(ours.act(&Op::Level(true))), &|ours| {
+                ours.act(&resampling(0, RESAMPLE[0]));
+                ours.act(&write(0, 1));
+            }];
+        for raise in raise {
+            raise(&mut ours);
+            router.mask(LEVEL_GSI);
+            assert!(!interrupted(&mut ours));
+            router.unmask(LEVEL_GSI);
+            // An assertion is for its device to renew.
+            if ours.act(&Op::Read(RESAMPLE[0])) == Outcome::Read(Some(1)) {
+                assert!(!interrupted(&mut ours));
+                ours.act(&write(0, 1));
+            }
+            router.set_route(LEVEL_GSI, None).unwrap();
+            assert!(!interrupted(&mut ours));
+            router
+                .set_route(LEVEL_GSI, Some(Route::Pin(LEVEL_GSI)))
+                .unwrap();
+            assert!(interrupted(&mut ours));
+            assert!(!interrupted(&mut ours));
+        }
+    }
+}
+
+/// A VM without interrupt controllers has no sink; one with a split one has messages only. (R1, R5, R29)
+#[test]
+fn other_machines() {
+    let Ok(kvm) = Kvm::new() else {
+        eprintln!("skipped: no KVM");
+        return;
+    };
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    let error = KvmSink::new(vm, Injection::Userspace).unwrap_err();
+    assert_eq!(error.call(), "KVM_SET_GSI_ROUTING");
+    assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::EINVAL));
+
+    for injection in [Injection::Userspace, Injection::Kernel] {
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let split = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            args: [24, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        vm.enable_cap(&split).unwrap();
+        let sink = Arc::new(KvmSink::new(vm, injection).unwrap());
+        assert_eq!(sink.injection(), injection);
+        let router = Router::new(sink);
+        let refused = router.set_routes(Routes::identity(24)).unwrap_err();
+        assert!(matches!(refused, RoutingError::Refused(_)));
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data: 0x41,
+        };
+        router.set_route(3, Some(Route::Msi(message))).unwrap();
+        let events = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let error = router
+            .assign_with_resample(&events[0], 3, &events[1])
+            .unwrap_err();
+        assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::EINVAL));
+        let irqfd = router.assign(&events[0], 3).unwrap();
+        events[0].signal();
+        assert_eq!((events[0].count(), irqfd.counters().injections), (0, 1));
     }
 }

@@ -59,7 +59,8 @@ pub fn play(side: &mut dyn Side, script: &[Op]) -> Vec<Outcome> {
     script.iter().map(step).collect()
 }
 
-fn run(side: &mut dyn Side, service: &[Vec<Op>]) -> Vec<(u8, Vec<Outcome>)> {
+/// The guest takes interrupts, and the test does what is listed while they are in service.
+pub fn run(side: &mut dyn Side, service: &[Vec<Op>]) -> Vec<(u8, Vec<Outcome>)> {
     let mut taken = Vec::new();
     side.run(&mut |side, vector| {
         let ops = service.get(taken.len()).map_or(&[][..], |ops| ops);

@@ -169,6 +169,16 @@ impl Side for Kernel {
     }
 }
 
+/// Signals an event, from any thread.
+pub type Signal = Box<dyn Fn() + Send + Sync>;
+
+impl Kernel {
+    pub fn signal(&self, event: usize) -> Signal {
+        let fd = self.hands.events[event].try_clone().expect("dup");
+        Box::new(move || fd.write(1).expect("room"))
+    }
+}
+
 /// Our irqfds, and interrupt controllers as simple as they can be: a PIC with one level-triggered line, and the vectors
 /// that a local APIC has been sent.
 pub struct Ours {
@@ -352,6 +362,21 @@ impl OursInKvm {
             ending: None,
         };
         Some(OursInKvm { machine, hands })
+    }
+}
+
+impl OursInKvm {
+    pub fn router(&self) -> &Router {
+        &self.hands.router
+    }
+
+    pub fn event(&self, event: usize) -> &Arc<Event> {
+        &self.hands.events[event]
+    }
+
+    pub fn signal(&self, event: usize) -> Signal {
+        let event = Arc::clone(self.event(event));
+        Box::new(move || event.signal())
     }
 }
 
