@@ -27,7 +27,7 @@
 //! [`the_sink_refuses`]), R2 to R4 (flags and descriptors that are none), R40, R45 (closing a descriptor: an irqfd keeps its
 //! events). R49, the brake on interrupt storms, is the interrupt controller's.
 
-use super::sink::{Call, Log, down, message, pulse, up};
+use super::sink::{Call, Log, down, message, up};
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{
@@ -51,6 +51,11 @@ fn router() -> (Router, Arc<Log>) {
     routes.set(MSI, Some(message(0x41))).unwrap();
     router.set_routes(routes).unwrap();
     (router, log)
+}
+
+/// The pin, up and down again.
+fn pulse(gsi: u32, pin: u32) -> [Call; 2] {
+    [up(gsi, pin), down(gsi, pin)]
 }
 
 fn event() -> Arc<Event> {

@@ -41,11 +41,6 @@ impl InterruptSink for Log {
     }
 }
 
-/// The pin, up and down again.
-pub fn pulse(gsi: u32, pin: u32) -> [Call; 2] {
-    [up(gsi, pin), down(gsi, pin)]
-}
-
 pub fn up(gsi: u32, pin: u32) -> Call {
     let level = true;
     Call::Level { gsi, pin, level }
