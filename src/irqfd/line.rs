@@ -238,12 +238,15 @@ impl Line {
     pub(super) fn drive(&self, board: &Board) {
         let turn = Turn(self);
         loop {
-            // Acquire pairs with `ask`, also where the exchange below fails: a route is looked up after the request that it
-            // was set for.
+            // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of routes
+            // waits for this section, but not for the worker, nor inside a section.)
             let state = self.state.load(Ordering::Acquire);
             let told = self.told.load(Ordering::Relaxed);
             let step = Step::next(state);
-            let route = board.route(self.gsi);
+            let route = match step {
+                Step::Edge | Step::Raise | Step::Reroute => board.route(self.gsi),
+                _ => None,
+            };
             let moved = state & UP != 0 && place(route) != told;
             let after = match step {
                 // Down even if somebody else holds it up, who then raises it again: a new edge.
