@@ -30,7 +30,7 @@ pub(super) enum Trigger {
 pub(super) struct Injector {
     pub(super) core: Arc<Core>,
     pub(super) line: Arc<Line>,
-    /// Claimed.
+    /// Claimed: it is disclaimed when this is dropped.
     pub(super) event: Arc<Event>,
     /// In the line's list.
     pub(super) resampler: Option<Arc<Event>>,

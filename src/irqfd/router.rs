@@ -11,6 +11,7 @@ use crate::sync::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::{Arc, PoisonError};
 
 /// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same one.
@@ -195,19 +196,15 @@ impl Router {
         gsi: u32,
         resample: Option<&Arc<Event>>,
     ) -> Result<Irqfd, AssignError> {
-        if !event.claim() {
-            return Err(AssignError::Busy);
-        }
+        let claim = Claim::on(event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
         let line = core.board.line(gsi);
         let way_back = Eoi {
             board: Arc::downgrade(&core.board),
             line: Arc::clone(&line),
         };
-        if let Err(error) = core.board.sink().connect(way_back, resample.is_some()) {
-            event.disclaim();
-            return Err(AssignError::Refused(error));
-        }
+        let connected = core.board.sink().connect(way_back, resample.is_some());
+        connected.map_err(AssignError::Refused)?;
         let counters = Arc::new(Counters::default());
         if let Some(resample) = resample {
             line.add_resampler(resample);
@@ -219,6 +216,7 @@ impl Router {
             resampler: resample.cloned(),
             counters: Arc::clone(&counters),
         });
+        mem::forget(claim);
         let observation = Observation::new(
             Arc::clone(event),
             Interest::Signals,
@@ -372,6 +370,21 @@ impl Router {
         // The map is whole at every point where a holder of the lock can panic.
         let irqfds = self.inner.irqfds.lock();
         irqfds.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ownership of an event, until an injector has it.
+struct Claim<'a>(&'a Event);
+
+impl<'a> Claim<'a> {
+    fn on(event: &'a Event) -> Option<Self> {
+        event.claim().then(|| Claim(event))
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.disclaim();
     }
 }
 
