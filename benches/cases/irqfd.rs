@@ -162,9 +162,7 @@ mod kvm {
         ("irqfd: signal to KVM, pulse", PIN),
     ];
     const WRITE: &str = "write to KVM's irqfd";
-    #[cfg(feature = "kvm")]
     const BY_IOCTL: &str = "KvmSink, Userspace";
-    #[cfg(feature = "kvm")]
     const BY_KERNEL: &str = "KvmSink, Kernel";
 
     /// A VM with interrupt controllers and a CPU that takes messages.
@@ -213,19 +211,19 @@ mod kvm {
     }
 
     pub fn ratios() -> Vec<Ratio> {
-        let mut ratios = Vec::new();
-        #[cfg(feature = "kvm")]
-        for (group, _) in TO_KVM {
-            for over in [BY_IOCTL, BY_KERNEL] {
-                ratios.push(Ratio {
-                    group: group.into(),
-                    over,
-                    under: WRITE,
-                    target: "",
-                });
-            }
-        }
-        ratios
+        let sinks: &[&str] = match cfg!(feature = "kvm") {
+            true => &[BY_IOCTL, BY_KERNEL],
+            false => &[],
+        };
+        let ratios = TO_KVM.iter().flat_map(|(group, _)| {
+            sinks.iter().map(|over| Ratio {
+                group: (*group).into(),
+                over,
+                under: WRITE,
+                target: "",
+            })
+        });
+        ratios.collect()
     }
 
     fn write(gsi: u32) -> Result<Run, kvm_ioctls::Error> {
