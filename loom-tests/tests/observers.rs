@@ -216,7 +216,9 @@ fn two_attach_at_once() {
         event.signal();
         assert_ne!(watched.calls(), 0);
         other.join().unwrap();
+        let before = watched.calls();
         event.signal();
+        assert_eq!(watched.calls(), before + 1);
         drop(observation);
         watched.end();
     });
