@@ -166,7 +166,7 @@ impl Event {
     /// ```
     #[inline]
     pub fn signal_n(&self, n: u64) {
-        let added = self.update(|count| Some(count.saturating_add(n)));
+        let added = self.update(move |count| Some(count.saturating_add(n)));
         debug_assert!(added.is_some());
         self.wake_readers(n);
     }
@@ -349,7 +349,7 @@ impl Event {
     /// Adds `n` if it fits. `None`, with a [`DEKKER`] load, if not.
     #[inline(always)]
     fn add(&self, n: u64) -> Option<()> {
-        self.update(|count| fits(count, n).then(|| count + n))
+        self.update(move |count| fits(count, n).then(|| count + n))
             .map(|_| ())
     }
 
@@ -359,19 +359,35 @@ impl Event {
     /// after its announcement.
     #[inline(always)]
     fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let count = self.count.load(DEKKER);
+        match self
+            .count
+            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
+        {
+            Ok(count) => Some(count),
+            Err(now) => self.update_after_a_race(now, next),
+        }
+    }
+
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that the
+    /// fast path need not save registers for it.
+    #[cold]
+    #[inline(never)]
+    fn update_after_a_race(
+        &self,
+        mut count: u64,
+        next: impl Fn(u64) -> Option<u64>,
+    ) -> Option<u64> {
         let mut pauses = FIRST_PAUSES;
-        let mut count = self.count.load(DEKKER);
         loop {
+            back_off(pauses);
+            pauses = MOST_PAUSES.min(2 * pauses);
             match self
                 .count
                 .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
             {
                 Ok(count) => return Some(count),
-                Err(now) => {
-                    count = now;
-                    back_off(pauses);
-                    pauses = MOST_PAUSES.min(2 * pauses);
-                }
+                Err(now) => count = now,
             }
         }
     }
@@ -409,7 +425,6 @@ impl Event {
 
 /// What the loser of a race for the count does before it tries again. In that time the winner goes on with the cache
 /// line, at a fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations.
-#[cold]
 fn back_off(pauses: u32) {
     for _ in 0..pauses {
         std::hint::spin_loop();
