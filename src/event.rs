@@ -22,11 +22,15 @@
 //! is faster than `fetch_add`.
 
 mod error;
+#[cfg(target_os = "linux")]
+mod handover;
 mod observer;
 mod readiness;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
+#[cfg(target_os = "linux")]
+pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
 
@@ -266,6 +270,26 @@ impl Event {
     /// event, not to who only looks.
     pub fn readiness(&self) -> Readiness {
         Readiness::of(self.count())
+    }
+
+    /// The count, for who has just asked to be told of changes: one that it does not see, tells.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn count_after_asking(&self) -> u64 {
+        self.count.load(DEKKER)
+    }
+
+    /// Takes the count, be it a semaphore's. Never blocks.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn take_all(&self) -> u64 {
+        // Looking first keeps the line shared while there is nothing to take.
+        let count = match self.count.load(DEKKER) {
+            0 => 0,
+            _ => self.count.swap(0, DEKKER),
+        };
+        if count != 0 {
+            self.wake_writers();
+        }
+        count
     }
 
     /// Whether reads take all or one.

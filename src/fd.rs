@@ -1,0 +1,44 @@
+//! Events where a file descriptor is expected, on Linux.
+//!
+//! The kernel's counterpart is `eventfd_ctx_fdget`, which turns a descriptor into the counter that KVM, vhost and VFIO
+//! signal; QEMU's is `EventNotifier`. An [`Event`](crate::Event) has no descriptor, and so can be a `static` or a field, and be
+//! moved. It gets one from a handle that keeps hold of it, in one of two ways; where code of the VMM has an eventfd in its
+//! hands today, a drop-in takes its place.
+//!
+//! | | for | the event's count | system calls |
+//! |---|---|---|---|
+//! | [`Mirror`] | peers that only poll: `poll`, epoll, io_uring, in any process | stays; read it here | a `write` as it leaves 0, a `read` as it returns there |
+//! | [`Forward`] | consumers in the kernel and others that read: KVM_IRQFD, vhost, VFIO | goes to the eventfd | a `write` for each signal |
+//! | [`EventFd`] | code written for `vmm_sys_util::eventfd::EventFd` | here, and in the kernel once the descriptor has been asked for | none, then a `read` or `write` for each call |
+//! | [`EventNotifier`], [`EventConsumer`] | code written for `vmm_sys_util::event` | as above | as above |
+//!
+//! A descriptor that exists already, and that a peer or the kernel signals, is no matter of this module but of pollers.
+//!
+//! For a seccomp filter, all system calls there are: `eventfd2`, `read`, `write`, `close`; `fcntl` with `F_DUPFD_CLOEXEC` and `dup`
+//! for handles of an [`EventFd`]; `fcntl` with `F_GETFL` for [`Forward::with_fd`]; `futex` for events that threads sleep in, and for the locks inside;
+//! and, where observers are attached or detached, what [`use_membarrier`](crate::use_membarrier) says.
+//!
+//! Features: `vmm-sys-util` adds conversions from and to the originals, `mio` makes what has a descriptor an
+//! `event::Source`, `vm-superio` makes events a `Trigger`.
+
+mod eventfd;
+mod forward;
+#[cfg(not(loom))]
+mod kernel;
+#[cfg(loom)]
+pub mod kernel;
+#[cfg(all(feature = "mio", not(loom)))]
+mod mio;
+mod mirror;
+mod notifier;
+#[cfg(all(feature = "vmm-sys-util", not(loom)))]
+mod originals;
+#[cfg(feature = "vm-superio")]
+mod superio;
+
+pub use eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
+pub use forward::Forward;
+pub use mirror::Mirror;
+pub use notifier::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+#[cfg(feature = "vm-superio")]
+pub use superio::SharedTrigger;
