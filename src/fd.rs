@@ -25,7 +25,9 @@ mod eventfd;
 mod forward;
 #[cfg(not(loom))]
 mod kernel;
+/// Open to `loom-tests`, which look at the model.
 #[cfg(loom)]
+#[allow(missing_docs)]
 pub mod kernel;
 #[cfg(all(feature = "mio", not(loom)))]
 mod mio;

@@ -7,12 +7,12 @@ use super::kernel::KernelEvent;
 use crate::Event;
 use crate::errno::Errno;
 use crate::event::{Change, Interest, Observation, Observer};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// Passes an event's signals on to an eventfd that somebody in the kernel, or in another process, waits for.
 ///
@@ -93,6 +93,12 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the event.
     pub fn pending(&self) -> u64 {
         *self.sender.owed()
+    }
+
+    /// The model of the descriptor.
+    #[cfg(loom)]
+    pub fn fd(&self) -> &super::kernel::model::KernelEvent {
+        &self.sender.fd
     }
 }
 

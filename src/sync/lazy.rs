@@ -58,7 +58,7 @@ impl<T> Lazy<T> {
     }
 
     /// The value, if it has been made. It can be made again.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn take(&mut self) -> Option<T> {
         let value = self.value.swap(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: null, or leaked by `get_or_make`; all borrows of it have ended, for they borrowed `self`.

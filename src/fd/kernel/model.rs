@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 /// A file descriptor. Clones of it share what it stands for.
+#[derive(Clone)]
 pub struct KernelEvent(Arc<File>);
 
 struct File {
@@ -32,10 +33,10 @@ impl KernelEvent {
     }
 
     pub(crate) fn try_clone(&self, _close_on_exec: bool) -> io::Result<Self> {
-        Ok(KernelEvent(Arc::clone(&self.0)))
+        Ok(self.clone())
     }
 
-    pub(crate) fn read(&self) -> io::Result<u64> {
+    pub fn read(&self) -> io::Result<u64> {
         self.when(|count| {
             let left = match count.now {
                 0 => return None,
@@ -46,7 +47,7 @@ impl KernelEvent {
         })
     }
 
-    pub(crate) fn write(&self, n: u64) -> io::Result<()> {
+    pub fn write(&self, n: u64) -> io::Result<()> {
         if n == u64::MAX {
             return Err(Errno::INVAL.into());
         }
@@ -61,7 +62,11 @@ impl KernelEvent {
 
     /// What `poll(2)` would say.
     pub fn is_readable(&self) -> bool {
-        self.lock().now != 0
+        self.count() != 0
+    }
+
+    pub fn count(&self) -> u64 {
+        self.lock().now
     }
 
     /// How many edges an epoll has seen.
