@@ -84,7 +84,7 @@ impl AsFd for Taken {
 /// Its methods, before the move. It has no call that gives up and none that looks; here those look at what `Debug` shows,
 /// which is enough where one thread does all that does not block.
 #[derive(Debug)]
-pub struct Methods(EventFd);
+pub struct Methods(pub EventFd);
 
 impl Clone for Methods {
     fn clone(&self) -> Self {
