@@ -278,18 +278,14 @@ impl Event {
         self.count.load(DEKKER)
     }
 
-    /// Takes the count, be it a semaphore's. Never blocks.
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_all(&self) -> u64 {
         // Looking first keeps the line shared while there is nothing to take.
-        let count = match self.count.load(DEKKER) {
+        match self.count.load(DEKKER) {
             0 => 0,
             _ => self.count.swap(0, DEKKER),
-        };
-        if count != 0 {
-            self.wake_writers();
         }
-        count
     }
 
     /// Whether reads take all or one.
@@ -416,7 +412,7 @@ impl Event {
 
     /// Second half of a read.
     #[inline(always)]
-    fn wake_writers(&self) {
+    pub(crate) fn wake_writers(&self) {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });

@@ -115,12 +115,19 @@ impl<E: Deref<Target = Event>> Sender<E> {
         let mut owed = self.owed();
         let late = *owed != 0;
         self.pay(&mut owed)?;
-        *owed = self.event.take_all();
-        if *owed == 0 && signalled && !late {
+        let taken = self.event.take_all();
+        *owed = taken;
+        if taken == 0 && signalled && !late {
             // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to be read.
             let _ = self.fd.write(0);
         }
-        self.pay(&mut owed)
+        let result = self.pay(&mut owed);
+        // Those who are told may signal the event, which comes back here.
+        drop(owed);
+        if taken != 0 {
+            self.event.wake_writers();
+        }
+        result
     }
 
     fn pay(&self, owed: &mut u64) -> io::Result<()> {

@@ -167,7 +167,7 @@ fn a_raw_descriptor_and_back<E: Api>() {
 
 /// Any descriptor that 8 bytes can be written to.
 fn a_pipe_will_do<E: Api>() {
-    let (reader, writer) = io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
     // SAFETY: they are owned, and given away.
     let (reader, writer) = unsafe {
         (

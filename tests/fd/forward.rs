@@ -1,14 +1,18 @@
 //! What is signalled to a forwarded event arrives at its eventfd.
 
+use crate::common::caller::call;
+use crate::common::counter::Counter;
+use crate::common::ours::DefaultSpin;
 use crate::common::watchdog::{self, Watchdog};
 use crate::{Watch, child, is_readable};
+use doorbell::event::{Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward};
 use doorbell::{Event, Mode};
 use rustix::fd::AsFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -146,6 +150,51 @@ fn to_an_eventfd_that_is_there() {
     let error = Forward::with_fd(Arc::clone(&event), fd).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     assert_eq!(event.count(), 7);
+}
+
+/// To take a count is to read it: who observes reads is called, and may signal; writers that wait go on.
+#[test]
+fn taking_is_reading() {
+    watchdog::limit("an observer that signals", || {
+        let event = Arc::new(Event::new(1));
+        let left = Arc::new(AtomicU32::new(3));
+        let _observation = {
+            let (weak, left) = (Arc::downgrade(&event), Arc::clone(&left));
+            let signal_thrice = move |_: Change| {
+                let take = |n: u32| n.checked_sub(1);
+                if left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                    .is_ok()
+                {
+                    weak.upgrade().unwrap().signal_n(10);
+                }
+            };
+            Observation::new(Arc::clone(&event), Interest::Reads, Arc::new(signal_thrice))
+        };
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        let peer = peer(&forward);
+        assert_eq!(peer.read().unwrap(), 31);
+        // Also when it is not a signal that has it taken.
+        peer.write(FULL).unwrap();
+        event.signal();
+        event.signal();
+        assert_eq!((forward.pending(), event.count()), (1, 1));
+        peer.read().unwrap();
+        left.store(1, Ordering::Relaxed);
+        forward.flush().unwrap();
+        assert_eq!(peer.read().unwrap(), 12);
+
+        peer.write(FULL).unwrap();
+        event.signal();
+        event.signal_n(FULL);
+        let writer = call(&DefaultSpin::from(Arc::clone(&event)), |event| {
+            Counter::write(event, 5)
+        });
+        writer.wait_asleep();
+        peer.read().unwrap();
+        let _ = forward.flush();
+        writer.finish().unwrap();
+    });
 }
 
 /// Two compete for the event, and each count goes to one of them.

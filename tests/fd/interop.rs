@@ -46,7 +46,7 @@ fn close_on_exec() {
 
 #[test]
 fn the_ends_of_a_pipe() {
-    let (reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
     // SAFETY: they are owned, and given away.
     let (consumer, notifier) = unsafe {
         (
