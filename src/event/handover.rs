@@ -1,10 +1,11 @@
-//! The end of an event whose count goes on living elsewhere: [`fd::EventFd`](crate::fd::EventFd) becomes a kernel eventfd.
+//! The end of an event whose count goes on living elsewhere: [`fd::EventFd`](crate::fd::EventFd) becomes a kernel
+//! eventfd.
 //!
-//! [`move_out`](Event::move_out) takes the count and puts [`MOVED`] in its place, in one step. So each call has its effect
-//! before it, here, or finds it and is made again where the count is now; none can fall in between.
+//! [`move_out`](Event::move_out) takes the count and puts [`MOVED`] in its place, in one step. So each call has its
+//! effect before it, here, or finds it and is made again where the count is now; none can fall in between.
 //!
-//! `MOVED` is the overflow state, which no write reaches. It has this meaning only for events that are not signalled, that
-//! is for those that only the calls below are made on.
+//! `MOVED` is the overflow state, which no write reaches. It has this meaning only for events that are not signalled,
+//! that is for those that only the calls below are made on.
 
 use super::{DEKKER, Event, Mode, WriteError, fits, saturate};
 use crate::sync::atomic::Ordering;

@@ -8,8 +8,8 @@
 //!
 //! The move, under the lock: make a descriptor for each handle (all that can fail), take the count out of the event,
 //! write it to the new eventfd, fill the descriptors, unlock, wake those who sleep in the event. A call that finds the
-//! count taken (see `src/event/handover.rs`) waits for the lock, then has a descriptor to go on with. So the calls before
-//! the taking have their effect in the event, those after it in the kernel, and the count is where they look.
+//! count taken (see `src/event/handover.rs`) waits for the lock, then has a descriptor to go on with. So the calls
+//! before the taking have their effect in the event, those after it in the kernel, and the count is where they look.
 
 use super::kernel::KernelEvent;
 use crate::errno::Errno;
@@ -32,20 +32,21 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// An eventfd that makes no system call until its file descriptor is asked for.
 ///
 /// Same API as `vmm_sys_util::eventfd::EventFd`, same results, same errors. Until somebody asks for the descriptor of
-/// one of the handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is an [`Event`] in this process:
-/// reads and writes that need not block make no system call. Asking moves the count into a kernel eventfd, for good:
-/// every handle gets a descriptor of its own, and all calls from then on are `read(2)` and `write(2)` there, with exactly
-/// the kernel's semantics. Threads asleep in a read or write go on sleeping in the kernel; nothing is lost or doubled.
+/// one of the handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is an [`Event`] in this
+/// process: reads and writes that need not block make no system call. Asking moves the count into a kernel eventfd, for
+/// good: every handle gets a descriptor of its own, and all calls from then on are `read(2)` and `write(2)` there, with
+/// exactly the kernel's semantics. Threads asleep in a read or write go on sleeping in the kernel; nothing is lost or
+/// doubled.
 ///
 /// What differs from the original before that:
 ///
 /// * It is not inherited by child processes. Ask for the descriptor before a fork.
 /// * [`new`](Self::new) and [`try_clone`](Self::try_clone) cannot run out of descriptors, but asking for one can:
-///   `as_raw_fd` and `into_raw_fd` panic then, [`try_as_fd`](Self::try_as_fd) returns the error. It makes as many descriptors as
-///   there are handles.
+///   `as_raw_fd` and `into_raw_fd` panic then, [`try_as_fd`](Self::try_as_fd) returns the error. It makes as many
+///   descriptors as there are handles.
 ///
-/// System calls: `eventfd2`, `fcntl(F_DUPFD_CLOEXEC)` or `dup` for each other handle and a `write` when it is asked for the
-/// descriptor; `read` and `write` after that; `futex` to sleep and to wake before.
+/// System calls: `eventfd2`, `fcntl(F_DUPFD_CLOEXEC)` or `dup` for each other handle and a `write` when it is asked for
+/// the descriptor; `read` and `write` after that; `futex` to sleep and to wake before.
 ///
 /// ```
 /// use doorbell::fd::{EFD_NONBLOCK, EventFd};
@@ -130,8 +131,8 @@ impl EventFd {
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if `v` is `u64::MAX`, and
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) (`EAGAIN`) if the call would block and is not to. Those of `write(2)` if the
-    /// descriptor is not an eventfd's.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) (`EAGAIN`) if the call would block and is not to. Those of `write(2)`
+    /// if the descriptor is not an eventfd's.
     #[inline]
     pub fn write(&self, v: u64) -> io::Result<()> {
         if let Some(fd) = self.descriptor.fd.get() {
@@ -149,8 +150,8 @@ impl EventFd {
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) (`EAGAIN`) if the call would block and is not to. Those of `read(2)` if the
-    /// descriptor is not an eventfd's.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) (`EAGAIN`) if the call would block and is not to. Those of `read(2)`
+    /// if the descriptor is not an eventfd's.
     #[inline]
     pub fn read(&self) -> io::Result<u64> {
         if let Some(fd) = self.descriptor.fd.get() {

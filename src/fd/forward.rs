@@ -1,7 +1,7 @@
 //! An event whose signals go on to the kernel.
 //!
-//! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds: what they react to is the write. So
-//! an observer passes on every signal, on the thread that makes it, as a write of its own.
+//! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds: what they react to is the write.
+//! So an observer passes on every signal, on the thread that makes it, as a write of its own.
 
 use super::kernel::KernelEvent;
 use crate::Event;
@@ -16,14 +16,15 @@ use std::sync::{Arc, PoisonError};
 
 /// Passes an event's signals on to an eventfd that somebody in the kernel, or in another process, waits for.
 ///
-/// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too) and
-/// writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the eventfd do.
-/// Each signal or write makes one `write(2)`, that of 0 included, and also one whose count another thread has just taken
-/// along, which then writes 0: every one of them is an edge there, as it would be had it been a `write(2)` in the first place.
+/// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too)
+/// and writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the
+/// eventfd do. Each signal or write makes one `write(2)`, that of 0 included, and also one whose count another thread
+/// has just taken along, which then writes 0: every one of them is an edge there, as it would be had it been a
+/// `write(2)` in the first place.
 ///
-/// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the next signal
-/// or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into the event, which
-/// saturates as for [`signal_n`](Event::signal_n).
+/// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the
+/// next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into
+/// the event, which saturates as for [`signal_n`](Event::signal_n).
 ///
 /// ```
 /// use doorbell::Event;
@@ -90,7 +91,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
         self.sender.pass_on(false)
     }
 
-    /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the event.
+    /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
+    /// event.
     pub fn pending(&self) -> u64 {
         *self.sender.owed()
     }
@@ -105,8 +107,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
 struct Sender<E: Deref<Target = Event>> {
     event: E,
     fd: KernelEvent,
-    /// Taken from the event, not written to the descriptor. The lock orders writes: a signal returns when its count, which
-    /// another thread may have taken, has been written.
+    /// Taken from the event, not written to the descriptor. The lock orders writes: a signal returns when its count,
+    /// which another thread may have taken, has been written.
     owed: Mutex<u64>,
 }
 
@@ -118,7 +120,8 @@ impl<E: Deref<Target = Event>> Sender<E> {
         let taken = self.event.take_all();
         *owed = taken;
         if taken == 0 && signalled && !late {
-            // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to be read.
+            // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to
+            // be read.
             let _ = self.fd.write(0);
         }
         let result = self.pay(&mut owed);
@@ -186,8 +189,8 @@ mod as_fd {
         ///
         /// # Errors
         ///
-        /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up the
-        /// threads that signal.
+        /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up
+        /// the threads that signal.
         pub fn with_fd(event: E, fd: OwnedFd) -> io::Result<Self> {
             if !fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) {
                 return Err(Errno::Invalid.into());

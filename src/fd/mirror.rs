@@ -1,7 +1,8 @@
 //! An event's readiness as a file descriptor.
 //!
 //! The kernel's counterpart is what `eventfd_poll` says. The descriptor is an eventfd of its own, of which only one bit
-//! matters: it is readable while the event's count is not zero. An observer on the thread that changes the count keeps it so:
+//! matters: it is readable while the event's count is not zero. An observer on the thread that changes the count keeps
+//! it so:
 //!
 //! ```text
 //!     shown    DARK, LIT: what the descriptor says    MOVING: one thread is finding out, under the lock
@@ -14,13 +15,13 @@
 //!
 //! When a signal or read returns, the descriptor agrees with every count there has been since. Step 2 and 3 against the
 //! change of the count and the look at `shown` is a [`DEKKER`] handshake: the thread that looks at the count sees the
-//! change, or the one that made the change sees `MOVING`, and waits for its turn to look. (An observer that is called on
-//! demand would cost less while there is nothing to do, but only its first caller would wait for the descriptor.)
+//! change, or the one that made the change sees `MOVING`, and waits for its turn to look. (An observer that is called
+//! on demand would cost less while there is nothing to do, but only its first caller would wait for the descriptor.)
 //!
 //! An epoll that watches for edges in another process needs one for each time that the count leaves zero, even if the
-//! descriptor was not put out in between because a signal came before its reader got to it. So a read that finds the count
-//! above zero afterwards adds an edge. Of a semaphore that may be a read that left units behind, which cannot be told from
-//! the other case: one edge too many, at the price of a system call.
+//! descriptor was not put out in between because a signal came before its reader got to it. So a read that finds the
+//! count above zero afterwards adds an edge. Of a semaphore that may be a read that left units behind, which cannot be
+//! told from the other case: one edge too many, at the price of a system call.
 
 use super::kernel::KernelEvent;
 use crate::Event;
@@ -33,19 +34,20 @@ use std::io;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
-/// A file descriptor that is readable whenever an event is, for `poll(2)`, `epoll(7)` and `io_uring(7)`, in this process or
-/// another one that it is passed to.
+/// A file descriptor that is readable whenever an event is, for `poll(2)`, `epoll(7)` and `io_uring(7)`, in this
+/// process or another one that it is passed to.
 ///
-/// It is a non-blocking eventfd, closed on exec. When a [`signal`](Event::signal), `write` or `read` of the event returns,
-/// the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is 0. That takes one
-/// `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call otherwise, except that each read
-/// of a [semaphore](Event::semaphore) that leaves units costs a `write(2)`. Whoever watches for edges (`EPOLLET`) gets one each
-/// time the count leaves 0, and none for further signals: those are for [`Forward`](super::Forward).
+/// It is a non-blocking eventfd, closed on exec. When a [`signal`](Event::signal), `write` or `read` of the event
+/// returns, the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is 0. That
+/// takes one `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call otherwise,
+/// except that each read of a [semaphore](Event::semaphore) that leaves units costs a `write(2)`. Whoever watches for
+/// edges (`EPOLLET`) gets one each time the count leaves 0, and none for further signals: those are for
+/// [`Forward`](super::Forward).
 ///
-/// Peers only poll it. It is always writable, and its own count means nothing. A peer that reads it nevertheless puts it
-/// out until the count has been 0 again; one that writes to it lights it until then, and one that makes it blocking and reads it may
-/// hold up the threads that use the event: it is to be passed to peers that may be trusted with that. The event's count is safe
-/// from all of them.
+/// Peers only poll it. It is always writable, and its own count means nothing. A peer that reads it nevertheless puts
+/// it out until the count has been 0 again; one that writes to it lights it until then, and one that makes it blocking
+/// and reads it may hold up the threads that use the event: it is to be passed to peers that may be trusted with that.
+/// The event's count is safe from all of them.
 ///
 /// An event can have any number of mirrors. Dropping one closes its descriptor; copies that were made of the
 /// descriptor stay as they were then. It keeps the event alive if it holds an `Arc` of it.
@@ -133,7 +135,8 @@ impl<E: Deref<Target = Event>> Lamp<E> {
             0 => DARK,
             _ => LIT,
         };
-        // Neither can fail for a descriptor that peers leave alone. If they have read or written it, it is as it should be.
+        // Neither can fail for a descriptor that peers leave alone. If they have read or written it, it is as it should
+        // be.
         let _ = match (before, after, change) {
             (DARK, LIT, _) | (LIT, LIT, Change::Read) => self.fd.write(1),
             (LIT, DARK, _) => self.fd.read().map(drop),

@@ -1,8 +1,10 @@
-//! Conversions from and to vmm-sys-util's types, which kvm-ioctls, vhost-user-backend and others have in their signatures.
+//! Conversions from and to vmm-sys-util's types, which kvm-ioctls, vhost-user-backend and others have in their
+//! signatures.
 //!
-//! An original becomes ours without a system call, and keeps its descriptor. The other way needs a descriptor, which there may
-//! be too many of, so it is a `TryFrom`: of a handle, which is used up, or of a reference to one, for which the original gets
-//! a descriptor of its own. After either the count is in the kernel, and shared by all handles, ours and theirs.
+//! An original becomes ours without a system call, and keeps its descriptor. The other way needs a descriptor, which
+//! there may be too many of, so it is a `TryFrom`: of a handle, which is used up, or of a reference to one, for which
+//! the original gets a descriptor of its own. After either the count is in the kernel, and shared by all handles, ours
+//! and theirs.
 //!
 //! ```
 //! use doorbell::fd::EventFd;

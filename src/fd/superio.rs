@@ -36,8 +36,8 @@ impl Trigger for EventFd {
     }
 }
 
-/// An event that a device shares with whoever waits for its interrupts. (Rust lets no crate but vm-superio implement its trait
-/// for an `Arc`.)
+/// An event that a device shares with whoever waits for its interrupts. (Rust lets no crate but vm-superio implement
+/// its trait for an `Arc`.)
 ///
 /// ```
 /// use doorbell::Event;

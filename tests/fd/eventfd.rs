@@ -182,8 +182,8 @@ fn a_pipe_will_do<E: Api>() {
     assert_eq!(reader.read().unwrap_err().kind(), ErrorKind::UnexpectedEof);
 }
 
-/// What there is to see of descriptors: those of a handle, of a clone that was made before anybody asked, of one that was made
-/// after, and of what has been made of a raw one.
+/// What there is to see of descriptors: those of a handle, of a clone that was made before anybody asked, of one that
+/// was made after, and of what has been made of a raw one.
 #[test]
 fn e01_flags() {
     fn seen<E: Api>(flags: i32) -> Vec<(OFlags, bool)> {

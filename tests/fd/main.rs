@@ -1,7 +1,7 @@
 //! Events as file descriptors: mirrors, forwarders, `EventFd` and the other drop-ins.
 //!
-//! `tests/conformance.rs` and `tests/stress.rs` run their bodies through `EventFd` too. The cases of the eventfd reference that
-//! need a descriptor, and where they are:
+//! `tests/conformance.rs` and `tests/stress.rs` run their bodies through `EventFd` too. The cases of the eventfd
+//! reference that need a descriptor, and where they are:
 //!
 //! | case | test |
 //! |---|---|
@@ -12,12 +12,13 @@
 //! | E63 | `eventfd::e63_select_in_the_overflow_state` |
 //! | E9 | the descriptor's maker is `eventfd2`; the legacy call makes the same object |
 //! | E49 | of `read(2)` alone: a method makes an interrupted call again, as the original does |
-//! | E58 | only who has the number of a descriptor can close it under a handle; it is no business of ours what happens then |
+//! | E58 | a descriptor is closed under its handle only by who breaks the rules of `AsRawFd` |
 //!
-//! All of them hold of an `EventFd`, whose descriptor is the kernel's own object. Of a mirror's descriptor none holds that
-//! reads or writes: its count is not the event's, and peers only poll it. There P1 holds without its OUT and ERR (it is always
-//! writable: an event's room is no matter of readers), P16 and P17 as they stand, and of the edges P19, P22, P23 and P25; P20
-//! and P21 ask for an edge at each write, where a mirror makes a system call, and an edge, for the first only.
+//! All of them hold of an `EventFd`, whose descriptor is the kernel's own object. Of a mirror's descriptor none holds
+//! that reads or writes: its count is not the event's, and peers only poll it. There P1 holds without its OUT and ERR
+//! (it is always writable: an event's room is no matter of readers), P16 and P17 as they stand, and of the edges P19,
+//! P22, P23 and P25; P20 and P21 ask for an edge at each write, where a mirror makes a system call, and an edge, for
+//! the first only.
 
 #![cfg(target_os = "linux")]
 

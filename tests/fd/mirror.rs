@@ -61,8 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
-    /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or, of
-    /// a semaphore, if a read has left something.
+    /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or,
+    /// of a semaphore, if a read has left something.
     #[test]
     fn it_follows_every_call(
         semaphore in any::<bool>(),
