@@ -17,6 +17,9 @@
 //!   [`EventConsumer`] for that written for `vmm_sys_util::event`. The count is an event in this process until somebody
 //!   asks for the descriptor.
 //!
+//! (`AsFd` of an `Event` itself could not fail, and would leave open who closes the descriptor, and what keeps the
+//! event in its place for the observer that is to light it.)
+//!
 //! A descriptor that exists already, and that a peer or the kernel signals, is no matter of this module but of pollers.
 //!
 //! For a seccomp filter, all system calls there are, on x86-64: `eventfd2`, `read`, `write`, `close`; `dup` and `fcntl`

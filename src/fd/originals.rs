@@ -20,9 +20,12 @@
 //! ```
 
 use super::eventfd::EventFd;
+use super::forward::Forward;
 use super::notifier::{EventConsumer, EventNotifier};
+use crate::Event;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use vmm_sys_util::{event, eventfd};
 
 macro_rules! conversions {
@@ -38,9 +41,7 @@ macro_rules! conversions {
             type Error = io::Error;
 
             fn try_from(ours: $ours) -> io::Result<Self> {
-                let fd = EventFd::from(ours).try_into_fd()?;
-                // SAFETY: it is owned, and handed over.
-                Ok(unsafe { Self::from_raw_fd(fd.into_raw_fd()) })
+                Ok(original(EventFd::from(ours).try_into_fd()?))
             }
         }
 
@@ -48,9 +49,7 @@ macro_rules! conversions {
             type Error = io::Error;
 
             fn try_from(ours: &$ours) -> io::Result<Self> {
-                let fd = ours.try_as_fd()?.try_clone_to_owned()?;
-                // SAFETY: it is owned, and handed over.
-                Ok(unsafe { Self::from_raw_fd(fd.into_raw_fd()) })
+                Ok(original(ours.try_as_fd()?.try_clone_to_owned()?))
             }
         }
     };
@@ -59,3 +58,17 @@ macro_rules! conversions {
 conversions!(EventFd, eventfd::EventFd);
 conversions!(EventConsumer, event::EventConsumer);
 conversions!(EventNotifier, event::EventNotifier);
+
+/// For `VmFd::register_irqfd` and the like: another descriptor of what the signals are passed on to.
+impl<E: Deref<Target = Event>> TryFrom<&Forward<E>> for eventfd::EventFd {
+    type Error = io::Error;
+
+    fn try_from(forward: &Forward<E>) -> io::Result<Self> {
+        Ok(original(forward.as_fd().try_clone_to_owned()?))
+    }
+}
+
+fn original<T: FromRawFd>(fd: OwnedFd) -> T {
+    // SAFETY: it is owned, and handed over.
+    unsafe { T::from_raw_fd(fd.into_raw_fd()) }
+}

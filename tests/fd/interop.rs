@@ -225,6 +225,12 @@ fn originals() {
     );
     notifier.notify().unwrap();
     EventConsumer::from(their_consumer).consume().unwrap();
+
+    let event = Arc::new(Event::new(3));
+    let forward = doorbell::fd::Forward::new(Arc::clone(&event)).unwrap();
+    let theirs = Original::try_from(&forward).unwrap();
+    event.signal();
+    assert_eq!(theirs.read().unwrap(), 4);
 }
 
 /// A serial port whose interrupt is an event, in each of the ways to hold one.
