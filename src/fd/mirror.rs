@@ -130,6 +130,7 @@ impl<E: Deref<Target = Event>> Lamp<E> {
     fn settle(&self, change: Change) {
         // There is nothing behind it that a panic could have left half done.
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        // First half of the handshake with `notified`; the look at the count is the second.
         let before = self.shown.swap(MOVING, DEKKER);
         let after = match self.event.count_after_asking() {
             0 => DARK,
@@ -142,6 +143,7 @@ impl<E: Deref<Target = Event>> Lamp<E> {
             (LIT, DARK, _) => self.fd.read().map(drop),
             _ => Ok(()),
         };
+        // Releases what was done to the descriptor to those who see that. (A read-modify-write for the sake of loom.)
         self.shown.swap(after, DEKKER);
     }
 }
@@ -152,6 +154,7 @@ impl<E: Deref<Target = Event> + Send + Sync> Observer for Lamp<E> {
             Change::Signalled => LIT,
             Change::Read => DARK,
         };
+        // After the change of the count, the first half.
         if dekker_load(&self.shown) != right {
             self.settle(change);
         }
