@@ -6,7 +6,7 @@ use crate::common::ours::DefaultSpin;
 use crate::common::watchdog::{self, Watchdog};
 use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
-use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward};
+use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
 use doorbell::{Event, Mode};
 use rustix::fd::AsFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -195,6 +195,26 @@ fn taking_is_reading() {
         let _ = forward.flush();
         writer.finish().unwrap();
     });
+}
+
+/// A mirror of the same event shows what is left, which is nothing.
+#[test]
+fn beside_a_mirror() {
+    let (event, _forward, peer) = forwarded(1, Mode::Counter);
+    let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+    for _ in 0..3 {
+        event.signal();
+        assert!(!is_readable(&mirror));
+        assert!(is_readable(&peer));
+    }
+    peer.write(FULL - 4).unwrap();
+    event.signal();
+    event.signal();
+    assert!(is_readable(&mirror));
+    assert_eq!(peer.read().unwrap(), FULL);
+    event.signal();
+    assert!(!is_readable(&mirror));
+    assert_eq!(peer.read().unwrap(), 3);
 }
 
 /// Two compete for the event, and each count goes to one of them.
