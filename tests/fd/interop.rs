@@ -126,6 +126,35 @@ fn event_manager() {
     });
 }
 
+/// A poll that io_uring has under way ends with the signal.
+#[test]
+fn io_uring() {
+    use io_uring::{IoUring, opcode, types};
+
+    let mut ring = match IoUring::new(2) {
+        Ok(ring) => ring,
+        Err(error) => {
+            eprintln!("skipped: io_uring: {error}");
+            return;
+        }
+    };
+    let event = Arc::new(Event::new(0));
+    let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+    let poll = opcode::PollAdd::new(types::Fd(mirror.as_raw_fd()), libc::POLLIN as u32)
+        .build()
+        .user_data(7);
+    watchdog::limit("io_uring", || {
+        // SAFETY: there is no memory in it, and the descriptor is open until the end.
+        unsafe { ring.submission().push(&poll) }.unwrap();
+        ring.submit().unwrap();
+        assert!(ring.completion().is_empty());
+        event.signal();
+        ring.submit_and_wait(1).unwrap();
+        let done = ring.completion().next().unwrap();
+        assert_eq!((done.user_data(), done.result()), (7, libc::POLLIN.into()));
+    });
+}
+
 // What features add
 
 #[cfg(feature = "mio")]
