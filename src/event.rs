@@ -22,11 +22,15 @@
 //! is faster than `fetch_add`.
 
 mod error;
+#[cfg(target_os = "linux")]
+mod handover;
 mod observer;
 mod readiness;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
+#[cfg(target_os = "linux")]
+pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
 
@@ -268,6 +272,22 @@ impl Event {
         Readiness::of(self.count())
     }
 
+    /// The count, for who has just asked to be told of changes: one that it does not see, tells.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn count_after_asking(&self) -> u64 {
+        self.count.load(DEKKER)
+    }
+
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn take_all(&self) -> u64 {
+        // Looking first keeps the line shared while there is nothing to take.
+        match self.count.load(DEKKER) {
+            0 => 0,
+            _ => self.count.swap(0, DEKKER),
+        }
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -408,7 +428,7 @@ impl Event {
 
     /// Second half of a read.
     #[inline(always)]
-    fn wake_writers(&self) {
+    pub(crate) fn wake_writers(&self) {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });

@@ -90,6 +90,7 @@ impl<T> Caller<T> {
             (Place::Memory(range), libc::SYS_futex) => {
                 argument.is_some_and(|argument| range.contains(&argument))
             }
+            (Place::Futex, libc::SYS_futex) => true,
             (Place::Descriptor(fd), libc::SYS_read | libc::SYS_write) => {
                 argument == Some(*fd as usize)
             }

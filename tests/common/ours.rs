@@ -25,6 +25,12 @@ impl<const SPINS: bool> Deref for Ours<SPINS> {
     }
 }
 
+impl<const SPINS: bool> From<Arc<Event>> for Ours<SPINS> {
+    fn from(event: Arc<Event>) -> Self {
+        Ours(event)
+    }
+}
+
 impl<const SPINS: bool> Counter for Ours<SPINS> {
     const INTERRUPTIBLE: bool = false;
     const WAKES_ALL: bool = false;
