@@ -24,11 +24,14 @@
 mod error;
 mod observer;
 mod readiness;
+mod wakers;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
+
+pub(crate) use wakers::Place;
 
 use observer::Observers;
 
@@ -291,16 +294,20 @@ impl Event {
     #[inline(never)]
     fn wait_to_take(&self, deadline: Option<Instant>) -> Option<u64> {
         let take = || self.take();
-        let units = || match (self.mode, self.count.load(DEKKER)) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        };
         self.spin.wait(
             deadline,
             || self.count.load(Ordering::Relaxed) != 0,
             take,
-            || self.readers.wait(deadline, take, units),
+            || self.readers.wait(deadline, take, || self.units()),
         )
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`] load.
+    pub(crate) fn units(&self) -> u32 {
+        match (self.mode, self.count.load(DEKKER)) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        }
     }
 
     fn write_until(&self, n: u64, deadline: Option<Instant>) -> Result<(), WriteError> {
@@ -396,6 +403,19 @@ impl Event {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });
+    }
+
+    /// How this event's blocking calls spin.
+    pub(crate) fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
+
+    /// Who waits for a change.
+    pub(crate) fn waiters(&self, change: Change) -> &Waiters {
+        match change {
+            Change::Signalled => &self.readers,
+            Change::Read => &self.writers,
+        }
     }
 
     /// Who waits for which change.
