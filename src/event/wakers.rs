@@ -11,16 +11,16 @@
 //!        if it has been there, at its old place      3  claim: clear ARMED
 //!     3  arm                                         4  take the first waker out of the line, and call it
 //!     4  try; nothing: come back when woken             (a read: all wakers of those who want to write)
-//!     5  leave; if it had been woken, hand on:
+//!     5  leave; others still in line?  hand on:
 //!        more units than woken tasks?  wake so many more
 //!        none?  arm for those in line, look again
 //! ```
 //!
 //! Task 3 and 4 against signal 1 and 2 is the handshake of `src/sync/waiters.rs`, and hence no wake-up is lost:
 //! as long as somebody stands in line, the event is armed, or a call is under way, or a woken task has yet to come back. Such a
-//! task is polled, and then joins again or leaves; or it is dropped, and leaves. So one that was woken and takes nothing, for
-//! whatever reason, does for the others what the signal did for it. (One that is neither polled nor dropped keeps the
-//! others waiting.)
+//! task is polled, and then joins again or leaves; or it is dropped, and leaves. Who joins again arms for everybody, and
+//! who leaves does for the others what the signal did for it. (One that is neither polled nor dropped keeps the others waiting.) It
+//! does so whether or not it is still in line: it may have been woken before it joined again.
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 
@@ -28,6 +28,7 @@ use super::{Change, Event, Observer};
 use crate::sync::waiters::ARMED;
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::PoisonError;
 use std::task::Waker;
@@ -78,13 +79,13 @@ impl<'a> Place<'a> {
         self.arm();
     }
 
-    /// Stands in line no more, and hands on a wake-up that has come.
+    /// Stands in line no more, and hands on what may have woken it.
     pub(crate) fn leave(&mut self) {
         let Some(number) = self.number.take() else {
             return;
         };
-        let left = self.line().leave(number);
-        if self.change == Change::Signalled && left == Left::Woken {
+        let others = self.line().leave(number);
+        if others && self.change == Change::Signalled {
             self.hand_on();
         }
     }
@@ -133,16 +134,6 @@ struct State {
     woken: usize,
 }
 
-/// How somebody left.
-#[derive(PartialEq, Eq)]
-enum Left {
-    Waiting,
-    /// Taken out of the line, while others still stand in it.
-    Woken,
-    /// Nobody is left.
-    Last,
-}
-
 impl Line {
     /// A waker is code from elsewhere, so it is cloned, called and dropped outside of the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -168,18 +159,15 @@ impl Line {
         number
     }
 
-    fn leave(&self, number: u64) -> Left {
+    /// Returns whether others still stand in line.
+    fn leave(&self, number: u64) -> bool {
         let mut state = self.lock();
         let removed = state.waiting.remove(&number);
         state.woken -= usize::from(removed.is_none());
-        let left = match removed {
-            _ if state.waiting.is_empty() => Left::Last,
-            None => Left::Woken,
-            Some(_) => Left::Waiting,
-        };
+        let others = !state.waiting.is_empty();
         drop(state);
         drop(removed);
-        left
+        others
     }
 
     /// Wakes as many as there are units, counting those who have been woken already.
@@ -197,7 +185,7 @@ impl Line {
         for _ in 0..count {
             let mut state = self.lock();
             end = end.min(state.next);
-            let first = state.waiting.range(last + 1..=end).next();
+            let first = state.waiting.range((Excluded(last), Included(end))).next();
             let Some(number) = first.map(|(&number, _)| number) else {
                 break;
             };
