@@ -55,6 +55,8 @@ pub enum Place {
     Descriptor(i32),
     /// Memory, in which the futex is.
     Memory(Range<usize>),
+    /// Several counters at once.
+    Several,
 }
 
 impl Place {

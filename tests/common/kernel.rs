@@ -97,6 +97,12 @@ impl Kernel {
     }
 }
 
+impl AsFd for Kernel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Clone for Kernel {
     fn clone(&self) -> Self {
         Kernel::from_fd(self.fd.try_clone().unwrap(), Arc::clone(&self.nonblocking))
