@@ -4,7 +4,9 @@
 #![allow(dead_code)]
 
 pub mod event;
+pub mod futures;
 pub mod ioeventfd;
+pub mod wait_any;
 
 use criterion::Criterion;
 use rustix::thread::{CpuSet, sched_setaffinity};
