@@ -9,7 +9,8 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`.
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
+//! is the line in which tasks wait, see `src/event/wakers.rs`.
 //!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
@@ -99,6 +100,10 @@ pub struct Event {
     mode: Mode,
     spin: Spinner,
 }
+
+/// All of it in one cache line of the usual size.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<(AtomicU64, Waiters, Waiters, Observers, Mode, Spinner)>() <= 64);
 
 impl Event {
     maybe_const! {

@@ -17,9 +17,9 @@
 //! costs one failed call.
 //!
 //! The first future on an event, and the first `wait_any` on it that cannot use `futex_waitv`, attaches an
-//! [`Observer`](crate::event::Observer) to it, which waits for callbacks and lookups under way in other threads and may
-//! call `sched_yield`, `nanosleep` and (after `use_membarrier`) `membarrier`, as a change of a table does. A thread calls
-//! `getpid` before it runs a waker for the first time.
+//! [`Observer`](crate::event::Observer) to it, which waits for callbacks and lookups under way in other threads and
+//! may call `sched_yield`, `nanosleep` and (after `use_membarrier`) `membarrier`, as a change of a table does. A
+//! thread calls `getpid` before it runs a waker for the first time.
 
 mod future;
 mod wait_any;

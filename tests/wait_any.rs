@@ -1,7 +1,7 @@
 //! `wait_any` beside poll(2) over real eventfds, and beside readers that block.
 //!
-//! Bodies that both can run are made a test for each, as in `conformance.rs`. The whole file runs twice more in processes
-//! in which a seccomp filter refuses `futex_waitv(2)`, see `again_without_futex_waitv`.
+//! Bodies that both can run are made a test for each, as in `conformance.rs`. The whole file runs twice more in
+//! processes in which a seccomp filter refuses `futex_waitv(2)`, see `again_without_futex_waitv`.
 //!
 //! The cases of the poll reference (P1 to P45) that are about waiting without a set of interests:
 //!

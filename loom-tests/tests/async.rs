@@ -135,6 +135,27 @@ fn dropped_while_woken() {
     });
 }
 
+/// A signal comes while one that took what there was hands on: the other in line gets it.
+#[test]
+fn signal_while_handing_on() {
+    check("signal_while_handing_on", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let mut first = event.read_async();
+        assert_eq!(poll_once(&mut first), Poll::Pending);
+        let task = spawn(&event, reader);
+        let signaller = spawn(&event, Event::signal);
+        event.signal();
+        match poll_once(&mut first) {
+            Poll::Ready(1) => {}
+            // It took what was meant for both, or the task did.
+            Poll::Ready(_) => event.signal(),
+            Poll::Pending => drop(first),
+        }
+        task.join().unwrap();
+        signaller.join().unwrap();
+    });
+}
+
 /// One in line that was woken finds that it was overtaken, and goes on waiting.
 #[test]
 fn overtaken() {

@@ -1,7 +1,7 @@
 //! Waiting for one of several events: woken by any of them, and no reader's wake-up swallowed.
 //!
-//! Each model runs on a kernel that can wait for several words and on one that cannot. `../breakages/wait_any.toml` lists
-//! the ways in which the code was broken on purpose, and which of these models noticed.
+//! Each model runs on a kernel that can wait for several words and on one that cannot. `../breakages/wait_any.toml`
+//! lists the ways in which the code was broken on purpose, and which of these models noticed.
 
 use doorbell::poll::wait_any;
 use doorbell::{Event, Mode, Spin};

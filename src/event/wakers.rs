@@ -1,8 +1,8 @@
 //! Tasks that wait for an event, and threads that wait as tasks do: a line of wakers for each side.
 //!
-//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line is an
-//! [`Observer`] like any other, attached with the first task that waits and kept with the event, so waiting and waking
-//! change no list of observers. It is called on demand: signals cost nothing while nobody has asked since the last call.
+//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line is an [`Observer`]
+//! like any other, attached with the first task that waits and kept with the event, so waiting and waking change no
+//! list of observers. It is called on demand: signals cost nothing while nobody has asked since the last call.
 //!
 //! ```text
 //!     task                                           signal, by way of the list of observers
@@ -16,11 +16,11 @@
 //!        none?  arm for those in line, look again
 //! ```
 //!
-//! Task 3 and 4 against signal 1 and 2 is the handshake of `src/sync/waiters.rs`, and hence no wake-up is lost:
-//! as long as somebody stands in line, the event is armed, or a call is under way, or a woken task has yet to come back. Such a
-//! task is polled, and then joins again or leaves; or it is dropped, and leaves. Who joins again arms for everybody, and
-//! who leaves does for the others what the signal did for it. (One that is neither polled nor dropped keeps the others waiting.) It
-//! does so whether or not it is still in line: it may have been woken before it joined again.
+//! Task 3 and 4 against signal 1 and 2 is the handshake of `src/sync/waiters.rs`, and hence no wake-up is lost: as
+//! long as somebody stands in line, the event is armed, or a call is under way, or a woken task has yet to come back.
+//! Such a task is polled, and then joins again or leaves; or it is dropped, and leaves. (One that is neither polled nor
+//! dropped keeps the others waiting.) Who joins again arms for everybody, and who leaves does for the others what the
+//! signal did for it, be it in line or not: it may have been woken before it joined again.
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 
@@ -176,8 +176,8 @@ impl Line {
         self.wake((units as usize).saturating_sub(woken));
     }
 
-    /// Wakes the first `count`, all of them even if one panics. Not those who join, or join again, in the meantime: they
-    /// have looked at the count since.
+    /// Wakes the first `count`, all of them even if one panics. Not those who join, or join again, in the meantime:
+    /// they have looked at the count since.
     fn wake(&self, count: usize) {
         let mut panicked = None;
         let mut last = 0;

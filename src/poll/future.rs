@@ -10,17 +10,17 @@ use std::task::{Context, Poll, ready};
 
 /// Async forms of the blocking calls. They run on any runtime and need none.
 ///
-/// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken or
-/// added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a signal
-/// wakes the one that has waited longest, or, if the event is a semaphore, as many as there are units; a read wakes all
-/// that want to write. Blocking readers and writers stand in a line of their own and are woken besides. Nobody is
-/// handed anything, though: who calls at the right moment may overtake a woken task.
+/// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
+/// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
+/// signal wakes the one that has waited longest, or, if the event is a semaphore, as many as there are units; a read
+/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides.
+/// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
 ///
-/// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!` that
-/// goes on with another branch may do, the others that wait for the event wait for it.
+/// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
+/// that goes on with another branch may do, the others that wait for the event wait for it.
 ///
-/// The first one that has to wait attaches an [`Observer`](crate::event::Observer) to the event, which may block for the
-/// time of a grace period (some microseconds); after that, waiting takes a mutex for a moment.
+/// The first one that has to wait attaches an [`Observer`](crate::event::Observer) to the event, which may block for
+/// the time of a grace period (some microseconds); after that, waiting takes a mutex for a moment.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///

@@ -5,14 +5,14 @@
 //!
 //! ```text
 //!     up to 128 events      enter each `Waiters`; announce at each; look; sleep in futex_waitv(2); leave each
-//!     more, or no waitv     join each event's line of wakers, with a waker that wakes this thread; look; sleep; leave each
+//!     more, or no waitv     join the line of wakers of each, to be unparked; look; sleep; leave each
 //! ```
 //!
-//! The trap is that a signal wakes one waiter, and this one takes nothing, nor is it told by which events it was woken. A
-//! reader of an event that is asleep beside it must not lose its wake-up by that. The rule for those who leave sees to it
-//! (`src/sync/waiters.rs`, step 7): at *every* event this thread leaves, it looks whether there is something to read, and if
-//! there is, wakes the next, be that a reader or another `wait_any`, which does the same. If it goes on sleeping instead, it
-//! announces everybody at every event anew and then looks.
+//! The trap is that a signal wakes one waiter, and this one takes nothing, nor is it told by which events it was
+//! woken. A reader of an event that is asleep beside it must not lose its wake-up by that. The rule for those who
+//! leave sees to it (`src/sync/waiters.rs`, step 7): at *every* event this thread leaves, it looks whether there is
+//! something to read, and if there is, wakes the next, be that a reader or another `wait_any`, which does the same. If
+//! it goes on sleeping instead, it announces everybody at every event anew and then looks.
 
 use crate::event::{Change, Event, Place};
 use crate::sync::futex::{self, MOST_WORDS, Outcome, Refused};
@@ -29,20 +29,20 @@ use std::time::{Duration, Instant};
 
 /// Waits until at least one of the events can be read, or for `timeout`, and says which. It takes nothing from them.
 ///
-/// This is `poll(2)` for `POLLIN`. It returns at once if there is something to read. Else it spins as a blocking
-/// call of the *first* event does (its [`Spin`](crate::Spin) policy), and then sleeps. `None` is a timeout. What was found
-/// may be gone when the caller comes to read it, if others read too, so use [`try_read`](Event::try_read).
+/// This is `poll(2)` for `POLLIN`. It returns at once if there is something to read. Else it spins as a blocking call
+/// of the *first* event does (its [`Spin`](crate::Spin) policy), and then sleeps. `None` is a timeout. If others read
+/// too, what was found may be gone when the caller comes to read it, so use [`try_read`](Event::try_read).
 ///
-/// An event that others block on may be waited for here at the same time: each signal wakes somebody who can go on, and
-/// `wait_any`, which takes nothing, wakes the next. (In the kernel a waiter with `EPOLLEXCLUSIVE` swallows that.) An event
-/// that was signalled and read by others in the meantime need not end the wait.
+/// An event that others block on may be waited for here at the same time: each signal wakes somebody who can go on,
+/// and `wait_any`, which takes nothing, wakes the next. (In the kernel a waiter with `EPOLLEXCLUSIVE` swallows that.)
+/// An event that was signalled and read by others in the meantime need not end the wait.
 ///
-/// Without a timeout, or with one too long for the clock, such as `Duration::MAX`, it waits for as long as it takes; with
-/// one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the timeout and
-/// returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
+/// Without a timeout, or with one too long for the clock, such as `Duration::MAX`, it waits for as long as it takes;
+/// with one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the
+/// timeout and returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
 ///
-/// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in proportion to
-/// the number of events when it has to sleep.
+/// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in
+/// proportion to the number of events when it has to sleep.
 ///
 /// ```
 /// use doorbell::Event;
@@ -74,8 +74,9 @@ pub fn wait_any_deadline<E: Borrow<Event>>(
 
 /// Which events can be read: their indices in the list that was waited for, in ascending order. Made by [`wait_any`].
 ///
-/// The first is the one that was found. Whether those after it are ready is looked up when they are asked for, so an event
-/// that becomes ready in the meantime may be among them, and a noisy event at the front of the list hides none behind it.
+/// The first is the one that was found. Whether those after it are ready is looked up when they are asked for, so an
+/// event that becomes ready in the meantime may be among them, and a noisy event at the front of the list hides none
+/// behind it.
 pub struct Ready<'a, E> {
     events: &'a [E],
     /// Found and not yet returned.

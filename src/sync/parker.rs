@@ -1,7 +1,7 @@
 //! A thread that sleeps until a [`Waker`](std::task::Waker) is called.
 //!
-//! As `thread::park`, with a token of its own: nobody else's `unpark` ends the sleep, and loom's models can let its time
-//! pass.
+//! As `thread::park`, with a token of its own: nobody else's `unpark` ends the sleep, and loom's models can let its
+//! time pass.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Outcome};

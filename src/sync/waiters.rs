@@ -161,8 +161,8 @@ impl Waiters {
         result
     }
 
-    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with after the
-    /// first announcement.
+    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
+    /// after the first announcement.
     pub(crate) fn enter(&self) -> u32 {
         self.state.fetch_add(WAITER, Ordering::Relaxed);
         self.generation()

@@ -124,8 +124,8 @@ pub(crate) fn wait_any<'a>(
     Ok(wait_for(words, deadline))
 }
 
-/// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread still
-/// takes others, or after another place was reached and before it runs.
+/// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread
+/// still takes others, or after another place was reached and before it runs.
 fn wait_for<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
     deadline: Option<Instant>,

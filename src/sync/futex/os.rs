@@ -17,7 +17,8 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -
     }
 }
 
-/// How many words [`wait_any`] takes, as far as is known: [`MOST_WORDS`] until the system has refused once, one from then on.
+/// How many words [`wait_any`] takes, as far as is known: [`MOST_WORDS`] until the system has refused once, one from
+/// then on.
 pub(crate) fn most_words() -> usize {
     if REFUSED.load(Ordering::Relaxed) {
         1
@@ -32,8 +33,8 @@ static REFUSED: AtomicBool =
 
 /// As [`wait`], on several words: sleeps while each holds what is expected of it.
 ///
-/// It is not told which one a wake-up was for, and more than one may have spent theirs on this thread. There are to be as
-/// many words as [`most_words`] says, at most.
+/// It is not told which one a wake-up was for, and more than one may have spent theirs on this thread. There are to be
+/// as many words as [`most_words`] says, at most.
 pub(crate) fn wait_any<'a>(
     mut words: impl ExactSizeIterator<Item = (&'a AtomicU32, u32)>,
     deadline: Option<Instant>,
