@@ -122,6 +122,7 @@ type List = Arc<[Arc<Entry>]>;
 /// The observers of one event.
 pub(super) struct Observers(Lazy<Attached>);
 
+/// What an event has once somebody observes it or waits for it as a task.
 struct Attached {
     list: Srcu<List>,
     wakers: Lazy<Arc<Wakers>>,
