@@ -5,6 +5,7 @@
 
 use doorbell::poll::wait_any;
 use doorbell::{Event, Mode, Spin};
+use loom::future::block_on;
 use loom::sync::Arc;
 use loom::thread;
 use loom_tests::{SOME_TIME, check, futex};
@@ -80,6 +81,17 @@ models! {
         assert!(waiter.join().unwrap());
     }
 
+    /// A task waits for an event beside one that takes nothing; in line, that stands before it.
+    beside_a_task(2, 2) {
+        let events = events(Mode::Counter);
+        let waiter = spawn(&events, |events| wait_any(events, None).is_some());
+        let task = spawn(&events, |events| block_on(events[0].read_async()));
+        events[0].signal();
+        assert_eq!(task.join().unwrap(), 1);
+        events[1].signal();
+        assert!(waiter.join().unwrap());
+    }
+
     /// One is woken by two events at once, and a reader sleeps at the second.
     woken_twice(3, 2) {
         let events = events(Mode::Counter);
@@ -115,7 +127,7 @@ models! {
     }
 
     /// All who wait for an event that stays ready are told.
-    two_told_by_one_signal(2, 1) {
+    two_told_by_one_signal(2, 2) {
         let events = events(Mode::Semaphore);
         let waiters = [(); 2].map(|()| spawn(&events, |events| wait_any(events, None).is_some()));
         events[1].signal();
