@@ -62,7 +62,8 @@ pub enum Mode {
 /// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
 /// * [`read`](Self::read) takes the count (or one unit of a [semaphore](Self::semaphore)), and blocks while it is 0.
 ///
-/// Each has a form that does not block and forms with a time limit. All operations on one event are linearizable. What
+/// Each has a form that does not block and forms with a time limit; [`read_async`](Self::read_async) and
+/// [`write_async`](Self::write_async) are for async code. All operations on one event are linearizable. What
 /// a thread did before a signal or write is visible to the thread whose read consumed it.
 ///
 /// # Waking

@@ -128,8 +128,8 @@ struct Line(Mutex<State>);
 #[derive(Default)]
 struct State {
     waiting: BTreeMap<u64, Waker>,
-    /// The number of who comes next.
-    next: u64,
+    /// The number of who came last.
+    last: u64,
     /// Those who have been woken, and have neither joined again nor left.
     woken: usize,
 }
@@ -149,8 +149,8 @@ impl Line {
                 number
             }
             None => {
-                state.next += 1;
-                state.next
+                state.last += 1;
+                state.last
             }
         };
         let replaced = state.waiting.insert(number, waker);
@@ -180,19 +180,22 @@ impl Line {
     /// they have looked at the count since.
     fn wake(&self, count: usize) {
         let mut panicked = None;
-        let mut last = 0;
+        let mut reached = 0;
         let mut end = u64::MAX;
         for _ in 0..count {
             let mut state = self.lock();
-            end = end.min(state.next);
-            let first = state.waiting.range((Excluded(last), Included(end))).next();
+            end = end.min(state.last);
+            let first = state
+                .waiting
+                .range((Excluded(reached), Included(end)))
+                .next();
             let Some(number) = first.map(|(&number, _)| number) else {
                 break;
             };
             let waker = state.waiting.remove(&number);
             state.woken += 1;
             drop(state);
-            last = number;
+            reached = number;
             let wake = AssertUnwindSafe(|| waker.map(Waker::wake));
             if let Err(payload) = panic::catch_unwind(wake) {
                 panicked.get_or_insert(payload);
