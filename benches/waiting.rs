@@ -1,6 +1,6 @@
 //! `wait_any` against poll(2) over eventfds, futures against those of others: criterion's account.
 //!
-//! `cargo bench --bench poll`. The host's speed drifts; for ratios, see the `ratios` bench.
+//! `cargo bench --bench waiting`. The host's speed drifts; for ratios, see the `ratios` bench.
 
 #[cfg(target_os = "linux")]
 mod cases;
