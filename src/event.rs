@@ -9,7 +9,8 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`.
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
+//! is the line in which tasks wait, see `src/event/wakers.rs`.
 //!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
@@ -26,6 +27,7 @@ mod error;
 mod handover;
 mod observer;
 mod readiness;
+mod wakers;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
@@ -33,6 +35,8 @@ pub use error::WriteError;
 pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
+
+pub(crate) use wakers::Place;
 
 use observer::Observers;
 
@@ -62,7 +66,8 @@ pub enum Mode {
 /// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
 /// * [`read`](Self::read) takes the count (or one unit of a [semaphore](Self::semaphore)), and blocks while it is 0.
 ///
-/// Each has a form that does not block and forms with a time limit. All operations on one event are linearizable. What
+/// Each has a form that does not block and forms with a time limit; [`read_async`](Self::read_async) and
+/// [`write_async`](Self::write_async) are for async code. All operations on one event are linearizable. What
 /// a thread did before a signal or write is visible to the thread whose read consumed it.
 ///
 /// # Waking
@@ -100,6 +105,10 @@ pub struct Event {
     mode: Mode,
     spin: Spinner,
 }
+
+/// All of it in one cache line of the usual size.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<(AtomicU64, Waiters, Waiters, Observers, Mode, Spinner)>() <= 64);
 
 impl Event {
     maybe_const! {
@@ -311,16 +320,20 @@ impl Event {
     #[inline(never)]
     fn wait_to_take(&self, deadline: Option<Instant>) -> Option<u64> {
         let take = || self.take();
-        let units = || match (self.mode, self.count.load(DEKKER)) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        };
         self.spin.wait(
             deadline,
             || self.count.load(Ordering::Relaxed) != 0,
             take,
-            || self.readers.wait(deadline, take, units),
+            || self.readers.wait(deadline, take, || self.units()),
         )
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`] load.
+    pub(crate) fn units(&self) -> u32 {
+        match (self.mode, self.count.load(DEKKER)) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        }
     }
 
     fn write_until(&self, n: u64, deadline: Option<Instant>) -> Result<(), WriteError> {
@@ -432,6 +445,19 @@ impl Event {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });
+    }
+
+    /// How this event's blocking calls spin.
+    pub(crate) fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
+
+    /// Who waits for a change.
+    pub(crate) fn waiters(&self, change: Change) -> &Waiters {
+        match change {
+            Change::Signalled => &self.readers,
+            Change::Read => &self.writers,
+        }
     }
 
     /// Who waits for which change.

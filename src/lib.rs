@@ -20,6 +20,7 @@ pub mod fd;
 pub mod ioeventfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
+pub mod poll;
 
 #[cfg(not(loom))]
 mod sync;

@@ -8,11 +8,12 @@
 
 mod common;
 
-use common::caller::{Caller, call, wait_until};
+use common::caller::{Caller, call, call_at, wait_until};
 use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::watchdog::Watchdog;
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::poll::{wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
 use rustix::io::Errno;
 use seccompiler::{
@@ -26,8 +27,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -185,6 +188,51 @@ fn a_forbidden_wake_up_is_noticed() {
     done()
 }
 
+/// Looking for what is ready, and futures that wait with nobody asleep behind their wakers.
+#[test]
+fn none_to_find_what_is_ready() {
+    if !is_observed() {
+        let output = observe(&[], "none_to_find_what_is_ready");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let events: Vec<_> = (0..600).map(|_| Event::new(0)).collect();
+    let event = Event::new(0);
+    let mut context = Context::from_waker(Waker::noop());
+    // The first that waits attaches the line of wakers, and the first call of an observer registers the thread.
+    let mut first = event.read_async();
+    assert!(Pin::new(&mut first).poll(&mut context).is_pending());
+    event.signal();
+    assert_eq!(Pin::new(&mut first).poll(&mut context), Poll::Ready(1));
+
+    forbid_system_calls();
+    for number in [1, 128, 129, 600] {
+        let events = &events[..number];
+        assert!(wait_any(events, Some(Duration::ZERO)).is_none());
+        assert!(wait_any_deadline(events, Instant::now()).is_none());
+        events[number - 1].signal();
+        for timeout in [None, Some(NAP)] {
+            let mut ready = wait_any(events, timeout).unwrap();
+            assert_eq!((ready.next(), ready.next()), (Some(number - 1), None));
+        }
+        events[number - 1].read();
+    }
+    for _ in 0..1_000 {
+        let mut read = event.read_async();
+        let mut gone = event.read_async();
+        assert!(Pin::new(&mut read).poll(&mut context).is_pending());
+        assert!(Pin::new(&mut gone).poll(&mut context).is_pending());
+        drop(gone);
+        event.write(FULL).unwrap();
+        let mut write = event.write_async(5);
+        assert!(Pin::new(&mut write).poll(&mut context).is_pending());
+        assert_eq!(Pin::new(&mut read).poll(&mut context), Poll::Ready(FULL));
+        assert_eq!(Pin::new(&mut write).poll(&mut context), Poll::Ready(Ok(())));
+        event.read();
+    }
+    done()
+}
+
 // Somebody asleep
 
 /// Calls on the futexes of one event.
@@ -193,6 +241,8 @@ struct Calls {
     waits: usize,
     /// How many threads each call was to wake.
     wakes: Vec<u32>,
+    /// Calls of `futex_waitv(2)`, which may be on others too.
+    vectors: usize,
 }
 
 impl Calls {
@@ -202,8 +252,10 @@ impl Calls {
         let mut calls = Calls {
             waits: 0,
             wakes: Vec::new(),
+            vectors: 0,
         };
         for line in trace.lines() {
+            calls.vectors += usize::from(line.contains(" futex_waitv("));
             let Some((_, arguments)) = line.split_once("futex(0x") else {
                 continue;
             };
@@ -241,7 +293,7 @@ fn futex_calls(
         scene(&event);
         done();
     }
-    let (calls, printed) = trace(test, "futex")?;
+    let (calls, printed) = trace(test, "futex,?futex_waitv")?;
     let place = printed
         .lines()
         .find_map(|line| line.strip_prefix(MARK))
@@ -587,4 +639,40 @@ fn no_others_than_documented() {
     assert_eq!(clones[1].read().unwrap(), 1);
     drop((moved, clones, forward, others));
     done()
+}
+
+/// A waiter for several, and then a reader of one of them that it leaves behind.
+fn several_wait(beside_a_reader: bool) -> impl FnOnce(&NeverSpin) {
+    move |event| {
+        let events = [event.clone(), NeverSpin::new(0, Mode::Counter)];
+        let waiter = call_at(Place::Several, move || wait_any(&events, None).is_some());
+        waiter.wait_asleep();
+        let readers = asleep(event, usize::from(beside_a_reader));
+        burst(event);
+        assert!(waiter.finish());
+        readers.into_iter().for_each(|reader| _ = reader.finish());
+        burst(event);
+    }
+}
+
+#[test]
+fn one_wake_up_for_who_waits_for_several() {
+    let test = "one_wake_up_for_who_waits_for_several";
+    if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(false)) {
+        let Calls {
+            waits,
+            wakes,
+            vectors,
+        } = &calls;
+        assert_eq!((*waits, wakes.len(), *vectors), (0, 1, 1), "{calls:?}");
+    }
+}
+
+/// It takes nothing, so it wakes the reader.
+#[test]
+fn one_more_for_the_reader_beside() {
+    let test = "one_more_for_the_reader_beside";
+    if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(true)) {
+        assert_eq!((calls.waits, calls.wakes.len()), (1, 2), "{calls:?}");
+    }
 }

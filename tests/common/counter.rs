@@ -62,6 +62,8 @@ pub enum Place {
     Memory(Range<usize>),
     /// Memory that the test does not know.
     Futex,
+    /// Several counters at once.
+    Several,
 }
 
 impl Place {

@@ -124,6 +124,12 @@ impl<F: Handle> Kernel<F> {
     }
 }
 
+impl<F: Handle> AsFd for Kernel<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl<F: Handle> Clone for Kernel<F> {
     fn clone(&self) -> Self {
         Kernel::from_fd(self.fd.try_clone().unwrap(), Arc::clone(&self.nonblocking))
