@@ -16,6 +16,7 @@
 //! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when
 //! ranges overlap.
 
+mod addresses;
 mod doorbell;
 mod error;
 mod key;
