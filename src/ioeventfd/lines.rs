@@ -233,7 +233,7 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 impl Lines {
-    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last one stood.
+    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last search ended.
     ///
     /// # Safety
     ///
@@ -244,35 +244,52 @@ impl Lines {
         let rings = |entry: &Entry| entry.address == address && entry.matches(access);
         // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
         if !self.entries.get(place).is_some_and(rings) {
-            match self.search(address, access) {
+            let first = match self.is_place(place, address) {
+                true => place,
+                false => self.addresses.place(address),
+            };
+            hint.set(first);
+            match self.find(first, address, access) {
                 Some(found) => place = found,
                 None => return false,
             }
-            hint.set(place);
+            // A range is found from the place behind it.
+            hint.set(place.max(first));
         }
         // SAFETY: as promised.
         unsafe { self.entries[place].ring(address, access) }
     }
 
-    /// The place of the entry that a write matches, or that of a range that begins below it.
+    /// Whether a search for the address would end at `place`.
     #[inline(always)]
-    fn search(&self, address: u64, access: Access) -> Option<usize> {
-        let first = self.addresses.place(address);
+    fn is_place(&self, place: usize, address: u64) -> bool {
+        let below = |place: usize| {
+            let entry = self.entries.get(place);
+            entry.is_some_and(|entry| entry.address < address)
+        };
+        // Both, since a branch on one would go this way as often as that.
+        place <= self.entries.len() && !below(place) & (place == 0 || below(place.wrapping_sub(1)))
+    }
+
+    /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of the
+    /// first address that is not below the write's.
+    #[inline(always)]
+    fn find(&self, first: usize, address: u64, access: Access) -> Option<usize> {
         if self.addresses.is(first, address) {
             if self.entries.get(first)?.matches(access) {
                 return Some(first);
             }
-            return self.search_beside(first, access);
+            return self.find_beside(first, access);
         }
         if self.has_ranges {
-            return self.search_range(first, access);
+            return self.find_range(first, access);
         }
         None
     }
 
     /// The place of the entry that matches, among those with the address of the one at `first` and behind it.
     #[cold]
-    fn search_beside(&self, first: usize, access: Access) -> Option<usize> {
+    fn find_beside(&self, first: usize, access: Access) -> Option<usize> {
         let same = self.same_address(first);
         // An entry for any data stands where the search for the data ends, or just before.
         let place = same.partition_point(|entry| entry.key() < (access.length, Some(access.value)));
@@ -283,7 +300,7 @@ impl Lines {
     }
 
     /// The place of the range that begins before `place`, if what does is one.
-    fn search_range(&self, place: usize, access: Access) -> Option<usize> {
+    fn find_range(&self, place: usize, access: Access) -> Option<usize> {
         let place = place.checked_sub(1)?;
         let entry = &self.entries[place];
         (entry.kind == Kind::Range && entry.matches(access)).then_some(place)
