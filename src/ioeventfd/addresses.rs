@@ -13,6 +13,8 @@
 //! No `MAX` is less than the wanted address. So the search stays within the lines, and ends at the first `MAX` at the
 //! latest.
 
+use std::array;
+
 /// How many addresses there are to a cache line.
 const WIDTH: usize = 8;
 
@@ -21,13 +23,9 @@ const WIDTH: usize = 8;
 struct Line([u64; WIDTH]);
 
 impl Line {
-    /// As many as fit, and `MAX` behind them.
-    fn of(addresses: &mut impl Iterator<Item = u64>) -> Self {
-        let mut line = Line([u64::MAX; WIDTH]);
-        for (place, address) in line.0.iter_mut().zip(addresses) {
-            *place = address;
-        }
-        line
+    /// Of the first of them, and of `MAX` if there are not enough.
+    fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
+        Line(array::from_fn(|i| sorted.get(i).map_or(u64::MAX, &address)))
     }
 
     fn last(&self) -> u64 {
@@ -46,36 +44,36 @@ impl Line {
 #[derive(Clone, Default)]
 pub(super) struct Addresses {
     /// Level by level: that of all addresses first, and one line last. Empty if there are no addresses.
-    lines: Box<[Line]>,
+    lines: Vec<Line>,
     /// Where in `lines` each level begins, that of one line first.
-    levels: Box<[usize]>,
+    levels: Vec<usize>,
 }
 
 impl Addresses {
-    /// Of addresses that are sorted.
-    pub(super) fn of(sorted: impl ExactSizeIterator<Item = u64>) -> Self {
-        if sorted.len() == 0 {
+    /// Of what is sorted by address.
+    pub(super) fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
+        if sorted.is_empty() {
             return Self::default();
         }
         let size = sorted.len() / WIDTH + 1;
         let mut lines = Vec::with_capacity(size + size.div_ceil(WIDTH - 1) + 1);
-        let mut sorted = sorted.fuse();
-        lines.extend((0..size).map(|_| Line::of(&mut sorted)));
+        lines.extend(sorted.chunks(WIDTH).map(|chunk| Line::of(chunk, &address)));
+        lines.resize(size, Line::of(&[], &address));
         let mut levels = vec![0];
         let mut start = 0;
         while lines.len() - start > 1 {
             let end = lines.len();
             for first in (start..end).step_by(WIDTH) {
                 let below = &lines[first..end.min(first + WIDTH)];
-                lines.push(Line::of(&mut below.iter().map(Line::last)));
+                lines.push(Line::of(below, Line::last));
             }
             levels.push(end);
             start = end;
         }
         levels.reverse();
         Addresses {
-            lines: lines.into(),
-            levels: levels.into(),
+            lines,
+            levels,
         }
     }
 
@@ -110,7 +108,7 @@ mod tests {
         for size in sizes {
             for repeats in [1, 3, 20] {
                 let sorted: Vec<u64> = (0..size).map(|i| 10 * (i / repeats) + 5).collect();
-                let addresses = Addresses::of(sorted.iter().copied());
+                let addresses = Addresses::of(&sorted, |&address| address);
                 for address in (0..10 * size + 20).step_by(5).chain([u64::MAX]) {
                     let place = addresses.place(address);
                     assert_eq!(place, sorted.partition_point(|&other| other < address));
@@ -128,7 +126,7 @@ mod tests {
     fn the_highest_address() {
         for others in 0..20 {
             let sorted = (0..others).chain([u64::MAX]).collect::<Vec<_>>();
-            let addresses = Addresses::of(sorted.into_iter());
+            let addresses = Addresses::of(&sorted, |&address| address);
             assert_eq!(addresses.place(u64::MAX), others as usize);
             assert_eq!(addresses.place(u64::MAX - 1), others as usize);
         }

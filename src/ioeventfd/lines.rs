@@ -385,7 +385,7 @@ impl Lines {
 
     fn new(entries: Box<[Entry]>, doorbells: Box<[*const Registered]>) -> Self {
         Lines {
-            addresses: Addresses::of(entries.iter().map(|entry| entry.address)),
+            addresses: Addresses::of(&entries, |entry| entry.address),
             has_ranges: entries.iter().any(|entry| entry.kind == Kind::Range),
             entries,
             doorbells,

@@ -162,8 +162,9 @@ impl Table {
         registrations: &mut Vec<Registration>,
         doorbells: impl IntoIterator<Item = Doorbell>,
     ) -> Result<(), BatchError<AssignError>> {
-        let mut additions = Vec::new();
-        for (index, doorbell) in doorbells.into_iter().enumerate() {
+        let doorbells = doorbells.into_iter();
+        let mut additions = Vec::with_capacity(doorbells.size_hint().0);
+        for (index, doorbell) in doorbells.enumerate() {
             doorbell
                 .validate()
                 .map_err(|error| BatchError { index, error })?;
