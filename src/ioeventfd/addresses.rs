@@ -71,10 +71,7 @@ impl Addresses {
             start = end;
         }
         levels.reverse();
-        Addresses {
-            lines,
-            levels,
-        }
+        Addresses { lines, levels }
     }
 
     /// The place of the first that is not less than `address`; how many there are, if all are.
