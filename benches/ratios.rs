@@ -1,9 +1,10 @@
 //! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
-//! table against other ways of keeping one.
+//! table against other ways of keeping one, and many doorbells assigned in one batch against one by one.
 //!
-//! `cargo bench --bench ratios [-- WORD]`, for all groups of cases or those with this in their name. A machine that is
-//! shared may be twice as slow a second later, so the cases of a group take turns, a few milliseconds each, and what is
-//! reported is the median time of each and the median of the ratios within a turn.
+//! `cargo bench --bench ratios [-- [membarrier] [WORD]]`, for all groups of cases or those with this in their name, and
+//! with `use_membarrier` if the word says so. A machine that is shared may be twice as slow a second later, so the cases of
+//! a group take turns, a few milliseconds each, and what is reported is the median time of each and the median of the
+//! ratios within a turn.
 
 #[cfg(target_os = "linux")]
 mod cases;
@@ -16,11 +17,12 @@ fn main() {
         match argument.as_str() {
             // `cargo test --benches` asks only whether it runs.
             "--bench" => turns = 51,
+            "membarrier" => doorbell::use_membarrier().expect("membarrier is allowed"),
             _ => word = argument,
         }
     }
 
-    println!("{:<56}{:<32}{:>12}", "", "", "median ns");
+    println!("{:<56}{:<38}{:>12}", "", "", "median ns");
     let mut groups: Vec<(String, Samples)> = Vec::new();
     let mut cases = [cases::event::all(), cases::ioeventfd::all()]
         .into_iter()
@@ -31,13 +33,13 @@ fn main() {
         let name = group[0].group.clone();
         let samples = take_turns(group, turns);
         for (who, times) in &samples {
-            println!("{name:<56}{who:<32}{:>12.1}", median(times));
+            println!("{name:<56}{who:<38}{:>12.1}", median(times));
         }
         groups.push((name, samples));
     }
 
     println!();
-    println!("{:<56}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
+    println!("{:<56}{:<38}{:>9}{:>12}", "ratio", "", "median", "target");
     for ratio in [cases::event::ratios(), cases::ioeventfd::ratios()]
         .iter()
         .flatten()
@@ -56,7 +58,7 @@ fn main() {
         let ratios: Vec<f64> = times.map(|(a, b)| a / b).collect();
         let what = format!("{} / {}", ratio.over, ratio.under);
         println!(
-            "{name:<56}{what:<32}{:>9.2}{:>12}",
+            "{name:<56}{what:<38}{:>9.2}{:>12}",
             median(&ratios),
             ratio.target
         );
