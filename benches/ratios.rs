@@ -85,11 +85,16 @@ fn take_turns(cases: &mut [cases::Case], turns: usize) -> Samples {
         })
         .collect();
     let mut samples: Vec<_> = cases.iter().map(|case| (case.who, Vec::new())).collect();
+    let mut order: Vec<usize> = (0..cases.len()).collect();
     for _ in 0..turns {
-        for ((case, &n), (_, times)) in cases.iter_mut().zip(&iterations).zip(&mut samples) {
-            // The others have had the caches.
-            (case.run)(n);
-            times.push((case.run)(n).as_nanos() as f64 / n as f64);
+        // Others on this machine may keep time with us; they shall not always meet the same case.
+        fastrand::shuffle(&mut order);
+        for &i in &order {
+            let n = iterations[i];
+            // The other cases have had the caches.
+            (cases[i].run)(n);
+            let time = (cases[i].run)(n);
+            samples[i].1.push(time.as_nanos() as f64 / n as f64);
         }
     }
     samples

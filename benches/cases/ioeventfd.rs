@@ -242,7 +242,7 @@ impl Lookups {
         Writes {
             start: address(first) + if self.pattern.hit { 0 } else { LENGTH },
             count,
-            random: Rng::with_seed(me),
+            random: Rng::new(),
         }
     }
 }
