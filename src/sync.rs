@@ -9,6 +9,7 @@
 //! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`parker`] | a thread asleep behind a `Waker` |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
@@ -22,6 +23,7 @@ pub(crate) mod futex;
 pub mod futex;
 pub(crate) mod lazy;
 pub(crate) mod membarrier;
+pub(crate) mod parker;
 pub(crate) mod spin;
 #[cfg(not(loom))]
 pub(crate) mod srcu;

@@ -222,7 +222,7 @@ impl Router {
             Interest::Signals,
             Arc::clone(&injector) as Arc<_>,
         );
-        if event.is_pending() {
+        if event.count_after_asking() != 0 {
             injector.inject();
         }
         // The observation has the last handle when somebody can drop it.

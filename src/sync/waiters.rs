@@ -143,8 +143,7 @@ impl Waiters {
         mut attempt: impl FnMut() -> Option<T>,
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
-        self.state.fetch_add(WAITER, Ordering::Relaxed);
-        let mut key = self.generation();
+        let mut key = self.enter();
         let result = loop {
             self.announce();
             if let Some(taken) = attempt() {
@@ -158,23 +157,30 @@ impl Waiters {
                 break taken;
             }
         };
-        if self.leave() {
-            let count = left_over();
-            if count != 0 {
-                self.wake_sleepers(count);
-            }
-        }
+        self.leave(left_over);
         result
     }
 
-    /// What to sleep on after the next announcement.
-    fn generation(&self) -> u32 {
+    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
+    /// after the first announcement.
+    pub(crate) fn enter(&self) -> u32 {
+        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        self.generation()
+    }
+
+    /// The key to sleep with after the next announcement.
+    pub(crate) fn generation(&self) -> u32 {
         // Acquire pairs with the Release in `wake`: who was woken sees what for.
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What to sleep on while it is the key.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.generation
+    }
+
     /// Asks for a wake-up.
-    fn announce(&self) {
+    pub(crate) fn announce(&self) {
         self.set(ANNOUNCED);
     }
 
@@ -189,8 +195,18 @@ impl Waiters {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
+    /// Step 7 of who has entered. `left_over` says how many of the others could go on now, if there are others.
+    pub(crate) fn leave(&self, left_over: impl FnOnce() -> u32) {
+        if self.uncount() {
+            let count = left_over();
+            if count != 0 {
+                self.wake_sleepers(count);
+            }
+        }
+    }
+
     /// Is counted no more. Returns whether others are; they are announced then.
-    fn leave(&self) -> bool {
+    fn uncount(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let left = (state - WAITER) & !ANNOUNCED;
