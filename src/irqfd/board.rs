@@ -57,7 +57,7 @@ impl Board {
             }
             match self.routes.read(section).get(line.gsi) {
                 Some(Route::Msi(message)) if self.backlog.is_none() => {
-                    line.count_edge();
+                    line.count_message();
                     self.sink.signal_msi(line.gsi, message);
                     false
                 }

@@ -136,7 +136,10 @@ pub(super) struct Line {
 
 #[derive(Default)]
 struct Counters {
-    edges: Tally,
+    /// Messages without a driver.
+    messages: Tally,
+    /// Pulses and messages of drivers, who take turns.
+    driven: Tally,
     raises: Tally,
     lost: Tally,
     resamples: Tally,
@@ -285,11 +288,11 @@ impl Line {
     fn edge(&self, board: &Board, route: Option<Route>) {
         match route {
             Some(Route::Pin(pin)) => {
-                self.counters.edges.add_one();
+                self.counters.driven.add_one_alone();
                 board.sink().pulse(self.gsi, pin);
             }
             Some(Route::Msi(message)) => {
-                self.counters.edges.add_one();
+                self.counters.driven.add_one_alone();
                 board.sink().signal_msi(self.gsi, message);
             }
             None => self.counters.lost.add_one(),
@@ -301,11 +304,11 @@ impl Line {
         self.told.store(place(route), Ordering::Relaxed);
         match route {
             Some(Route::Pin(pin)) => {
-                self.counters.raises.add_one();
+                self.counters.raises.add_one_alone();
                 board.sink().set_level(self.gsi, pin, true);
             }
             Some(Route::Msi(message)) => {
-                self.counters.raises.add_one();
+                self.counters.raises.add_one_alone();
                 board.sink().signal_msi(self.gsi, message);
             }
             None => {}
@@ -313,7 +316,7 @@ impl Line {
     }
 
     fn resample(&self) {
-        self.counters.resamples.add_one();
+        self.counters.resamples.add_one_alone();
         with_section(|section| {
             for event in self.resamplers.read(section).iter() {
                 event.signal();
@@ -323,8 +326,8 @@ impl Line {
 
     /// A message, without the word: nothing is due, and the line is not masked.
     #[inline(always)]
-    pub(super) fn count_edge(&self) {
-        self.counters.edges.add_one();
+    pub(super) fn count_message(&self) {
+        self.counters.messages.add_one();
     }
 
     pub(super) fn count_lost(&self) {
@@ -333,13 +336,14 @@ impl Line {
 
     pub(super) fn counters(&self) -> LineCounters {
         let Counters {
-            edges,
+            messages,
+            driven,
             raises,
             lost,
             resamples,
         } = &self.counters;
         LineCounters {
-            edges: edges.get(),
+            edges: messages.get() + driven.get(),
             raises: raises.get(),
             lost: lost.get(),
             resamples: resamples.get(),
