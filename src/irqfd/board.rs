@@ -8,7 +8,7 @@ use super::injector::Trigger;
 use super::line::{Line, Request};
 use super::worker::Backlog;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
-use crate::sync::srcu::{Srcu, synchronize, with_section};
+use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
 use std::sync::Arc;
 
 pub(super) struct Board {
@@ -38,11 +38,6 @@ impl Board {
         self.backlog.as_ref()
     }
 
-    #[inline(always)]
-    pub(super) fn route(&self, gsi: u32) -> Option<Route> {
-        with_section(|section| self.routes.read(section).get(gsi))
-    }
-
     /// An irqfd was signalled. Returns whether that was coalesced with what is due already.
     #[inline]
     pub(super) fn signal(&self, line: &Arc<Line>, trigger: Trigger) -> bool {
@@ -53,7 +48,7 @@ impl Board {
             };
             // The mask first, then the route: who unmasks sets the route before.
             if line.is_masked() {
-                return self.ask(line, request);
+                return self.ask_inside(section, line, request);
             }
             match self.routes.read(section).get(line.gsi) {
                 Some(Route::Msi(message)) if self.backlog.is_none() => {
@@ -62,8 +57,8 @@ impl Board {
                     false
                 }
                 // A message has no level.
-                Some(Route::Msi(_)) => self.ask(line, Request::Edge),
-                Some(Route::Pin(_)) => self.ask(line, request),
+                Some(Route::Msi(_)) => self.ask_inside(section, line, Request::Edge),
+                Some(Route::Pin(_)) => self.ask_inside(section, line, request),
                 None => {
                     line.count_lost();
                     false
@@ -74,14 +69,25 @@ impl Board {
 
     /// Asks a line for something, and sees to it that it happens. Returns whether it was so already.
     pub(super) fn ask(&self, line: &Arc<Line>, request: Request) -> bool {
+        with_section(|section| self.ask_inside(section, line, request))
+    }
+
+    fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> bool {
         let requested = line.ask(request);
         if requested.drive {
             match &self.backlog {
-                None => with_section(|_| line.drive(self)),
+                None => line.drive(self.sink(), || self.routes.read(section).get(line.gsi)),
                 Some(backlog) => backlog.push(Arc::clone(line)),
             }
         }
         requested.coalesced
+    }
+
+    /// What the worker does with a line in its backlog: in no section, since the sink may sleep.
+    pub(super) fn drive(&self, line: &Line) {
+        line.drive(self.sink(), || {
+            with_section(|section| self.routes.read(section).get(line.gsi))
+        });
     }
 
     pub(super) fn find(&self, gsi: u32) -> Option<Arc<Line>> {

@@ -28,8 +28,7 @@
 //!
 //! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
 
-use super::board::Board;
-use super::route::Route;
+use super::{InterruptSink, Route};
 use crate::Event;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::srcu::{Srcu, with_section};
@@ -238,7 +237,7 @@ impl Line {
     /// Does what is asked for until nothing is.
     ///
     /// In a section, unless it is the worker that drives: who has changed the routes, or masked the line, waits for it.
-    pub(super) fn drive(&self, board: &Board) {
+    pub(super) fn drive(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) {
         let turn = Turn(self);
         loop {
             // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of routes
@@ -247,7 +246,7 @@ impl Line {
             let told = self.told.load(Ordering::Relaxed);
             let step = Step::next(state);
             let route = match step {
-                Step::Edge | Step::Raise | Step::Reroute => board.route(self.gsi),
+                Step::Edge | Step::Raise | Step::Reroute => route(),
                 _ => None,
             };
             let moved = state & UP != 0 && place(route) != told;
@@ -272,44 +271,44 @@ impl Line {
             }
             if state & !after & ON_PIN != 0 {
                 if let Some(pin) = pin_of(told) {
-                    board.sink().set_level(self.gsi, pin, false);
+                    sink.set_level(self.gsi, pin, false);
                 }
             }
             match step {
                 Step::Resample => self.resample(),
-                Step::Edge => self.edge(board, route),
-                Step::Raise => self.raise(board, route),
+                Step::Edge => self.edge(sink, route),
+                Step::Raise => self.raise(sink, route),
                 Step::Lower | Step::Reroute => {}
                 Step::Rest => return mem::forget(turn),
             }
         }
     }
 
-    fn edge(&self, board: &Board, route: Option<Route>) {
+    fn edge(&self, sink: &dyn InterruptSink, route: Option<Route>) {
         match route {
             Some(Route::Pin(pin)) => {
                 self.counters.driven.add_one_alone();
-                board.sink().pulse(self.gsi, pin);
+                sink.pulse(self.gsi, pin);
             }
             Some(Route::Msi(message)) => {
                 self.counters.driven.add_one_alone();
-                board.sink().signal_msi(self.gsi, message);
+                sink.signal_msi(self.gsi, message);
             }
             None => self.counters.lost.add_one(),
         }
     }
 
-    fn raise(&self, board: &Board, route: Option<Route>) {
+    fn raise(&self, sink: &dyn InterruptSink, route: Option<Route>) {
         // Relaxed: of the driver alone, and drivers hand over by the state.
         self.told.store(place(route), Ordering::Relaxed);
         match route {
             Some(Route::Pin(pin)) => {
                 self.counters.raises.add_one_alone();
-                board.sink().set_level(self.gsi, pin, true);
+                sink.set_level(self.gsi, pin, true);
             }
             Some(Route::Msi(message)) => {
                 self.counters.raises.add_one_alone();
-                board.sink().signal_msi(self.gsi, message);
+                sink.signal_msi(self.gsi, message);
             }
             None => {}
         }

@@ -68,7 +68,7 @@ impl Backlog {
             match self.jobs.pop() {
                 Some(Job::Drive(line)) => {
                     // The panic has been reported, and the line can be driven again.
-                    let _ = panic::catch_unwind(AssertUnwindSafe(|| line.drive(board)));
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| board.drive(&line)));
                 }
                 Some(Job::Flush(done)) => done.signal(),
                 None if closed => return,

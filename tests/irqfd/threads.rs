@@ -38,8 +38,9 @@ impl InterruptSink for Controller {
     }
 
     fn signal_msi(&self, _: u32, message: MsiMessage) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
         self.data.store(message.data, Ordering::Relaxed);
+        // Release: who sees the number sees the message.
+        self.messages.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -49,7 +50,7 @@ impl Controller {
     }
 
     fn messages(&self) -> u64 {
-        self.messages.load(Ordering::Relaxed)
+        self.messages.load(Ordering::Acquire)
     }
 }
 
@@ -73,6 +74,15 @@ fn routers() -> [(Router, Arc<Controller>); 2] {
         router.set_routes(routes(0x41)).unwrap();
     }
     routers
+}
+
+/// Sets it at the end of a scope, also if that is a panic, so that the threads in it end.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn event() -> Arc<Event> {
@@ -131,6 +141,7 @@ fn deassign_is_a_barrier() {
             for resample in [None, Some(event())] {
                 let (a, stop) = (event(), AtomicBool::new(false));
                 thread::scope(|scope| {
+                    let _stop = SetAtEnd(&stop);
                     scope.spawn(|| {
                         while !stop.load(Ordering::Relaxed) {
                             a.signal();
@@ -148,7 +159,6 @@ fn deassign_is_a_barrier() {
                         thread::yield_now();
                         assert_eq!(seen, (controller.edges(), controller.messages()));
                     }
-                    stop.store(true, Ordering::Relaxed);
                 });
                 // And it counts again.
                 let count = a.count();
@@ -167,6 +177,7 @@ fn masks_and_routes_are_barriers() {
         let (a, stop) = (event(), AtomicBool::new(false));
         let irqfd = router.assign(&a, MSI).unwrap();
         thread::scope(|scope| {
+            let _stop = SetAtEnd(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     a.signal();
@@ -185,7 +196,6 @@ fn masks_and_routes_are_barriers() {
                 }
                 assert_eq!(controller.data.load(Ordering::Relaxed), data);
             }
-            stop.store(true, Ordering::Relaxed);
         });
         router.mask(MSI);
         let pending = router.is_pending(MSI);
