@@ -6,6 +6,7 @@ use std::io;
 #[derive(Clone, Copy)]
 pub(crate) enum Errno {
     Again,
+    BadDescriptor,
     Busy,
     Exists,
     Invalid,
@@ -21,6 +22,7 @@ impl From<Errno> for io::Error {
         use rustix::io::Errno as Os;
         match errno {
             Errno::Again => Os::AGAIN,
+            Errno::BadDescriptor => Os::BADF,
             Errno::Busy => Os::BUSY,
             Errno::Exists => Os::EXIST,
             Errno::Invalid => Os::INVAL,
@@ -39,6 +41,7 @@ impl From<Errno> for io::Error {
         use io::ErrorKind;
         match errno {
             Errno::Again => ErrorKind::WouldBlock,
+            Errno::BadDescriptor => ErrorKind::InvalidInput,
             Errno::Busy => ErrorKind::ResourceBusy,
             Errno::Exists => ErrorKind::AlreadyExists,
             Errno::Invalid => ErrorKind::InvalidInput,

@@ -35,7 +35,7 @@ use observer::Observers;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, Waiters};
+use crate::sync::waiters::{ALL, ARMED, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -396,6 +396,21 @@ impl Event {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });
+    }
+
+    /// Asks for one call of every observer that is attached to be armed. For an observer that has no
+    /// [`Observation`] at hand, as in its call; see [`Observation::arm`].
+    pub(crate) fn arm(&self, interest: Interest) {
+        for (waiters, change) in self.sides() {
+            if interest.includes(change) {
+                waiters.set(ARMED);
+            }
+        }
+    }
+
+    /// The [`readiness`](Self::readiness), to be looked at after [`arm`](Self::arm).
+    pub(crate) fn readiness_armed(&self) -> Readiness {
+        Readiness::of(self.count.load(DEKKER))
     }
 
     /// Who waits for which change.

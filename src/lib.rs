@@ -18,6 +18,7 @@ pub mod event;
 pub mod ioeventfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
+pub mod poll;
 
 #[cfg(not(loom))]
 mod sync;

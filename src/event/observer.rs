@@ -54,7 +54,7 @@ pub enum Interest {
 }
 
 impl Interest {
-    fn includes(self, change: Change) -> bool {
+    pub(super) fn includes(self, change: Change) -> bool {
         match self {
             Interest::Signals => change == Change::Signalled,
             Interest::Reads => change == Change::Read,
@@ -310,7 +310,8 @@ impl<E: Deref<Target = Event>> Observation<E> {
             detached: AtomicBool::new(false),
         });
         event.observers.change(
-            |list| list.iter().chain([&entry]).cloned().collect(),
+            // Newest first, as in the kernel's wait queue.
+            |list| [&entry].into_iter().chain(list).cloned().collect(),
             |_| (),
         );
         Observation { event, entry }
