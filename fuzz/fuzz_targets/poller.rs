@@ -5,10 +5,10 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod compared;
-#[path = "../../tests/poller/epoll.rs"]
-mod epoll;
 #[path = "../../tests/poller/script.rs"]
 mod script;
+#[path = "../../tests/poller/set.rs"]
+mod set;
 
 use libfuzzer_sys::fuzz_target;
 use script::Script;

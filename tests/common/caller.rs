@@ -27,13 +27,20 @@ pub fn call<C: Counter, T: Send + 'static>(
     body: impl FnOnce(&C) -> T + Send + 'static,
 ) -> Caller<T> {
     let counter = counter.clone();
-    let place = counter.place();
+    call_at(counter.place(), move || body(&counter))
+}
+
+/// Makes a call that sleeps at the place, in a thread of its own.
+pub fn call_at<T: Send + 'static>(
+    place: Place,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Caller<T> {
     let (tell_tid, tid) = mpsc::channel();
     let (give, result) = mpsc::channel();
     let thread = thread::spawn(move || {
         tell_tid.send(rustix::thread::gettid()).unwrap();
         // Nobody takes the result if the test has failed by then.
-        let _ = give.send(body(&counter));
+        let _ = give.send(body());
     });
     Caller {
         thread,

@@ -58,6 +58,9 @@ pub enum Place {
 }
 
 impl Place {
+    /// Any futex.
+    pub const ANYWHERE: Place = Place::Memory(0..usize::MAX);
+
     pub fn of<T>(object: &T) -> Self {
         let start = std::ptr::from_ref(object) as usize;
         Place::Memory(start..start + size_of::<T>())

@@ -2,10 +2,11 @@
 
 #![cfg(target_os = "linux")]
 
+mod cases;
 #[path = "../common/mod.rs"]
 mod common;
-mod epoll;
 mod script;
+mod set;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog;

@@ -1,4 +1,4 @@
-//! Scripts of operations, played to a [`Poller`] over events and to a real epoll over eventfds at once. After every
+//! Scripts of operations, played to a poller over events and to a real epoll over eventfds at once. After every
 //! operation its results are compared: for a wait, the same keys in the same order, ready for the same.
 //!
 //! An event that is registered under several keys is an eventfd with a duplicate for each. One thing is left out, since the
@@ -7,12 +7,12 @@
 use crate::common::counter::Counter;
 use crate::common::kernel::Kernel;
 use crate::common::ours::DefaultSpin;
-use crate::epoll::Epoll;
+use crate::set::{Epoll, Ours, Ready, Set};
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Mode;
-use doorbell::poll::{Events, Poller, Watch};
+use doorbell::poll::Watch;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::io;
 use std::time::Duration;
 
 /// Few, so that they meet.
@@ -144,7 +144,7 @@ impl How {
 /// The two of them, and what is registered with both.
 struct Play {
     events: Vec<(DefaultSpin, Kernel)>,
-    poller: Poller,
+    poller: Ours,
     epoll: Epoll,
     registered: BTreeMap<usize, (usize, How)>,
 }
@@ -157,7 +157,7 @@ impl Script {
                 .modes
                 .map(|mode| (DefaultSpin::new(0, mode), Kernel::new(0, mode)))
                 .into(),
-            poller: Poller::new(),
+            poller: Ours::new(),
             epoll: Epoll::new(),
             registered: BTreeMap::new(),
         };
@@ -173,17 +173,12 @@ impl Script {
     }
 }
 
-/// What is seen of an operation on each side: for a wait `(key, readable, writable, error)`, else an `errno` or the like.
-type Seen = Vec<(usize, bool, bool, bool)>;
-
-fn seen<T, E: Into<io::Error>>(result: Result<T, E>) -> Seen {
-    match result {
-        Ok(_) => Vec::new(),
-        Err(error) => {
-            let errno = error.into().raw_os_error().expect("an errno");
-            vec![(errno as usize, false, false, false)]
-        }
-    }
+/// What is seen of an operation on each side: what a wait found, what a read took.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Ready(Result<Vec<Ready>, Errno>),
+    Read(Result<u64, Errno>),
+    Done(Result<(), Errno>),
 }
 
 impl Play {
@@ -192,12 +187,15 @@ impl Play {
         Some(match step {
             Step::Read(Target(target)) => {
                 let (ours, kernels) = &self.events[target];
-                (seen(ours.try_read()), seen(kernels.try_read()))
+                (Seen::Read(ours.try_read()), Seen::Read(kernels.try_read()))
             }
             Step::Write(Target(target), amount) => {
                 let (ours, kernels) = &self.events[target];
                 let n = amount.at(ours.count());
-                (seen(ours.try_write(n)), seen(kernels.try_write(n)))
+                (
+                    Seen::Done(ours.try_write(n)),
+                    Seen::Done(kernels.try_write(n)),
+                )
             }
             Step::Signal(Target(target)) => {
                 let (ours, kernels) = &self.events[target];
@@ -206,31 +204,34 @@ impl Play {
                 if overflows && watched.any(|(of, how)| *of == target && !how.reads()) {
                     return None;
                 }
-                ours.signal();
-                kernels.signal();
-                (Vec::new(), Vec::new())
+                (
+                    Seen::Done(Ok(ours.signal())),
+                    Seen::Done(Ok(kernels.signal())),
+                )
             }
             Step::Add(Key(key), Target(target), how) => {
                 let (ours, kernels) = &self.events[target];
-                let seen = (
-                    seen(self.poller.add(ours, key, how.watch())),
-                    seen(self.epoll.add(kernels, key, how.watch())),
-                );
                 self.registered.entry(key).or_insert((target, how));
-                seen
+                (
+                    Seen::Done(self.poller.add(ours, key, how.watch())),
+                    Seen::Done(self.epoll.add(kernels, key, how.watch())),
+                )
             }
             Step::Modify(Key(key), how) => {
                 if let Some((_, now)) = self.registered.get_mut(&key) {
                     *now = how;
                 }
                 (
-                    seen(self.poller.modify(key, how.watch())),
-                    seen(self.epoll.modify(key, how.watch())),
+                    Seen::Done(self.poller.modify(key, how.watch())),
+                    Seen::Done(self.epoll.modify(key, how.watch())),
                 )
             }
             Step::Delete(Key(key)) => {
                 self.registered.remove(&key);
-                (seen(self.poller.delete(key)), seen(self.epoll.delete(key)))
+                (
+                    Seen::Done(self.poller.delete(key)),
+                    Seen::Done(self.epoll.delete(key)),
+                )
             }
             Step::Wait(Room(room)) => self.wait(room),
             Step::WaitForAll => self.wait(KEYS.into()),
@@ -238,15 +239,10 @@ impl Play {
     }
 
     fn wait(&self, room: usize) -> (Seen, Seen) {
-        let mut events = Events::with_capacity(room);
-        self.poller
-            .wait(&mut events, Some(Duration::ZERO))
-            .expect("there is room");
-        let ours = events.iter().map(|ready| {
-            assert!(!ready.is_hang_up());
-            let (key, error) = (ready.key(), ready.is_error());
-            (key, ready.is_readable(), ready.is_writable(), error)
-        });
-        (ours.collect(), self.epoll.wait(room))
+        let at_once = Some(Duration::ZERO);
+        (
+            Seen::Ready(self.poller.wait(room, at_once)),
+            Seen::Ready(self.epoll.wait(room, at_once)),
+        )
     }
 }
