@@ -450,7 +450,7 @@ fn p33_errors_alone() {
         assert_eq!(now(&set), [], "{watch:?}");
         counter.signal();
         assert_eq!(now(&set), [(1, false, false, true)], "{watch:?}");
-        // An edge-triggered one that was reported is told of the next, and so of every signal in overflow.
+        // And again, once it is over.
         counter.try_read().unwrap();
         now(&set);
         counter.signal_n(u64::MAX);

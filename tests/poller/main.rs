@@ -2,11 +2,15 @@
 
 #![cfg(target_os = "linux")]
 
+mod bound;
+mod calls;
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod fds;
 mod script;
 mod set;
+mod threads;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog;
