@@ -1,5 +1,5 @@
 //! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
-//! table against other ways of keeping one.
+//! table against other ways of keeping one, the poller against epoll over eventfds.
 //!
 //! `cargo bench --bench ratios [-- WORD]`, for all groups of cases or those with this in their name. A machine that is
 //! shared may be twice as slow a second later, so the cases of a group take turns, a few milliseconds each, and what is
@@ -22,11 +22,15 @@ fn main() {
 
     println!("{:<56}{:<32}{:>12}", "", "", "median ns");
     let mut groups: Vec<(String, Samples)> = Vec::new();
-    let mut cases = [cases::event::all(), cases::ioeventfd::all()]
-        .into_iter()
-        .flatten()
-        .filter(|case| case.group.contains(&word))
-        .collect::<Vec<_>>();
+    let mut cases = [
+        cases::event::all(),
+        cases::ioeventfd::all(),
+        cases::poll::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|case| case.group.contains(&word))
+    .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
         let name = group[0].group.clone();
         let samples = take_turns(group, turns);
@@ -38,9 +42,13 @@ fn main() {
 
     println!();
     println!("{:<56}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
-    for ratio in [cases::event::ratios(), cases::ioeventfd::ratios()]
-        .iter()
-        .flatten()
+    for ratio in [
+        cases::event::ratios(),
+        cases::ioeventfd::ratios(),
+        cases::poll::ratios(),
+    ]
+    .iter()
+    .flatten()
     {
         let Some((name, samples)) = groups.iter().find(|(name, _)| *name == ratio.group) else {
             continue;

@@ -380,7 +380,7 @@ fn one_wake_up_for_all_writers() {
 
 /// Marks a place in a trace, for it has no other use here.
 fn mark() {
-    rustix::process::getppid();
+    let _ = rustix::process::getppid();
 }
 
 /// The calls of one kind or another that a scene makes between two marks, on the thread that makes the marks.

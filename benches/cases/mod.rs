@@ -5,6 +5,7 @@
 
 pub mod event;
 pub mod ioeventfd;
+pub mod poll;
 
 use criterion::Criterion;
 use rustix::thread::{CpuSet, sched_setaffinity};

@@ -7,9 +7,6 @@ use std::fmt;
 pub struct Events {
     list: Vec<Ready>,
     capacity: usize,
-    /// Where the kernel puts what it found.
-    #[cfg(target_os = "linux")]
-    pub(super) kernel: Vec<rustix::event::epoll::Event>,
 }
 
 /// One event or file descriptor that is ready.
@@ -31,8 +28,6 @@ impl Events {
         Events {
             list: Vec::new(),
             capacity,
-            #[cfg(target_os = "linux")]
-            kernel: Vec::new(),
         }
     }
 

@@ -19,6 +19,8 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The epoll instance and its bell.
@@ -26,6 +28,9 @@ pub(super) struct Fds {
     epoll: OwnedFd,
     bell: OwnedFd,
 }
+
+/// What the kernel says of one descriptor.
+pub(super) use rustix::event::epoll::Event as Found;
 
 /// Tells registrations apart, those under the same key one after the other too.
 pub(super) type Token = u64;
@@ -37,7 +42,7 @@ const BELL: Token = u64::MAX;
 const LONGEST_SLEEP: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// More are left for the next look.
-const MOST_AT_ONCE: usize = 1024;
+const MOST_AT_ONCE: usize = 64;
 
 impl Fds {
     pub(super) fn new() -> Result<Self, PollError> {
@@ -76,51 +81,49 @@ impl Fds {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Looks what is ready. No more than there is room for in `events` will be in its `kernel`; the number is returned.
-    pub(super) fn look(&self, events: &mut Events) -> Result<usize, PollError> {
-        self.pwait(events, Some(Duration::ZERO))
+    /// Gives up to `room` of what is ready to `take`.
+    pub(super) fn look(&self, room: usize, take: impl FnOnce(&[Found])) -> Result<(), PollError> {
+        self.pwait(room, Some(Duration::ZERO), take).map(|_| ())
     }
 
     /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a signal
     /// handler that ran; then as [`look`](Self::look).
     pub(super) fn sleep(
         &self,
-        events: &mut Events,
+        room: usize,
         deadline: Option<Instant>,
-    ) -> Result<(Outcome, usize), PollError> {
+        take: impl FnOnce(&[Found]),
+    ) -> Result<Outcome, PollError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let found = self.pwait(events, left.map(|left| left.min(LONGEST_SLEEP)))?;
-        let outcome = match left {
-            Some(left) if found == 0 && left <= LONGEST_SLEEP && past(deadline) => {
-                Outcome::TimedOut
-            }
-            _ => Outcome::Woken,
-        };
-        Ok((outcome, found))
+        let found = self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
+        let timed_out = found == 0 && deadline.is_some_and(|deadline| deadline <= Instant::now());
+        Ok(if timed_out {
+            Outcome::TimedOut
+        } else {
+            Outcome::Woken
+        })
     }
 
-    fn pwait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
+    /// Returns the number found.
+    fn pwait(
+        &self,
+        room: usize,
+        timeout: Option<Duration>,
+        take: impl FnOnce(&[Found]),
+    ) -> Result<usize, PollError> {
         // rustix makes whole milliseconds of it, rounded up.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let room = events.room().min(MOST_AT_ONCE);
-        let buffer = &mut events.kernel;
-        if buffer.len() < room {
-            let nothing = epoll::Event {
-                flags: EventFlags::empty(),
-                data: EventData::new_u64(0),
-            };
-            buffer.resize(room, nothing);
-        }
+        let mut buffer = [const { MaybeUninit::uninit() }; MOST_AT_ONCE];
+        let room = room.min(MOST_AT_ONCE);
         match epoll::wait(&self.epoll, &mut buffer[..room], timeout.as_ref()) {
-            Ok(found) => Ok(found),
+            Ok((found, _)) => {
+                take(found);
+                Ok(found.len())
+            }
             Err(Errno::INTR) => Ok(0),
             Err(errno) => Err(PollError::of(errno)),
         }
     }
-}
-
-fn past(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// The descriptors of a poller that are not its own. Under its lock.
@@ -189,18 +192,19 @@ pub(super) struct FdRegistration {
 
 impl Registered {
     /// Takes over what the kernel has found. Nobody is told of the bell, nor of what has been deleted in the meantime.
-    pub(super) fn take_over(&mut self, events: &mut Events, found: usize) {
-        for index in 0..found {
-            let found = events.kernel[index];
-            let key = self.fds.keys.get(&found.data.u64());
-            match key.and_then(|key| Some((key, self.registrations.get(key)?))) {
-                Some((&key, Registration::Fd(_))) => events.push(key, reported(found.flags)),
-                Some((_, Registration::Bound { item, .. })) => {
+    pub(super) fn take_over(&mut self, events: &mut Events, found: &[Found]) {
+        for found in found {
+            let Some(key) = self.fds.keys.get(&found.data.u64()) else {
+                continue;
+            };
+            match self.registrations.get(key) {
+                Some(Registration::Fd(_)) => events.push(*key, reported(found.flags)),
+                Some(Registration::Bound { item, .. }) => {
                     if item.set_queued() {
-                        self.ready.push_back(item.clone());
+                        self.ready.push_back(Arc::clone(item));
                     }
                 }
-                Some((_, Registration::Watched { .. })) | None => {}
+                Some(Registration::Watched { .. }) | None => {}
             }
         }
     }

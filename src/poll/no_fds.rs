@@ -20,20 +20,23 @@ pub(super) enum FdRegistration {}
 
 pub(super) enum Bound {}
 
+pub(super) enum Found {}
+
 impl Fds {
     pub(super) fn ring(&self) {
         match *self {}
     }
 
-    pub(super) fn look(&self, _: &mut Events) -> Result<usize, PollError> {
+    pub(super) fn look(&self, _: usize, _: impl FnOnce(&[Found])) -> Result<(), PollError> {
         match *self {}
     }
 
     pub(super) fn sleep(
         &self,
-        _: &mut Events,
+        _: usize,
         _: Option<Instant>,
-    ) -> Result<(Outcome, usize), PollError> {
+        _: impl FnOnce(&[Found]),
+    ) -> Result<Outcome, PollError> {
         match *self {}
     }
 }
@@ -64,5 +67,5 @@ impl Bound {
 }
 
 impl Registered {
-    pub(super) fn take_over(&mut self, _: &mut Events, _: usize) {}
+    pub(super) fn take_over(&mut self, _: &mut Events, _: &[Found]) {}
 }

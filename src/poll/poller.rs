@@ -291,12 +291,14 @@ impl Poller {
 
     /// Looks at the descriptors, without sleeping.
     fn look_at(&self, fds: &Fds, events: &mut Events) -> Result<(), PollError> {
-        // It may see the bell.
-        let look = || fds.look(events);
-        let found = self.shared.waiters.take_part(look, || self.hand_on())?;
         self.busy_waits.store(0, Ordering::Relaxed);
-        self.registered().take_over(events, found);
-        Ok(())
+        let look = || {
+            fds.look(events.room(), |found| {
+                self.registered().take_over(events, found);
+            })
+        };
+        // It may see the bell.
+        self.shared.waiters.take_part(look, || self.hand_on())
     }
 
     /// Puts what is ready in the process into `events`. Returns whether `wait` is to return.
@@ -468,16 +470,13 @@ impl Wait<'_> {
         let outcome = match self.place.get() {
             Some(fds) => {
                 let mut events = self.events.borrow_mut();
-                match fds.sleep(&mut events, deadline) {
-                    Ok((outcome, found)) => {
-                        self.poller.registered().take_over(&mut events, found);
-                        outcome
-                    }
-                    Err(error) => {
-                        self.failed.set(Some(error));
-                        Outcome::Woken
-                    }
-                }
+                let slept = fds.sleep(events.room(), deadline, |found| {
+                    self.poller.registered().take_over(&mut events, found);
+                });
+                slept.unwrap_or_else(|error| {
+                    self.failed.set(Some(error));
+                    Outcome::Woken
+                })
             }
             // It has come since. If it comes after this look, `key` is out of date by then.
             None if shared.fds.get().is_some() => Outcome::Woken,

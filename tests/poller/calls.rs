@@ -21,6 +21,14 @@ fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
 }
 
 #[test]
+fn threads_may_share_it() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Poller>();
+    shared::<Events>();
+    shared::<PollError>();
+}
+
+#[test]
 fn no_room_for_events() {
     let poller = Poller::new();
     let event = Arc::new(Event::new(1));

@@ -1,0 +1,16 @@
+//! The poller against epoll over eventfds, and others: criterion's account.
+//!
+//! `cargo bench --bench poll`. The host's speed drifts; for ratios, see the `ratios` bench.
+
+#[cfg(target_os = "linux")]
+mod cases;
+
+#[cfg(target_os = "linux")]
+fn main() {
+    cases::criterion(cases::poll::all());
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    println!("skipped: these benches compare with the eventfds of Linux");
+}
