@@ -1,4 +1,47 @@
-//! Waiting on many events at once.
+//! Waiting on many events, and on file descriptors, at once.
+//!
+//! | | for | the kernel's counterpart |
+//! |---|---|---|
+//! | [`Poller`] | many events by keys, level- or edge-triggered or one-shot; file descriptors too | `epoll(7)`, `ep_poll_callback()` |
+//!
+//! # How a poller works
+//!
+//! ```text
+//!     signal ──▶ Event ── armed? ──▶ item ── QUEUED already? ──▶ incoming ──▶ wakes one thread, if any sleeps
+//!       │                    no: done           yes: done           │ taken as a whole, under the lock
+//!       │                                                           ▼
+//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks at the count, reports
+//! ```
+//!
+//! An event that is watched is an [`Observer`](crate::event::Observer) that asks for one call: the call puts it into the
+//! queue, and from then on signals cost what they cost without a poller, until a thread in [`wait`](Poller::wait) has looked
+//! at it. So a burst of signals to one event or to many costs one wake-up, a busy thread learns of events without a system
+//! call, and what is not ready costs nothing.
+//!
+//! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It differs on
+//! purpose in this:
+//!
+//! * A signal handler that runs does not end a wait (epoll: `EINTR`). [`notify`](Poller::notify) may be called in one.
+//! * An overflow is reported as an error to who watches for errors or room alone; epoll does not notice it by itself.
+//! * Threads that sleep in the event itself are woken whatever watches it beside them. (With `EPOLLEXCLUSIVE` the kernel may
+//!   leave them asleep.) There is no exclusive watching: let several threads wait on one poller.
+//! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can. The
+//!   poller keeps the events alive. A poller cannot be watched by another.
+//!
+//! # System calls
+//!
+//! For a seccomp filter; nothing but these, and what the memory allocator calls.
+//!
+//! | what | calls |
+//! |---|---|
+//! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken. A thread's first: `getpid` |
+//! | [`notify`](Poller::notify) | the same `futex` or `write` |
+//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls |
+//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep` while other threads are in observers' calls; `membarrier` after [`use_membarrier`](crate::use_membarrier); `futex` for the lock |
+//! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
+//! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
+//! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
+//! | a bound eventfd that is ready | `preadv2` and one more, in `wait` |
 
 mod error;
 mod events;

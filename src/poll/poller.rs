@@ -9,9 +9,11 @@ use crate::sync::spin::Spinner;
 use crate::sync::waiters::Outcome;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Event, Spin};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -181,20 +183,20 @@ impl Poller {
     ///
     /// [`NoEntry`](PollError::NoEntry).
     pub fn delete(&self, key: usize) -> Result<(), PollError> {
-        let registration = {
+        let (registration, _swept) = {
             let mut registered = self.registered();
             let registration = registered.registrations.remove(&key);
             let registration = registration.ok_or(PollError::NoEntry)?;
-            self.end(&mut registered, &registration);
-            registration
+            let swept = self.end(&mut registered, &registration);
+            (registration, swept)
         };
-        // Outside the lock, which an observer's call may want.
+        // Outside the lock, which an observer's call may want, or its drop.
         registration.settle();
         Ok(())
     }
 
-    /// Under the lock.
-    fn end(&self, registered: &mut Registered, registration: &Registration) {
+    /// Under the lock. Returns what has left the queue for good, to be dropped outside.
+    fn end(&self, registered: &mut Registered, registration: &Registration) -> Vec<Arc<Item>> {
         match registration {
             Registration::Watched { item, .. } => registered.forget(item),
             Registration::Fd(fd) => registered.fds.delete(self.fds_there(), fd),
@@ -206,9 +208,10 @@ impl Poller {
             }
         }
         registered.take_in(&self.shared);
-        registered.sweep();
+        let swept = registered.sweep();
         self.backlog
             .store(registered.ready.len(), Ordering::Relaxed);
+        swept
     }
 
     /// Makes one [`wait`](Self::wait) return, now or the next time, with or without events. Notifications that come before
@@ -230,6 +233,9 @@ impl Poller {
     /// been read again in the meantime is not reported. As with [`Event::readiness`], what was done before a signal is
     /// visible to who reads the event.
     ///
+    /// If it carries over for a [binding](Self::bind), and an observer of the event panics, so does this; what was ready is
+    /// ready for the next wait then, unless it was an edge or one-shot that had been put into `events`.
+    ///
     /// # Errors
     ///
     /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody has
@@ -249,6 +255,7 @@ impl Poller {
             place: Cell::new(self.shared.fds.get()),
             looks: Cell::new(0),
             failed: Cell::new(None),
+            panicked: Cell::new(None),
         };
         let result = self.spin.wait(
             deadline,
@@ -262,6 +269,9 @@ impl Poller {
                 )
             },
         );
+        if let Some(payload) = wait.panicked.take() {
+            panic::resume_unwind(payload);
+        }
         result.unwrap_or(Ok(()))?;
         Ok(events.len())
     }
@@ -313,6 +323,8 @@ impl Poller {
     /// Looks at each item in the queue, once. Returns whether anything was carried over for a binding.
     fn harvest_once(&self, events: &mut Events) -> bool {
         let mut bindings = Bindings(Vec::new());
+        // To be dropped outside the lock: an event may go with it, and what observes that.
+        let mut gone = Vec::new();
         {
             let mut registered = self.registered();
             registered.take_in(&self.shared);
@@ -326,6 +338,7 @@ impl Poller {
                 };
                 if item.is_deleted() {
                     *deleted -= 1;
+                    gone.push(item);
                     continue;
                 }
                 if let What::Bound(_) = &item.what {
@@ -404,12 +417,16 @@ impl Registered {
     }
 
     /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
-    fn sweep(&mut self) {
-        if self.deleted > self.ready.len() / 2 {
-            let before = self.ready.len();
-            self.ready.retain(|item| !item.is_deleted());
-            self.deleted -= before - self.ready.len();
+    fn sweep(&mut self) -> Vec<Arc<Item>> {
+        if self.deleted <= self.ready.len() / 2 {
+            return Vec::new();
         }
+        let (deleted, ready): (Vec<_>, Vec<_>) = std::mem::take(&mut self.ready)
+            .into_iter()
+            .partition(|item| item.is_deleted());
+        self.ready = ready.into();
+        self.deleted -= deleted.len();
+        deleted
     }
 }
 
@@ -440,6 +457,7 @@ struct Wait<'a> {
     /// Looks since descriptors were last looked at.
     looks: Cell<u32>,
     failed: Cell<Option<PollError>>,
+    panicked: Cell<Option<Box<dyn Any + Send>>>,
 }
 
 impl Wait<'_> {
@@ -461,8 +479,15 @@ impl Wait<'_> {
         if let Some(error) = self.failed.get() {
             return Some(Err(error));
         }
-        let done = self.poller.harvest(&mut self.events.borrow_mut());
-        done.then_some(Ok(()))
+        // An observer of an event that is carried to may panic. This thread is among the waiters, and must leave first.
+        let harvest = || self.poller.harvest(&mut self.events.borrow_mut());
+        match panic::catch_unwind(AssertUnwindSafe(harvest)) {
+            Ok(done) => done.then_some(Ok(())),
+            Err(payload) => {
+                self.panicked.set(Some(payload));
+                Some(Ok(()))
+            }
+        }
     }
 
     fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
@@ -491,7 +516,7 @@ impl Drop for Poller {
     fn drop(&mut self) {
         let registrations = std::mem::take(&mut self.registered().registrations);
         for registration in registrations.into_values() {
-            self.end(&mut self.registered(), &registration);
+            let _swept = self.end(&mut self.registered(), &registration);
             registration.settle();
         }
         self.shared.incoming.close();

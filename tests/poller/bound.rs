@@ -1,5 +1,7 @@
 //! Kernel eventfds bound to events.
 
+use crate::common::caller::{Caller, call_at, wait_until};
+use crate::common::counter::Place;
 use crate::common::watchdog::{self, Watchdog};
 use crate::set::errno;
 use doorbell::event::{Change, Interest, Observation};
@@ -165,6 +167,40 @@ fn an_observer_that_panics() {
     write(&fd, 1);
     carry(&poller);
     assert_eq!(event.count(), 6);
+}
+
+/// Two threads sleep in wait; the one that carries panics, and the other is woken by what comes next.
+#[test]
+fn an_observer_that_panics_beside_a_sleeper() {
+    watchdog::limit("an_observer_that_panics_beside_a_sleeper", || {
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        let (event, other) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        poller.bind(&fd, &event, 1).unwrap();
+        poller.add(&other, 2, Watch::READABLE).unwrap();
+        let _panics = Observation::new(
+            Arc::clone(&event),
+            Interest::Signals,
+            Arc::new(|_: Change| panic!("as expected")),
+        );
+        let mut sleepers = Vec::from([(); 2].map(|()| {
+            let poller = Arc::clone(&poller);
+            call_at(Place::Descriptor(0), move || {
+                let mut events = Events::with_capacity(4);
+                let wait = || poller.wait(&mut events, None);
+                panic::catch_unwind(AssertUnwindSafe(wait)).is_err()
+            })
+        }));
+        sleepers.iter().for_each(Caller::wait_asleep);
+        write(&fd, 1);
+        wait_until("one to panic", || sleepers.iter().any(Caller::has_returned));
+        let first = sleepers.iter().position(Caller::has_returned).unwrap();
+        assert!(sleepers.remove(first).finish());
+        sleepers[0].wait_asleep();
+        other.signal();
+        assert!(!sleepers.remove(0).finish());
+        assert!(format!("{poller:?}").contains("waiting: 0"), "{poller:?}");
+    });
 }
 
 #[test]
