@@ -56,7 +56,7 @@ impl Fds {
         make().map_err(PollError::of)
     }
 
-    /// Wakes one thread that sleeps in [`wait`](Self::wait), or the next to come.
+    /// Wakes one thread that sleeps in [`sleep`](Self::sleep), or the next to come.
     pub(super) fn ring(&self) {
         // It cannot fail before it has been rung 2^64 times.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
