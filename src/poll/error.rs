@@ -28,7 +28,6 @@ pub enum PollError {
 }
 
 #[cfg(target_os = "linux")]
-#[cfg_attr(loom, allow(dead_code))]
 impl PollError {
     /// What the kernel says of a file descriptor.
     pub(super) fn of(errno: rustix::io::Errno) -> Self {

@@ -19,7 +19,6 @@ pub struct Ready {
 pub(super) const READABLE: u8 = 1;
 pub(super) const WRITABLE: u8 = 2;
 pub(super) const ERROR: u8 = 4;
-#[cfg(target_os = "linux")]
 pub(super) const HANG_UP: u8 = 8;
 
 impl Events {
@@ -102,10 +101,7 @@ impl Ready {
 
     /// The other end of the file descriptor has been closed (`EPOLLHUP`). Never of an event.
     pub fn is_hang_up(&self) -> bool {
-        #[cfg(target_os = "linux")]
-        return self.flags & HANG_UP != 0;
-        #[cfg(not(target_os = "linux"))]
-        false
+        self.flags & HANG_UP != 0
     }
 }
 

@@ -126,6 +126,7 @@ impl Waiters {
     }
 
     /// Wakes everybody who sleeps here or is about to, announced or not.
+    #[cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]
     pub(crate) fn wake_everybody(&self) {
         drop(Sleepers {
             waiters: self,
