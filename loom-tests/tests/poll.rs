@@ -104,7 +104,9 @@ fn two_signallers() {
         }
         found.sort();
         assert_eq!(found, [1, 2]);
-        signallers.map(|signaller| signaller.join().unwrap());
+        for signaller in signallers {
+            signaller.join().unwrap();
+        }
     });
 }
 
