@@ -454,7 +454,7 @@ struct Wait<'a> {
     events: RefCell<&'a mut Events>,
     /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see [`Shared::wake`].
     place: Cell<Option<&'a Fds>>,
-    /// Looks since descriptors were last looked at.
+    /// Looks while spinning.
     looks: Cell<u32>,
     failed: Cell<Option<PollError>>,
     panicked: Cell<Option<Box<dyn Any + Send>>>,
@@ -471,7 +471,7 @@ impl Wait<'_> {
 
     fn is_time_for_fds(&self) -> bool {
         self.looks.set(self.looks.get() + 1);
-        self.place.get().is_some() && self.looks.get() % BUSY_LOOKS == 0
+        self.looks.get() % BUSY_LOOKS == 0 && self.poller.shared.fds.get().is_some()
     }
 
     /// Between announcement and sleep.

@@ -3,6 +3,7 @@
 use crate::common::caller::{Caller, call_at, wait_until};
 use crate::common::counter::Place;
 use crate::common::watchdog::{self, Watchdog};
+use crate::fds::not_open;
 use crate::set::errno;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::poll::{Events, PollError, Poller, Watch};
@@ -211,6 +212,7 @@ fn what_cannot_be_bound() {
     assert_eq!(poller.bind(&socket, &event, 3), Err(PollError::NotEventfd));
     assert_eq!(errno(PollError::NotEventfd), Errno::INVAL);
     assert_eq!(poller.bind(&other, &event, 2), Err(PollError::KeyExists));
+    assert_eq!(poller.bind(not_open(), &event, 3), Err(PollError::BadFd));
     assert_eq!(poller.modify(1, Watch::BOTH), Err(PollError::Bound));
     assert_eq!(errno(PollError::Bound), Errno::INVAL);
     poller.delete(1).unwrap();

@@ -162,19 +162,28 @@ fn a_timeout_in_epoll() {
     }
 }
 
+/// Also those that come while it spins.
 #[test]
 fn a_spinning_thread_sees_descriptors() {
     watchdog::limit("a_spinning_thread_sees_descriptors", || {
-        let poller = Arc::new(Poller::with_spin(Spin::Always));
-        let (near, mut far) = UnixStream::pair().unwrap();
-        poller.add_fd(&near, 2, Watch::READABLE).unwrap();
-        let waiting = std::thread::spawn({
-            let poller = Arc::clone(&poller);
-            move || keys(&poller, 1, None)
-        });
-        std::thread::sleep(Duration::from_millis(5));
-        far.write_all(b"x").unwrap();
-        assert_eq!(waiting.join().unwrap(), [2]);
+        for before in [true, false] {
+            let poller = Arc::new(Poller::with_spin(Spin::Always));
+            let (near, mut far) = UnixStream::pair().unwrap();
+            let add = || poller.add_fd(&near, 2, Watch::READABLE).unwrap();
+            if before {
+                add();
+            }
+            let waiting = std::thread::spawn({
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 1, None)
+            });
+            std::thread::sleep(Duration::from_millis(5));
+            if !before {
+                add();
+            }
+            far.write_all(b"x").unwrap();
+            assert_eq!(waiting.join().unwrap(), [2]);
+        }
     });
 }
 
@@ -236,7 +245,7 @@ fn threads_asleep_in_epoll() {
 // Bad input
 
 /// A descriptor that is not open, and stays so while the test runs: nobody opens so many.
-fn not_open() -> BorrowedFd<'static> {
+pub fn not_open() -> BorrowedFd<'static> {
     // SAFETY: it is not open, which is what the test is about; nothing is done with it but to ask for.
     unsafe { BorrowedFd::borrow_raw(900_000) }
 }

@@ -210,3 +210,44 @@ fn sleepers_move_to_epoll() {
         drop(adder.join().unwrap());
     }
 }
+
+/// A thread that looks and does not sleep takes what another was woken for, and its wake-up with it. The other is woken
+/// again by what comes next.
+#[test]
+fn a_wake_up_that_another_used_up() {
+    let scene = Scene::new(Watch::READABLE.edge(), Spin::Never, true);
+    let _watchdog = Watchdog::new(Duration::from_secs(50), {
+        let scene = Arc::clone(&scene);
+        move || format!("a_wake_up_that_another_used_up: {:?}", scene.poller)
+    });
+    thread::scope(|scope| {
+        let sleeper = scope.spawn(|| {
+            let mut ready = Events::with_capacity(EVENTS);
+            while !scene.stop.load(Ordering::Relaxed) {
+                scene.poller.wait(&mut ready, None).unwrap();
+                for ready in ready.iter().filter(|ready| ready.key() == 1) {
+                    let taken = scene.events[ready.key()].read();
+                    scene.taken.fetch_add(taken, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut ready = Events::with_capacity(EVENTS);
+        for round in 0..500 {
+            // Most likely it sleeps by now.
+            thread::sleep(Duration::from_micros(200));
+            scene.events[0].signal();
+            for _ in 0..2 {
+                let at_once = Some(Duration::ZERO);
+                scene.poller.wait(&mut ready, at_once).unwrap();
+            }
+            scene.events[1].signal();
+            while scene.taken.load(Ordering::Relaxed) == round {
+                thread::yield_now();
+            }
+        }
+        scene.stop.store(true, Ordering::Relaxed);
+        while !sleeper.is_finished() {
+            scene.poller.notify();
+        }
+    });
+}
