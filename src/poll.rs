@@ -1,8 +1,10 @@
-//! Waiting on many events, and on file descriptors, at once.
+//! Waiting for several events and for file descriptors, and waiting in async code.
 //!
 //! | | for | the kernel's counterpart |
 //! |---|---|---|
+//! | [`wait_any`] | a few events: which can be read? | `poll(2)` |
 //! | [`Poller`] | many events by keys, level- or edge-triggered or one-shot; file descriptors too | `epoll(7)`, `ep_poll_callback()` |
+//! | [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async), [`Event::readings`](crate::Event::readings) | async code, on any runtime | |
 //!
 //! # How a poller works
 //!
@@ -30,7 +32,23 @@
 //!
 //! # System calls
 //!
-//! For a seccomp filter; nothing but these, and what the memory allocator calls.
+//! For a seccomp filter, beside those that every `Event` makes (see the front page):
+//!
+//! | | only to sleep | only to wake sleepers |
+//! |---|---|---|
+//! | `wait_any` | `futex_waitv`, with a timeout `clock_gettime` (of the vDSO, if there is one); `futex` (`FUTEX_WAIT`) for one event, for more than 128, or where `futex_waitv` fails with `ENOSYS` or `EPERM` | `futex` (`FUTEX_WAKE`) |
+//! | futures | none, but those of their runtime | none, but those of the runtime's wakers |
+//!
+//! `futex_waitv` came with Linux 5.16; other systems are treated as if it had failed. A filter that *kills* at
+//! `futex_waitv` must be taught it; one that refuses it costs one failed call.
+//!
+//! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a moment:
+//! `futex`, if two meet there. The first future that waits for an event, and the first `wait_any` on it that cannot
+//! use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, which waits for callbacks and lookups
+//! under way in other threads and may call `sched_yield`, `nanosleep` and (after `use_membarrier`) `membarrier`, as a
+//! change of a table does. A thread calls `getpid` before it runs a waker for the first time.
+//!
+//! A poller, and what the memory allocator calls:
 //!
 //! | what | calls |
 //! |---|---|
@@ -48,10 +66,12 @@
 
 mod error;
 mod events;
+mod future;
 mod incoming;
 mod item;
 mod poller;
 mod shared;
+mod wait_any;
 mod watch;
 
 #[cfg(all(target_os = "linux", not(loom)))]
@@ -67,6 +87,8 @@ use no_fds as bound;
 use no_fds as fds;
 
 pub use error::PollError;
-pub use events::{Events, Ready};
+pub use events::{Events, Report};
+pub use future::{ReadFuture, Readings, WriteFuture};
 pub use poller::Poller;
+pub use wait_any::{Ready, wait_any, wait_any_deadline};
 pub use watch::Watch;

@@ -9,6 +9,7 @@
 //! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`parker`] | a thread asleep behind a `Waker` |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
@@ -21,6 +22,7 @@ pub(crate) mod futex;
 pub mod futex;
 pub(crate) mod lazy;
 pub(crate) mod membarrier;
+pub(crate) mod parker;
 pub(crate) mod spin;
 #[cfg(not(loom))]
 pub(crate) mod srcu;
@@ -43,11 +45,20 @@ pub(crate) use loom::sync::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
 
-#[cfg(not(loom))]
-pub(crate) use std::thread_local;
-
-#[cfg(loom)]
-pub(crate) use loom::thread_local;
+/// `thread_local!` for values that begin as a constant, which loom's does not know.
+macro_rules! const_thread_local {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:block;)*) => {
+        #[cfg(not(loom))]
+        std::thread_local! {
+            $($(#[$attribute])* static $name: $type = const $value;)*
+        }
+        #[cfg(loom)]
+        loom::thread_local! {
+            $($(#[$attribute])* static $name: $type = $value;)*
+        }
+    };
+}
+pub(crate) use const_thread_local;
 
 use atomic::Ordering;
 

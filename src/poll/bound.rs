@@ -129,7 +129,7 @@ impl Bound {
             }
             // Full. A read from now on queues the binding.
             self.event.arm(Interest::Reads);
-            if !self.event.readiness_armed().is_writable() {
+            if self.event.count_after_asking() >= u64::MAX - 1 {
                 return false;
             }
         }

@@ -5,13 +5,13 @@ use std::fmt;
 /// A small one makes sure that nobody waits long for its turn in the loop that works it off: what does not fit is first
 /// the next time.
 pub struct Events {
-    list: Vec<Ready>,
+    list: Vec<Report>,
     capacity: usize,
 }
 
-/// One event or file descriptor that is ready.
+/// That one event or file descriptor is ready, and for what.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ready {
+pub struct Report {
     key: usize,
     flags: u8,
 }
@@ -46,7 +46,7 @@ impl Events {
     }
 
     /// What is ready, those that have waited longest first.
-    pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = Report> + '_ {
         self.list.iter().copied()
     }
 
@@ -59,13 +59,13 @@ impl Events {
     }
 
     pub(super) fn push(&mut self, key: usize, flags: u8) {
-        self.list.push(Ready { key, flags });
+        self.list.push(Report { key, flags });
     }
 }
 
 impl<'a> IntoIterator for &'a Events {
-    type Item = Ready;
-    type IntoIter = std::iter::Copied<std::slice::Iter<'a, Ready>>;
+    type Item = Report;
+    type IntoIter = std::iter::Copied<std::slice::Iter<'a, Report>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.list.iter().copied()
@@ -78,7 +78,7 @@ impl fmt::Debug for Events {
     }
 }
 
-impl Ready {
+impl Report {
     /// The key it is registered under.
     pub fn key(&self) -> usize {
         self.key
@@ -105,9 +105,9 @@ impl Ready {
     }
 }
 
-impl fmt::Debug for Ready {
+impl fmt::Debug for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ready")
+        f.debug_struct("Report")
             .field("key", &self.key)
             .field("readable", &self.is_readable())
             .field("writable", &self.is_writable())

@@ -26,7 +26,7 @@ use super::incoming::Link;
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::Event;
-use crate::event::{Change, Interest, Observer};
+use crate::event::{Change, Interest, Observer, Readiness};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -183,7 +183,7 @@ impl Item {
 
     /// What is to be reported of the event now. To be looked at after [`arm`](Self::arm).
     fn level(&self, state: u32) -> u8 {
-        let now = self.event().readiness_armed();
+        let now = Readiness::of(self.event().count_after_asking());
         let mut flags = 0;
         for (wanted, is, flag) in [
             (READABLE, now.is_readable(), events::READABLE),
@@ -219,7 +219,7 @@ impl Observer for Item {
             // One that is not to be told of signals is to be told of an overflow. (epoll does not.)
             Change::Signalled if state & ENABLED != 0 => {
                 self.event().arm(Interest::Signals);
-                self.event().readiness_armed().is_error()
+                self.event().count_after_asking() == u64::MAX
             }
             Change::Signalled => false,
             Change::Read => state & WRITABLE != 0,

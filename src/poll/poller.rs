@@ -302,13 +302,13 @@ impl Poller {
     /// Looks at the descriptors, without sleeping.
     fn look_at(&self, fds: &Fds, events: &mut Events) -> Result<(), PollError> {
         self.busy_waits.store(0, Ordering::Relaxed);
-        let look = || {
-            fds.look(events.room(), |found| {
-                self.registered().take_over(events, found);
-            })
-        };
-        // It may see the bell.
-        self.shared.waiters.take_part(look, || self.hand_on())
+        // It may hear the bell, and so use up the wake-up of a sleeper: among those it hands it on when it leaves.
+        self.shared.waiters.enter();
+        let result = fds.look(events.room(), |found| {
+            self.registered().take_over(events, found);
+        });
+        self.shared.waiters.leave(|| self.hand_on());
+        result
     }
 
     /// Puts what is ready in the process into `events`. Returns whether `wait` is to return.

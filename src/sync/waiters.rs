@@ -176,8 +176,7 @@ impl Waiters {
         mut sleep: impl FnMut(u32) -> Outcome,
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
-        self.state.fetch_add(WAITER, Ordering::Relaxed);
-        let mut key = self.generation();
+        let mut key = self.enter();
         let result = loop {
             self.announce();
             if let Some(taken) = attempt() {
@@ -191,7 +190,7 @@ impl Waiters {
                 break taken;
             }
         };
-        self.hand_on(left_over);
+        self.leave(left_over);
         result
     }
 
@@ -200,36 +199,26 @@ impl Waiters {
         futex::wait(&self.generation, key, deadline)
     }
 
-    /// Does something, short, that may use up a wake-up of those who sleep elsewhere: as one of them, who hands it on.
-    pub(crate) fn take_part<T>(
-        &self,
-        act: impl FnOnce() -> T,
-        left_over: impl FnOnce() -> u32,
-    ) -> T {
+    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
+    /// after the first announcement.
+    pub(crate) fn enter(&self) -> u32 {
         self.state.fetch_add(WAITER, Ordering::Relaxed);
-        let result = act();
-        self.hand_on(left_over);
-        result
+        self.generation()
     }
 
-    /// Last step of each waiter.
-    fn hand_on(&self, left_over: impl FnOnce() -> u32) {
-        if self.leave() {
-            let count = left_over();
-            if count != 0 {
-                self.wake_sleepers(count);
-            }
-        }
-    }
-
-    /// What to sleep on after the next announcement.
-    fn generation(&self) -> u32 {
+    /// The key to sleep with after the next announcement.
+    pub(crate) fn generation(&self) -> u32 {
         // Acquire pairs with the Release in `wake`: who was woken sees what for.
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What to sleep on while it is the key.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.generation
+    }
+
     /// Asks for a wake-up.
-    fn announce(&self) {
+    pub(crate) fn announce(&self) {
         self.set(ANNOUNCED);
     }
 
@@ -244,8 +233,18 @@ impl Waiters {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
+    /// Step 7 of who has entered. `left_over` says how many of the others could go on now, if there are others.
+    pub(crate) fn leave(&self, left_over: impl FnOnce() -> u32) {
+        if self.uncount() {
+            let count = left_over();
+            if count != 0 {
+                self.wake_sleepers(count);
+            }
+        }
+    }
+
     /// Is counted no more. Returns whether others are; they are announced then.
-    fn leave(&self) -> bool {
+    fn uncount(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let left = (state - WAITER) & !ANNOUNCED;

@@ -61,7 +61,7 @@ fn timeouts_of_every_length() {
     let timeout = Duration::from_millis(10);
     assert_eq!(keys(&poller, 1, Some(timeout)), []);
     assert!(start.elapsed() >= timeout);
-    let waiting = call_at(Place::ANYWHERE, {
+    let waiting = call_at(Place::Futex, {
         let poller = Arc::clone(&poller);
         move || keys(&poller, 1, Some(Duration::MAX))
     });

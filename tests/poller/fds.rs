@@ -205,7 +205,7 @@ fn a_signal_handler_may_notify() {
         action.sa_sigaction = handler as *const () as usize;
         libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
     }
-    let on_futex = call_at(Place::ANYWHERE, || keys(&POLLER, 1, None));
+    let on_futex = call_at(Place::Futex, || keys(&POLLER, 1, None));
     on_futex.wait_asleep();
     on_futex.interrupt(libc::SIGUSR1);
     assert_eq!(on_futex.finish(), []);
@@ -235,7 +235,7 @@ fn threads_asleep_in_epoll() {
         poller.modify(1, Watch::READABLE).unwrap();
         for sleeper in [(); 4].map(|()| {
             let poller = Arc::clone(&poller);
-            call_at(Place::ANYWHERE, move || keys(&poller, 4, None))
+            call_at(Place::Futex, move || keys(&poller, 4, None))
         }) {
             assert_eq!(sleeper.finish(), [1]);
         }

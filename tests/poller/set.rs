@@ -89,7 +89,7 @@ impl Set for Ours {
     }
 
     fn place(&self) -> Place {
-        Place::ANYWHERE
+        Place::Futex
     }
 }
 
