@@ -69,8 +69,8 @@ impl Interest {
 /// Something to be called when an event changes, on the thread that changes it.
 ///
 /// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
-/// inside another observer's call on the same thread: then it comes before the outermost one returns. Several threads may
-/// call at the same time.
+/// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
+/// newest first, as in the kernel. Several threads may call at the same time.
 ///
 /// It must be short, and must not block: it holds up the signaller, and every thread that changes an address table or a list of
 /// observers anywhere in the process waits until it has returned. So it must not take a lock that another thread holds

@@ -245,7 +245,10 @@ impl Poller {
         if events.capacity() == 0 {
             return Err(PollError::NoCapacity);
         }
-        if self.look(events)? || timeout == Some(Duration::ZERO) {
+        let at_once = timeout == Some(Duration::ZERO);
+        // Who falls asleep in epoll looks at the descriptors by doing so.
+        let sleeps = !at_once && self.spin.policy() == Spin::Never;
+        if self.look(events, !sleeps)? || at_once {
             return Ok(events.len());
         }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -276,8 +279,9 @@ impl Poller {
         Ok(events.len())
     }
 
-    /// Looks at everything once. Returns whether `wait` is to return.
-    fn look(&self, events: &mut Events) -> Result<bool, PollError> {
+    /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else. Returns
+    /// whether `wait` is to return.
+    fn look(&self, events: &mut Events, then_fds: bool) -> Result<bool, PollError> {
         let Some(fds) = self.shared.fds.get() else {
             return Ok(self.harvest(events));
         };
@@ -285,8 +289,9 @@ impl Poller {
             self.look_at(fds, events)?;
             return Ok(self.harvest(events));
         }
-        if self.harvest(events) {
-            return Ok(true);
+        let done = self.harvest(events);
+        if done || !then_fds {
+            return Ok(done);
         }
         self.look_at(fds, events)?;
         Ok(self.harvest(events))
@@ -463,7 +468,7 @@ struct Wait<'a> {
 impl Wait<'_> {
     /// Awake.
     fn look(&self) -> Option<Result<(), PollError>> {
-        match self.poller.look(&mut self.events.borrow_mut()) {
+        match self.poller.look(&mut self.events.borrow_mut(), true) {
             Ok(done) => done.then_some(Ok(())),
             Err(error) => Some(Err(error)),
         }
