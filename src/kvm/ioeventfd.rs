@@ -30,9 +30,9 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
-/// before it sleeps for the first time, and with a time limit if the table may take a kick while it sleeps: in the
+/// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
 /// moment in which a doorbell moves, where KVM refused the doorbell, or where KVM's search overlooks it because
-/// doorbells of several lengths overlap.
+/// doorbells of several lengths overlap. A limit that is shorter than the kernel's next tick makes each sleep dearer.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -54,14 +54,13 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ///
 /// // The device thread.
 /// let in_kernel = kvm.count_of(&queue)?;
+/// let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// loop {
-///     in_kernel.drain();
-///     if let Some(kicks) = queue.try_read() {
+///     while let Some(kicks) = queue.try_read() {
 ///         println!("kicked {kicks} times");
-///         continue;
 ///     }
-///     let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&millisecond))?;
+///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&limit))?;
+///     in_kernel.drain();
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
