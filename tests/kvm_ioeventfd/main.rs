@@ -35,13 +35,16 @@ mod guest;
 mod random;
 mod search;
 mod sides;
+#[path = "../common/vm.rs"]
+mod vm;
 
 use doorbell::ioeventfd::{Bus, Key};
-use guest::{Exit, Instruction, STRING};
+use guest::{Instruction, STRING};
 use libc::{EEXIST, EINVAL, ENOENT};
 use sides::{ALIAS, BUSES, Doorbells, Rung, Side, Sides, Write, key_at, mmio, pio};
 use std::thread;
 use std::time::{Duration, Instant};
+use vm::Exit;
 
 /// An address of a device, as a port and in memory-mapped I/O.
 const A: u64 = 0x8040;
