@@ -1,5 +1,5 @@
 //! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
-//! table against other ways of keeping one.
+//! table against other ways of keeping one, a guest's kicks through the KVM listener against KVM_IOEVENTFD by hand.
 //!
 //! `cargo bench --bench ratios [-- WORD]`, for all groups of cases or those with this in their name. A machine that is
 //! shared may be twice as slow a second later, so the cases of a group take turns, a few milliseconds each, and what is
@@ -22,9 +22,8 @@ fn main() {
 
     println!("{:<56}{:<32}{:>12}", "", "", "median ns");
     let mut groups: Vec<(String, Samples)> = Vec::new();
-    let mut cases = [cases::event::all(), cases::ioeventfd::all()]
+    let mut cases = cases::all()
         .into_iter()
-        .flatten()
         .filter(|case| case.group.contains(&word))
         .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
@@ -38,10 +37,7 @@ fn main() {
 
     println!();
     println!("{:<56}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
-    for ratio in [cases::event::ratios(), cases::ioeventfd::ratios()]
-        .iter()
-        .flatten()
-    {
+    for ratio in cases::ratios() {
         let Some((name, samples)) = groups.iter().find(|(name, _)| *name == ratio.group) else {
             continue;
         };

@@ -5,6 +5,8 @@
 
 pub mod event;
 pub mod ioeventfd;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm;
 
 use criterion::Criterion;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -32,6 +34,22 @@ pub struct Ratio {
     pub under: &'static str,
     /// What the ratio ought to be, if anything.
     pub target: &'static str,
+}
+
+/// The cases of all modules, a group's one after the other.
+pub fn all() -> Vec<Case> {
+    let cases = event::all().into_iter().chain(ioeventfd::all());
+    #[cfg(target_arch = "x86_64")]
+    let cases = cases.chain(kvm::all());
+    cases.collect()
+}
+
+/// The ratios of all modules.
+pub fn ratios() -> Vec<Ratio> {
+    let ratios = event::ratios().into_iter().chain(ioeventfd::ratios());
+    #[cfg(target_arch = "x86_64")]
+    let ratios = ratios.chain(kvm::ratios());
+    ratios.collect()
 }
 
 /// Criterion's account of the cases, a group's one after the other.
