@@ -7,8 +7,8 @@ mod vm;
 
 use doorbell::Event;
 use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
-use doorbell::ioeventfd::{Bus, Key};
-use doorbell::kvm::{Error, KvmListener};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
+use doorbell::kvm::{Error, KvmListener, Unsupported};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use kvm_bindings::kvm_regs;
@@ -383,6 +383,54 @@ fn every_key_reaches_kvm_as_it_is() {
                 assert!(!collides(bus, 0x1008, probed, datamatch.unwrap_or(1)));
             }
         }
+    }
+}
+
+/// A range of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
+/// refused with a word of why.
+#[test]
+fn ranges_reach_kvm_and_payloads_do_not() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let region = space.region(Bus::Mmio, 0x100);
+    clean(region.map(0x1000));
+    let event = Arc::new(Event::new(0));
+    let taken = || (0..5).map(|slot| collides(machine.fd(), &Key::mmio(0x1010 + 8 * slot, 2)));
+    let range = Range::mmio(0x10, 8, 4).with_length(2);
+
+    let events = Doorbell::range(range, [&event; 4]);
+    clean(region.add(events.clone()));
+    assert!(taken().eq([true, true, true, true, false]));
+    clean(region.del(&events));
+    assert!(taken().eq([false; 5]));
+
+    let other = EventFd::new(0).unwrap();
+    let third = Key::mmio(0x1020, 2);
+    vm::assign(machine.fd(), &third, &other).unwrap();
+    let report = region.add(events.clone()).unwrap();
+    assert!(report.refusals[0].error.is::<Error>());
+    assert!(taken().eq([false, false, true, false, false]));
+    assert!(space.write(Bus::Mmio, 0x1020, &[0, 0]));
+    vm::deassign(machine.fd(), &third, &other).unwrap();
+    clean(region.del(&events));
+
+    let latest = Target::from(Arc::new(Latest::new(&event, 0)));
+    let event = Target::from(event);
+    for doorbell in [
+        Doorbell::new(Key::mmio(0x10, 2), &latest),
+        Doorbell::range(range, [&event, &event, &event, &latest]),
+    ] {
+        let mut report = region.add(doorbell.clone()).unwrap();
+        let refusal = report.refusals.pop().unwrap();
+        let error = *refusal.error.downcast::<Unsupported>().unwrap();
+        let errno = io::Error::from(error).raw_os_error();
+        assert_eq!(errno, Some(libc::EOPNOTSUPP));
+        assert!(taken().eq([false; 5]));
+        assert!(space.write(Bus::Mmio, 0x1010, &[0, 0]));
+        // KVM is not asked to let go of what it has not got.
+        clean(region.del(&doorbell));
     }
 }
 
