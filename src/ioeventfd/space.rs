@@ -102,6 +102,7 @@ pub use listener::{Change, Listener, Refusal, RefusalError, Report};
 
 use super::doorbell::Spot;
 use super::{Bus, DeassignError, Doorbell, Key, Registration, Table, Target};
+use crate::sync::srcu::Deferral;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -122,8 +123,11 @@ use std::sync::Arc;
 /// regions stand back until the outermost commit, as under QEMU's big lock. A thread that takes locks of its own before
 /// it begins a transaction must do so everywhere.
 ///
-/// A thread must not change the address space from a callback that [`write`](Self::write) runs: a commit in another
-/// thread may be waiting for that `write` to end.
+/// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread commits:
+/// the commit waits for that `write` last of all, when others may change the address space again. The callback's own
+/// change takes effect at once for writes that begin after it, and the waiting for those under way is left to the end of
+/// the `write`. In the same way, changes of [`Table`]s that a thread makes while it has a transaction open take effect at
+/// once, and what they have to wait for is left to the end of the outermost transaction.
 #[derive(Clone, Default)]
 pub struct AddressSpace {
     shared: Arc<Shared>,
@@ -191,6 +195,7 @@ impl AddressSpace {
     /// Transactions nest, across whatever devices take part: only the commit of the outermost does something. They
     /// belong to the thread; other threads wait with their changes until it is done. (`memory_region_transaction_begin`)
     pub fn begin(&self) -> Transaction<'_> {
+        let deferral = Deferral::new();
         let state = self.shared.state.lock();
         state.depth.set(state.depth.get() + 1);
         Transaction {
@@ -198,6 +203,7 @@ impl AddressSpace {
             open: Open {
                 shared: &self.shared,
                 state,
+                _deferral: deferral,
             },
         }
     }
@@ -352,7 +358,9 @@ pub struct Transaction<'a> {
 /// One level of nesting.
 struct Open<'a> {
     shared: &'a Shared,
+    /// Given up before the deferral ends: guest writes that the table waits for may run callbacks that want the lock.
     state: ReentrantMutexGuard<'a, State>,
+    _deferral: Deferral,
 }
 
 impl Transaction<'_> {
@@ -603,5 +611,73 @@ impl Drop for Region {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.look(|region| fmt::Debug::fmt(region, f))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Event;
+    use crate::sync::srcu::with_section;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+    use std::thread;
+    use std::time::Duration;
+
+    /// Tells another thread that a commit is under way.
+    struct Tells(Mutex<Sender<()>>);
+
+    impl Listener for Tells {
+        fn name(&self) -> &'static str {
+            "tells"
+        }
+
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            self.0.lock().expect("nobody panics").send(())?;
+            Ok(())
+        }
+
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Ok(())
+        }
+    }
+
+    /// A section stands for a write that runs a callback. The commit begins after it, and the callback's change after that.
+    #[test]
+    fn a_change_inside_a_write_while_another_thread_commits() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let space = AddressSpace::new();
+        let region = space.region(Bus::Mmio, 0x1000);
+        let event = Arc::new(Event::new(0));
+        assert!(region.add_eventfd(0, 4, None, &event).is_ok());
+        let (inside, is_inside) = channel();
+        let (committing, commits) = channel();
+        let listener = Arc::new(Tells(Mutex::new(committing)));
+        assert!(space.add_listener(listener).is_clean());
+        let (done, both) = channel();
+        let in_write = {
+            let (space, done) = (space.clone(), done.clone());
+            thread::spawn(move || {
+                let other = space.region(Bus::Mmio, 0x1000);
+                with_section(|_| {
+                    inside.send(()).expect("somebody waits");
+                    commits.recv_timeout(PATIENCE).expect("it waits for us");
+                    assert!(other.map(0x8000).is_ok());
+                });
+                done.send(()).expect("somebody waits");
+            })
+        };
+        let commit = thread::spawn(move || {
+            is_inside.recv().expect("the other thread lives");
+            assert!(region.map(0x1000).is_ok());
+            done.send(()).expect("somebody waits");
+            region
+        });
+        for _ in 0..2 {
+            both.recv_timeout(PATIENCE).expect("a deadlock");
+        }
+        in_write.join().expect("nobody panics");
+        let region = commit.join().expect("nobody panics");
+        assert_eq!(region.base(), Some(0x1000));
     }
 }
