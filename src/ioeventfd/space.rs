@@ -20,7 +20,8 @@
 //!
 //! 1. the listeners let go of what has gone, the one with the highest priority first;
 //! 2. the table is brought up to date;
-//! 3. the listeners take what is new, the one with the lowest priority first.
+//! 3. the listeners take what is new, the one with the lowest priority first;
+//! 4. other threads may change the address space again, and the commit waits for guest writes that were looked up before.
 //!
 //! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:

@@ -363,8 +363,8 @@ impl Drop for Section<'_> {
 }
 
 thread_local! {
-    static DEFERRALS: Cell<usize> = Cell::new(0);
-    static DEFERRED: Cell<bool> = Cell::new(false);
+    static DEFERRALS: Cell<usize> = Cell::default();
+    static DEFERRED: Cell<bool> = Cell::default();
 }
 
 /// A time in which the writers of this thread do not wait for readers. The waiting comes at its end.
