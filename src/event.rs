@@ -9,8 +9,11 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
+//! is the line in which tasks wait, see `src/event/wakers.rs`.
+//!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
-//! while nobody sleeps. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
+//! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
 //! accesses here are its `DEKKER` accesses. The count itself carries the data: each operation on it is a
 //! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
 //! had to wait with the read that made room.
@@ -20,11 +23,22 @@
 //! is faster than `fetch_add`.
 
 mod error;
+#[cfg(target_os = "linux")]
+mod handover;
+mod observer;
 mod readiness;
+mod wakers;
 
 pub use crate::sync::spin::Spin;
 pub use error::WriteError;
+#[cfg(target_os = "linux")]
+pub(crate) use handover::Moved;
+pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
+
+pub(crate) use wakers::Place;
+
+use observer::Observers;
 
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -46,13 +60,14 @@ pub enum Mode {
 /// An eventfd in userspace: a 64-bit counter, signalled by some threads and waited for by others.
 ///
 /// It behaves as `eventfd(2)` does, without a file descriptor and without a system call while nobody sleeps. It owns no
-/// memory but its own, so it may be a `static`, a field, or shared in an `Arc`.
+/// memory but its own until it is [observed](Observation), so it may be a `static`, a field, or shared in an `Arc`.
 ///
 /// * [`signal`](Self::signal) adds 1. It never blocks and never fails, so it suits vCPU threads and callbacks.
 /// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
 /// * [`read`](Self::read) takes the count (or one unit of a [semaphore](Self::semaphore)), and blocks while it is 0.
 ///
-/// Each has a form that does not block and forms with a time limit. All operations on one event are linearizable. What
+/// Each has a form that does not block and forms with a time limit; [`read_async`](Self::read_async) and
+/// [`write_async`](Self::write_async) are for async code. All operations on one event are linearizable. What
 /// a thread did before a signal or write is visible to the thread whose read consumed it.
 ///
 /// # Waking
@@ -86,9 +101,14 @@ pub struct Event {
     count: AtomicU64,
     readers: Waiters,
     writers: Waiters,
+    observers: Observers,
     mode: Mode,
     spin: Spinner,
 }
+
+/// All of it in one cache line of the usual size.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<(AtomicU64, Waiters, Waiters, Observers, Mode, Spinner)>() <= 64);
 
 impl Event {
     maybe_const! {
@@ -123,6 +143,7 @@ impl Event {
                 count: AtomicU64::new(initial),
                 readers: Waiters::new(),
                 writers: Waiters::new(),
+                observers: Observers::new(),
                 mode,
                 spin: Spinner::new(Spin::DEFAULT),
             }
@@ -158,7 +179,7 @@ impl Event {
     /// ```
     #[inline]
     pub fn signal_n(&self, n: u64) {
-        let added = self.update(|count| Some(count.saturating_add(n)));
+        let added = self.update(move |count| Some(count.saturating_add(n)));
         debug_assert!(added.is_some());
         self.wake_readers(n);
     }
@@ -230,7 +251,7 @@ impl Event {
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
         let value = self.take()?;
-        self.writers.notify(ALL);
+        self.wake_writers();
         Some(value)
     }
 
@@ -260,6 +281,22 @@ impl Event {
         Readiness::of(self.count())
     }
 
+    /// The count, for who has just asked to be told of changes: one that it does not see, tells.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn count_after_asking(&self) -> u64 {
+        self.count.load(DEKKER)
+    }
+
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn take_all(&self) -> u64 {
+        // Looking first keeps the line shared while there is nothing to take.
+        match self.count.load(DEKKER) {
+            0 => 0,
+            _ => self.count.swap(0, DEKKER),
+        }
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -275,7 +312,7 @@ impl Event {
             Some(value) => value,
             None => self.wait_to_take(deadline)?,
         };
-        self.writers.notify(ALL);
+        self.wake_writers();
         Some(value)
     }
 
@@ -283,16 +320,20 @@ impl Event {
     #[inline(never)]
     fn wait_to_take(&self, deadline: Option<Instant>) -> Option<u64> {
         let take = || self.take();
-        let units = || match (self.mode, self.count.load(DEKKER)) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        };
         self.spin.wait(
             deadline,
             || self.count.load(Ordering::Relaxed) != 0,
             take,
-            || self.readers.wait(deadline, take, units),
+            || self.readers.wait(deadline, take, || self.units()),
         )
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`] load.
+    pub(crate) fn units(&self) -> u32 {
+        match (self.mode, self.count.load(DEKKER)) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        }
     }
 
     fn write_until(&self, n: u64, deadline: Option<Instant>) -> Result<(), WriteError> {
@@ -341,7 +382,7 @@ impl Event {
     /// Adds `n` if it fits. `None`, with a [`DEKKER`] load, if not.
     #[inline(always)]
     fn add(&self, n: u64) -> Option<()> {
-        self.update(|count| fits(count, n).then(|| count + n))
+        self.update(move |count| fits(count, n).then(|| count + n))
             .map(|_| ())
     }
 
@@ -351,19 +392,35 @@ impl Event {
     /// after its announcement.
     #[inline(always)]
     fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let count = self.count.load(DEKKER);
+        match self
+            .count
+            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
+        {
+            Ok(count) => Some(count),
+            Err(now) => self.update_after_a_race(now, next),
+        }
+    }
+
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that the
+    /// fast path need not save registers for it.
+    #[cold]
+    #[inline(never)]
+    fn update_after_a_race(
+        &self,
+        mut count: u64,
+        next: impl Fn(u64) -> Option<u64>,
+    ) -> Option<u64> {
         let mut pauses = FIRST_PAUSES;
-        let mut count = self.count.load(DEKKER);
         loop {
+            back_off(pauses);
+            pauses = MOST_PAUSES.min(2 * pauses);
             match self
                 .count
                 .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
             {
                 Ok(count) => return Some(count),
-                Err(now) => {
-                    count = now;
-                    back_off(pauses);
-                    pauses = MOST_PAUSES.min(2 * pauses);
-                }
+                Err(now) => count = now,
             }
         }
     }
@@ -372,18 +429,48 @@ impl Event {
     #[inline(always)]
     fn wake_readers(&self, n: u64) {
         // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
-        if n != 0 {
-            self.readers.notify(match self.mode {
-                Mode::Counter => 1,
-                Mode::Semaphore => saturate(n),
-            });
+        let count = match self.mode {
+            _ if n == 0 => 0,
+            Mode::Counter => 1,
+            Mode::Semaphore => saturate(n),
+        };
+        self.readers.notify(count, |kinds| {
+            self.observers.call(Change::Signalled, kinds);
+        });
+    }
+
+    /// Second half of a read.
+    #[inline(always)]
+    pub(crate) fn wake_writers(&self) {
+        self.writers.notify(ALL, |kinds| {
+            self.observers.call(Change::Read, kinds);
+        });
+    }
+
+    /// How this event's blocking calls spin.
+    pub(crate) fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
+
+    /// Who waits for a change.
+    pub(crate) fn waiters(&self, change: Change) -> &Waiters {
+        match change {
+            Change::Signalled => &self.readers,
+            Change::Read => &self.writers,
         }
+    }
+
+    /// Who waits for which change.
+    fn sides(&self) -> [(&Waiters, Change); 2] {
+        [
+            (&self.readers, Change::Signalled),
+            (&self.writers, Change::Read),
+        ]
     }
 }
 
 /// What the loser of a race for the count does before it tries again. In that time the winner goes on with the cache
 /// line, at a fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations.
-#[cold]
 fn back_off(pauses: u32) {
     for _ in 0..pauses {
         std::hint::spin_loop();

@@ -8,7 +8,9 @@
 //! | [`atomic`] | the atomics, std's or loom's |
 //! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
-//! | [`waiters`] | the threads asleep on one condition, woken once per announcement |
+//! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`parker`] | a thread asleep behind a `Waker` |
+//! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
 //! | [`membarrier`] | which barriers `srcu` uses |
@@ -18,7 +20,9 @@
 pub(crate) mod futex;
 #[cfg(loom)]
 pub mod futex;
+pub(crate) mod lazy;
 pub(crate) mod membarrier;
+pub(crate) mod parker;
 pub(crate) mod spin;
 #[cfg(not(loom))]
 pub(crate) mod srcu;
@@ -40,6 +44,21 @@ pub(crate) use loom::sync::{Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
+
+/// `thread_local!` for values that begin as a constant, which loom's does not know.
+macro_rules! const_thread_local {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:block;)*) => {
+        #[cfg(not(loom))]
+        std::thread_local! {
+            $($(#[$attribute])* static $name: $type = const $value;)*
+        }
+        #[cfg(loom)]
+        loom::thread_local! {
+            $($(#[$attribute])* static $name: $type = $value;)*
+        }
+    };
+}
+pub(crate) use const_thread_local;
 
 use atomic::Ordering;
 

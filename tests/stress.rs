@@ -31,6 +31,12 @@ implementations! {
     every_way_to_call_a_semaphore_while_writers_block,
 }
 
+before_the_move! {
+    e51_random_writes,
+    e51_random_writes_to_a_semaphore,
+    e52_a_prime_for_each_of_168_writers,
+}
+
 /// The most that a count may hold without overflow.
 const FULL: u64 = u64::MAX - 1;
 

@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 const LISTENER: &str = "KVM listener";
 const BY_HAND: &str = "KVM_IOEVENTFD by hand";
-const TABLE: &str = "exit to the table";
+const TABLE: &str = "the table";
 
 /// What kicks: by port the queue's number is the value, in memory each queue has an address.
 const KEYS: [(&str, Key); 2] = [

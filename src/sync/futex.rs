@@ -4,6 +4,9 @@
 //! and waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed
 //! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late.
 //!
+//! Several words at once are `futex_waitv(2)`, which Linux has since 5.16; who finds that it is not there sleeps on
+//! something else.
+//!
 //! Any wait may end for no reason (a signal handler ran, a wake-up meant for another); callers look at their condition
 //! again. Under loom the module is a model of the kernel's wait queue, see `model`.
 
@@ -13,11 +16,14 @@ pub mod model;
 mod os;
 
 #[cfg(loom)]
-pub(crate) use model::{wait, wake};
+pub(crate) use model::{most_words, wait, wait_any, wake};
 #[cfg(not(loom))]
-pub(crate) use os::{wait, wake};
+pub(crate) use os::{most_words, wait, wait_any, wake};
 
-/// Why a [`wait`] ended.
+/// The most words that [`wait_any`] ever takes.
+pub(crate) const MOST_WORDS: usize = 128;
+
+/// Why a [`wait`] or [`wait_any`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The word had another value, or a wake-up came, or nothing in particular happened.
@@ -25,3 +31,7 @@ pub(crate) enum Outcome {
     /// The deadline passed.
     TimedOut,
 }
+
+/// The system cannot wait for several words, or does not let this process do so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused;

@@ -1,11 +1,11 @@
-//! The threads asleep on one condition, each announcement paid for with one wake-up.
+//! Who waits for one condition: threads asleep, each announcement paid for with one wake-up, and observers.
 //!
 //! The kernel's counterpart is `wait_queue_head_t` with `wait_event()` and `wake_up()`. The condition itself ("the
-//! counter is not zero") lives elsewhere; a [`Waiters`] knows only who waits for it.
+//! counter is not zero") lives elsewhere, and so does the list of observers; a [`Waiters`] knows only who waits.
 //!
 //! ```text
-//!     state       | number of threads in wait() : 31 | ANNOUNCED : 1 |      what a waker looks at, one load
-//!     generation  | number of announcements claimed : 32             |      what the threads sleep on
+//!     state       | number of threads in wait() : 29 | OBSERVED | ARMED | ANNOUNCED |   what a waker looks at, one load
+//!     generation  | number of announcements claimed : 32                            |   what the threads sleep on
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
@@ -31,6 +31,11 @@
 //! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
 //!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
 //!
+//! Observers are of two kinds. Some are to be called each time: [`OBSERVED`] stands as long as there are any. The others
+//! want one call and then none until they ask again, as an epoll does that has the event in its ready list already: who
+//! asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls them all. That is
+//! the handshake of sleeper 3 and 4; and a signal to which nobody has a call outstanding costs a load.
+//!
 //! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that many, each
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
@@ -41,8 +46,12 @@ use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
 const ANNOUNCED: u32 = 1;
+/// Somebody is to be called once.
+pub(crate) const ARMED: u32 = 2;
+/// Somebody is to be called each time.
+pub(crate) const OBSERVED: u32 = 4;
 /// One thread in [`Waiters::wait`], in the units of `state`.
-const WAITER: u32 = 2;
+const WAITER: u32 = 8;
 
 /// Wakes everybody.
 pub(crate) const ALL: u32 = u32::MAX;
@@ -67,29 +76,53 @@ impl Waiters {
         self.state.load(Ordering::Relaxed) / WAITER
     }
 
-    /// Wakes up to `count` threads if any are announced. To be called after the condition was made true with a
+    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given
+    /// ([`ARMED`], [`OBSERVED`], or both), if there are any. To be called after the condition was made true with a
     /// [`DEKKER`] store.
     #[inline(always)]
-    pub(crate) fn notify(&self, count: u32) {
-        // Second half of the handshake with `announce`.
-        if dekker_load(&self.state) & ANNOUNCED != 0 {
-            self.wake(count);
+    pub(crate) fn notify(&self, count: u32, call: impl FnOnce(u32)) {
+        // Second half of the handshake with `announce` and `set`.
+        let state = dekker_load(&self.state);
+        if state & (ANNOUNCED | ARMED | OBSERVED) != 0 {
+            self.wake(count, call);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake(&self, count: u32) {
+    fn wake(&self, count: u32, call: impl FnOnce(u32)) {
+        let wanted = if count == 0 { ARMED } else { ANNOUNCED | ARMED };
+        let claimed = self.claim(wanted);
+        // The threads are woken even if an observer panics.
+        let _sleepers = Sleepers {
+            waiters: self,
+            state: claimed,
+            count,
+        };
+        if claimed & (ARMED | OBSERVED) != 0 {
+            call(claimed & (ARMED | OBSERVED));
+        }
+    }
+
+    /// Wakes up to `count` threads if any are announced.
+    fn wake_sleepers(&self, count: u32) {
+        drop(Sleepers {
+            waiters: self,
+            state: self.claim(ANNOUNCED),
+            count,
+        });
+    }
+
+    /// Clears those of the bits that are set, for this waker to act upon, and returns the state in which it found them;
+    /// those that another waker has claimed are not in it.
+    fn claim(&self, bits: u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
-        loop {
-            if state & ANNOUNCED == 0 {
-                // Another waker has claimed it, and makes the call.
-                return;
-            }
-            // Acquire pairs with the Release half of `announce`: the announcer has read the generation that ends below.
+        while state & bits != 0 {
+            // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and who
+            // armed stands in the list of observers.
             match self.state.compare_exchange_weak(
                 state,
-                state & !ANNOUNCED,
+                state & !bits,
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
@@ -97,10 +130,7 @@ impl Waiters {
                 Err(now) => state = now,
             }
         }
-        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
-        self.generation.fetch_add(1, Ordering::Release);
-        let waiting = state / WAITER;
-        futex::wake(&self.generation, if count >= waiting { ALL } else { count });
+        state
     }
 
     /// Waits until `attempt` yields something, or until the deadline, after which it is tried a last time.
@@ -113,8 +143,7 @@ impl Waiters {
         mut attempt: impl FnMut() -> Option<T>,
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
-        self.state.fetch_add(WAITER, Ordering::Relaxed);
-        let mut key = self.generation();
+        let mut key = self.enter();
         let result = loop {
             self.announce();
             if let Some(taken) = attempt() {
@@ -128,41 +157,90 @@ impl Waiters {
                 break taken;
             }
         };
-        if self.leave() {
-            let count = left_over();
-            if count != 0 {
-                self.notify(count);
-            }
-        }
+        self.leave(left_over);
         result
     }
 
-    /// What to sleep on after the next announcement.
-    fn generation(&self) -> u32 {
+    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
+    /// after the first announcement.
+    pub(crate) fn enter(&self) -> u32 {
+        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        self.generation()
+    }
+
+    /// The key to sleep with after the next announcement.
+    pub(crate) fn generation(&self) -> u32 {
         // Acquire pairs with the Release in `wake`: who was woken sees what for.
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What to sleep on while it is the key.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.generation
+    }
+
     /// Asks for a wake-up.
-    fn announce(&self) {
-        // A read-modify-write even if the bit is set: first half of the handshake with `notify`.
-        self.state.fetch_or(ANNOUNCED, DEKKER);
+    pub(crate) fn announce(&self) {
+        self.set(ANNOUNCED);
+    }
+
+    /// Asks for what the bits stand for. The condition is to be looked at afterwards, with [`DEKKER`] loads.
+    pub(crate) fn set(&self, bits: u32) {
+        // A read-modify-write even if they are set: first half of the handshake with `notify`.
+        self.state.fetch_or(bits, DEKKER);
+    }
+
+    /// Asks no more for what the bits stand for.
+    pub(crate) fn clear(&self, bits: u32) {
+        self.state.fetch_and(!bits, Ordering::Relaxed);
+    }
+
+    /// Step 7 of who has entered. `left_over` says how many of the others could go on now, if there are others.
+    pub(crate) fn leave(&self, left_over: impl FnOnce() -> u32) {
+        if self.uncount() {
+            let count = left_over();
+            if count != 0 {
+                self.wake_sleepers(count);
+            }
+        }
     }
 
     /// Is counted no more. Returns whether others are; they are announced then.
-    fn leave(&self) -> bool {
+    fn uncount(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            let others = (state - WAITER) & !ANNOUNCED;
-            let after = if others == 0 { 0 } else { others | ANNOUNCED };
+            let left = (state - WAITER) & !ANNOUNCED;
+            let others = left / WAITER != 0;
+            let after = if others { left | ANNOUNCED } else { left };
             // First half of the handshake with `notify`, on behalf of the others.
             match self
                 .state
                 .compare_exchange_weak(state, after, DEKKER, Ordering::Relaxed)
             {
-                Ok(_) => return others != 0,
+                Ok(_) => return others,
                 Err(now) => state = now,
             }
         }
+    }
+}
+
+/// Announced threads that a waker has claimed. It wakes them at the end of its life.
+struct Sleepers<'a> {
+    waiters: &'a Waiters,
+    /// As the claim found it.
+    state: u32,
+    count: u32,
+}
+
+impl Drop for Sleepers<'_> {
+    fn drop(&mut self) {
+        if self.state & ANNOUNCED == 0 || self.count == 0 {
+            return;
+        }
+        let generation = &self.waiters.generation;
+        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
+        generation.fetch_add(1, Ordering::Release);
+        let everybody = self.count >= self.state / WAITER;
+        futex::wake(generation, if everybody { ALL } else { self.count });
     }
 }

@@ -25,7 +25,12 @@ pub trait Counter: Clone + Debug + Send + 'static {
     /// Whether each success wakes every blocked caller, however little there is for it.
     const WAKES_ALL: bool;
 
-    /// A counter with anything in it, `u64::MAX` included.
+    /// The [`EDGES`] that it can be made with.
+    fn edges() -> &'static [u64] {
+        &EDGES
+    }
+
+    /// A counter with anything in it, `u64::MAX` included if it is among the [`edges`](Self::edges).
     fn new(initial: u64, mode: Mode) -> Self;
 
     fn read(&self) -> Result<u64, Errno>;
@@ -55,6 +60,10 @@ pub enum Place {
     Descriptor(i32),
     /// Memory, in which the futex is.
     Memory(Range<usize>),
+    /// Memory that the test does not know.
+    Futex,
+    /// Several counters at once.
+    Several,
 }
 
 impl Place {

@@ -6,12 +6,14 @@
 
 pub mod caller;
 pub mod counter;
+pub mod eventfd;
 pub mod kernel;
 pub mod ours;
 pub mod script;
 pub mod watchdog;
 
-/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation.
+/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that can do
+/// all that a counter does.
 #[allow(unused_macros)]
 macro_rules! implementations {
     ($($case:ident,)*) => {
@@ -26,6 +28,25 @@ macro_rules! implementations {
         mod doorbell_never_spinning {
             use super::common::{ours::NeverSpin, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<NeverSpin>) })*
+        }
+        mod eventfd_moved {
+            use super::common::{eventfd::Moved, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Moved>) })*
+        }
+        mod eventfd_descriptor {
+            use super::common::{eventfd::Descriptor, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Descriptor>) })*
+        }
+    };
+}
+
+/// Makes a test of each case for an `EventFd` that has not moved into the kernel, which has no signals and no time limits.
+#[allow(unused_macros)]
+macro_rules! before_the_move {
+    ($($case:ident,)*) => {
+        mod eventfd {
+            use super::common::{eventfd::Methods, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Methods>) })*
         }
     };
 }

@@ -7,12 +7,13 @@
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
 //! handler does.
 
-use super::Outcome;
+use super::{MOST_WORDS, Outcome, Refused};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use loom::thread::{self, Thread};
 use std::cell::RefCell;
 use std::time::Instant;
 
+/// A thread's place in the queue of one word. One that sleeps on several words has as many places, and one ticket.
 struct Sleeper {
     address: usize,
     ticket: u64,
@@ -27,6 +28,7 @@ struct Queue {
     tickets: u64,
     expired: bool,
     wakes: u64,
+    no_wait_any: bool,
 }
 
 std::thread_local! {
@@ -39,6 +41,12 @@ loom::lazy_static! {
 }
 
 impl Queue {
+    /// How many places a thread has.
+    fn places(&self, ticket: u64) -> usize {
+        let own = |sleeper: &&Sleeper| sleeper.ticket == ticket;
+        self.sleepers.iter().filter(own).count()
+    }
+
     /// Removes the first `count` sleepers that `chosen` picks, and lets them run.
     fn release(&mut self, count: usize, chosen: impl Fn(&Sleeper) -> bool, outcome: Outcome) {
         let mut left = count;
@@ -81,6 +89,11 @@ pub fn interrupt() {
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
 }
 
+/// Makes the kernel one that cannot wait for several words.
+pub fn refuse_wait_any() {
+    QUEUE.with_borrow_mut(|queue| queue.no_wait_any = true);
+}
+
 /// How many system calls to wake somebody there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
@@ -92,40 +105,83 @@ fn touch() {
     QUEUE_TOUCHED.fetch_add(0, Ordering::Relaxed);
 }
 
+pub(crate) fn most_words() -> usize {
+    let refused = QUEUE.with_borrow(|queue| queue.no_wait_any);
+    if refused { 1 } else { MOST_WORDS }
+}
+
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
-    touch();
-    // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
-    // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
-    if word.fetch_add(0, Ordering::Relaxed) != expected {
-        return Outcome::Woken;
+    wait_for(std::iter::once((word, expected)), deadline)
+}
+
+pub(crate) fn wait_any<'a>(
+    words: impl ExactSizeIterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    if words.len() > most_words() {
+        return Err(Refused);
     }
+    Ok(wait_for(words, deadline))
+}
+
+/// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread
+/// still takes others, or after another place was reached and before it runs.
+fn wait_for<'a>(
+    words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+) -> Outcome {
     let ticket = QUEUE.with_borrow_mut(|queue| {
-        if deadline.is_some() && queue.expired {
-            return None;
-        }
         queue.tickets += 1;
-        queue.sleepers.push(Sleeper {
-            address: address(word),
-            ticket: queue.tickets,
-            timed: deadline.is_some(),
-            thread: thread::current(),
-        });
-        Some(queue.tickets)
+        queue.tickets
     });
-    let Some(ticket) = ticket else {
-        return Outcome::TimedOut;
-    };
-    while QUEUE.with_borrow(|queue| queue.sleepers.iter().any(|s| s.ticket == ticket)) {
+    let mut places = 0;
+    for (word, expected) in words {
+        touch();
+        // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
+        // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
+        if word.fetch_add(0, Ordering::Relaxed) != expected {
+            leave(ticket);
+            return Outcome::Woken;
+        }
+        let expired = QUEUE.with_borrow_mut(|queue| {
+            if deadline.is_some() && queue.expired {
+                return true;
+            }
+            queue.sleepers.push(Sleeper {
+                address: address(word),
+                ticket,
+                timed: deadline.is_some(),
+                thread: thread::current(),
+            });
+            false
+        });
+        if expired {
+            leave(ticket);
+            return Outcome::TimedOut;
+        }
+        places += 1;
+    }
+    while QUEUE.with_borrow(|queue| queue.places(ticket)) == places {
         thread::park();
     }
-    let timed_out = QUEUE.with_borrow_mut(|queue| {
-        let place = queue.timed_out.iter().position(|&t| t == ticket);
-        place.map(|place| queue.timed_out.swap_remove(place))
-    });
-    match timed_out {
-        Some(_) => Outcome::TimedOut,
-        None => Outcome::Woken,
+    leave(ticket)
+}
+
+/// Gives up all places, and says whether one of them had timed out.
+fn leave(ticket: u64) -> Outcome {
+    if QUEUE.with_borrow(|queue| queue.places(ticket)) != 0 {
+        touch();
     }
+    QUEUE.with_borrow_mut(|queue| {
+        queue.sleepers.retain(|sleeper| sleeper.ticket != ticket);
+        let before = queue.timed_out.len();
+        queue.timed_out.retain(|&timed_out| timed_out != ticket);
+        if queue.timed_out.len() < before {
+            Outcome::TimedOut
+        } else {
+            Outcome::Woken
+        }
+    })
 }
 
 pub(crate) fn wake(word: &AtomicU32, count: u32) {

@@ -1,0 +1,432 @@
+//! Observers: what an event calls, on the thread that signals or reads it.
+//!
+//! The kernel's counterpart are the callbacks in an eventfd's wait queue: `ep_poll_callback` of epoll, `irqfd_wakeup` of
+//! KVM, vhost. Everything that reacts to an event without a thread asleep in it is an observer: pollers, wakers of
+//! futures, exported file descriptors, irqfds.
+//!
+//! ```text
+//!     Event ── readers.state ── OBSERVED, ARMED      is there anybody to call after a signal?
+//!        │ ─── writers.state ── OBSERVED, ARMED      is there anybody to call after a read?
+//!        └──── Observers ────── Srcu<[Entry]>        whom? made with the first observer
+//! ```
+//!
+//! The list is read in a section of [`srcu`](crate::sync::srcu), so whoever takes an observer out returns when no call
+//! of it is under way.
+//!
+//! **Nesting.** A callback may signal and read events, its own included. What that is to call is not called from there: it is
+//! put into a queue of the thread's, and called by the outermost signal or read, one after the other, when the callback has
+//! returned. So a chain of a hundred thousand events needs no more stack than one of two, and no callback is ever
+//! entered a second time by its own thread. The count changes at once, and sleepers are woken at once. The queue holds
+//! on to the lists it is to call, and it is worked off in the section of the outermost call.
+
+use super::Event;
+use super::wakers::Wakers;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::const_thread_local;
+use crate::sync::lazy::Lazy;
+use crate::sync::srcu::{Srcu, with_section};
+use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
+use std::sync::Arc;
+
+/// What happened to an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// It was signalled, or written to, be it with 0.
+    Signalled,
+    /// Something was read from it.
+    Read,
+}
+
+/// Which changes of an event are of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Interest {
+    /// Signals and writes: afterwards there may be something to read.
+    Signals,
+    /// Reads: afterwards there may be room to write.
+    Reads,
+    /// All of them.
+    Both,
+}
+
+impl Interest {
+    fn includes(self, change: Change) -> bool {
+        match self {
+            Interest::Signals => change == Change::Signalled,
+            Interest::Reads => change == Change::Read,
+            Interest::Both => true,
+        }
+    }
+}
+
+/// Something to be called when an event changes, on the thread that changes it.
+///
+/// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
+/// inside another observer's call on the same thread: then it comes before the outermost one returns. Several threads may
+/// call at the same time.
+///
+/// It must be short, and must not block: it holds up the signaller, and every thread that changes an address table or a list of
+/// observers anywhere in the process waits until it has returned. So it must not take a lock that another thread holds
+/// while it [detaches](Observation) an observer or deassigns a doorbell: the two would wait for each other.
+///
+/// It may signal, write to and read any event without blocking, attach and detach observers, itself included, and drop
+/// events. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
+/// signal from outside, further signals by callbacks change the counts, but observers are not called for them.
+///
+/// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`, `write`
+/// or `read` panics with the same payload, after the count has changed as it should.
+pub trait Observer: Send + Sync {
+    /// The event has changed. It may have changed again since: whoever wants the count looks at it.
+    fn notified(&self, change: Change);
+}
+
+impl<F: Fn(Change) + Send + Sync> Observer for F {
+    fn notified(&self, change: Change) {
+        self(change);
+    }
+}
+
+/// Calls of observers that one outermost signal may cause by signals of observers.
+const NESTED_CALLS: u32 = 1 << 20;
+
+/// An observer in the list.
+struct Entry {
+    observer: Arc<dyn Observer>,
+    interest: Interest,
+    /// The bit of [`Waiters`] that it is called for: each time or when armed.
+    kind: u32,
+    /// Not to be called any more: for the calls that a thread still has in its queue when it detaches in a callback.
+    detached: AtomicBool,
+}
+
+impl Entry {
+    fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32) -> Arc<Self> {
+        Arc::new(Entry {
+            observer,
+            interest,
+            kind,
+            detached: AtomicBool::new(false),
+        })
+    }
+}
+
+type List = Arc<[Arc<Entry>]>;
+
+/// The observers of one event.
+pub(super) struct Observers(Lazy<Attached>);
+
+/// What an event has once somebody observes it or waits for it as a task.
+struct Attached {
+    list: Srcu<List>,
+    wakers: Lazy<Arc<Wakers>>,
+    /// The wakers are in the list.
+    wakers_listed: AtomicBool,
+}
+
+impl Attached {
+    fn new() -> Self {
+        Attached {
+            list: Srcu::new(List::from([])),
+            wakers: Lazy::new(),
+            wakers_listed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Observers {
+    maybe_const! {
+        pub(super) fn new() -> Self {
+            Observers(Lazy::new())
+        }
+    }
+
+    /// Calls those of the `kinds` that are interested in `change`, or has the thread's outermost call do so.
+    pub(super) fn call(&self, change: Change, kinds: u32) {
+        let Some(attached) = self.0.get() else {
+            return;
+        };
+        with_section(|section| {
+            let list = attached.list.read(section);
+            if !Nesting::is_outermost() {
+                return Nesting::defer(Deferred {
+                    list: Arc::clone(&list),
+                    change,
+                    kinds,
+                });
+            }
+            let nesting = Nesting::begin();
+            let mut panicked = None;
+            call_each(&list, change, kinds, &mut panicked);
+            nesting.work_off(&mut panicked);
+            drop(nesting);
+            if let Some(payload) = panicked {
+                panic::resume_unwind(payload);
+            }
+        });
+    }
+
+    fn change(
+        &self,
+        make: impl FnOnce(&[Arc<Entry>]) -> Vec<Arc<Entry>>,
+        before: impl FnOnce(&[Arc<Entry>]),
+    ) {
+        let writer = self.0.get_or_make(Attached::new).list.write();
+        let entries = make(&writer.read());
+        before(&entries);
+        writer.publish(entries.into(), ());
+    }
+
+    /// The wakers of this event, which are in the list. They are put there when they are first asked for.
+    pub(super) fn wakers(&self) -> &Wakers {
+        let attached = self.0.get_or_make(Attached::new);
+        let wakers = attached.wakers.get_or_make(Arc::default);
+        // Acquire pairs with the Release below: who arms after this is called.
+        if !attached.wakers_listed.load(Ordering::Acquire) {
+            Self::list_wakers(attached, wakers);
+        }
+        wakers
+    }
+
+    #[cold]
+    fn list_wakers(attached: &Attached, wakers: &Arc<Wakers>) {
+        let writer = attached.list.write();
+        // Of several who come here at once, one is the first to hold the lock.
+        let listed = {
+            let same = |entry: &Arc<Entry>| {
+                ptr::addr_eq(Arc::as_ptr(&entry.observer), Arc::as_ptr(wakers))
+            };
+            writer.read().iter().any(same)
+        };
+        if !listed {
+            let entry = Entry::new(Arc::<Wakers>::clone(wakers), Interest::Both, ARMED);
+            let entries = writer.read().iter().cloned().chain([entry]).collect();
+            writer.publish(entries, ());
+        }
+        attached.wakers_listed.store(true, Ordering::Release);
+    }
+}
+
+type Payload = Box<dyn Any + Send>;
+
+/// Calls all, even if one panics. The first panic is kept.
+fn call_each(list: &[Arc<Entry>], change: Change, kinds: u32, panicked: &mut Option<Payload>) {
+    for entry in list {
+        // Relaxed: it matters to the thread that set it.
+        let called = entry.kind & kinds != 0
+            && entry.interest.includes(change)
+            && !entry.detached.load(Ordering::Relaxed);
+        if called {
+            let call = AssertUnwindSafe(|| entry.observer.notified(change));
+            if let Err(payload) = panic::catch_unwind(call) {
+                panicked.get_or_insert(payload);
+            }
+        }
+    }
+}
+
+/// What a callback has caused, to be called by the outermost call.
+struct Deferred {
+    list: List,
+    change: Change,
+    kinds: u32,
+}
+
+/// The calls under way on this thread.
+struct Nesting;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Outside,
+    Calling,
+    /// There is something in the queue.
+    Deferring,
+}
+
+const_thread_local! {
+    static DEPTH: Cell<Depth> = { Cell::new(Depth::Outside) };
+    /// Without a destructor, so that it is there for the last signals of a thread. Empty, and without memory of its own,
+    /// outside.
+    static DEFERRED: RefCell<ManuallyDrop<VecDeque<Deferred>>> =
+        { RefCell::new(ManuallyDrop::new(VecDeque::new())) };
+}
+
+impl Nesting {
+    fn is_outermost() -> bool {
+        DEPTH.with(|depth| depth.get() == Depth::Outside)
+    }
+
+    fn begin() -> Self {
+        DEPTH.with(|depth| depth.set(Depth::Calling));
+        Nesting
+    }
+
+    fn defer(deferred: Deferred) {
+        DEFERRED.with(|queue| queue.borrow_mut().push_back(deferred));
+        DEPTH.with(|depth| depth.set(Depth::Deferring));
+    }
+
+    fn work_off(&self, panicked: &mut Option<Payload>) {
+        if DEPTH.with(|depth| depth.get() != Depth::Deferring) {
+            return;
+        }
+        let mut calls = 0;
+        let next = || DEFERRED.with(|queue| queue.borrow_mut().pop_front());
+        while let Some(Deferred {
+            list,
+            change,
+            kinds,
+        }) = next()
+        {
+            // Who armed waits for this call, and causes no other by itself.
+            let kinds = if calls < NESTED_CALLS {
+                kinds
+            } else {
+                kinds & ARMED
+            };
+            calls += 1;
+            call_each(&list, change, kinds, panicked);
+        }
+        DEFERRED.with(|queue| queue.borrow_mut().shrink_to_fit());
+    }
+}
+
+impl Drop for Nesting {
+    fn drop(&mut self) {
+        DEPTH.with(|depth| depth.set(Depth::Outside));
+    }
+}
+
+/// An observer's place at an event. Dropping it detaches the observer.
+///
+/// When the drop returns, no call of the observer is under way on any thread and none will come, except if it is dropped
+/// inside an observer's call, its own or another: then no call *begins* on this thread any more, calls on other threads
+/// may still be under way until the outermost call on this thread returns, and the observer is freed after that.
+///
+/// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is dropped.
+///
+/// ```
+/// use doorbell::event::{Change, Interest, Observation};
+/// use doorbell::Event;
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+///
+/// let event = Arc::new(Event::new(0));
+/// let calls = Arc::new(AtomicU32::new(0));
+/// let observation = Observation::new(Arc::clone(&event), Interest::Signals, {
+///     let calls = Arc::clone(&calls);
+///     Arc::new(move |_: Change| {
+///         calls.fetch_add(1, Ordering::Relaxed);
+///     })
+/// });
+/// event.signal();
+/// event.signal();
+/// assert_eq!(calls.load(Ordering::Relaxed), 2);
+///
+/// drop(observation);
+/// event.signal();
+/// assert_eq!(calls.load(Ordering::Relaxed), 2);
+/// assert_eq!(event.read(), 3); // an observer takes nothing away unless it reads
+/// ```
+pub struct Observation<E: Deref<Target = Event> = Arc<Event>> {
+    event: E,
+    entry: Arc<Entry>,
+}
+
+impl<E: Deref<Target = Event>> Observation<E> {
+    /// Attaches an observer that is called for every change of interest from now on.
+    ///
+    /// Changes that another thread makes during the call may or may not reach it. What was there before does not: look
+    /// at the count afterwards.
+    ///
+    /// Waits until no other thread is inside a callback or a table lookup that began before, unless called from inside one.
+    pub fn new(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
+        let observation = Self::attach(event, interest, observer, OBSERVED);
+        observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
+        observation
+    }
+
+    /// Attaches an observer that is called once, for the next change of interest, each time it has been
+    /// [armed](Self::arm); not before the first time.
+    ///
+    /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it has
+    /// looked and armed again, signals cost what they cost without observers.
+    ///
+    /// Waits as [`new`](Self::new) does.
+    pub fn on_demand(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
+        Self::attach(event, interest, observer, ARMED)
+    }
+
+    fn attach(event: E, interest: Interest, observer: Arc<dyn Observer>, kind: u32) -> Self {
+        let entry = Entry::new(observer, interest, kind);
+        event.observers.change(
+            |list| list.iter().chain([&entry]).cloned().collect(),
+            |_| (),
+        );
+        Observation { event, entry }
+    }
+
+    /// Asks for one call after the next change that the observer is attached for and that is of `interest` now.
+    ///
+    /// The caller looks at the count *afterwards*: a change that came before is seen there, a later one calls. A call may
+    /// come that this observer did not ask for, because another one of the event's did. Does nothing to an observer that
+    /// is called each time.
+    pub fn arm(&self, interest: Interest) {
+        self.for_each_side(|waiters, change| {
+            if self.entry.kind == ARMED && interest.includes(change) {
+                waiters.set(ARMED);
+            }
+        });
+    }
+
+    /// The event that is observed.
+    pub fn event(&self) -> &E {
+        &self.event
+    }
+
+    fn for_each_side(&self, mut f: impl FnMut(&Waiters, Change)) {
+        for (waiters, change) in self.event.sides() {
+            if self.entry.interest.includes(change) {
+                f(waiters, change);
+            }
+        }
+    }
+}
+
+impl<E: Deref<Target = Event>> Drop for Observation<E> {
+    fn drop(&mut self) {
+        self.entry.detached.store(true, Ordering::Relaxed);
+        self.event.observers.change(
+            |list| {
+                let others = list.iter().filter(|other| !Arc::ptr_eq(other, &self.entry));
+                others.cloned().collect()
+            },
+            // Under the list's lock: whoever attaches sets its bit after it has had the lock.
+            |others| {
+                self.for_each_side(|waiters, change| {
+                    let same = |other: &Arc<Entry>| {
+                        other.kind == self.entry.kind && other.interest.includes(change)
+                    };
+                    if !others.iter().any(same) {
+                        waiters.clear(self.entry.kind);
+                    }
+                });
+            },
+        );
+    }
+}
+
+impl<E: Deref<Target = Event>> fmt::Debug for Observation<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observation")
+            .field("event", &*self.event)
+            .field("interest", &self.entry.interest)
+            .finish_non_exhaustive()
+    }
+}
