@@ -13,6 +13,8 @@ pub(crate) enum Errno {
     NoEntry,
     NoSystemCall,
     NotPermitted,
+    #[cfg(all(feature = "kvm", target_os = "linux"))]
+    NotSupported,
     TimedOut,
 }
 
@@ -29,6 +31,8 @@ impl From<Errno> for io::Error {
             Errno::NoEntry => Os::NOENT,
             Errno::NoSystemCall => Os::NOSYS,
             Errno::NotPermitted => Os::PERM,
+            #[cfg(all(feature = "kvm", target_os = "linux"))]
+            Errno::NotSupported => Os::OPNOTSUPP,
             Errno::TimedOut => Os::TIMEDOUT,
         }
         .into()
