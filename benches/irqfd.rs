@@ -1,6 +1,6 @@
 //! irqfds against bare signals and KVM's irqfds: criterion's account.
 //!
-//! `cargo bench --bench irqfd [--features kvm]`. The host's speed drifts; for ratios, see the `ratios` bench.
+//! `cargo bench --bench irqfd`. The host's speed drifts; for ratios, see the `ratios` bench.
 
 #[cfg(target_os = "linux")]
 mod cases;

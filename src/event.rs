@@ -43,7 +43,7 @@ use observer::Observers;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, Waiters};
+use crate::sync::waiters::{ALL, ARMED, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -467,6 +467,16 @@ impl Event {
     /// Ends what a successful [`claim`](Self::claim) began.
     pub(crate) fn disclaim(&self) {
         self.owned.swap(false, Ordering::Release);
+    }
+
+    /// Asks for one call of every observer that is attached to be armed. For an observer that has no
+    /// [`Observation`] at hand, as in its call; see [`Observation::arm`].
+    pub(crate) fn arm(&self, interest: Interest) {
+        for (waiters, change) in self.sides() {
+            if interest.includes(change) {
+                waiters.set(ARMED);
+            }
+        }
     }
 
     /// How this event's blocking calls spin.

@@ -207,7 +207,6 @@ mod kvm {
                 Err(error) => eprintln!("skipped: {group}, {who}: {error}"),
             };
             case(WRITE, write(gsi));
-            #[cfg(feature = "kvm")]
             for (who, injection) in [
                 (BY_IOCTL, doorbell::kvm::Injection::Userspace),
                 (BY_KERNEL, doorbell::kvm::Injection::Kernel),
@@ -219,12 +218,8 @@ mod kvm {
     }
 
     pub fn ratios() -> Vec<Ratio> {
-        let sinks: &[&str] = match cfg!(feature = "kvm") {
-            true => &[BY_IOCTL, BY_KERNEL],
-            false => &[],
-        };
         let ratios = TO_KVM.iter().flat_map(|(group, _)| {
-            sinks.iter().map(|over| Ratio {
+            [BY_IOCTL, BY_KERNEL].map(|over| Ratio {
                 group: (*group).into(),
                 over,
                 under: WRITE,
@@ -256,7 +251,6 @@ mod kvm {
         }))
     }
 
-    #[cfg(feature = "kvm")]
     fn sink(injection: doorbell::kvm::Injection, gsi: u32) -> Result<Run, kvm_ioctls::Error> {
         let machine = Machine::new()?;
         let sink = doorbell::kvm::KvmSink::new(Arc::clone(&machine.vm), injection)

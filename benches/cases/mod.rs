@@ -7,6 +7,9 @@ pub mod event;
 pub mod futures;
 pub mod ioeventfd;
 pub mod irqfd;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm;
+pub mod poll;
 pub mod wait_any;
 
 use criterion::Criterion;
@@ -35,6 +38,32 @@ pub struct Ratio {
     pub under: &'static str,
     /// What the ratio ought to be, if anything.
     pub target: &'static str,
+}
+
+/// The cases of all modules, a group's one after the other.
+pub fn all() -> Vec<Case> {
+    let mut cases = event::all();
+    cases.extend(ioeventfd::all());
+    cases.extend(wait_any::all());
+    cases.extend(futures::all());
+    cases.extend(poll::all());
+    cases.extend(irqfd::all());
+    #[cfg(target_arch = "x86_64")]
+    cases.extend(kvm::all());
+    cases
+}
+
+/// The ratios of all modules.
+pub fn ratios() -> Vec<Ratio> {
+    let mut ratios = event::ratios();
+    ratios.extend(ioeventfd::ratios());
+    ratios.extend(wait_any::ratios());
+    ratios.extend(futures::ratios());
+    ratios.extend(poll::ratios());
+    ratios.extend(irqfd::ratios());
+    #[cfg(target_arch = "x86_64")]
+    ratios.extend(kvm::ratios());
+    ratios
 }
 
 /// Criterion's account of the cases, a group's one after the other.

@@ -1,6 +1,6 @@
 //! KVM's irqfds, and ours with a model of the interrupt controllers.
 
-use super::guest::{LEVEL, LINES, Machine, VECTORS, take_request};
+use super::guest::{FENCE, LEVEL, LINES, Machine, VECTORS, is_requested};
 use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
@@ -16,9 +16,6 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use vmm_sys_util::eventfd::EventFd;
-
-/// A line of the PIC that the guest has masked.
-const FENCE: u32 = 7;
 
 const MSI_ADDRESS: u64 = 0xfee0_0000;
 
@@ -63,21 +60,25 @@ struct Hands {
     messages: BTreeMap<u32, u8>,
 }
 
-/// An irqfd of a line of its own, to know when KVM's workers have seen what was signalled before. They work in turn.
-pub struct Fence(EventFd);
+/// To know when KVM's workers have seen what was signalled before, as they work in turn: a resampling irqfd on a line of its
+/// own, which can be looked at and taken back without touching what else there is.
+pub struct Fence([EventFd; 2]);
 
 impl Fence {
-    pub fn new(vm: &VmFd) -> Self {
-        let fence = EventFd::new(0).expect("eventfd");
-        vm.register_irqfd(&fence, FENCE).expect("KVM_IRQFD");
-        Fence(fence)
+    pub fn new() -> Self {
+        Fence([0; 2].map(|flags| EventFd::new(flags).expect("eventfd")))
     }
 
     pub fn pass(&self, vm: &VmFd) {
-        self.0.write(1).expect("room");
-        while !take_request(vm, FENCE) {
+        let [fd, resample] = &self.0;
+        vm.register_irqfd_with_resample(fd, resample, FENCE)
+            .expect("KVM_IRQFD");
+        fd.write(1).expect("room");
+        while !is_requested(vm, FENCE) {
             thread::yield_now();
         }
+        vm.unregister_irqfd(fd, FENCE).expect("KVM_IRQFD");
+        assert!(!is_requested(vm, FENCE));
     }
 }
 
@@ -88,7 +89,7 @@ impl Kernel {
         let messages = BTreeMap::new();
         set_kernel_routes(&vm, &messages);
         let hands = Hands {
-            fence: Fence::new(&vm),
+            fence: Fence::new(),
             vm,
             events: array::from_fn(|event| {
                 let semaphore = if event == SEMAPHORE {
@@ -356,7 +357,7 @@ impl OursInKvm {
         let hands = RouterHands {
             router,
             events: events(),
-            fence: Fence::new(&vm),
+            fence: Fence::new(),
             vm,
             resampling: BTreeSet::new(),
             ending: None,
