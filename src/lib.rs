@@ -18,6 +18,8 @@ pub mod event;
 pub mod ioeventfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub mod shared;
 
 #[cfg(not(loom))]
 mod sync;
@@ -27,4 +29,6 @@ mod sync;
 pub mod sync;
 
 pub use event::{Event, Mode, Readiness, Spin, WriteError};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub use shared::{AttachError, SharedEvent};
 pub use sync::membarrier::{MembarrierError, use_membarrier};

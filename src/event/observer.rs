@@ -54,7 +54,7 @@ pub enum Interest {
 }
 
 impl Interest {
-    fn includes(self, change: Change) -> bool {
+    pub(crate) fn includes(self, change: Change) -> bool {
         match self {
             Interest::Signals => change == Change::Signalled,
             Interest::Reads => change == Change::Read,

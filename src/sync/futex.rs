@@ -1,8 +1,10 @@
-//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process.
+//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process or shared by those
+//! that have mapped the word.
 //!
 //! Untimed waits and wake-ups go through `atomic-wait` (Linux, Android, macOS, iOS, Windows, FreeBSD). Timed waits,
 //! and waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed
-//! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late.
+//! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
+//! processes share are for Linux and Android only; the same word must not be slept on both ways.
 //!
 //! Any wait may end for no reason (a signal handler ran, a wake-up meant for another); callers look at their condition
 //! again. Under loom the module is a model of the kernel's wait queue, see `model`.
@@ -13,9 +15,11 @@ pub mod model;
 mod os;
 
 #[cfg(loom)]
-pub(crate) use model::{wait, wake};
+pub(crate) use model::{wait, wait_shared, wake, wake_shared};
 #[cfg(not(loom))]
 pub(crate) use os::{wait, wake};
+#[cfg(all(not(loom), any(target_os = "linux", target_os = "android")))]
+pub(crate) use os::{wait_shared, wake_shared};
 
 /// Why a [`wait`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

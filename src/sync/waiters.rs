@@ -40,8 +40,10 @@
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
-use super::futex::{self, Outcome};
+use super::futex::Outcome;
+use super::scope::{Private, Races, Scope};
 use super::{DEKKER, dekker_load};
+use std::marker::PhantomData;
 use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
@@ -56,19 +58,29 @@ const WAITER: u32 = 8;
 /// Wakes everybody.
 pub(crate) const ALL: u32 = u32::MAX;
 
-pub(crate) struct Waiters {
+/// Its layout is part of what `src/shared/line.rs` documents.
+#[repr(C)]
+pub(crate) struct Waiters<S = Private> {
     state: AtomicU32,
     generation: AtomicU32,
+    scope: PhantomData<S>,
 }
 
-impl Waiters {
+impl<S: Scope> Waiters<S> {
     maybe_const! {
         pub(crate) fn new() -> Self {
             Waiters {
                 state: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
+                scope: PhantomData,
             }
         }
+    }
+
+    /// Makes new ones of whatever is there, for nobody to use yet.
+    pub(crate) fn reset(&self) {
+        self.state.store(0, Ordering::Relaxed);
+        self.generation.store(0, Ordering::Relaxed);
     }
 
     /// How many threads wait. A snapshot.
@@ -76,31 +88,31 @@ impl Waiters {
         self.state.load(Ordering::Relaxed) / WAITER
     }
 
-    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given
-    /// ([`ARMED`], [`OBSERVED`], or both), if there are any. To be called after the condition was made true with a
-    /// [`DEKKER`] store.
+    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of those of the `kinds`
+    /// ([`ARMED`], [`OBSERVED`], or both) that it is given. To be called after the condition was made true with a [`DEKKER`]
+    /// store.
     #[inline(always)]
-    pub(crate) fn notify(&self, count: u32, call: impl FnOnce(u32)) {
+    pub(crate) fn notify(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
         // Second half of the handshake with `announce` and `set`.
         let state = dekker_load(&self.state);
-        if state & (ANNOUNCED | ARMED | OBSERVED) != 0 {
-            self.wake(count, call);
+        if state & (ANNOUNCED | kinds) != 0 {
+            self.wake(count, kinds, call);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake(&self, count: u32, call: impl FnOnce(u32)) {
-        let wanted = if count == 0 { ARMED } else { ANNOUNCED | ARMED };
-        let claimed = self.claim(wanted);
+    fn wake(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
+        let threads = if count == 0 { 0 } else { ANNOUNCED };
+        let claimed = self.claim(threads | kinds & ARMED);
         // The threads are woken even if an observer panics.
         let _sleepers = Sleepers {
             waiters: self,
             state: claimed,
             count,
         };
-        if claimed & (ARMED | OBSERVED) != 0 {
-            call(claimed & (ARMED | OBSERVED));
+        if claimed & kinds != 0 {
+            call(claimed & kinds);
         }
     }
 
@@ -117,6 +129,7 @@ impl Waiters {
     /// those that another waker has claimed are not in it.
     fn claim(&self, bits: u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
+        let mut races = Races::none_lost();
         while state & bits != 0 {
             // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and who
             // armed stands in the list of observers.
@@ -128,6 +141,10 @@ impl Waiters {
             ) {
                 Ok(_) => break,
                 Err(now) => state = now,
+            }
+            if races.lose::<S>() {
+                self.state.swap(state & !bits, Ordering::AcqRel);
+                break;
             }
         }
         state
@@ -150,7 +167,7 @@ impl Waiters {
             if let Some(taken) = attempt() {
                 break Some(taken);
             }
-            let outcome = futex::wait(&self.generation, key, deadline);
+            let outcome = S::wait(&self.generation, key, deadline);
             // Before announcing anew: one who gets something here costs the next signal no system call.
             key = self.generation();
             let taken = attempt();
@@ -192,8 +209,10 @@ impl Waiters {
     /// Is counted no more. Returns whether others are; they are announced then.
     fn leave(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
+        let mut races = Races::none_lost();
         loop {
-            let left = (state - WAITER) & !ANNOUNCED;
+            // Wrapping: another process may have written anything.
+            let left = state.wrapping_sub(WAITER) & !ANNOUNCED;
             let others = left / WAITER != 0;
             let after = if others { left | ANNOUNCED } else { left };
             // First half of the handshake with `notify`, on behalf of the others.
@@ -204,19 +223,23 @@ impl Waiters {
                 Ok(_) => return others,
                 Err(now) => state = now,
             }
+            if races.lose::<S>() {
+                self.state.swap(after, DEKKER);
+                return others;
+            }
         }
     }
 }
 
 /// Announced threads that a waker has claimed. It wakes them at the end of its life.
-struct Sleepers<'a> {
-    waiters: &'a Waiters,
+struct Sleepers<'a, S: Scope> {
+    waiters: &'a Waiters<S>,
     /// As the claim found it.
     state: u32,
     count: u32,
 }
 
-impl Drop for Sleepers<'_> {
+impl<S: Scope> Drop for Sleepers<'_, S> {
     fn drop(&mut self) {
         if self.state & ANNOUNCED == 0 || self.count == 0 {
             return;
@@ -225,6 +248,6 @@ impl Drop for Sleepers<'_> {
         // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
         generation.fetch_add(1, Ordering::Release);
         let everybody = self.count >= self.state / WAITER;
-        futex::wake(generation, if everybody { ALL } else { self.count });
+        S::wake(generation, if everybody { ALL } else { self.count });
     }
 }

@@ -5,18 +5,19 @@
 //!
 //! Two things that happen to a sleeper from outside are threads of the model, so that loom tries them at every point:
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
-//! handler does.
+//! handler does. [`lapse`] ends the shared ones from now on, as their own limit does.
 
 use super::Outcome;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use loom::thread::{self, Thread};
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 struct Sleeper {
     address: usize,
     ticket: u64,
     timed: bool,
+    shared: bool,
     thread: Thread,
 }
 
@@ -26,6 +27,7 @@ struct Queue {
     timed_out: Vec<u64>,
     tickets: u64,
     expired: bool,
+    lapsed: bool,
     wakes: u64,
 }
 
@@ -81,6 +83,15 @@ pub fn interrupt() {
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
 }
 
+/// Lets the limit pass that each shared wait has, be it under way or to come.
+pub fn lapse() {
+    touch();
+    QUEUE.with_borrow_mut(|queue| {
+        queue.lapsed = true;
+        queue.release(usize::MAX, |sleeper| sleeper.shared, Outcome::Woken);
+    });
+}
+
 /// How many system calls to wake somebody there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
@@ -93,6 +104,19 @@ fn touch() {
 }
 
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
+    sleep(word, expected, deadline, false)
+}
+
+pub(crate) fn wait_shared(
+    word: &AtomicU32,
+    expected: u32,
+    deadline: Option<Instant>,
+    _at_most: Duration,
+) -> Outcome {
+    sleep(word, expected, deadline, true)
+}
+
+fn sleep(word: &AtomicU32, expected: u32, deadline: Option<Instant>, shared: bool) -> Outcome {
     touch();
     // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
     // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
@@ -101,19 +125,24 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -
     }
     let ticket = QUEUE.with_borrow_mut(|queue| {
         if deadline.is_some() && queue.expired {
-            return None;
+            return Err(Outcome::TimedOut);
+        }
+        if shared && queue.lapsed {
+            return Err(Outcome::Woken);
         }
         queue.tickets += 1;
         queue.sleepers.push(Sleeper {
             address: address(word),
             ticket: queue.tickets,
             timed: deadline.is_some(),
+            shared,
             thread: thread::current(),
         });
-        Some(queue.tickets)
+        Ok(queue.tickets)
     });
-    let Some(ticket) = ticket else {
-        return Outcome::TimedOut;
+    let ticket = match ticket {
+        Ok(ticket) => ticket,
+        Err(outcome) => return outcome,
     };
     while QUEUE.with_borrow(|queue| queue.sleepers.iter().any(|s| s.ticket == ticket)) {
         thread::park();
@@ -139,6 +168,10 @@ pub(crate) fn wake(word: &AtomicU32, count: u32) {
             Outcome::Woken,
         );
     });
+}
+
+pub(crate) fn wake_shared(word: &AtomicU32, count: u32) {
+    wake(word, count);
 }
 
 fn address(word: &AtomicU32) -> usize {
