@@ -1,4 +1,5 @@
-//! What eventfd does, shown to hold for a real eventfd and for `doorbell::Event` by the same test bodies.
+//! What eventfd does, shown to hold for a real eventfd, for `doorbell::Event`, and for `doorbell::SharedEvent` in one process and
+//! in two, by the same test bodies.
 //!
 //! Each case is a generic function; `implementations!` makes a test of it for each [`Counter`], so a failure reads
 //! `kernel::e37_…` (the case is wrong) or `doorbell::e37_…` (we are). Where we differ on purpose the body asks the
@@ -23,7 +24,7 @@
 //! | E11, E13 to E17, E27, E28, E33 to E35 | a `u64` has no wrong size, bad address or second segment |
 //! | E19 | only files have an offset |
 //! | E49 | needs a flag to be changed under a call |
-//! | E57 | needs memory that processes share |
+//! | E57 | `shared_by_two_processes::…`, all of them |
 //! | E58 | a handle cannot be used once dropped |
 //! | E63 | `select(2)`; its sets follow from P1 |
 
@@ -151,19 +152,19 @@ fn e07_what_is_in_it_is_read_once<C: Counter>() {
 
 fn e20_writes_add_up<C: Counter>() {
     let counter = C::new(0, Mode::Counter);
-    for _ in 0..100_000 {
+    for _ in 0..C::MANY {
         counter.write(1).unwrap();
     }
-    assert_eq!(counter.try_read(), Ok(100_000));
+    assert_eq!(counter.try_read(), Ok(C::MANY));
     assert_eq!(counter.try_read(), Err(Errno::AGAIN));
 }
 
 fn e21_writes_to_a_semaphore_add_up<C: Counter>() {
     let counter = C::new(0, Mode::Semaphore);
-    for _ in 0..100_000 {
+    for _ in 0..C::MANY {
         counter.write(1).unwrap();
     }
-    for _ in 0..100_000 {
+    for _ in 0..C::MANY {
         assert_eq!(counter.read(), Ok(1));
     }
     assert_eq!(counter.try_read(), Err(Errno::AGAIN));
@@ -788,7 +789,7 @@ fn e50_nothing_interrupts_a_call_that_need_not_wait<C: Counter>() {
     let signal = handled_signal(false);
     let counter = C::new(0, Mode::Counter);
     let caller = call(&counter, |c| {
-        for n in 1..=20_000 {
+        for n in 1..=C::MANY / 5 {
             assert_eq!(c.write(n), Ok(()));
             assert_eq!(c.read(), Ok(n));
         }
@@ -917,6 +918,12 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
             aim.learn(result.is_ok());
         }
     }
+}
+
+/// The other process of `shared_by_two_processes`.
+#[test]
+fn serve() {
+    common::shared::serve();
 }
 
 /// What has no counterpart in the kernel.

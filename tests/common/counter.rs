@@ -24,6 +24,8 @@ pub trait Counter: Clone + Debug + Send + 'static {
     const INTERRUPTIBLE: bool;
     /// Whether each success wakes every blocked caller, however little there is for it.
     const WAKES_ALL: bool;
+    /// How many calls are many.
+    const MANY: u64 = 100_000;
 
     /// A counter with anything in it, `u64::MAX` included.
     fn new(initial: u64, mode: Mode) -> Self;
@@ -55,6 +57,8 @@ pub enum Place {
     Descriptor(i32),
     /// Memory, in which the futex is.
     Memory(Range<usize>),
+    /// Memory that processes share, in which the futex is. Who sleeps there looks up now and then of his own accord.
+    SharedMemory,
 }
 
 impl Place {

@@ -9,6 +9,7 @@ pub mod counter;
 pub mod kernel;
 pub mod ours;
 pub mod script;
+pub mod shared;
 pub mod watchdog;
 
 /// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation.
@@ -26,6 +27,14 @@ macro_rules! implementations {
         mod doorbell_never_spinning {
             use super::common::{ours::NeverSpin, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<NeverSpin>) })*
+        }
+        mod shared {
+            use super::common::{shared::Shared, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Shared>) })*
+        }
+        mod shared_by_two_processes {
+            use super::common::{shared::TwoProcesses, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<TwoProcesses>) })*
         }
     };
 }
