@@ -199,6 +199,19 @@ impl SharedEvent {
         Place::modelled(Line::new(initial)).map(|place| Self::at(place, mode))
     }
 
+    /// What a process does to readers that is killed when it owes them a wake-up.
+    #[cfg(loom)]
+    pub fn signal_and_die(&self) {
+        self.place.counter.add_saturating(1);
+        self.place.counter.readers().claim_for_nothing();
+    }
+
+    /// What a process leaves behind that is killed asleep in a read.
+    #[cfg(loom)]
+    pub fn sleep_and_die(&self) {
+        self.place.counter.readers().wait_for_ever();
+    }
+
     /// The same event with another [`Spin`] policy for the blocking calls of this process.
     pub fn with_spin(mut self, spin: Spin) -> Self {
         self.spin = Spinner::new(spin);
@@ -319,11 +332,14 @@ impl SharedEvent {
         self.wakers.push(socket);
     }
 
-    /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`.
+    /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the event is
+    /// ready for.
     ///
-    /// Look at the count *afterwards*, and then sleep: a change that came before is seen there, a later one sends the byte. Until
-    /// then, and after it, signals cost what they cost if nobody is armed. A byte may come that nobody has asked for. A
-    /// peer that is killed may have been about to send it: its end of the socket is closed then, which `epoll` reports.
+    /// Who is told that it is not ready may sleep: a change that came before is in the answer, a later one sends the byte.
+    /// (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the same;
+    /// [`count`](Self::count) looks without ordering, and does not.) Until then, and after it, signals cost what they cost if nobody
+    /// is armed. A byte may come that nobody has asked for. A peer that is killed may have been about to send it: its
+    /// end of the socket is closed then, which `epoll` reports if no other process has that end.
     ///
     /// ```
     /// use doorbell::event::Interest;
@@ -340,15 +356,14 @@ impl SharedEvent {
     /// yours.add_waker(waker);
     /// assert_eq!(watched.read(&mut [0; 64])?, 1); // the first one
     ///
-    /// mine.arm(Interest::Signals);
-    /// assert_eq!(mine.count(), 0); // so sleep, until the socket is readable
+    /// assert!(!mine.arm(Interest::Signals).is_readable()); // so sleep, until the socket is
     /// yours.signal();
     /// yours.signal();
     /// assert_eq!(watched.read(&mut [0; 64])?, 1);
     /// assert_eq!(mine.try_read(), Some(2));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn arm(&self, interest: Interest) {
+    pub fn arm(&self, interest: Interest) -> Readiness {
         let counter = &self.place.counter;
         if interest.includes(Change::Signalled) {
             counter.readers().set(ARMED);
@@ -356,6 +371,7 @@ impl SharedEvent {
         if interest.includes(Change::Read) {
             counter.writers().set(ARMED);
         }
+        Readiness::of(counter.look())
     }
 }
 

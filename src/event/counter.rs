@@ -58,6 +58,11 @@ impl<S: Scope> Counter<S> {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// The count, with the [`DEKKER`] load that is due after [arming](crate::sync::waiters::ARMED).
+    pub(crate) fn look(&self) -> u64 {
+        self.count.load(DEKKER)
+    }
+
     pub(crate) fn readers(&self) -> &Waiters<S> {
         &self.readers
     }
@@ -125,7 +130,7 @@ impl<S: Scope> Counter<S> {
         spinner: &Spinner,
     ) -> Option<u64> {
         let take = || self.take(mode);
-        let units = || match (mode, self.count.load(DEKKER)) {
+        let units = || match (mode, self.look()) {
             (Mode::Counter, count) => u32::from(count != 0),
             (Mode::Semaphore, count) => saturate(count),
         };
@@ -252,4 +257,37 @@ fn fits(count: u64, n: u64) -> bool {
 
 fn saturate(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(all(test, not(loom), target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::sync::scope::{MANY, Shared};
+    use std::cell::Cell;
+
+    /// A peer that changes the count before each attempt is beaten in the end; among ourselves, nobody ever is.
+    #[test]
+    fn races_with_a_peer_end() {
+        let counter = Counter::<Shared>::new(0);
+        let attempts = Cell::new(0);
+        let before = counter.update(|count| {
+            counter.count.fetch_add(1, Ordering::Relaxed);
+            attempts.set(attempts.get() + 1);
+            Some(count + 1000)
+        });
+        assert_eq!(attempts.get(), MANY + 1);
+        assert_eq!(before, Some(u64::from(MANY) + 1));
+        assert_eq!(counter.load(), u64::from(MANY) + 1000);
+
+        let counter = Counter::<Private>::new(0);
+        attempts.set(0);
+        counter.update(|count| {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 3 * MANY {
+                counter.count.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(count + 1000)
+        });
+        assert_eq!(attempts.get(), 3 * MANY);
+    }
 }

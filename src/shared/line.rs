@@ -40,8 +40,8 @@
 //!    If it is not 0 and the event can be read now, notify the readers as if the whole count had been signalled. (Writers
 //!    need not: who makes room wakes all.)
 //!
-//! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room), look at `count`, and sleep if that
-//! is not what one waits for. A byte in the socket is the wake-up.
+//! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it is set, look
+//! at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
 //!
 //! Why this loses no wake-up is argued in `src/sync/waiters.rs`. A process may be killed between any two of these steps. What it
 //! leaves behind: a `state` whose number is too high or in which `ANNOUNCED` or `ARMED` stands for nobody costs wake-ups of nobody;

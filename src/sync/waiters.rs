@@ -184,6 +184,19 @@ impl<S: Scope> Waiters<S> {
         result
     }
 
+    /// Is killed between the claim and the wake-up.
+    #[cfg(loom)]
+    pub(crate) fn claim_for_nothing(&self) {
+        self.claim(ANNOUNCED);
+    }
+
+    /// Is killed asleep.
+    #[cfg(loom)]
+    pub(crate) fn wait_for_ever(&self) {
+        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        self.announce();
+    }
+
     /// What to sleep on after the next announcement.
     fn generation(&self) -> u32 {
         // Acquire pairs with the Release in `wake`: who was woken sees what for.

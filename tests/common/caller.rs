@@ -1,6 +1,7 @@
 //! Threads in a blocking call, watched from outside through `/proc`.
 
 use super::counter::{Counter, Place};
+use doorbell::SharedEvent;
 use std::cell::Cell;
 use std::fs;
 use std::os::unix::thread::JoinHandleExt;
@@ -28,6 +29,22 @@ pub fn call<C: Counter, T: Send + 'static>(
 ) -> Caller<T> {
     let counter = counter.clone();
     let place = counter.place();
+    call_at(place, counter, body)
+}
+
+/// Makes a call of a shared event in a thread of its own.
+pub fn call_with<T: Send + 'static>(
+    event: SharedEvent,
+    body: impl FnOnce(&SharedEvent) -> T + Send + 'static,
+) -> Caller<T> {
+    call_at(Place::SharedMemory, event, body)
+}
+
+fn call_at<C: Send + 'static, T: Send + 'static>(
+    place: Place,
+    counter: C,
+    body: impl FnOnce(&C) -> T + Send + 'static,
+) -> Caller<T> {
     let (tell_tid, tid) = mpsc::channel();
     let (give, result) = mpsc::channel();
     let thread = thread::spawn(move || {

@@ -13,7 +13,7 @@ use rustix::net::{
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
@@ -239,10 +239,10 @@ impl Drop for Remote {
 const SERVES: &str = "DOORBELL_TEST_SERVES";
 
 fn request(words: [u64; 3], fd: Option<BorrowedFd<'_>>) -> Result<u64, Errno> {
-    static SERVER: LazyLock<Mutex<OwnedFd>> = LazyLock::new(|| Mutex::new(start_server()));
-    let server = SERVER.lock().unwrap();
-    send(&*server, words, fd);
-    let ([status, value, _], _) = receive(&*server).expect("the server answers");
+    static SERVER: LazyLock<Mutex<(OwnedFd, Child)>> = LazyLock::new(|| Mutex::new(start_server()));
+    let (server, _) = &*SERVER.lock().unwrap();
+    send(server, words, fd);
+    let ([status, value, _], _) = receive(server).expect("the server answers");
     match status {
         0 => Ok(value),
         error => Err(Errno::from_raw_os_error(error as i32)),
@@ -250,7 +250,7 @@ fn request(words: [u64; 3], fd: Option<BorrowedFd<'_>>) -> Result<u64, Errno> {
 }
 
 /// This test binary again, for the test named `serve` alone, which calls [`serve`]. It ends when this process does.
-fn start_server() -> OwnedFd {
+fn start_server() -> (OwnedFd, Child) {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -258,14 +258,14 @@ fn start_server() -> OwnedFd {
         None,
     )
     .unwrap();
-    Command::new(std::env::current_exe().unwrap())
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "serve", "--nocapture"])
         .env(SERVES, "")
         .stdin(theirs)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    ours
+    (ours, child)
 }
 
 /// Does what another process asks for, if this one was started for that.
