@@ -45,11 +45,20 @@ pub(crate) use loom::sync::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
 
-#[cfg(not(loom))]
-pub(crate) use std::thread_local;
-
-#[cfg(loom)]
-pub(crate) use loom::thread_local;
+/// `thread_local!` for values that begin as a constant, which loom's does not know.
+macro_rules! const_thread_local {
+    ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:block;)*) => {
+        #[cfg(not(loom))]
+        std::thread_local! {
+            $($(#[$attribute])* static $name: $type = const $value;)*
+        }
+        #[cfg(loom)]
+        loom::thread_local! {
+            $($(#[$attribute])* static $name: $type = $value;)*
+        }
+    };
+}
+pub(crate) use const_thread_local;
 
 use atomic::Ordering;
 

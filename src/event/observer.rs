@@ -21,14 +21,15 @@
 
 use super::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::const_thread_local;
 use crate::sync::lazy::Lazy;
 use crate::sync::srcu::{Srcu, with_section};
-use crate::sync::thread_local;
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -189,9 +190,12 @@ enum Depth {
     Deferring,
 }
 
-thread_local! {
-    static DEPTH: Cell<Depth> = const { Cell::new(Depth::Outside) };
-    static DEFERRED: RefCell<VecDeque<Deferred>> = const { RefCell::new(VecDeque::new()) };
+const_thread_local! {
+    static DEPTH: Cell<Depth> = { Cell::new(Depth::Outside) };
+    /// Without a destructor, so that it is there for the last signals of a thread. Empty, and without memory of its own,
+    /// outside.
+    static DEFERRED: RefCell<ManuallyDrop<VecDeque<Deferred>>> =
+        { RefCell::new(ManuallyDrop::new(VecDeque::new())) };
 }
 
 impl Nesting {
@@ -205,11 +209,8 @@ impl Nesting {
     }
 
     fn defer(deferred: Deferred) {
-        let queue = |queue: &RefCell<VecDeque<_>>| queue.borrow_mut().push_back(deferred);
-        // A thread that is ending and has lost its queue already has nobody to call: it cannot be in a callback.
-        if DEFERRED.try_with(queue).is_ok() {
-            DEPTH.with(|depth| depth.set(Depth::Deferring));
-        }
+        DEFERRED.with(|queue| queue.borrow_mut().push_back(deferred));
+        DEPTH.with(|depth| depth.set(Depth::Deferring));
     }
 
     fn work_off(&self, panicked: &mut Option<Payload>) {
@@ -233,6 +234,7 @@ impl Nesting {
             calls += 1;
             call_each(&list, change, kinds, panicked);
         }
+        DEFERRED.with(|queue| queue.borrow_mut().shrink_to_fit());
     }
 }
 
