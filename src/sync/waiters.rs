@@ -184,10 +184,12 @@ impl<S: Scope> Waiters<S> {
         result
     }
 
-    /// Is killed between the claim and the wake-up.
+    /// Is killed in `notify` between the claim and the wake-up.
     #[cfg(loom)]
     pub(crate) fn claim_for_nothing(&self) {
-        self.claim(ANNOUNCED);
+        if dekker_load(&self.state) & ANNOUNCED != 0 {
+            self.claim(ANNOUNCED);
+        }
     }
 
     /// Is killed asleep.

@@ -142,7 +142,11 @@ fn sleep(word: &AtomicU32, expected: u32, deadline: Option<Instant>, shared: boo
     });
     let ticket = match ticket {
         Ok(ticket) => ticket,
-        Err(outcome) => return outcome,
+        Err(outcome) => {
+            // Those who look up again and again wait for somebody else.
+            thread::yield_now();
+            return outcome;
+        }
     };
     while QUEUE.with_borrow(|queue| queue.sleepers.iter().any(|s| s.ticket == ticket)) {
         thread::park();
