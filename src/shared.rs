@@ -48,8 +48,8 @@ use std::{fmt, io};
 ///
 /// Whoever can write to the memory can make the count anything and wake or not wake whom it likes. Whatever it does, the calls
 /// here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit has passed,
-/// return: after about a thousand lost races in a row, a few milliseconds, a call overwrites the count instead of trying on. The mode
-/// is the one that was found on attaching.
+/// return: a call that has lost a thousand races for the count in a row, which takes a peer that changes it without pause, finds
+/// nothing to read or no room, and a signal adds without looking at the limit. The mode is the one that was found on attaching.
 ///
 /// # A peer may be killed
 ///

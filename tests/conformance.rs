@@ -920,12 +920,6 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
     }
 }
 
-/// The other process of `shared_by_two_processes`.
-#[test]
-fn serve() {
-    common::shared::serve();
-}
-
 /// What has no counterpart in the kernel.
 mod only_ours {
     use super::{Caller, FULL, call, wait_until};

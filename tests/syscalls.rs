@@ -10,6 +10,7 @@ mod common;
 use common::caller::{Caller, call, wait_until};
 use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
+use common::shared::Shared;
 use common::watchdog::Watchdog;
 use doorbell::{Event, Mode, Spin};
 use rustix::io::Errno;
@@ -136,6 +137,8 @@ fn none_while_nobody_sleeps() {
         .map(|mode| (left_by_readers::<DefaultSpin>(mode), left_by_writers(mode)));
     let sleeping = [Mode::Counter, Mode::Semaphore]
         .map(|mode| (left_by_readers::<NeverSpin>(mode), left_by_writers(mode)));
+    let shared = [Mode::Counter, Mode::Semaphore]
+        .map(|mode| (left_by_readers::<Shared>(mode), left_by_writers(mode)));
     // Somebody waits here, but awake.
     static WATCHED: Event = Event::new(0).with_spin(Spin::Always);
     thread::spawn(|| {
@@ -149,6 +152,9 @@ fn none_while_nobody_sleeps() {
         .iter()
         .for_each(|(empty, full)| call_without_waiting(empty, full));
     sleeping
+        .iter()
+        .for_each(|(empty, full)| call_without_waiting(empty, full));
+    shared
         .iter()
         .for_each(|(empty, full)| call_without_waiting(empty, full));
     for _ in 0..BURST {

@@ -7,8 +7,9 @@
 //! * **A sleep ends by itself** after [`LOOK_UP`], as a wake-up for no reason does. A peer may be killed between the claim of an
 //!   announcement and the wake-up it owes, or when it has been woken and has not yet announced those who sleep on; it
 //!   may also move a sleeper to another futex. All of that delays a sleeper by `LOOK_UP` at most.
-//! * **A race ends**: who has lost [`MANY`] in a row for one word stores what it wanted, whatever is there. Peers that back
-//!   off, as ours do, never beat anybody so often; one that does can have the word anyway.
+//! * **A race ends.** Who has lost [`MANY`] in a row for one word does without: a read that takes one unit finds none, a write
+//!   finds no room, a signal adds without looking whether it overflows, a waker wakes without claiming, a sleeper leaves
+//!   without looking whether others stay. Peers that back off, as ours do, never beat anybody so often.
 
 use super::atomic::AtomicU32;
 use super::futex::{self, Outcome};
@@ -62,8 +63,12 @@ impl Scope for Shared {
 /// wake-ups; one whose waker was killed at the wrong instruction is late by so much.
 pub(crate) const LOOK_UP: Duration = Duration::from_millis(250);
 
-/// Lost races after which a peer is not one that backs off.
+/// Lost races after which it is no use.
 pub(crate) const MANY: u32 = 1024;
+
+/// Lost races after which backing off does not help: somebody has the cache line all the time, and each pause only makes
+/// what was seen of the word older.
+const FEW: u32 = 16;
 
 /// The races for a word that one operation has lost.
 pub(crate) struct Races(u32);
@@ -74,10 +79,16 @@ impl Races {
         Races(0)
     }
 
-    /// Counts one more. Returns whether it is time to end them by a store.
+    /// Counts one more. Returns whether it is time to give up.
     #[inline(always)]
     pub(crate) fn lose<S: Scope>(&mut self) -> bool {
-        self.0 += 1;
+        self.0 = self.0.saturating_add(1);
         !S::TRUSTED && self.0 >= MANY
+    }
+
+    /// Whether to back off.
+    #[inline(always)]
+    pub(crate) fn few(&self) -> bool {
+        self.0 <= FEW
     }
 }

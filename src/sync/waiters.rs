@@ -143,7 +143,6 @@ impl<S: Scope> Waiters<S> {
                 Err(now) => state = now,
             }
             if races.lose::<S>() {
-                self.state.swap(state & !bits, Ordering::AcqRel);
                 break;
             }
         }
@@ -239,8 +238,9 @@ impl<S: Scope> Waiters<S> {
                 Err(now) => state = now,
             }
             if races.lose::<S>() {
-                self.state.swap(after, DEKKER);
-                return others;
+                self.state.fetch_sub(WAITER, Ordering::Relaxed);
+                self.announce();
+                return true;
             }
         }
     }

@@ -33,7 +33,8 @@ macro_rules! implementations {
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Shared>) })*
         }
         mod shared_by_two_processes {
-            use super::common::{shared::TwoProcesses, watchdog};
+            use super::common::{shared::{self, TwoProcesses}, watchdog};
+            #[test] fn serve() { shared::serve(); }
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<TwoProcesses>) })*
         }
     };

@@ -249,7 +249,7 @@ fn request(words: [u64; 3], fd: Option<BorrowedFd<'_>>) -> Result<u64, Errno> {
     }
 }
 
-/// This test binary again, for the test named `serve` alone, which calls [`serve`]. It ends when this process does.
+/// This test binary again, for the one test that calls [`serve`]. It ends when this process does.
 fn start_server() -> (OwnedFd, Child) {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
@@ -259,7 +259,7 @@ fn start_server() -> (OwnedFd, Child) {
     )
     .unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "serve", "--nocapture"])
+        .args(["--exact", "shared_by_two_processes::serve", "--nocapture"])
         .env(SERVES, "")
         .stdin(theirs)
         .stdout(Stdio::null())
