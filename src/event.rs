@@ -22,13 +22,15 @@
 //! After a lost race the loser backs off for a moment, which lets the winner keep the cache line: under contention that
 //! is faster than `fetch_add`.
 
+mod batch;
 pub(crate) mod counter;
 mod error;
 mod observer;
 mod readiness;
 
 pub use crate::sync::spin::Spin;
-pub use error::WriteError;
+pub use batch::Batch;
+pub use error::{Unwritten, WriteError};
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
 

@@ -12,6 +12,7 @@ use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::{Event, Mode, Spin};
 use rustix::io::Errno;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -21,6 +22,7 @@ use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -288,6 +290,36 @@ fn one_wake_up_for_a_burst_of_signals() {
         readers.into_iter().for_each(|reader| _ = reader.finish());
         // It does not sleep any more.
         burst(event);
+    });
+    if let Some(calls) = calls {
+        assert_eq!((calls.waits, calls.wakes.len()), (1, 1), "{calls:?}");
+    }
+}
+
+/// 64 events that one poller waits for, here one that does no more than count and sleep: rung together, they wake it once.
+#[test]
+fn one_wake_up_for_a_batch_of_64_events() {
+    let test = "one_wake_up_for_a_batch_of_64_events";
+    let calls = futex_calls(test, 0, Mode::Counter, |poller| {
+        let events = [const { Event::new(0) }; 64];
+        let observations = events.each_ref().map(|event| {
+            let poller = poller.clone();
+            let observer = Arc::new(move |_: Change| poller.signal_n(1));
+            let observation = Observation::on_demand(event, Interest::Signals, observer);
+            observation.arm(Interest::Signals);
+            observation
+        });
+        let mut batch = Batch::new();
+        for event in &events {
+            let index = batch.add(event);
+            batch.signal(index);
+            batch.signal(index);
+        }
+        let readers = asleep(poller, 1);
+        batch.commit().unwrap();
+        let seen = readers.into_iter().map(|reader| reader.finish().unwrap());
+        assert_eq!(seen.sum::<u64>() + Counter::count(poller), 64);
+        drop(observations);
     });
     if let Some(calls) = calls {
         assert_eq!((calls.waits, calls.wakes.len()), (1, 1), "{calls:?}");
