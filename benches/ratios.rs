@@ -22,11 +22,15 @@ fn main() {
 
     println!("{:<56}{:<32}{:>12}", "", "", "median ns");
     let mut groups: Vec<(String, Samples)> = Vec::new();
-    let mut cases = [cases::event::all(), cases::ioeventfd::all()]
-        .into_iter()
-        .flatten()
-        .filter(|case| case.group.contains(&word))
-        .collect::<Vec<_>>();
+    let mut cases = [
+        cases::event::all(),
+        cases::batch::all(),
+        cases::ioeventfd::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|case| case.group.contains(&word))
+    .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
         let name = group[0].group.clone();
         let samples = take_turns(group, turns);
@@ -38,9 +42,13 @@ fn main() {
 
     println!();
     println!("{:<56}{:<32}{:>9}{:>12}", "ratio", "", "median", "target");
-    for ratio in [cases::event::ratios(), cases::ioeventfd::ratios()]
-        .iter()
-        .flatten()
+    for ratio in [
+        cases::event::ratios(),
+        cases::batch::ratios(),
+        cases::ioeventfd::ratios(),
+    ]
+    .iter()
+    .flatten()
     {
         let Some((name, samples)) = groups.iter().find(|(name, _)| *name == ratio.group) else {
             continue;

@@ -3,6 +3,7 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub mod batch;
 pub mod event;
 pub mod ioeventfd;
 
