@@ -199,7 +199,6 @@ impl<S: Scope> Counter<S> {
     #[inline(always)]
     fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let mut races = Races::none_lost();
-        let mut pauses = FIRST_PAUSES;
         let mut count = self.count.load(DEKKER);
         loop {
             match self
@@ -211,10 +210,6 @@ impl<S: Scope> Counter<S> {
             }
             if races.lose::<S>() {
                 return None;
-            }
-            if races.few() {
-                back_off(pauses);
-                pauses = MOST_PAUSES.min(2 * pauses);
             }
         }
     }
@@ -241,18 +236,6 @@ impl<S: Scope> Counter<S> {
         });
     }
 }
-
-/// What the loser of a race for the count does before it tries again. In that time the winner goes on with the cache
-/// line, at a fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations.
-#[cold]
-fn back_off(pauses: u32) {
-    for _ in 0..pauses {
-        std::hint::spin_loop();
-    }
-}
-
-const FIRST_PAUSES: u32 = 8;
-const MOST_PAUSES: u32 = 64;
 
 /// Whether a write of `n` leaves the count below `u64::MAX`.
 #[inline(always)]

@@ -70,6 +70,9 @@ pub(crate) const MANY: u32 = 1024;
 /// what was seen of the word older.
 const FEW: u32 = 16;
 
+const FIRST_PAUSES: u32 = 8;
+const MOST_PAUSES: u32 = 64;
+
 /// The races for a word that one operation has lost.
 pub(crate) struct Races(u32);
 
@@ -79,16 +82,22 @@ impl Races {
         Races(0)
     }
 
-    /// Counts one more. Returns whether it is time to give up.
+    /// Counts one more and backs off. Returns whether it is time to give up.
     #[inline(always)]
     pub(crate) fn lose<S: Scope>(&mut self) -> bool {
-        self.0 = self.0.saturating_add(1);
+        self.0 = back_off(self.0);
         !S::TRUSTED && self.0 >= MANY
     }
+}
 
-    /// Whether to back off.
-    #[inline(always)]
-    pub(crate) fn few(&self) -> bool {
-        self.0 <= FEW
+/// What the loser of a race does before it tries again. In that time the winner goes on with the cache line, at a fraction
+/// of what it costs to fetch it from another CPU: a few pauses pay for many operations. Returns how many are lost now.
+#[cold]
+fn back_off(lost: u32) -> u32 {
+    if lost < FEW {
+        for _ in 0..MOST_PAUSES.min(FIRST_PAUSES << lost) {
+            std::hint::spin_loop();
+        }
     }
+    lost.saturating_add(1)
 }
