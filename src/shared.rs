@@ -1,7 +1,8 @@
 //! Events in memory that processes share.
 //!
-//! The original is an eventfd passed over a Unix socket. Here the counter and those who wait for it stand in 64 bytes of a
-//! memfd, of POSIX shared memory or of a guest's RAM, and each process that has mapped them has a [`SharedEvent`]:
+//! The original is an eventfd passed over a Unix socket. Here the counter and those who wait for it stand in 64 bytes
+//! of a memfd, of POSIX shared memory or of a guest's RAM, and each process that has mapped them has a
+//! [`SharedEvent`]:
 //!
 //! ```text
 //!     process A                                                        process B
@@ -13,12 +14,64 @@
 //!            epoll of A ◀────────── a byte, if A is armed ──────────────┘
 //! ```
 //!
-//! It is the counter of [`Event`](crate::Event), the same code; only its futexes are not private to the process, and it puts up with
-//! peers that are killed or hostile, see `src/sync/scope.rs`. The layout, and what a program in another language has to do,
-//! are described in `src/shared/line.rs`.
+//! It is the counter of [`Event`](crate::Event), the same code; only its futexes are not private to the process, and
+//! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
 //!
-//! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an armed
-//! peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end `munmap`.
+//! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end
+//! `munmap`.
+//!
+//! # The layout, for peers in other languages
+//!
+//! 64 bytes, aligned to 64, in the byte order of the machine. All fields are accessed as whole words, atomically.
+//! This is version 1; a later version may give the reserved bytes a meaning.
+//!
+//! | offset | bytes | field | |
+//! |---|---|---|---|
+//! | 0 | 4 | `magic` | `0x6c656244`, "Dbel" on a little-endian machine. Written last by who makes the event |
+//! | 4 | 2 | `version` | 1 |
+//! | 6 | 2 | `size` | 64 |
+//! | 8 | 8 | `count` | the counter, `u64::MAX` is the overflow state |
+//! | 16 | 4 | `readers.state` | who waits for `count > 0` |
+//! | 20 | 4 | `readers.generation` | what they sleep on, a futex without the private flag |
+//! | 24 | 4 | `writers.state` | who waits for room |
+//! | 28 | 4 | `writers.generation` | what they sleep on |
+//! | 32 | 4 | `mode` | 0: a read takes the whole count, 1: one unit |
+//! | 36 | 28 | reserved | 0 |
+//!
+//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 31 the number of
+//! sleeping threads. All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
+//!
+//! **To signal** `n`: compare-exchange `count` to `count + n`, or `u64::MAX` if that is less; back off for a moment
+//! after a lost race. (To write: only if `count + n < u64::MAX`.) Then *notify the readers*, 1 of them, or `n` if the
+//! mode is 1.
+//!
+//! **To read**: exchange `count` for 0, or compare-exchange it to `count - 1` if the mode is 1. If there was
+//! something, *notify the writers*, all of them.
+//!
+//! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
+//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If `ARMED` is set and this process knows wakers,
+//! clear it in the same step, and send each a byte without blocking.
+//!
+//! **To sleep** until one can read (or write):
+//!
+//! 1. add 8 to `state`, load `generation`;
+//! 2. set `ANNOUNCED`, by an `or` even if it is set;
+//! 3. try the read (write) again; if it succeeds, go to 5;
+//! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
+//!    back to 2 if that fails and the caller has time left;
+//! 5. subtract 8 from `state` and, in the same compare-exchange, set `ANNOUNCED` if the number is not 0 then, else
+//!    clear it. If it is not 0 and the event can be read now, notify the readers as if the whole count had been
+//!    signalled. (Writers need not: who makes room wakes all.)
+//!
+//! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
+//! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
+//!
+//! Why this loses no wake-up is argued in `src/sync/waiters.rs`, and `tests/shared/peer.c` is a peer in C. A process
+//! may be killed between any two of these steps. What it leaves behind: a `state` whose number is too high or in
+//! which `ANNOUNCED` or `ARMED` stands for nobody costs wake-ups of nobody; an announcement that it claimed without
+//! waking anybody delays a sleeper until the end of its 250 ms, and one in `epoll` until the socket reports that it
+//! was closed. The count is changed in one step or not at all.
 
 mod error;
 mod line;
@@ -41,21 +94,24 @@ use std::{fmt, io};
 
 /// An event that several processes use, each through a `SharedEvent` of its own.
 ///
-/// It does what an [`Event`](crate::Event) does, call by call, and costs the same; see there for what each call means. It has no
-/// [observers](crate::event::Observation); a peer that sleeps in `epoll` or `poll` is woken through a socket, see [`arm`](Self::arm).
+/// It does what an [`Event`](crate::Event) does, call by call, and costs the same; see there for what each call
+/// means. It has no [observers](crate::event::Observation); a peer that sleeps in `epoll` or `poll` is woken through
+/// a socket, see [`arm`](Self::arm).
 ///
 /// # A peer is trusted with the event, and with nothing else
 ///
-/// Whoever can write to the memory can make the count anything and wake or not wake whom it likes. Whatever it does, the calls
-/// here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit has passed,
-/// return: a call that has lost a thousand races for the count in a row, which takes a peer that changes it without pause, finds
-/// nothing to read or no room, and a signal adds without looking at the limit. The mode is the one that was found on attaching.
+/// Whoever can write to the memory can make the count anything and wake or not wake whom it likes. Whatever it does,
+/// the calls here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit
+/// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
+/// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
+/// the one that was found on attaching.
 ///
 /// # A peer may be killed
 ///
-/// At any instruction: the count then has its last operation in it, or not, and nothing else of the event depends on its
-/// going on. A sleeper looks at the count of its own accord 4 times a second, which bounds what is lost if a peer is killed just when it was
-/// to wake somebody. A peer that is killed asleep leaves behind that somebody seems to sleep, which costs wake-ups of nobody.
+/// At any instruction: the count then has its last operation in it, or not, and nothing else of the event depends on
+/// its going on. A sleeper looks at the count of its own accord 4 times a second, which bounds what is lost if a peer
+/// is killed just when it was to wake somebody. A peer that is killed asleep leaves behind that somebody seems to
+/// sleep, which costs wake-ups of nobody.
 ///
 /// # Examples
 ///
@@ -83,8 +139,8 @@ pub struct SharedEvent {
 impl SharedEvent {
     /// Makes an event with `initial` in it, in a memfd of its own.
     ///
-    /// The descriptor is to be passed to the peers, which [`attach`](Self::attach) it at offset 0, and may be closed then. The
-    /// file is sealed: its size cannot change.
+    /// The descriptor is to be passed to the peers, which [`attach`](Self::attach) it at offset 0, and may be closed
+    /// then. The file is sealed: its size cannot change.
     ///
     /// # Errors
     ///
@@ -107,8 +163,8 @@ impl SharedEvent {
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a file of a guest's
-    /// RAM.
+    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a
+    /// file of a guest's RAM.
     ///
     /// # Safety
     ///
@@ -121,10 +177,11 @@ impl SharedEvent {
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or in
-    /// a memfd that holds several.
+    /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
+    /// in a memfd that holds several.
     ///
-    /// Peers may attach when this has returned. To make an event of one that is in use confuses those who use it, no more.
+    /// Peers may attach when this has returned. To make an event of one that is in use confuses those who use it, no
+    /// more.
     ///
     /// # Safety
     ///
@@ -316,30 +373,31 @@ impl SharedEvent {
         self.spin.policy()
     }
 
-    /// Gives this process the means to wake somebody who sleeps in `epoll`: one end of a pair of connected sockets, of which the
-    /// sleeper watches the other.
+    /// Gives this process the means to wake somebody who sleeps in `epoll`: one end of a pair of connected sockets,
+    /// of which the sleeper watches the other.
     ///
-    /// Whoever may signal needs one for each that may [arm](Self::arm), threads of one process included; so make the pair,
-    /// add one end here, and pass a duplicate of it to the peers once, over a Unix socket.
+    /// Whoever may signal needs one for each that may [arm](Self::arm), threads of one process included. So the sleeper
+    /// makes a pair for each peer, and passes its end once, over a Unix socket; and one for itself if its own process
+    /// signals, too. With a pair of its own, the death of a peer shows as the end of the connection.
     ///
-    /// It is sent one byte each time that a change of this process's making finds somebody armed, and one now,
-    /// since there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
-    /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any
-    /// more, gets nothing.
+    /// It is sent one byte each time that a change of this process's making finds somebody armed, and one now, since
+    /// there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
+    /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any more,
+    /// gets nothing.
     pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) {
         let socket = socket.into();
         ring(&socket);
         self.wakers.push(socket);
     }
 
-    /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the event is
-    /// ready for.
+    /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the
+    /// event is ready for.
     ///
-    /// Who is told that it is not ready may sleep: a change that came before is in the answer, a later one sends the byte.
-    /// (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the same;
-    /// [`count`](Self::count) looks without ordering, and does not.) Until then, and after it, signals cost what they cost if nobody
-    /// is armed. A byte may come that nobody has asked for. A peer that is killed may have been about to send it: its
-    /// end of the socket is closed then, which `epoll` reports if no other process has that end.
+    /// Who is told that it is not ready may sleep: a change that came before is in the answer, a later one sends the
+    /// byte. (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the same;
+    /// [`count`](Self::count) looks without ordering, and does not.) Until then, and after it, signals cost what they
+    /// cost if nobody is armed. A byte may come that nobody has asked for. A peer that is killed may have been about
+    /// to send it; then its end of the socket is closed, which `epoll` reports.
     ///
     /// ```
     /// use doorbell::event::Interest;

@@ -1,7 +1,7 @@
 //! The shared event: sleepers among processes, peers that are killed, and peers that sleep in `epoll`.
 //!
-//! What it has in common with the event is modelled there. A process is a thread here, one that is killed a thread that does
-//! what it did until then, and the end of the 250 ms that no sleep outlasts is `futex::lapse`.
+//! What it has in common with the event is modelled there. A process is a thread here, one that is killed a thread
+//! that does what it did until then, and the end of the 250 ms that no sleep outlasts is `futex::lapse`.
 
 use doorbell::event::Interest;
 use doorbell::{Mode, SharedEvent, Spin};

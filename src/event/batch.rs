@@ -1,7 +1,7 @@
 //! Signals collected for several events and delivered at once.
 //!
-//! The kernel's counterpart is io_uring's eventfd, which is signalled once for a batch of completions. A device thread that
-//! completes sixteen requests on four queues owes four signals, not sixteen:
+//! The kernel's counterpart is io_uring's eventfd, which is signalled once for a batch of completions. A device
+//! thread that completes sixteen requests on four queues owes four signals, not sixteen:
 //!
 //! ```text
 //!     signal(queue)  ──▶  pending: 5  0  9  2          plain additions, no atomics
@@ -9,9 +9,10 @@
 //!                         2  each of these events wakes its sleepers and calls its observers
 //! ```
 //!
-//! The two passes matter to whoever waits for several of the events: when the first wake-up or call reaches it, all the
-//! counts have changed, so it finds all of them ready, and those after the first find it awake. Between a count's change
-//! and the look for sleepers there may be other events' changes; the handshake of `src/sync/waiters.rs` does not mind.
+//! The two passes matter to whoever waits for several of the events: when the first wake-up or call reaches it, all
+//! the counts have changed, so it finds all of them ready, and those after the first find it awake. Between a count's
+//! change and the look for sleepers there may be other events' changes; the handshake of `src/sync/waiters.rs` does
+//! not mind.
 
 use super::{Event, Unwritten, WriteError};
 use std::any::Any;
@@ -22,12 +23,12 @@ use std::{fmt, ptr, thread};
 
 /// Signals and writes to several events that are delivered together.
 ///
-/// A batch knows its events: [`add`](Self::add) each once, and use the index that it returns. From then on collecting and
-/// [committing](Self::commit) allocate nothing, over and over.
+/// A batch knows its events: [`add`](Self::add) each once, and use the index that it returns. From then on collecting
+/// and [committing](Self::commit) allocate nothing, over and over.
 ///
 /// * Signals to one event become one, of their sum. Writes become one write, which fits as a whole or not at all.
-/// * First the counts of all events change, then their sleepers are woken and their observers called. A thread that sleeps
-///   in one of them, or in a poller for all of them, is woken once.
+/// * First the counts of all events change, then their sleepers are woken and their observers called. A thread that
+///   sleeps in one of them, or in a poller for all of them, is woken once.
 /// * An event that is signalled and written to is written to first.
 ///
 /// **Dropping a batch commits it**: a signal that was accepted is delivered. Only writes that do not fit are lost then.
@@ -108,8 +109,8 @@ impl<E: Deref<Target = Event>> Batch<E> {
         self.signal_n(index, 1);
     }
 
-    /// Adds `n` signals for an event. Like those of [`Event::signal_n`] they saturate, among themselves and when they are
-    /// committed.
+    /// Adds `n` signals for an event. Like those of [`Event::signal_n`] they saturate, among themselves and when they
+    /// are committed.
     ///
     /// # Panics
     ///
@@ -127,13 +128,13 @@ impl<E: Deref<Target = Event>> Batch<E> {
         }
     }
 
-    /// Adds a write of `n` to an event, as [`Event::try_write`] makes it. It is added to earlier ones, and whether the sum
-    /// fits shows at the [`commit`](Self::commit).
+    /// Adds a write of `n` to an event, as [`Event::try_write`] makes it. It is added to earlier ones, and whether
+    /// the sum fits shows at the [`commit`](Self::commit).
     ///
     /// # Errors
     ///
-    /// [`WriteError::Invalid`] if `n` is `u64::MAX`, and [`WriteError::WouldBlock`] if the sum would be more than an event can
-    /// hold at all. What was pending is as it was.
+    /// [`WriteError::Invalid`] if `n` is `u64::MAX`, and [`WriteError::WouldBlock`] if the sum would be more than an
+    /// event can hold at all. What was pending is as it was.
     ///
     /// # Panics
     ///

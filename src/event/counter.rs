@@ -1,8 +1,9 @@
-//! The counter and those who wait for it: what an [`Event`](super::Event) and a [shared](crate::shared) one have in common.
+//! The counter and those who wait for it: what an [`Event`](super::Event) and a [shared](crate::shared) one have in
+//! common.
 //!
-//! The kernel's counterpart is `eventfd_read()`, `eventfd_write()` and `eventfd_signal()`. Here is the whole of it, once: what
-//! each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who else is to be
-//! called is up to the [`Owner`].
+//! The kernel's counterpart is `eventfd_read()`, `eventfd_write()` and `eventfd_signal()`. Here is the whole of it,
+//! once: what each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who
+//! else is to be called is up to the [`Owner`].
 
 use super::{Change, Mode, WriteError};
 use crate::sync::DEKKER;
@@ -12,7 +13,7 @@ use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ALL, Waiters};
 use std::time::Instant;
 
-/// Its layout is part of what `src/shared/line.rs` documents.
+/// Its layout is part of what `src/shared.rs` documents.
 #[repr(C)]
 pub(crate) struct Counter<S = Private> {
     count: AtomicU64,
@@ -47,6 +48,7 @@ impl<S: Scope> Counter<S> {
     }
 
     /// Makes a new one of whatever is there, for nobody to use yet.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn reset(&self, initial: u64) {
         self.count.store(initial, Ordering::Relaxed);
         self.readers.reset();
@@ -191,8 +193,8 @@ impl<S: Scope> Counter<S> {
             .map(|_| ())
     }
 
-    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when too many
-    /// [races](Races) were lost.
+    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
+    /// too many [races](Races) were lost.
     ///
     /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
     /// after its announcement.

@@ -51,7 +51,8 @@ impl From<WriteError> for io::Error {
     }
 }
 
-/// A batch has writes for which there was no room. They are still in it; see [`Batch::unwritten`](super::Batch::unwritten).
+/// A batch has writes for which there was no room. They are still in it; see
+/// [`Batch::unwritten`](super::Batch::unwritten).
 ///
 /// Converts into `EAGAIN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

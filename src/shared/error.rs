@@ -3,8 +3,8 @@ use std::{error, fmt, io};
 
 /// Why memory was not taken for a shared event.
 ///
-/// Converts into an [`io::Error`]: `EINVAL` for what is wrong with the memory, `EPERM` for a missing seal, and what the system
-/// said otherwise.
+/// Converts into an [`io::Error`]: `EINVAL` for what is wrong with the memory, `EPERM` for a missing seal, and what
+/// the system said otherwise.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachError {

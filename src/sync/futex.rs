@@ -1,5 +1,5 @@
-//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process or shared by those
-//! that have mapped the word.
+//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process or shared by
+//! those that have mapped the word.
 //!
 //! Untimed waits and wake-ups go through `atomic-wait` (Linux, Android, macOS, iOS, Windows, FreeBSD). Timed waits,
 //! and waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed

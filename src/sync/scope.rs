@@ -1,15 +1,16 @@
-//! Who shares a word: the threads of this process, or other processes, which may be killed at any point and may not keep to
-//! the protocol.
+//! Who shares a word: the threads of this process, or other processes, which may be killed at any point and may not
+//! keep to the protocol.
 //!
-//! The kernel's counterpart is the difference between a futex with `FUTEX_PRIVATE_FLAG` and one without. For us there is
-//! more to it. [`Shared`] protocols are those of [`Private`] ones, word for word, with two bounds:
+//! The kernel's counterpart is the difference between a futex with `FUTEX_PRIVATE_FLAG` and one without. For us there
+//! is more to it. [`Shared`] protocols are those of [`Private`] ones, word for word, with two bounds:
 //!
-//! * **A sleep ends by itself** after [`LOOK_UP`], as a wake-up for no reason does. A peer may be killed between the claim of an
-//!   announcement and the wake-up it owes, or when it has been woken and has not yet announced those who sleep on; it
-//!   may also move a sleeper to another futex. All of that delays a sleeper by `LOOK_UP` at most.
-//! * **A race ends.** Who has lost [`MANY`] in a row for one word does without: a read that takes one unit finds none, a write
-//!   finds no room, a signal adds without looking whether it overflows, a waker wakes without claiming, a sleeper leaves
-//!   without looking whether others stay. Peers that back off, as ours do, never beat anybody so often.
+//! * **A sleep ends by itself** after [`LOOK_UP`], as a wake-up for no reason does. A peer may be killed between the
+//!   claim of an announcement and the wake-up it owes, or when it has been woken and has not yet announced those who
+//!   sleep on; it may also move a sleeper to another futex. All of that delays a sleeper by `LOOK_UP` at most.
+//! * **A race ends.** Who has lost [`MANY`] in a row for one word does without: a read that takes one unit finds
+//!   none, a write finds no room, a signal adds without looking whether it overflows, a waker wakes without claiming,
+//!   a sleeper leaves without looking whether others stay. Peers that back off, as ours do, never beat anybody so
+//!   often.
 
 use super::atomic::AtomicU32;
 use super::futex::{self, Outcome};
@@ -66,8 +67,8 @@ pub(crate) const LOOK_UP: Duration = Duration::from_millis(250);
 /// Lost races after which it is no use.
 pub(crate) const MANY: u32 = 1024;
 
-/// Lost races after which backing off does not help: somebody has the cache line all the time, and each pause only makes
-/// what was seen of the word older.
+/// Lost races after which backing off does not help: somebody has the cache line all the time, and each pause only
+/// makes what was seen of the word older.
 const FEW: u32 = 16;
 
 const FIRST_PAUSES: u32 = 8;
@@ -90,8 +91,9 @@ impl Races {
     }
 }
 
-/// What the loser of a race does before it tries again. In that time the winner goes on with the cache line, at a fraction
-/// of what it costs to fetch it from another CPU: a few pauses pay for many operations. Returns how many are lost now.
+/// What the loser of a race does before it tries again. In that time the winner goes on with the cache line, at a
+/// fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations. Returns how many are
+/// lost now.
 #[cold]
 fn back_off(lost: u32) -> u32 {
     if lost < FEW {

@@ -58,7 +58,7 @@ const WAITER: u32 = 8;
 /// Wakes everybody.
 pub(crate) const ALL: u32 = u32::MAX;
 
-/// Its layout is part of what `src/shared/line.rs` documents.
+/// Its layout is part of what `src/shared.rs` documents.
 #[repr(C)]
 pub(crate) struct Waiters<S = Private> {
     state: AtomicU32,
@@ -78,6 +78,7 @@ impl<S: Scope> Waiters<S> {
     }
 
     /// Makes new ones of whatever is there, for nobody to use yet.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn reset(&self) {
         self.state.store(0, Ordering::Relaxed);
         self.generation.store(0, Ordering::Relaxed);

@@ -66,7 +66,7 @@ fn many_in_one_file() {
     }
 }
 
-/// The table of `src/shared/line.rs`.
+/// The table of `src/shared.rs`.
 #[test]
 fn the_layout_is_as_documented() {
     let (event, memfd) = SharedEvent::create(0x0123_4567_89ab_cdef, Mode::Semaphore).unwrap();

@@ -1,4 +1,4 @@
-//! A peer written in C, from the description in `src/shared/line.rs` alone.
+//! A peer written in C, from the description in `src/shared.rs` alone.
 
 use crate::common::watchdog;
 use crate::memory::Memory;

@@ -1,5 +1,5 @@
-//! Peers that write to the memory what they like, when they like. Every call returns, or waits no longer than it was told to;
-//! what it returns is up to the peer.
+//! Peers that write to the memory what they like, when they like. Every call returns, or waits no longer than it was
+//! told to; what it returns is up to the peer.
 
 use crate::common::caller::call_with;
 use crate::common::watchdog;

@@ -1,5 +1,5 @@
-//! Peers killed with SIGKILL, thousands of times, at whatever instruction they stood. What they had done stays done, the
-//! operation they were in has happened or not, and the survivor goes on.
+//! Peers killed with SIGKILL, thousands of times, at whatever instruction they stood. What they had done stays done,
+//! the operation they were in has happened or not, and the survivor goes on.
 
 use crate::common::caller::{call_with, wait_until};
 use crate::common::watchdog::Watchdog;

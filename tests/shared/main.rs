@@ -1,5 +1,5 @@
-//! Shared events: what makes memory one, peers that are killed, that do not keep to the protocol, that sleep in `epoll`, and
-//! one in C.
+//! Shared events: what makes memory one, peers that are killed, that do not keep to the protocol, that sleep in
+//! `epoll`, and one in C.
 //!
 //! What the calls do is shown by `tests/conformance.rs`.
 

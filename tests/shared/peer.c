@@ -1,5 +1,5 @@
-/* A peer of doorbell::SharedEvent, as src/shared/line.rs describes one. Standard input is a file with two events: from the
-   first it reads so many times as it is told, and signals each number on with the second, a semaphore; then it reads as many
+/* A peer of doorbell::SharedEvent, as src/shared.rs describes one. Standard input is a file with two events: from the first
+   it reads so many times as it is told, and signals each number on with the second, a semaphore; then it reads as many
    times more. */
 
 #include <errno.h>
