@@ -10,7 +10,8 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`.
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
+//! is the line in which tasks wait, see `src/event/wakers.rs`.
 //!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
@@ -25,14 +26,21 @@
 mod batch;
 pub(crate) mod counter;
 mod error;
+#[cfg(target_os = "linux")]
+mod handover;
 mod observer;
 mod readiness;
+mod wakers;
 
 pub use crate::sync::spin::Spin;
 pub use batch::Batch;
 pub use error::{Unwritten, WriteError};
+#[cfg(target_os = "linux")]
+pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
+
+pub(crate) use wakers::Place;
 
 use counter::{Counter, Owner};
 use observer::Observers;
@@ -61,7 +69,8 @@ pub enum Mode {
 /// * [`write`](Self::write) adds any number but `u64::MAX`, and blocks while the sum would reach `u64::MAX`.
 /// * [`read`](Self::read) takes the count (or one unit of a [semaphore](Self::semaphore)), and blocks while it is 0.
 ///
-/// Each has a form that does not block and forms with a time limit. All operations on one event are linearizable. What
+/// Each has a form that does not block and forms with a time limit; [`read_async`](Self::read_async) and
+/// [`write_async`](Self::write_async) are for async code. All operations on one event are linearizable. What
 /// a thread did before a signal or write is visible to the thread whose read consumed it.
 ///
 /// # Waking
@@ -97,6 +106,10 @@ pub struct Event {
     mode: Mode,
     spin: Spinner,
 }
+
+/// All of it in one cache line of the usual size.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<(Counter, Observers, Mode, Spinner)>() <= 64);
 
 impl Event {
     maybe_const! {
@@ -260,6 +273,18 @@ impl Event {
         Readiness::of(self.count())
     }
 
+    /// The count, for who has just asked to be told of changes: one that it does not see, tells.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn count_after_asking(&self) -> u64 {
+        self.counter.look()
+    }
+
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn take_all(&self) -> u64 {
+        self.counter.take_all()
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -268,6 +293,29 @@ impl Event {
     /// How blocking calls wait.
     pub fn spin(&self) -> Spin {
         self.spin.policy()
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`](crate::sync::DEKKER) load.
+    pub(crate) fn units(&self) -> u32 {
+        self.counter.units(self.mode)
+    }
+
+    /// Second half of a read.
+    pub(crate) fn wake_writers(&self) {
+        self.counter.wake_writers(self);
+    }
+
+    /// How this event's blocking calls spin.
+    pub(crate) fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
+
+    /// Who waits for a change.
+    pub(crate) fn waiters(&self, change: Change) -> &Waiters {
+        match change {
+            Change::Signalled => self.counter.readers(),
+            Change::Read => self.counter.writers(),
+        }
     }
 
     /// Who waits for which change.

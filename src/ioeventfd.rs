@@ -6,16 +6,16 @@
 //!
 //! ```text
 //!     vCPU exit                    Table, sorted by (bus, address, length, datamatch)
-//!     OUT 0xc050, al=1  ──▶        Pio   0xc050  1  Some(1)  ──▶ queue 1     at most three binary searches:
-//!                                  Pio   0xc050  2  None     ──▶ queue 0       (address, any length)
-//!                                  Mmio  0xfe000000  0  None ──▶ queue 2       (address, size, no datamatch)
+//!     OUT 0xc050, al=1  ──▶        Pio   0xc050  1  Some(1)  ──▶ queue 1     one search for the address; then, if the
+//!                                  Pio   0xc050  2  None     ──▶ queue 0     first there does not match, one among those
+//!                                  Mmio  0xfe000000  0  None ──▶ queue 2     with the same address, for (length, data)
 //!     true: taken, back to the guest; false: not a doorbell, go on to the device models
-//!                                                                              (address, size, the data)
 //! ```
 //!
 //! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when
 //! ranges overlap.
 
+mod addresses;
 mod doorbell;
 mod error;
 mod key;

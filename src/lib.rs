@@ -15,9 +15,12 @@ macro_rules! maybe_const {
 
 mod errno;
 pub mod event;
+#[cfg(target_os = "linux")]
+pub mod fd;
 pub mod ioeventfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
+pub mod poll;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub mod shared;
 

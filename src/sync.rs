@@ -10,6 +10,7 @@
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`scope`] | whether a word is shared with threads of this process or with other processes |
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`parker`] | a thread asleep behind a `Waker` |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
@@ -22,6 +23,7 @@ pub(crate) mod futex;
 pub mod futex;
 pub(crate) mod lazy;
 pub(crate) mod membarrier;
+pub(crate) mod parker;
 pub(crate) mod scope;
 pub(crate) mod spin;
 #[cfg(not(loom))]

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-implementations! {
+all_implementations! {
     e51_random_writes,
     e51_random_writes_to_a_semaphore,
     e52_a_prime_for_each_of_168_writers,
@@ -29,6 +29,12 @@ implementations! {
     every_way_to_call_a_semaphore_while_readers_block,
     every_way_to_call_while_writers_block,
     every_way_to_call_a_semaphore_while_writers_block,
+}
+
+before_the_move! {
+    e51_random_writes,
+    e51_random_writes_to_a_semaphore,
+    e52_a_prime_for_each_of_168_writers,
 }
 
 /// The most that a count may hold without overflow.

@@ -1,4 +1,5 @@
-//! The system calls an event makes: none while nobody sleeps, and one wake-up per sleep however many signals come.
+//! The system calls an event makes: none while nobody sleeps, one wake-up per sleep however many signals come, and with a
+//! descriptor those that `doorbell::fd` says.
 //!
 //! What is observed is a process of its own: this test binary again, for one test, told by a variable to do rather than
 //! to watch. There seccomp kills the process at any system call, or strace writes down every call on a futex.
@@ -7,22 +8,31 @@
 
 mod common;
 
-use common::caller::{Caller, call, wait_until};
+use common::caller::{Caller, call, call_at, wait_until};
 use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
+use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::poll::{wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,9 +79,14 @@ fn done() -> ! {
 /// From here on a system call of this thread kills the process with SIGSYS, unless it ends it. A look at the clock is
 /// one where there is no vDSO, and allowed.
 fn forbid_system_calls() {
-    let allowed = [libc::SYS_exit_group, libc::SYS_clock_gettime];
+    allow_system_calls(BTreeMap::new());
+}
+
+/// Likewise, with some more that are allowed, and with what arguments.
+fn allow_system_calls(mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>) {
+    allowed.extend([libc::SYS_exit_group, libc::SYS_clock_gettime].map(|call| (call, Vec::new())));
     let filter = SeccompFilter::new(
-        allowed.map(|number| (number, Vec::new())).into(),
+        allowed,
         SeccompAction::KillProcess,
         SeccompAction::Allow,
         env::consts::ARCH.try_into().unwrap(),
@@ -180,6 +195,51 @@ fn a_forbidden_wake_up_is_noticed() {
     done()
 }
 
+/// Looking for what is ready, and futures that wait with nobody asleep behind their wakers.
+#[test]
+fn none_to_find_what_is_ready() {
+    if !is_observed() {
+        let output = observe(&[], "none_to_find_what_is_ready");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let events: Vec<_> = (0..600).map(|_| Event::new(0)).collect();
+    let event = Event::new(0);
+    let mut context = Context::from_waker(Waker::noop());
+    // The first that waits attaches the line of wakers, and the first call of an observer registers the thread.
+    let mut first = event.read_async();
+    assert!(Pin::new(&mut first).poll(&mut context).is_pending());
+    event.signal();
+    assert_eq!(Pin::new(&mut first).poll(&mut context), Poll::Ready(1));
+
+    forbid_system_calls();
+    for number in [1, 128, 129, 600] {
+        let events = &events[..number];
+        assert!(wait_any(events, Some(Duration::ZERO)).is_none());
+        assert!(wait_any_deadline(events, Instant::now()).is_none());
+        events[number - 1].signal();
+        for timeout in [None, Some(NAP)] {
+            let mut ready = wait_any(events, timeout).unwrap();
+            assert_eq!((ready.next(), ready.next()), (Some(number - 1), None));
+        }
+        events[number - 1].read();
+    }
+    for _ in 0..1_000 {
+        let mut read = event.read_async();
+        let mut gone = event.read_async();
+        assert!(Pin::new(&mut read).poll(&mut context).is_pending());
+        assert!(Pin::new(&mut gone).poll(&mut context).is_pending());
+        drop(gone);
+        event.write(FULL).unwrap();
+        let mut write = event.write_async(5);
+        assert!(Pin::new(&mut write).poll(&mut context).is_pending());
+        assert_eq!(Pin::new(&mut read).poll(&mut context), Poll::Ready(FULL));
+        assert_eq!(Pin::new(&mut write).poll(&mut context), Poll::Ready(Ok(())));
+        event.read();
+    }
+    done()
+}
+
 // Somebody asleep
 
 /// Calls on the futexes of one event.
@@ -188,6 +248,8 @@ struct Calls {
     waits: usize,
     /// How many threads each call was to wake.
     wakes: Vec<u32>,
+    /// Calls of `futex_waitv(2)`, which may be on others too.
+    vectors: usize,
 }
 
 impl Calls {
@@ -197,8 +259,10 @@ impl Calls {
         let mut calls = Calls {
             waits: 0,
             wakes: Vec::new(),
+            vectors: 0,
         };
         for line in trace.lines() {
+            calls.vectors += usize::from(line.contains(" futex_waitv("));
             let Some((_, arguments)) = line.split_once("futex(0x") else {
                 continue;
             };
@@ -236,29 +300,7 @@ fn futex_calls(
         scene(&event);
         done();
     }
-    if !Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        eprintln!("skipped: {test}: no strace that works");
-        return None;
-    }
-    let trace =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{}.trace", std::process::id()));
-    let wrapper = [
-        "strace",
-        "-f",
-        "-e",
-        "trace=futex",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = observe(&wrapper, test);
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-    let calls = fs::read_to_string(&trace).unwrap();
-    fs::remove_file(&trace).unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
+    let (calls, printed) = trace(test, "futex,?futex_waitv")?;
     let place = printed
         .lines()
         .find_map(|line| line.strip_prefix(MARK))
@@ -268,6 +310,28 @@ fn futex_calls(
         start.parse().unwrap()..end.parse().unwrap(),
         &calls,
     ))
+}
+
+/// What strace writes of certain calls in a process to be observed, and what that prints. Nothing if strace cannot be used
+/// here.
+fn trace(test: &str, calls: &str) -> Option<(String, String)> {
+    if !Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        eprintln!("skipped: {test}: no strace that works");
+        return None;
+    }
+    let file =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{}.trace", std::process::id()));
+    let calls = format!("trace={calls}");
+    let wrapper = ["strace", "-f", "-e", &calls, "-o", file.to_str().unwrap()];
+    let output = observe(&wrapper, test);
+    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    let trace = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    Some((trace, String::from_utf8(output.stdout).unwrap()))
 }
 
 /// Readers that are asleep.
@@ -406,5 +470,246 @@ fn one_wake_up_for_all_writers() {
     );
     if let Some(calls) = calls {
         assert_eq!((calls.waits, calls.wakes.len()), (3, 1), "{calls:?}");
+    }
+}
+
+// With a descriptor
+
+/// None as long as nobody asks for a descriptor, not even to make an `EventFd`.
+#[test]
+fn none_of_an_eventfd_without_a_descriptor() {
+    if !is_observed() {
+        let output = observe(&[], "none_of_an_eventfd_without_a_descriptor");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let live = || {
+        for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
+            let event = EventFd::new(flags).unwrap();
+            let clone = event.try_clone().unwrap();
+            event.write(3).unwrap();
+            while clone.read().is_ok() {}
+            event.write(FULL).unwrap();
+            clone.write(1).unwrap_err();
+        }
+    };
+    // The allocator has what it needs.
+    live();
+    forbid_system_calls();
+    live();
+    done()
+}
+
+/// None while the count of a mirrored event stays above 0, or at 0.
+#[test]
+fn none_while_a_mirror_need_not_change() {
+    if !is_observed() {
+        let output = observe(&[], "none_while_a_mirror_need_not_change");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let [empty, full] = [0, 1].map(|count| {
+        let event = Arc::new(Event::new(count));
+        (mirror(Arc::clone(&event)), event)
+    });
+    // A thread's first call of an observer makes it known to those who detach some.
+    full.1.signal();
+    forbid_system_calls();
+    for _ in 0..BURST {
+        full.1.signal();
+        full.1.write(2).unwrap();
+        full.1.write(0).unwrap();
+        empty.1.write(0).unwrap();
+        assert_eq!(empty.1.try_read(), None);
+    }
+    done()
+}
+
+/// The reads and writes of one descriptor in `scene`, which is given it and the event. Nothing if strace cannot be used.
+fn calls_on<F: AsFd>(
+    test: &str,
+    mode: Mode,
+    make: impl FnOnce(Arc<Event>) -> F,
+    scene: impl FnOnce(&Event),
+) -> Option<(usize, usize)> {
+    const MARK: &str = "descriptor ";
+    if is_observed() {
+        let event = Arc::new(Event::with_mode(0, mode));
+        let fd = make(Arc::clone(&event));
+        println!("\n{MARK}{}", fd.as_fd().as_raw_fd());
+        scene(&event);
+        done();
+    }
+    let (calls, printed) = trace(test, "read,write")?;
+    let fd = printed.lines().find_map(|line| line.strip_prefix(MARK));
+    let fd = fd.unwrap();
+    // 1234 write(7, "\\1\\0\\0\\0\\0\\0\\0\\0", 8) = 8
+    let (_, calls) = calls.split_once(MARK).unwrap();
+    let count = |call: &str| calls.matches(&format!(" {call}({fd}, ")).count();
+    Some((count("read"), count("write")))
+}
+
+fn mirror(event: Arc<Event>) -> Mirror {
+    Mirror::new(event).unwrap()
+}
+
+#[test]
+fn two_for_a_mirror_that_changes_and_changes_back() {
+    let test = "two_for_a_mirror_that_changes_and_changes_back";
+    let calls = calls_on(test, Mode::Counter, mirror, |event| {
+        for _ in 0..10 {
+            (0..100).for_each(|_| event.signal());
+            event.read();
+            assert_eq!(event.try_read(), None);
+        }
+    });
+    if let Some(calls) = calls {
+        assert_eq!(calls, (10, 10));
+    }
+}
+
+/// A read that leaves units costs an edge.
+#[test]
+fn one_for_each_read_of_a_mirrored_semaphore() {
+    let test = "one_for_each_read_of_a_mirrored_semaphore";
+    let calls = calls_on(test, Mode::Semaphore, mirror, |event| {
+        event.signal_n(10);
+        event.signal();
+        for _ in 0..11 {
+            event.read();
+        }
+    });
+    if let Some(calls) = calls {
+        assert_eq!(calls, (1, 1 + 10));
+    }
+}
+
+#[test]
+fn one_for_each_signal_that_is_forwarded() {
+    let test = "one_for_each_signal_that_is_forwarded";
+    let forward = |event| Forward::new(event).unwrap();
+    let calls = calls_on(test, Mode::Counter, forward, |event| {
+        (0..100).for_each(|_| event.signal());
+        event.write(0).unwrap();
+        event.write(7).unwrap();
+        assert_eq!(event.try_read(), None);
+    });
+    if let Some(calls) = calls {
+        assert_eq!(calls, (0, 102));
+    }
+}
+
+/// All that `doorbell::fd` does, under a filter that lets through what its documentation lists, and what a program needs for
+/// its memory.
+#[test]
+fn no_others_than_documented() {
+    if !is_observed() {
+        let output = observe(&[], "no_others_than_documented");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    // The process's first call that blocks has counted the CPUs.
+    Event::new(0).read_timeout(NAP);
+    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
+    let blocking = EventFd::new(0).unwrap();
+    let others = {
+        let (event, blocking) = (Arc::clone(&event), blocking.try_clone().unwrap());
+        thread::spawn(move || {
+            event.read();
+            blocking.write(1).unwrap();
+            blocking.write(1).unwrap();
+        })
+    };
+
+    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL];
+    if cfg!(debug_assertions) {
+        // The standard library, before it closes one.
+        fcntl.push(libc::F_GETFD);
+    }
+    let fcntl = fcntl.into_iter().map(|command| {
+        let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+        let condition = SeccompCondition::new(1, length, operator, command as u64).unwrap();
+        SeccompRule::new(vec![condition]).unwrap()
+    });
+    let documented = [
+        (libc::SYS_eventfd2, vec![]),
+        (libc::SYS_read, vec![]),
+        (libc::SYS_write, vec![]),
+        (libc::SYS_close, vec![]),
+        (libc::SYS_dup, vec![]),
+        (libc::SYS_futex, vec![]),
+        (libc::SYS_getpid, vec![]),
+        (libc::SYS_sched_yield, vec![]),
+        (libc::SYS_clock_nanosleep, vec![]),
+        (libc::SYS_fcntl, fcntl.collect()),
+    ];
+    let memory = [
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+    ];
+    let memory = memory.map(|call| (call, vec![]));
+    allow_system_calls(documented.into_iter().chain(memory).collect());
+
+    {
+        let mirrors = [mirror(Arc::clone(&event)), mirror(Arc::clone(&event))];
+        event.signal();
+        // The other thread has been woken for that.
+        let woken = blocking.read().unwrap();
+        event.signal();
+        event.read();
+        assert!(woken > 0 && mirrors[0].as_raw_fd() >= 0);
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        event.signal();
+        forward.flush().unwrap();
+    }
+    let moved = EventFd::new(EFD_NONBLOCK).unwrap();
+    let clones = [moved.try_clone().unwrap(), moved.try_clone().unwrap()];
+    moved.write(1).unwrap();
+    assert!(clones[0].as_raw_fd() >= 0);
+    let after = moved.try_clone().unwrap();
+    assert_eq!(after.read().unwrap(), 1);
+    let forward = Forward::with_fd(event, after.into()).unwrap();
+    forward.event().signal();
+    assert_eq!(clones[1].read().unwrap(), 1);
+    drop((moved, clones, forward, others));
+    done()
+}
+
+/// A waiter for several, and then a reader of one of them that it leaves behind.
+fn several_wait(beside_a_reader: bool) -> impl FnOnce(&NeverSpin) {
+    move |event| {
+        let events = [event.clone(), NeverSpin::new(0, Mode::Counter)];
+        let waiter = call_at(Place::Several, move || wait_any(&events, None).is_some());
+        waiter.wait_asleep();
+        let readers = asleep(event, usize::from(beside_a_reader));
+        burst(event);
+        assert!(waiter.finish());
+        readers.into_iter().for_each(|reader| _ = reader.finish());
+        burst(event);
+    }
+}
+
+#[test]
+fn one_wake_up_for_who_waits_for_several() {
+    let test = "one_wake_up_for_who_waits_for_several";
+    if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(false)) {
+        let Calls {
+            waits,
+            wakes,
+            vectors,
+        } = &calls;
+        assert_eq!((*waits, wakes.len(), *vectors), (0, 1, 1), "{calls:?}");
+    }
+}
+
+/// It takes nothing, so it wakes the reader.
+#[test]
+fn one_more_for_the_reader_beside() {
+    let test = "one_more_for_the_reader_beside";
+    if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(true)) {
+        assert_eq!((calls.waits, calls.wakes.len()), (1, 2), "{calls:?}");
     }
 }

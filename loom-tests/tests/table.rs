@@ -139,6 +139,26 @@ fn lookups_and_a_move() {
     });
 }
 
+/// Where a reader's last lookup ended, another doorbell stands after a change: it takes what is its own and nothing else.
+#[test]
+fn last_hit_and_a_change() {
+    check("last_hit_and_a_change", None, || {
+        let table = table();
+        let events = [KEY, OTHER].map(|_| Arc::new(Event::new(0)));
+        let mut registrations = vec![table.assign(KEY, &events[0]).unwrap()];
+        let vcpu = spawn(&table, |table| {
+            let reader = table.reader();
+            let hit = |key: Key| u64::from(reader.write(Bus::Mmio, key.address, &[0; 4]));
+            let first = hit(KEY);
+            [first + hit(KEY), hit(OTHER)]
+        });
+        let there = Doorbell::new(OTHER, &events[1]);
+        table.replace(&mut registrations, [there]).unwrap();
+        let taken = vcpu.join().unwrap();
+        assert_eq!(events.map(|event| event.count()), taken);
+    });
+}
+
 /// A deassign inside a lookup of the same thread: returns, holds for lookups that begin after it, and has let go of the
 /// event when the outer lookup ends. Another thread's deassign takes no part of that away.
 #[test]

@@ -132,16 +132,33 @@ impl<S: Scope> Counter<S> {
         spinner: &Spinner,
     ) -> Option<u64> {
         let take = || self.take(mode);
-        let units = || match (mode, self.look()) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        };
+        let units = || self.units(mode);
         spinner.wait(
             deadline,
             || self.load() != 0,
             take,
             || self.readers.wait(deadline, take, units),
         )
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`] load.
+    pub(super) fn units(&self, mode: Mode) -> u32 {
+        match (mode, self.look()) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        }
+    }
+
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(super) fn take_all(&self) -> u64 {
+        self.take(Mode::Counter).unwrap_or(0)
+    }
+
+    /// Puts `count` in place of what is there, and tells nobody.
+    #[cfg(target_os = "linux")]
+    pub(super) fn replace(&self, count: u64) -> u64 {
+        self.count.swap(count, DEKKER)
     }
 
     #[cold]
@@ -179,7 +196,7 @@ impl<S: Scope> Counter<S> {
     /// First half of a signal of `n`.
     #[inline(always)]
     pub(crate) fn add_saturating(&self, n: u64) {
-        let added = self.update(|count| Some(count.saturating_add(n)));
+        let added = self.update(move |count| Some(count.saturating_add(n)));
         if added.is_none() {
             // Exact, unless the count wraps: with such a peer it means nothing anyway.
             self.count.fetch_add(n, DEKKER);
@@ -189,7 +206,7 @@ impl<S: Scope> Counter<S> {
     /// First half of a write of `n`: adds it if it fits. `None`, with a [`DEKKER`] load, if not.
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) -> Option<()> {
-        self.update(|count| fits(count, n).then(|| count + n))
+        self.update(move |count| fits(count, n).then(|| count + n))
             .map(|_| ())
     }
 
@@ -199,10 +216,28 @@ impl<S: Scope> Counter<S> {
     /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
     /// after its announcement.
     #[inline(always)]
-    fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+    pub(super) fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let count = self.count.load(DEKKER);
+        match self
+            .count
+            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
+        {
+            Ok(count) => Some(count),
+            Err(now) => self.update_after_a_race(now, next),
+        }
+    }
+
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that
+    /// the fast path need not save registers for it.
+    #[cold]
+    #[inline(never)]
+    fn update_after_a_race(
+        &self,
+        mut count: u64,
+        next: impl Fn(u64) -> Option<u64>,
+    ) -> Option<u64> {
         let mut races = Races::none_lost();
-        let mut count = self.count.load(DEKKER);
-        loop {
+        while !races.lose::<S>() {
             match self
                 .count
                 .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
@@ -210,10 +245,8 @@ impl<S: Scope> Counter<S> {
                 Ok(count) => return Some(count),
                 Err(now) => count = now,
             }
-            if races.lose::<S>() {
-                return None;
-            }
         }
+        None
     }
 
     /// Second half of a signal or write of `n`.
@@ -225,15 +258,15 @@ impl<S: Scope> Counter<S> {
             Mode::Counter => 1,
             Mode::Semaphore => saturate(n),
         };
-        self.readers.notify(count, owner.kinds(), |kinds| {
+        self.readers.notify_kinds(count, owner.kinds(), |kinds| {
             owner.call(Change::Signalled, kinds);
         });
     }
 
     /// Second half of a read.
     #[inline(always)]
-    fn wake_writers(&self, owner: &impl Owner) {
-        self.writers.notify(ALL, owner.kinds(), |kinds| {
+    pub(super) fn wake_writers(&self, owner: &impl Owner) {
+        self.writers.notify_kinds(ALL, owner.kinds(), |kinds| {
             owner.call(Change::Read, kinds);
         });
     }
@@ -241,7 +274,7 @@ impl<S: Scope> Counter<S> {
 
 /// Whether a write of `n` leaves the count below `u64::MAX`.
 #[inline(always)]
-fn fits(count: u64, n: u64) -> bool {
+pub(super) fn fits(count: u64, n: u64) -> bool {
     n < u64::MAX - count
 }
 

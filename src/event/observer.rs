@@ -20,6 +20,7 @@
 //! on to the lists it is to call, and it is worked off in the section of the outermost call.
 
 use super::Event;
+use super::wakers::Wakers;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::const_thread_local;
 use crate::sync::lazy::Lazy;
@@ -32,6 +33,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
 use std::sync::Arc;
 
 /// What happened to an event.
@@ -104,10 +106,39 @@ struct Entry {
     detached: AtomicBool,
 }
 
+impl Entry {
+    fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32) -> Arc<Self> {
+        Arc::new(Entry {
+            observer,
+            interest,
+            kind,
+            detached: AtomicBool::new(false),
+        })
+    }
+}
+
 type List = Arc<[Arc<Entry>]>;
 
 /// The observers of one event.
-pub(super) struct Observers(Lazy<Srcu<List>>);
+pub(super) struct Observers(Lazy<Attached>);
+
+/// What an event has once somebody observes it or waits for it as a task.
+struct Attached {
+    list: Srcu<List>,
+    wakers: Lazy<Arc<Wakers>>,
+    /// The wakers are in the list.
+    wakers_listed: AtomicBool,
+}
+
+impl Attached {
+    fn new() -> Self {
+        Attached {
+            list: Srcu::new(List::from([])),
+            wakers: Lazy::new(),
+            wakers_listed: AtomicBool::new(false),
+        }
+    }
+}
 
 impl Observers {
     maybe_const! {
@@ -118,11 +149,11 @@ impl Observers {
 
     /// Calls those of the `kinds` that are interested in `change`, or has the thread's outermost call do so.
     pub(super) fn call(&self, change: Change, kinds: u32) {
-        let Some(list) = self.0.get() else {
+        let Some(attached) = self.0.get() else {
             return;
         };
         with_section(|section| {
-            let list = list.read(section);
+            let list = attached.list.read(section);
             if !Nesting::is_outermost() {
                 return Nesting::defer(Deferred {
                     list: Arc::clone(&list),
@@ -146,11 +177,39 @@ impl Observers {
         make: impl FnOnce(&[Arc<Entry>]) -> Vec<Arc<Entry>>,
         before: impl FnOnce(&[Arc<Entry>]),
     ) {
-        let list = self.0.get_or_make(|| Srcu::new(List::from([])));
-        let writer = list.write();
+        let writer = self.0.get_or_make(Attached::new).list.write();
         let entries = make(&writer.read());
         before(&entries);
         writer.publish(entries.into(), ());
+    }
+
+    /// The wakers of this event, which are in the list. They are put there when they are first asked for.
+    pub(super) fn wakers(&self) -> &Wakers {
+        let attached = self.0.get_or_make(Attached::new);
+        let wakers = attached.wakers.get_or_make(Arc::default);
+        // Acquire pairs with the Release below: who arms after this is called.
+        if !attached.wakers_listed.load(Ordering::Acquire) {
+            Self::list_wakers(attached, wakers);
+        }
+        wakers
+    }
+
+    #[cold]
+    fn list_wakers(attached: &Attached, wakers: &Arc<Wakers>) {
+        let writer = attached.list.write();
+        // Of several who come here at once, one is the first to hold the lock.
+        let listed = {
+            let same = |entry: &Arc<Entry>| {
+                ptr::addr_eq(Arc::as_ptr(&entry.observer), Arc::as_ptr(wakers))
+            };
+            writer.read().iter().any(same)
+        };
+        if !listed {
+            let entry = Entry::new(Arc::<Wakers>::clone(wakers), Interest::Both, ARMED);
+            let entries = writer.read().iter().cloned().chain([entry]).collect();
+            writer.publish(entries, ());
+        }
+        attached.wakers_listed.store(true, Ordering::Release);
     }
 }
 
@@ -305,12 +364,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     }
 
     fn attach(event: E, interest: Interest, observer: Arc<dyn Observer>, kind: u32) -> Self {
-        let entry = Arc::new(Entry {
-            observer,
-            interest,
-            kind,
-            detached: AtomicBool::new(false),
-        });
+        let entry = Entry::new(observer, interest, kind);
         event.observers.change(
             |list| list.iter().chain([&entry]).cloned().collect(),
             |_| (),

@@ -1,14 +1,15 @@
 //! The doorbells of one bus as a lookup sees them: sorted arrays, never changed once published.
 //!
 //! ```text
-//!     addresses   [ 0xd0000050  0xd0000050  0xe0003000  0xf0001000 ]    searched: 8 to a cache line
+//!     addresses   [ 0xd0000050  0xd0000050  0xe0003000  0xf0001000 ]    searched: see addresses.rs
 //!     entries     [ 4, 0 ─▶ E   4, 1 ─▶ E   0 ─▶ E      range ─▶ slots ]  what to compare and what to ring
 //!     doorbells   [ ...                                            ]    the whole, for writers
 //! ```
 //!
-//! The one search is for the last address that is not above the write's. A range owns all addresses up to its end, so if
-//! the write falls into one, this is it.
+//! The one search is for the first address that is not below the write's. A range owns all addresses up to its end, so if
+//! the write falls into one but not to its beginning, it is the one before.
 
+use super::addresses::Addresses;
 use super::doorbell::{Doorbell, Spot, Target};
 use super::payload::{Kick, Latest, Queue};
 use crate::Event;
@@ -37,18 +38,26 @@ enum Action {
     Queue(*const Queue),
 }
 
+/// Two to a cache line.
 #[derive(Clone, Copy)]
-enum Reached {
-    Single(Action),
-    Range(*const Slots),
-}
-
-#[derive(Clone, Copy)]
+#[repr(align(32))]
 struct Entry {
+    address: u64,
     datamatch: u64,
+    /// Of the type that `kind` says.
+    target: *const (),
+    kind: Kind,
     has_datamatch: bool,
     length: u8,
-    reached: Reached,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Event,
+    Latest,
+    Queue,
+    /// [`Slots`].
+    Range,
 }
 
 /// A guest's write, but for its address.
@@ -99,14 +108,21 @@ impl Registered {
 
     fn entry(&self) -> Entry {
         let spot = self.doorbell.spot();
+        let (kind, target) = match &self.doorbell {
+            Doorbell::Single { target, .. } => match Action::of(target) {
+                Action::Event(event) => (Kind::Event, event.cast()),
+                Action::Latest(latest) => (Kind::Latest, latest.cast()),
+                Action::Queue(queue) => (Kind::Queue, queue.cast()),
+            },
+            Doorbell::Range { .. } => (Kind::Range, (&raw const self.slots).cast()),
+        };
         Entry {
+            address: spot.address,
             datamatch: spot.datamatch.unwrap_or(0),
+            target,
+            kind,
             has_datamatch: spot.datamatch.is_some(),
             length: spot.length,
-            reached: match &self.doorbell {
-                Doorbell::Single { target, .. } => Reached::Single(Action::of(target)),
-                Doorbell::Range { .. } => Reached::Range(&self.slots),
-            },
         }
     }
 }
@@ -170,6 +186,26 @@ impl Entry {
                 && (!self.has_datamatch || self.datamatch == access.value))
     }
 
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    #[inline(always)]
+    unsafe fn ring(&self, address: u64, access: Access) -> bool {
+        let action = match self.kind {
+            Kind::Event => Action::Event(self.target.cast()),
+            Kind::Latest => Action::Latest(self.target.cast()),
+            Kind::Queue => Action::Queue(self.target.cast()),
+            Kind::Range => {
+                // SAFETY: as promised; the kind says so.
+                let slots: &Slots = unsafe { &*self.target.cast() };
+                // SAFETY: as promised.
+                return unsafe { slots.ring(address - self.address, access) };
+            }
+        };
+        // SAFETY: as promised.
+        unsafe { action.ring(0, access) }
+    }
+
     /// What of a [`Spot`] is not the address.
     fn key(&self) -> (u8, Option<u64>) {
         (self.length, self.has_datamatch.then_some(self.datamatch))
@@ -179,9 +215,11 @@ impl Entry {
 /// See the module. The arrays have the same length and order: that of [`Spot`]s. No two doorbells collide.
 #[derive(Clone, Default)]
 pub(super) struct Lines {
-    addresses: Box<[u64]>,
+    addresses: Addresses,
     entries: Box<[Entry]>,
     doorbells: Box<[*const Registered]>,
+    /// Whether any is a range.
+    has_ranges: bool,
 }
 
 // SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync` but
@@ -195,7 +233,7 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 impl Lines {
-    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last one stood.
+    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last search ended.
     ///
     /// # Safety
     ///
@@ -203,46 +241,56 @@ impl Lines {
     #[inline(always)]
     pub(super) unsafe fn ring(&self, address: u64, access: Access, hint: &Cell<usize>) -> bool {
         let mut place = hint.get();
+        let rings = |entry: &Entry| entry.address == address && entry.matches(access);
         // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
-        if self.addresses.get(place) != Some(&address) || !self.entries[place].matches(access) {
-            match self.search(address, access) {
+        if !self.entries.get(place).is_some_and(rings) {
+            let first = match self.is_place(place, address) {
+                true => place,
+                false => self.addresses.place(address),
+            };
+            hint.set(first);
+            match self.find(first, address, access) {
                 Some(found) => place = found,
                 None => return false,
             }
-            hint.set(place);
+            // A range is found from the place behind it.
+            hint.set(place.max(first));
         }
-        match self.entries[place].reached {
-            // SAFETY: as promised.
-            Reached::Single(action) => unsafe { action.ring(0, access) },
-            // SAFETY: as promised.
-            Reached::Range(slots) => unsafe {
-                (*slots).ring(address - self.addresses[place], access)
-            },
-        }
+        // SAFETY: as promised.
+        unsafe { self.entries[place].ring(address, access) }
     }
 
-    /// The place of the entry that a write matches, or that of a range that begins below it.
+    /// Whether a search for the address would end at `place`.
     #[inline(always)]
-    fn search(&self, address: u64, access: Access) -> Option<usize> {
-        let above = self.addresses.partition_point(|&start| start <= address);
-        let last = above.checked_sub(1)?;
-        let entry = &self.entries[last];
-        if self.addresses[last] == address {
-            if entry.matches(access) {
-                return Some(last);
-            }
-            return self.search_beside(last, access);
-        }
-        let reaches = matches!(entry.reached, Reached::Range(_)) && entry.matches(access);
-        reaches.then_some(last)
+    fn is_place(&self, place: usize, address: u64) -> bool {
+        let below = |place: usize| {
+            let entry = self.entries.get(place);
+            entry.is_some_and(|entry| entry.address < address)
+        };
+        // Both, since a branch on one would go this way as often as that.
+        place <= self.entries.len() && !below(place) & (place == 0 || below(place.wrapping_sub(1)))
     }
 
-    /// The place of the entry that matches, among those with the address of the one at `last` and before it.
+    /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of the
+    /// first address that is not below the write's.
+    #[inline(always)]
+    fn find(&self, first: usize, address: u64, access: Access) -> Option<usize> {
+        if self.addresses.is(first, address) {
+            if self.entries.get(first)?.matches(access) {
+                return Some(first);
+            }
+            return self.find_beside(first, access);
+        }
+        if self.has_ranges {
+            return self.find_range(first, access);
+        }
+        None
+    }
+
+    /// The place of the entry that matches, among those with the address of the one at `first` and behind it.
     #[cold]
-    fn search_beside(&self, last: usize, access: Access) -> Option<usize> {
-        let start = self.addresses[last];
-        let first = self.addresses[..last].partition_point(|&other| other < start);
-        let same = &self.entries[first..last];
+    fn find_beside(&self, first: usize, access: Access) -> Option<usize> {
+        let same = self.same_address(first);
         // An entry for any data stands where the search for the data ends, or just before.
         let place = same.partition_point(|entry| entry.key() < (access.length, Some(access.value)));
         [place, place.wrapping_sub(1)]
@@ -251,14 +299,26 @@ impl Lines {
             .map(|place| first + place)
     }
 
+    /// The place of the range that begins before `place`, if what does is one.
+    fn find_range(&self, place: usize, access: Access) -> Option<usize> {
+        let place = place.checked_sub(1)?;
+        let entry = &self.entries[place];
+        (entry.kind == Kind::Range && entry.matches(access)).then_some(place)
+    }
+
+    /// The entries with the address of the one at `first`, which is the first.
+    fn same_address(&self, first: usize) -> &[Entry] {
+        let rest = &self.entries[first..];
+        let address = rest.first().map(|entry| entry.address);
+        &rest[..rest.partition_point(|entry| Some(entry.address) == address)]
+    }
+
     /// Where `spot` stands, or would.
     pub(super) fn place(&self, spot: &Spot) -> usize {
-        let first = self
-            .addresses
-            .partition_point(|&start| start < spot.address);
-        let same = self.addresses[first..].partition_point(|&start| start == spot.address);
+        let first = self.addresses.place(spot.address);
         let rest = (spot.length, spot.datamatch);
-        first + self.entries[first..first + same].partition_point(|entry| entry.key() < rest)
+        let before = |entry: &Entry| entry.address == spot.address && entry.key() < rest;
+        first + self.entries[first..].partition_point(before)
     }
 
     /// The doorbells in their order.
@@ -279,11 +339,10 @@ impl Lines {
     ) -> Result<Lines, usize> {
         let mut lines = Cow::Borrowed(self);
         if !removals.is_empty() {
-            lines = Cow::Owned(Lines {
-                addresses: without(&lines.addresses, removals),
-                entries: without(&lines.entries, removals),
-                doorbells: without(&lines.doorbells, removals),
-            });
+            lines = Cow::Owned(Lines::new(
+                without(&lines.entries, removals),
+                without(&lines.doorbells, removals),
+            ));
         }
         if !additions.is_empty() {
             // SAFETY: as promised.
@@ -318,15 +377,19 @@ impl Lines {
             }
         }
         let new = || additions.iter().map(|(_, new)| new);
-        Ok(Lines {
-            addresses: with(
-                &self.addresses,
-                &places,
-                new().map(|new| new.doorbell.address()),
-            ),
-            entries: with(&self.entries, &places, new().map(|new| new.entry())),
-            doorbells: with(&self.doorbells, &places, new().map(|new| Arc::as_ptr(new))),
-        })
+        Ok(Lines::new(
+            with(&self.entries, &places, new().map(|new| new.entry())),
+            with(&self.doorbells, &places, new().map(|new| Arc::as_ptr(new))),
+        ))
+    }
+
+    fn new(entries: Box<[Entry]>, doorbells: Box<[*const Registered]>) -> Self {
+        Lines {
+            addresses: Addresses::of(&entries, |entry| entry.address),
+            has_ranges: entries.iter().any(|entry| entry.kind == Kind::Range),
+            entries,
+            doorbells,
+        }
     }
 }
 

@@ -53,7 +53,7 @@ struct Inner {
 /// In the order of [`Bus`].
 type Buses = [Lines; 2];
 
-/// Where the last lookup on each bus ended. A vCPU rings the same doorbell again and again.
+/// Where the last search on each bus ended. A vCPU rings the same doorbell again and again.
 type Hints = [Cell<usize>; 2];
 
 impl Default for Inner {
@@ -162,8 +162,9 @@ impl Table {
         registrations: &mut Vec<Registration>,
         doorbells: impl IntoIterator<Item = Doorbell>,
     ) -> Result<(), BatchError<AssignError>> {
-        let mut additions = Vec::new();
-        for (index, doorbell) in doorbells.into_iter().enumerate() {
+        let doorbells = doorbells.into_iter();
+        let mut additions = Vec::with_capacity(doorbells.size_hint().0);
+        for (index, doorbell) in doorbells.enumerate() {
             doorbell
                 .validate()
                 .map_err(|error| BatchError { index, error })?;
@@ -345,7 +346,8 @@ impl fmt::Debug for Table {
     }
 }
 
-/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls.
+/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls, and need
+/// not search if a lookup ends where the last one on its bus did.
 ///
 /// It may move from thread to thread, between lookups. It keeps the table alive.
 ///

@@ -6,6 +6,9 @@
 //! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
 //! processes share are for Linux and Android only; the same word must not be slept on both ways.
 //!
+//! Several words at once are `futex_waitv(2)`, which Linux has since 5.16; who finds that it is not there sleeps on
+//! something else.
+//!
 //! Any wait may end for no reason (a signal handler ran, a wake-up meant for another); callers look at their condition
 //! again. Under loom the module is a model of the kernel's wait queue, see `model`.
 
@@ -15,13 +18,16 @@ pub mod model;
 mod os;
 
 #[cfg(loom)]
-pub(crate) use model::{wait, wait_shared, wake, wake_shared};
+pub(crate) use model::{most_words, wait, wait_any, wait_shared, wake, wake_shared};
 #[cfg(not(loom))]
-pub(crate) use os::{wait, wake};
+pub(crate) use os::{most_words, wait, wait_any, wake};
 #[cfg(all(not(loom), any(target_os = "linux", target_os = "android")))]
 pub(crate) use os::{wait_shared, wake_shared};
 
-/// Why a [`wait`] ended.
+/// The most words that [`wait_any`] ever takes.
+pub(crate) const MOST_WORDS: usize = 128;
+
+/// Why a [`wait`] or [`wait_any`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The word had another value, or a wake-up came, or nothing in particular happened.
@@ -29,3 +35,7 @@ pub(crate) enum Outcome {
     /// The deadline passed.
     TimedOut,
 }
+
+/// The system cannot wait for several words, or does not let this process do so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused;

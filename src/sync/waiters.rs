@@ -89,11 +89,17 @@ impl<S: Scope> Waiters<S> {
         self.state.load(Ordering::Relaxed) / WAITER
     }
 
-    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of those of the `kinds`
-    /// ([`ARMED`], [`OBSERVED`], or both) that it is given. To be called after the condition was made true with a [`DEKKER`]
-    /// store.
+    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given
+    /// ([`ARMED`], [`OBSERVED`], or both), if there are any. To be called after the condition was made true with a
+    /// [`DEKKER`] store.
     #[inline(always)]
-    pub(crate) fn notify(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
+    pub(crate) fn notify(&self, count: u32, call: impl FnOnce(u32)) {
+        self.notify_kinds(count, ARMED | OBSERVED, call);
+    }
+
+    /// The same for who can call observers of these kinds only, and leaves the others to others.
+    #[inline(always)]
+    pub(crate) fn notify_kinds(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
         // Second half of the handshake with `announce` and `set`.
         let state = dekker_load(&self.state);
         if state & (ANNOUNCED | kinds) != 0 {
@@ -160,8 +166,7 @@ impl<S: Scope> Waiters<S> {
         mut attempt: impl FnMut() -> Option<T>,
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
-        self.state.fetch_add(WAITER, Ordering::Relaxed);
-        let mut key = self.generation();
+        let mut key = self.enter();
         let result = loop {
             self.announce();
             if let Some(taken) = attempt() {
@@ -175,12 +180,7 @@ impl<S: Scope> Waiters<S> {
                 break taken;
             }
         };
-        if self.leave() {
-            let count = left_over();
-            if count != 0 {
-                self.wake_sleepers(count);
-            }
-        }
+        self.leave(left_over);
         result
     }
 
@@ -195,18 +195,30 @@ impl<S: Scope> Waiters<S> {
     /// Is killed asleep.
     #[cfg(loom)]
     pub(crate) fn wait_for_ever(&self) {
-        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        self.enter();
         self.announce();
     }
 
-    /// What to sleep on after the next announcement.
-    fn generation(&self) -> u32 {
+    /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
+    /// after the first announcement.
+    pub(crate) fn enter(&self) -> u32 {
+        self.state.fetch_add(WAITER, Ordering::Relaxed);
+        self.generation()
+    }
+
+    /// The key to sleep with after the next announcement.
+    pub(crate) fn generation(&self) -> u32 {
         // Acquire pairs with the Release in `wake`: who was woken sees what for.
         self.generation.load(Ordering::Acquire)
     }
 
+    /// What to sleep on while it is the key.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.generation
+    }
+
     /// Asks for a wake-up.
-    fn announce(&self) {
+    pub(crate) fn announce(&self) {
         self.set(ANNOUNCED);
     }
 
@@ -221,8 +233,18 @@ impl<S: Scope> Waiters<S> {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
+    /// Step 7 of who has entered. `left_over` says how many of the others could go on now, if there are others.
+    pub(crate) fn leave(&self, left_over: impl FnOnce() -> u32) {
+        if self.uncount() {
+            let count = left_over();
+            if count != 0 {
+                self.wake_sleepers(count);
+            }
+        }
+    }
+
     /// Is counted no more. Returns whether others are; they are announced then.
-    fn leave(&self) -> bool {
+    fn uncount(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         let mut races = Races::none_lost();
         loop {

@@ -1,7 +1,6 @@
 //! Threads in a blocking call, watched from outside through `/proc`.
 
 use super::counter::{Counter, Place};
-use doorbell::SharedEvent;
 use std::cell::Cell;
 use std::fs;
 use std::os::unix::thread::JoinHandleExt;
@@ -11,6 +10,12 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// poll(2), where the processor has it.
+#[cfg(target_arch = "x86_64")]
+const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: libc::c_long = libc::SYS_ppoll;
 
 /// A thread that makes one call.
 pub struct Caller<T> {
@@ -28,29 +33,20 @@ pub fn call<C: Counter, T: Send + 'static>(
     body: impl FnOnce(&C) -> T + Send + 'static,
 ) -> Caller<T> {
     let counter = counter.clone();
-    let place = counter.place();
-    call_at(place, counter, body)
+    call_at(counter.place(), move || body(&counter))
 }
 
-/// Makes a call of a shared event in a thread of its own.
-pub fn call_with<T: Send + 'static>(
-    event: SharedEvent,
-    body: impl FnOnce(&SharedEvent) -> T + Send + 'static,
-) -> Caller<T> {
-    call_at(Place::SharedMemory, event, body)
-}
-
-fn call_at<C: Send + 'static, T: Send + 'static>(
+/// Makes a call in a thread of its own, that blocks at the place given.
+pub fn call_at<T: Send + 'static>(
     place: Place,
-    counter: C,
-    body: impl FnOnce(&C) -> T + Send + 'static,
+    body: impl FnOnce() -> T + Send + 'static,
 ) -> Caller<T> {
     let (tell_tid, tid) = mpsc::channel();
     let (give, result) = mpsc::channel();
     let thread = thread::spawn(move || {
         tell_tid.send(rustix::thread::gettid()).unwrap();
         // Nobody takes the result if the test has failed by then.
-        let _ = give.send(body(&counter));
+        let _ = give.send(body());
     });
     Caller {
         thread,
@@ -111,8 +107,12 @@ impl<T> Caller<T> {
             (Place::Memory(range), libc::SYS_futex) => {
                 argument.is_some_and(|argument| range.contains(&argument))
             }
+            (Place::Futex, libc::SYS_futex) => true,
             (Place::Descriptor(fd), libc::SYS_read | libc::SYS_write) => {
                 argument == Some(*fd as usize)
+            }
+            (Place::Several, POLL | libc::SYS_ppoll | libc::SYS_futex_waitv | libc::SYS_futex) => {
+                true
             }
             // The timed forms.
             (Place::Descriptor(_), libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2) => true,

@@ -27,7 +27,12 @@ pub trait Counter: Clone + Debug + Send + 'static {
     /// How many calls are many.
     const MANY: u64 = 100_000;
 
-    /// A counter with anything in it, `u64::MAX` included.
+    /// The [`EDGES`] that it can be made with.
+    fn edges() -> &'static [u64] {
+        &EDGES
+    }
+
+    /// A counter with anything in it, `u64::MAX` included if it is among the [`edges`](Self::edges).
     fn new(initial: u64, mode: Mode) -> Self;
 
     fn read(&self) -> Result<u64, Errno>;
@@ -59,6 +64,10 @@ pub enum Place {
     Memory(Range<usize>),
     /// Memory that processes share, in which the futex is. Who sleeps there looks up now and then of his own accord.
     SharedMemory,
+    /// Memory that the test does not know.
+    Futex,
+    /// Several counters at once.
+    Several,
 }
 
 impl Place {

@@ -1,4 +1,4 @@
-//! A real eventfd as a [`Counter`].
+//! A real eventfd as a [`Counter`]: the kernel's own, or one that a [`doorbell::fd::EventFd`] has moved into.
 
 use super::counter::{Counter, Place};
 use doorbell::Mode;
@@ -6,41 +6,68 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, p
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
+use std::fmt::Debug;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use vmm_sys_util::aio::{IOCB_CMD_PREAD, IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
 
-/// A blocking eventfd. It is non-blocking for the length of a call that is not to block; the kernel looks at the flag
-/// only when a call begins, so threads that are blocked stay so (case E45).
+/// A blocking eventfd, and how it is made, read and written.
+pub trait Handle: AsFd + Debug + Sized + Send + 'static {
+    const INTERRUPTIBLE: bool;
+
+    fn new(initial: u32, mode: Mode) -> Self;
+    fn try_clone(&self) -> io::Result<Self>;
+    fn read(&self) -> Result<u64, Errno>;
+    fn write(&self, n: u64) -> Result<(), Errno>;
+}
+
+/// The oracle.
+impl Handle for OwnedFd {
+    const INTERRUPTIBLE: bool = true;
+
+    fn new(initial: u32, mode: Mode) -> Self {
+        let mut flags = EventfdFlags::CLOEXEC;
+        flags.set(EventfdFlags::SEMAPHORE, mode == Mode::Semaphore);
+        eventfd(initial, flags).unwrap()
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn read(&self) -> Result<u64, Errno> {
+        let mut value = [0; 8];
+        assert_eq!(rustix::io::read(self, &mut value)?, 8);
+        Ok(u64::from_ne_bytes(value))
+    }
+
+    fn write(&self, n: u64) -> Result<(), Errno> {
+        assert_eq!(rustix::io::write(self, &n.to_ne_bytes())?, 8);
+        Ok(())
+    }
+}
+
+/// An eventfd that is non-blocking for the length of a call that is not to block; the kernel looks at the flag only when a
+/// call begins, so threads that are blocked stay so (case E45).
 #[derive(Debug)]
-pub struct Kernel {
-    fd: OwnedFd,
+pub struct Kernel<F = OwnedFd> {
+    fd: F,
     /// Held while the descriptor is non-blocking. All handles share that flag.
     nonblocking: Arc<Mutex<()>>,
     fdinfo: File,
 }
 
-impl Kernel {
-    fn from_fd(fd: OwnedFd, nonblocking: Arc<Mutex<()>>) -> Self {
-        let fdinfo = File::open(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+impl<F: Handle> Kernel<F> {
+    fn from_fd(fd: F, nonblocking: Arc<Mutex<()>>) -> Self {
+        let fdinfo = File::open(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).unwrap();
         Kernel {
             fd,
             nonblocking,
             fdinfo,
         }
-    }
-
-    fn read_fd(&self) -> Result<u64, Errno> {
-        let mut value = [0; 8];
-        assert_eq!(rustix::io::read(&self.fd, &mut value)?, 8);
-        Ok(u64::from_ne_bytes(value))
-    }
-
-    fn write_fd(&self, n: u64) -> Result<(), Errno> {
-        assert_eq!(rustix::io::write(&self.fd, &n.to_ne_bytes())?, 8);
-        Ok(())
     }
 
     fn at_once<T>(&self, call: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
@@ -97,59 +124,64 @@ impl Kernel {
     }
 }
 
-impl Clone for Kernel {
+impl<F: Handle> AsFd for Kernel<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<F: Handle> Clone for Kernel<F> {
     fn clone(&self) -> Self {
         Kernel::from_fd(self.fd.try_clone().unwrap(), Arc::clone(&self.nonblocking))
     }
 }
 
-impl Counter for Kernel {
-    const INTERRUPTIBLE: bool = true;
+impl<F: Handle> Counter for Kernel<F> {
+    const INTERRUPTIBLE: bool = F::INTERRUPTIBLE;
     const WAKES_ALL: bool = true;
 
     fn new(initial: u64, mode: Mode) -> Self {
-        let mut flags = EventfdFlags::CLOEXEC;
-        flags.set(EventfdFlags::SEMAPHORE, mode == Mode::Semaphore);
         // What a creation can give; the rest is written.
         let given = u32::try_from(initial).unwrap_or(0);
-        let fd = eventfd(given, flags).unwrap();
-        let kernel = Kernel::from_fd(fd, Arc::default());
+        let kernel = Kernel::from_fd(F::new(given, mode), Arc::default());
         kernel.signal_n(initial - u64::from(given));
         kernel
     }
 
     fn read(&self) -> Result<u64, Errno> {
-        self.blocking(Self::read_fd)
+        self.blocking(|kernel| kernel.fd.read())
     }
 
     fn try_read(&self) -> Result<u64, Errno> {
-        self.at_once(Self::read_fd)
+        self.at_once(|kernel| kernel.fd.read())
     }
 
     fn read_timeout(&self, timeout: Duration) -> Result<u64, Errno> {
-        self.until(Instant::now().checked_add(timeout), Self::read_fd)
+        self.until(Instant::now().checked_add(timeout), |kernel| {
+            kernel.fd.read()
+        })
     }
 
     fn read_deadline(&self, deadline: Instant) -> Result<u64, Errno> {
-        self.until(Some(deadline), Self::read_fd)
+        self.until(Some(deadline), |kernel| kernel.fd.read())
     }
 
     fn write(&self, n: u64) -> Result<(), Errno> {
-        self.blocking(|kernel| kernel.write_fd(n))
+        self.blocking(|kernel| kernel.fd.write(n))
     }
 
     fn try_write(&self, n: u64) -> Result<(), Errno> {
-        self.at_once(|kernel| kernel.write_fd(n))
+        self.at_once(|kernel| kernel.fd.write(n))
     }
 
     fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), Errno> {
         self.until(Instant::now().checked_add(timeout), |kernel| {
-            kernel.write_fd(n)
+            kernel.fd.write(n)
         })
     }
 
     fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), Errno> {
-        self.until(Some(deadline), |kernel| kernel.write_fd(n))
+        self.until(Some(deadline), |kernel| kernel.fd.write(n))
     }
 
     fn signal(&self) {
@@ -185,7 +217,7 @@ impl Counter for Kernel {
     }
 
     fn place(&self) -> Place {
-        Place::Descriptor(self.fd.as_raw_fd())
+        Place::Descriptor(self.fd.as_fd().as_raw_fd())
     }
 }
 

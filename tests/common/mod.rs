@@ -6,13 +6,15 @@
 
 pub mod caller;
 pub mod counter;
+pub mod eventfd;
 pub mod kernel;
 pub mod ours;
 pub mod script;
 pub mod shared;
 pub mod watchdog;
 
-/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation.
+/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that can do
+/// all that a counter does.
 #[allow(unused_macros)]
 macro_rules! implementations {
     ($($case:ident,)*) => {
@@ -28,6 +30,22 @@ macro_rules! implementations {
             use super::common::{ours::NeverSpin, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<NeverSpin>) })*
         }
+        mod eventfd_moved {
+            use super::common::{eventfd::Moved, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Moved>) })*
+        }
+        mod eventfd_descriptor {
+            use super::common::{eventfd::Descriptor, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Descriptor>) })*
+        }
+    };
+}
+
+/// The same, and a test of each case for events that processes share.
+#[allow(unused_macros)]
+macro_rules! all_implementations {
+    ($($case:ident,)*) => {
+        implementations! { $($case,)* }
         mod shared {
             use super::common::{shared::Shared, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Shared>) })*
@@ -36,6 +54,17 @@ macro_rules! implementations {
             use super::common::{shared::{self, TwoProcesses}, watchdog};
             #[test] fn serve() { shared::serve(); }
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<TwoProcesses>) })*
+        }
+    };
+}
+
+/// Makes a test of each case for an `EventFd` that has not moved into the kernel, which has no signals and no time limits.
+#[allow(unused_macros)]
+macro_rules! before_the_move {
+    ($($case:ident,)*) => {
+        mod eventfd {
+            use super::common::{eventfd::Methods, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Methods>) })*
         }
     };
 }

@@ -4,6 +4,7 @@ use super::counter::{Counter, Place};
 use doorbell::{Event, Mode, Readiness, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
+use std::borrow::Borrow;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,6 +22,18 @@ impl<const SPINS: bool> Deref for Ours<SPINS> {
     type Target = Event;
 
     fn deref(&self) -> &Event {
+        &self.0
+    }
+}
+
+impl<const SPINS: bool> From<Arc<Event>> for Ours<SPINS> {
+    fn from(event: Arc<Event>) -> Self {
+        Ours(event)
+    }
+}
+
+impl<const SPINS: bool> Borrow<Event> for Ours<SPINS> {
+    fn borrow(&self) -> &Event {
         &self.0
     }
 }

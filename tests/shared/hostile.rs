@@ -1,7 +1,8 @@
 //! Peers that write to the memory what they like, when they like. Every call returns, or waits no longer than it was
 //! told to; what it returns is up to the peer.
 
-use crate::common::caller::call_with;
+use crate::common::caller::call_at;
+use crate::common::counter::Place;
 use crate::common::watchdog;
 use crate::memory::{Memory, WORDS};
 use doorbell::event::Interest;
@@ -145,12 +146,9 @@ fn a_sleeper_moved_elsewhere() {
     let event = event(&memory, Mode::Counter, Spin::Never);
     watchdog::limit("a sleeper elsewhere", || {
         for _ in 0..3 {
-            let reader = call_with(
-                SharedEvent::attach(&memory, 0)
-                    .unwrap()
-                    .with_spin(Spin::Never),
-                |event| event.read(),
-            );
+            let peer = SharedEvent::attach(&memory, 0).unwrap();
+            let peer = peer.with_spin(Spin::Never);
+            let reader = call_at(Place::SharedMemory, move || peer.read());
             reader.wait_asleep();
             let [from, to] = [&memory.words(0)[5], &memory.words(64)[0]];
             // SAFETY: both futexes are there.

@@ -1,7 +1,8 @@
 //! Peers killed with SIGKILL, thousands of times, at whatever instruction they stood. What they had done stays done,
 //! the operation they were in has happened or not, and the survivor goes on.
 
-use crate::common::caller::{call_with, wait_until};
+use crate::common::caller::{call_at, wait_until};
+use crate::common::counter::Place;
 use crate::common::watchdog::Watchdog;
 use crate::memory::Memory;
 use doorbell::{Mode, SharedEvent, Spin};
@@ -208,7 +209,8 @@ fn a_wake_up_that_never_came() {
     let event = unsafe { SharedEvent::create_at(memory.at(0), 0, Mode::Semaphore) }.unwrap();
     let readers = [(); 2].map(|()| {
         let event = SharedEvent::attach(&memory, 0).unwrap();
-        let reader = call_with(event.with_spin(Spin::Never), |event| event.read());
+        let event = event.with_spin(Spin::Never);
+        let reader = call_at(Place::SharedMemory, move || event.read());
         reader.wait_asleep();
         reader
     });
@@ -232,7 +234,8 @@ fn a_sleeper_that_is_no_more() {
     memory.words(0)[4].store(8 + 1, Ordering::SeqCst);
     for n in 1..100 {
         let peer = SharedEvent::attach(&memory, 0).unwrap();
-        let reader = call_with(peer.with_spin(Spin::Never), |event| event.read());
+        let peer = peer.with_spin(Spin::Never);
+        let reader = call_at(Place::SharedMemory, move || peer.read());
         reader.wait_asleep();
         event.signal_n(n);
         assert_eq!(reader.finish(), n);

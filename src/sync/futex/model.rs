@@ -7,12 +7,13 @@
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
 //! handler does. [`lapse`] ends the shared ones from now on, as their own limit does.
 
-use super::Outcome;
+use super::{MOST_WORDS, Outcome, Refused};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use loom::thread::{self, Thread};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+/// A thread's place in the queue of one word. One that sleeps on several words has as many places, and one ticket.
 struct Sleeper {
     address: usize,
     ticket: u64,
@@ -29,6 +30,7 @@ struct Queue {
     expired: bool,
     lapsed: bool,
     wakes: u64,
+    no_wait_any: bool,
 }
 
 std::thread_local! {
@@ -41,6 +43,12 @@ loom::lazy_static! {
 }
 
 impl Queue {
+    /// How many places a thread has.
+    fn places(&self, ticket: u64) -> usize {
+        let own = |sleeper: &&Sleeper| sleeper.ticket == ticket;
+        self.sleepers.iter().filter(own).count()
+    }
+
     /// Removes the first `count` sleepers that `chosen` picks, and lets them run.
     fn release(&mut self, count: usize, chosen: impl Fn(&Sleeper) -> bool, outcome: Outcome) {
         let mut left = count;
@@ -92,6 +100,11 @@ pub fn lapse() {
     });
 }
 
+/// Makes the kernel one that cannot wait for several words.
+pub fn refuse_wait_any() {
+    QUEUE.with_borrow_mut(|queue| queue.no_wait_any = true);
+}
+
 /// How many system calls to wake somebody there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
@@ -103,8 +116,13 @@ fn touch() {
     QUEUE_TOUCHED.fetch_add(0, Ordering::Relaxed);
 }
 
+pub(crate) fn most_words() -> usize {
+    let refused = QUEUE.with_borrow(|queue| queue.no_wait_any);
+    if refused { 1 } else { MOST_WORDS }
+}
+
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
-    sleep(word, expected, deadline, false)
+    wait_for(std::iter::once((word, expected)), deadline, false)
 }
 
 pub(crate) fn wait_shared(
@@ -113,52 +131,86 @@ pub(crate) fn wait_shared(
     deadline: Option<Instant>,
     _at_most: Duration,
 ) -> Outcome {
-    sleep(word, expected, deadline, true)
+    wait_for(std::iter::once((word, expected)), deadline, true)
 }
 
-fn sleep(word: &AtomicU32, expected: u32, deadline: Option<Instant>, shared: bool) -> Outcome {
-    touch();
-    // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
-    // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
-    if word.fetch_add(0, Ordering::Relaxed) != expected {
-        return Outcome::Woken;
+pub(crate) fn wait_any<'a>(
+    words: impl ExactSizeIterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    if words.len() > most_words() {
+        return Err(Refused);
     }
+    Ok(wait_for(words, deadline, false))
+}
+
+/// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread
+/// still takes others, or after another place was reached and before it runs.
+fn wait_for<'a>(
+    words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+    shared: bool,
+) -> Outcome {
     let ticket = QUEUE.with_borrow_mut(|queue| {
-        if deadline.is_some() && queue.expired {
-            return Err(Outcome::TimedOut);
-        }
-        if shared && queue.lapsed {
-            return Err(Outcome::Woken);
-        }
         queue.tickets += 1;
-        queue.sleepers.push(Sleeper {
-            address: address(word),
-            ticket: queue.tickets,
-            timed: deadline.is_some(),
-            shared,
-            thread: thread::current(),
-        });
-        Ok(queue.tickets)
+        queue.tickets
     });
-    let ticket = match ticket {
-        Ok(ticket) => ticket,
-        Err(outcome) => {
-            // Those who look up again and again wait for somebody else.
-            thread::yield_now();
+    let mut places = 0;
+    for (word, expected) in words {
+        touch();
+        // The kernel compares with the newest value, so this is a read-modify-write: a load of loom's may be stale. No
+        // schedule point follows it before the thread stands in the queue, as the kernel's bucket lock has it.
+        if word.fetch_add(0, Ordering::Relaxed) != expected {
+            leave(ticket);
+            return Outcome::Woken;
+        }
+        let over = QUEUE.with_borrow_mut(|queue| {
+            if deadline.is_some() && queue.expired {
+                return Some(Outcome::TimedOut);
+            }
+            if shared && queue.lapsed {
+                return Some(Outcome::Woken);
+            }
+            queue.sleepers.push(Sleeper {
+                address: address(word),
+                ticket,
+                timed: deadline.is_some(),
+                shared,
+                thread: thread::current(),
+            });
+            None
+        });
+        if let Some(outcome) = over {
+            leave(ticket);
+            if outcome == Outcome::Woken {
+                // Who looks up again and again waits for somebody else.
+                thread::yield_now();
+            }
             return outcome;
         }
-    };
-    while QUEUE.with_borrow(|queue| queue.sleepers.iter().any(|s| s.ticket == ticket)) {
+        places += 1;
+    }
+    while QUEUE.with_borrow(|queue| queue.places(ticket)) == places {
         thread::park();
     }
-    let timed_out = QUEUE.with_borrow_mut(|queue| {
-        let place = queue.timed_out.iter().position(|&t| t == ticket);
-        place.map(|place| queue.timed_out.swap_remove(place))
-    });
-    match timed_out {
-        Some(_) => Outcome::TimedOut,
-        None => Outcome::Woken,
+    leave(ticket)
+}
+
+/// Gives up all places, and says whether one of them had timed out.
+fn leave(ticket: u64) -> Outcome {
+    if QUEUE.with_borrow(|queue| queue.places(ticket)) != 0 {
+        touch();
     }
+    QUEUE.with_borrow_mut(|queue| {
+        queue.sleepers.retain(|sleeper| sleeper.ticket != ticket);
+        let before = queue.timed_out.len();
+        queue.timed_out.retain(|&timed_out| timed_out != ticket);
+        if queue.timed_out.len() < before {
+            Outcome::TimedOut
+        } else {
+            Outcome::Woken
+        }
+    })
 }
 
 pub(crate) fn wake(word: &AtomicU32, count: u32) {

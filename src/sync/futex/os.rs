@@ -1,7 +1,7 @@
 //! The futexes of the operating system.
 
-use super::Outcome;
-use std::sync::atomic::AtomicU32;
+use super::{MOST_WORDS, Outcome, Refused};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 /// Sleeps while `word` holds `expected`, until a [`wake`], the deadline, or for no reason less.
@@ -15,6 +15,91 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -
         }
         Some(deadline) => wait_until(word, expected, deadline),
     }
+}
+
+/// How many words [`wait_any`] takes, as far as is known: [`MOST_WORDS`] until the system has refused once, one from
+/// then on.
+pub(crate) fn most_words() -> usize {
+    if REFUSED.load(Ordering::Relaxed) {
+        1
+    } else {
+        MOST_WORDS
+    }
+}
+
+/// Whether the system has no `futex_waitv(2)`, or keeps the process from calling it.
+static REFUSED: AtomicBool =
+    AtomicBool::new(cfg!(not(any(target_os = "linux", target_os = "android"))));
+
+/// As [`wait`], on several words: sleeps while each holds what is expected of it.
+///
+/// It is not told which one a wake-up was for, and more than one may have spent theirs on this thread. There are to be
+/// as many words as [`most_words`] says, at most.
+pub(crate) fn wait_any<'a>(
+    mut words: impl ExactSizeIterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    match (words.len(), words.next()) {
+        (1, Some((word, expected))) => Ok(wait(word, expected, deadline)),
+        (_, first) => wait_vector(first.into_iter().chain(words), deadline),
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn wait_vector<'a>(
+    words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    use rustix::io::Errno;
+    use rustix::thread::ClockId;
+    use rustix::thread::futex::{self, Timespec, Wait, WaitFlags, WaitPtr, WaitvFlags};
+
+    let mut waits = [Wait::new(); MOST_WORDS];
+    let mut length = 0;
+    for (wait, (word, expected)) in waits.iter_mut().zip(words) {
+        wait.uaddr = WaitPtr::new(word.as_ptr().cast());
+        wait.val = expected.into();
+        wait.flags = WaitFlags::SIZE_U32 | WaitFlags::PRIVATE;
+        length += 1;
+    }
+    let timeout = match deadline {
+        None => None,
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Outcome::TimedOut);
+            }
+            // It takes a point in time, on a clock that it knows. One beyond the kernel's type is for ever.
+            let now = rustix::time::clock_gettime(ClockId::Monotonic);
+            Timespec::try_from(left)
+                .ok()
+                .and_then(|left| now.checked_add(left))
+        }
+    };
+    let flags = WaitvFlags::empty();
+    match futex::waitv(
+        &waits[..length],
+        flags,
+        timeout.as_ref(),
+        ClockId::Monotonic,
+    ) {
+        Err(Errno::TIMEDOUT) => Ok(Outcome::TimedOut),
+        // The kernel is older, or a seccomp filter stands before it.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            REFUSED.store(true, Ordering::Relaxed);
+            Err(Refused)
+        }
+        // AGAIN, INTR: as for `wait`.
+        _ => Ok(Outcome::Woken),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn wait_vector<'a>(
+    _words: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    _deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    Err(Refused)
 }
 
 /// Wakes up to `count` threads that sleep on `word`, the longest asleep first where the system keeps that order.
@@ -142,7 +227,6 @@ mod portable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
     use std::thread;
     use std::time::Duration;
 

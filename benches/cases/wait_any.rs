@@ -1,0 +1,112 @@
+//! Waiting for one of several: `wait_any` and poll(2) over eventfds.
+
+use super::{Case, Ratio, alone, two};
+use doorbell::poll::wait_any;
+use doorbell::{Event, Spin};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::OwnedFd;
+
+/// Up to 128 sleep in `futex_waitv(2)`, more in line.
+const SIZES: [usize; 5] = [1, 8, 64, 128, 1_000];
+
+const DOORBELL: &str = "doorbell";
+const POLL: &str = "poll(2)";
+
+fn ready(size: usize) -> String {
+    format!("wait_any, the last of {size} is ready")
+}
+
+fn asleep(size: usize) -> String {
+    format!("wait_any, ping-pong of two asleep on {size} each")
+}
+
+/// All cases, a group's one after the other.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut case = |group: String, who, run| cases.push(Case { group, who, run });
+    for size in SIZES {
+        let events = events(size);
+        events[size - 1].signal();
+        case(
+            ready(size),
+            DOORBELL,
+            alone(move || wait_any(&events, None).expect("no timeout").next()),
+        );
+        let fds = eventfds(size);
+        write(&fds[size - 1]);
+        case(ready(size), POLL, alone(move || wait_poll(&fds)));
+    }
+    for size in SIZES {
+        let sets = [events(size), events(size)];
+        sets[0][size - 1].signal();
+        case(
+            asleep(size),
+            DOORBELL,
+            two(move |me| {
+                let me = me as usize;
+                let found = wait_any(&sets[me], None).expect("no timeout").next();
+                sets[me][found.expect("one")].try_read();
+                sets[1 - me][size - 1].signal();
+            }),
+        );
+        let sets = [eventfds(size), eventfds(size)];
+        write(&sets[0][size - 1]);
+        case(
+            asleep(size),
+            POLL,
+            two(move |me| {
+                let me = me as usize;
+                read(&sets[me][wait_poll(&sets[me])]);
+                write(&sets[1 - me][size - 1]);
+            }),
+        );
+    }
+    cases
+}
+
+/// What is wanted of them.
+pub fn ratios() -> Vec<Ratio> {
+    let ready = SIZES.map(|size| (ready(size), ""));
+    let asleep = SIZES.map(|size| (asleep(size), ""));
+    ready
+        .into_iter()
+        .chain(asleep)
+        .map(|(group, target)| Ratio {
+            group,
+            over: POLL,
+            under: DOORBELL,
+            target,
+        })
+        .collect()
+}
+
+fn events(size: usize) -> Vec<Event> {
+    (0..size)
+        .map(|_| Event::new(0).with_spin(Spin::Never))
+        .collect()
+}
+
+fn eventfds(size: usize) -> Vec<OwnedFd> {
+    (0..size)
+        .map(|_| eventfd(0, EventfdFlags::empty()).expect("the kernel has eventfds"))
+        .collect()
+}
+
+/// As a program has it that does not keep the list: it is made for each call, and gone through afterwards.
+fn wait_poll(fds: &[OwnedFd]) -> usize {
+    let mut list: Vec<_> = fds
+        .iter()
+        .map(|fd| PollFd::new(fd, PollFlags::IN))
+        .collect();
+    poll(&mut list, None).expect("poll(2) works");
+    let ready = |fd: &PollFd| !fd.revents().is_empty();
+    list.iter().position(ready).expect("no timeout")
+}
+
+fn write(fd: &OwnedFd) {
+    rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("there is room");
+}
+
+fn read(fd: &OwnedFd) {
+    rustix::io::read(fd, &mut [0; 8]).expect("there is something");
+}

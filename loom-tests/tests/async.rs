@@ -1,0 +1,247 @@
+//! Futures on an event: no task is forgotten in line, whoever else is woken, dropped or quicker.
+//!
+//! `../breakages/async.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+
+use doorbell::{Event, Mode, Spin};
+use loom::cell::UnsafeCell;
+use loom::future::block_on;
+use loom::sync::Arc;
+use loom::thread;
+use loom_tests::check;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// The most that `write` can bring the count to.
+const FULL: u64 = u64::MAX - 1;
+
+fn event(initial: u64, mode: Mode) -> Arc<Event> {
+    Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
+}
+
+/// Runs `f` on a thread of the model with a handle to `event`.
+fn spawn<T: 'static>(
+    event: &Arc<Event>,
+    f: impl FnOnce(&Event) -> T + 'static,
+) -> thread::JoinHandle<T> {
+    let event = Arc::clone(event);
+    thread::spawn(move || f(&event))
+}
+
+/// A task that reads once.
+fn reader(event: &Event) -> u64 {
+    block_on(event.read_async())
+}
+
+fn poll_once<T>(future: impl Future<Output = T> + Unpin) -> Poll<T> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Data that is handed over by an event: loom reports an access that nothing orders.
+struct Cargo(UnsafeCell<u64>);
+
+// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
+unsafe impl Sync for Cargo {}
+// SAFETY: a number may be sent.
+unsafe impl Send for Cargo {}
+
+/// A signal races a task that joins the line, and hands data over.
+#[test]
+fn signal_and_task() {
+    check("signal_and_task", None, || {
+        let event = event(0, Mode::Counter);
+        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let task = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                assert_eq!(reader(event), 1);
+                // SAFETY: checked by loom.
+                assert_eq!(cargo.0.with(|cell| unsafe { *cell }), 7);
+            })
+        };
+        // SAFETY: checked by loom.
+        cargo.0.with_mut(|cell| unsafe { *cell = 7 });
+        event.signal();
+        task.join().unwrap();
+    });
+}
+
+/// A task comes back again and again.
+#[test]
+fn a_task_comes_back() {
+    check("a_task_comes_back", Some(4), || {
+        let event = event(0, Mode::Counter);
+        let task = spawn(&event, |event| {
+            let mut sum = 0;
+            while sum < 2 {
+                sum += reader(event);
+            }
+            assert_eq!(sum, 2);
+        });
+        event.signal();
+        event.signal();
+        task.join().unwrap();
+    });
+}
+
+/// Two tasks that are the first to wait attach one line.
+#[test]
+fn two_tasks_one_unit_each() {
+    check("two_tasks_one_unit_each", Some(2), || {
+        let event = event(0, Mode::Semaphore);
+        let tasks = [(); 2].map(|()| spawn(&event, reader));
+        event.signal_n(2);
+        for task in tasks {
+            assert_eq!(task.join().unwrap(), 1);
+        }
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// The second signal may find nobody armed; then the first task hands the wake-up on.
+#[test]
+fn two_tasks_two_signals() {
+    check("two_tasks_two_signals", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let tasks = [(); 2].map(|()| {
+            spawn(&event, |event| {
+                // Who took what was meant for both rings for the other.
+                if reader(event) == 2 {
+                    event.signal();
+                }
+            })
+        });
+        event.signal();
+        event.signal();
+        for task in tasks {
+            task.join().unwrap();
+        }
+    });
+}
+
+/// One of two in line is dropped while it is woken: the other gets the signal.
+#[test]
+fn dropped_while_woken() {
+    check("dropped_while_woken", Some(4), || {
+        let event = event(0, Mode::Counter);
+        // First in line, before there are threads.
+        let mut dropped = event.read_async();
+        assert_eq!(poll_once(&mut dropped), Poll::Pending);
+        let task = spawn(&event, reader);
+        let signaller = spawn(&event, Event::signal);
+        drop(dropped);
+        assert_eq!(task.join().unwrap(), 1);
+        signaller.join().unwrap();
+    });
+}
+
+/// A signal comes while one that took what there was hands on: the other in line gets it.
+#[test]
+fn signal_while_handing_on() {
+    check("signal_while_handing_on", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let mut first = event.read_async();
+        assert_eq!(poll_once(&mut first), Poll::Pending);
+        let task = spawn(&event, reader);
+        let signaller = spawn(&event, Event::signal);
+        event.signal();
+        match poll_once(&mut first) {
+            Poll::Ready(1) => {}
+            // It took what was meant for both, or the task did.
+            Poll::Ready(_) => event.signal(),
+            Poll::Pending => drop(first),
+        }
+        task.join().unwrap();
+        signaller.join().unwrap();
+    });
+}
+
+/// One in line that was woken finds that it was overtaken, and goes on waiting.
+#[test]
+fn overtaken() {
+    check("overtaken", Some(4), || {
+        let event = event(0, Mode::Semaphore);
+        let task = spawn(&event, reader);
+        let thief = spawn(&event, |event| event.try_read());
+        event.signal();
+        if thief.join().unwrap().is_some() {
+            event.signal();
+        }
+        assert_eq!(task.join().unwrap(), 1);
+    });
+}
+
+/// A write of 0 uses up what a task has armed, and the signal after it still wakes the task.
+#[test]
+fn write_of_nothing() {
+    check("write_of_nothing", Some(4), || {
+        let event = event(0, Mode::Counter);
+        let task = spawn(&event, reader);
+        event.write(0).unwrap();
+        event.signal();
+        assert_eq!(task.join().unwrap(), 1);
+    });
+}
+
+/// A future that moves to another task is woken there.
+#[test]
+fn another_waker() {
+    check("another_waker", None, || {
+        let event = event(0, Mode::Counter);
+        let mut future = event.read_async();
+        assert_eq!(poll_once(&mut future), Poll::Pending);
+        let signaller = spawn(&event, Event::signal);
+        assert_eq!(block_on(future), 1);
+        signaller.join().unwrap();
+    });
+}
+
+/// A reader that blocks and a task wait for one event.
+#[test]
+fn a_task_beside_a_thread() {
+    check("a_task_beside_a_thread", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let waiters = [reader, Event::read].map(|read| {
+            spawn(&event, move |event| {
+                if read(event) == 2 {
+                    event.signal();
+                }
+            })
+        });
+        event.signal();
+        event.signal();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+    });
+}
+
+/// A read makes room for two tasks that want to write.
+#[test]
+fn two_writers() {
+    check("two_writers", Some(2), || {
+        let event = event(FULL, Mode::Counter);
+        let tasks = [1, 2].map(|n| spawn(&event, move |event| block_on(event.write_async(n))));
+        assert_eq!(event.read(), FULL);
+        for task in tasks {
+            task.join().unwrap().unwrap();
+        }
+        assert_eq!(event.count(), 3);
+    });
+}
+
+/// Two writers of different size: one that is woken too early stays in line, and does not keep the other there.
+#[test]
+fn two_writers_of_a_semaphore() {
+    check("two_writers_of_a_semaphore", Some(2), || {
+        let event = event(FULL, Mode::Semaphore);
+        let tasks = [2, 1].map(|n| spawn(&event, move |event| block_on(event.write_async(n))));
+        for _ in 0..3 {
+            event.read();
+        }
+        for task in tasks {
+            task.join().unwrap().unwrap();
+        }
+        assert_eq!(event.count(), FULL);
+    });
+}

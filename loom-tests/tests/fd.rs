@@ -1,0 +1,267 @@
+//! Events as file descriptors: the mirror's lamp, the forwarder, and the move of an `EventFd` into the kernel.
+//!
+//! The kernel's eventfd is a model. `../breakages/fd.toml` lists the ways in which the code was broken on purpose.
+
+use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::{Event, Mode, Spin};
+use loom::thread::{self, JoinHandle};
+use loom_tests::check;
+use std::io;
+use std::sync::Arc;
+
+fn event(initial: u64) -> Arc<Event> {
+    Arc::new(Event::with_mode(initial, Mode::Counter).with_spin(Spin::Never))
+}
+
+/// Runs `f` on a thread of the model with what it shares.
+fn spawn<S: 'static, T: 'static>(
+    shared: &Arc<S>,
+    f: impl FnOnce(&S) -> T + 'static,
+) -> JoinHandle<T> {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || f(&shared))
+}
+
+// Mirror
+
+/// What holds when no call is under way.
+fn assert_agrees(mirror: &Mirror) {
+    assert_eq!(mirror.fd().is_readable(), mirror.event().count() != 0);
+}
+
+/// When a signal returns, the descriptor is readable: also if it was another signal that lights it.
+#[test]
+fn mirror_two_signals() {
+    check("mirror_two_signals", Some(3), || {
+        let mirror = Arc::new(Mirror::new(event(0)).unwrap());
+        let signal = |mirror: &Mirror| {
+            mirror.event().signal();
+            assert!(mirror.fd().is_readable());
+        };
+        let other = spawn(&mirror, signal);
+        signal(&mirror);
+        other.join().unwrap();
+        assert_eq!(mirror.fd().writes(), 1);
+    });
+}
+
+/// Two threads take the count from 0 to 1 and back.
+#[test]
+fn mirror_there_and_back() {
+    check("mirror_there_and_back", Some(3), || {
+        let mirror = Arc::new(Mirror::new(event(0)).unwrap());
+        let other = spawn(&mirror, |mirror| {
+            mirror.event().signal();
+            mirror.event().try_read();
+        });
+        mirror.event().signal();
+        mirror.event().try_read();
+        other.join().unwrap();
+        assert_agrees(&mirror);
+    });
+}
+
+/// Whoever watches for edges sees one for a signal that came after the read that emptied the event, even if the reader finds
+/// the count above zero again.
+#[test]
+fn mirror_refilled_while_being_read() {
+    check("mirror_refilled_while_being_read", None, || {
+        let mirror = Arc::new(Mirror::new(event(1)).unwrap());
+        assert_eq!(mirror.fd().writes(), 1);
+        let reader = spawn(&mirror, |mirror| mirror.event().try_read());
+        mirror.event().signal();
+        let taken = reader.join().unwrap();
+        assert_agrees(&mirror);
+        if taken == Some(1) {
+            assert_eq!(mirror.fd().writes(), 2, "no edge");
+        }
+    });
+}
+
+/// When a read that empties the event returns, and nobody signals, the descriptor is dark: whoever put it out.
+#[test]
+fn mirror_two_reads_and_a_signal() {
+    check("mirror_two_reads_and_a_signal", Some(3), || {
+        let mirror = Arc::new(Mirror::new(event(1)).unwrap());
+        let reader = spawn(&mirror, |mirror| {
+            mirror.event().try_read();
+        });
+        let signaller = spawn(&mirror, |mirror| mirror.event().signal());
+        mirror.event().try_read();
+        signaller.join().unwrap();
+        reader.join().unwrap();
+        assert_agrees(&mirror);
+    });
+}
+
+/// A signal while the mirror is being made is not missed.
+#[test]
+fn mirror_made_during_a_signal() {
+    check("mirror_made_during_a_signal", None, || {
+        let event = event(0);
+        let signaller = spawn(&event, |event| event.signal());
+        let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+        signaller.join().unwrap();
+        assert_agrees(&mirror);
+    });
+}
+
+// Forward
+
+/// Each signal is an edge, and when it returns its count has been passed on.
+#[test]
+fn forward_two_signals() {
+    check("forward_two_signals", Some(3), || {
+        let forward = Arc::new(Forward::new(event(0)).unwrap());
+        let signal = |forward: &Forward| {
+            forward.event().signal();
+            assert!(forward.fd().is_readable());
+        };
+        let other = spawn(&forward, signal);
+        signal(&forward);
+        other.join().unwrap();
+        assert_eq!(forward.fd().writes(), 2);
+        assert_eq!(forward.event().count(), 0);
+    });
+}
+
+/// What is signalled while the forwarder is being made arrives, once.
+#[test]
+fn forward_made_during_a_signal() {
+    check("forward_made_during_a_signal", None, || {
+        let event = event(1);
+        let signaller = spawn(&event, |event| event.signal_n(2));
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        signaller.join().unwrap();
+        assert_eq!(forward.fd().count(), 3);
+        assert_eq!(event.count(), 0);
+    });
+}
+
+/// What is signalled while the forwarder goes has been passed on, or is still there.
+#[test]
+fn forward_dropped_during_a_signal() {
+    check("forward_dropped_during_a_signal", Some(3), || {
+        let event = event(0);
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        let copy = forward.fd().clone();
+        let signaller = spawn(&event, |event| event.signal_n(2));
+        drop(forward);
+        signaller.join().unwrap();
+        assert_eq!(copy.count() + event.count(), 2);
+    });
+}
+
+// EventFd
+
+fn eventfd(flags: i32, count: u64) -> EventFd {
+    let event = EventFd::new(flags).unwrap();
+    event.write(count).unwrap();
+    event
+}
+
+fn is_blocking(result: &io::Result<u64>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// A write and a read while the count moves: nothing is lost or doubled.
+#[test]
+fn move_during_write_and_read() {
+    check("move_during_write_and_read", None, || {
+        let event = eventfd(EFD_NONBLOCK, 1);
+        let (writer, reader) = (event.try_clone().unwrap(), event.try_clone().unwrap());
+        let writer = thread::spawn(move || writer.write(2).unwrap());
+        let reader = thread::spawn(move || reader.read());
+        let fd = event.move_to_kernel();
+        writer.join().unwrap();
+        let taken = reader.join().unwrap();
+        // There was at least 1 at any time.
+        assert_eq!(taken.unwrap() + fd.count(), 3);
+    });
+}
+
+/// The calls of one thread have their effect in their order, wherever that is.
+#[test]
+fn move_between_calls() {
+    check("move_between_calls", None, || {
+        let event = eventfd(EFD_NONBLOCK, 0);
+        let other = event.try_clone().unwrap();
+        let mover = thread::spawn(move || {
+            other.move_to_kernel();
+        });
+        event.write(1).unwrap();
+        event.write(2).unwrap();
+        assert_eq!(event.read().unwrap(), 3);
+        assert!(is_blocking(&event.read()));
+        mover.join().unwrap();
+        assert!(is_blocking(&event.read()));
+    });
+}
+
+/// A reader that sleeps, or is about to, goes on in the kernel, and is woken there.
+#[test]
+fn move_under_a_sleeping_reader() {
+    check("move_under_a_sleeping_reader", Some(3), || {
+        let event = eventfd(0, 0);
+        let (reader, writer) = (event.try_clone().unwrap(), event.try_clone().unwrap());
+        let reader = thread::spawn(move || reader.read().unwrap());
+        let writer = thread::spawn(move || writer.write(5).unwrap());
+        event.move_to_kernel();
+        assert_eq!(reader.join().unwrap(), 5);
+        writer.join().unwrap();
+    });
+}
+
+/// Both readers go on, the one that was woken by the write and the one that was not announced any more.
+#[test]
+fn move_under_two_sleeping_readers() {
+    check("move_under_two_sleeping_readers", Some(3), || {
+        let event = eventfd(EFD_SEMAPHORE, 0);
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let reader = event.try_clone().unwrap();
+                thread::spawn(move || reader.read().unwrap())
+            })
+            .collect();
+        event.write(1).unwrap();
+        event.move_to_kernel().write(1).unwrap();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+    });
+}
+
+/// A writer that sleeps goes on in the kernel.
+#[test]
+fn move_under_a_sleeping_writer() {
+    check("move_under_a_sleeping_writer", None, || {
+        const FULL: u64 = u64::MAX - 1;
+        let event = eventfd(0, FULL);
+        let writer = event.try_clone().unwrap();
+        let writer = thread::spawn(move || writer.write(2).unwrap());
+        let fd = event.move_to_kernel();
+        assert_eq!(fd.read().unwrap(), FULL);
+        writer.join().unwrap();
+        assert_eq!(fd.count(), 2);
+    });
+}
+
+/// Several ask for the descriptor at once, one of them through a clone that has just been made: there is one count.
+#[test]
+fn two_moves_and_a_clone() {
+    check("two_moves_and_a_clone", None, || {
+        let event = eventfd(EFD_NONBLOCK, 1);
+        let other = event.try_clone().unwrap();
+        let other = thread::spawn(move || {
+            other.move_to_kernel().write(2).unwrap();
+            other
+        });
+        let clone = event.try_clone().unwrap();
+        clone.write(4).unwrap();
+        event.move_to_kernel();
+        let other = other.join().unwrap();
+        assert_eq!(clone.move_to_kernel().count(), 7);
+        assert_eq!(other.read().unwrap(), 7);
+        assert!(is_blocking(&event.read()));
+    });
+}

@@ -1,0 +1,225 @@
+//! Observers: nothing missed by who attaches or arms and then looks, nothing that comes after a detach.
+//!
+//! `../breakages/observers.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+
+use doorbell::event::{Change, Interest, Observation, Observer};
+use doorbell::{Event, Spin};
+use loom::cell::UnsafeCell;
+use loom::sync::Arc as Shared;
+use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
+use loom_tests::check;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// An event behind loom's `Arc`, whose count of handles loom knows of.
+#[derive(Clone)]
+struct Handle(Shared<Event>);
+
+impl Deref for Handle {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.0
+    }
+}
+
+fn event() -> Handle {
+    Handle(Shared::new(Event::new(0).with_spin(Spin::Never)))
+}
+
+fn spawn<T: 'static>(
+    event: &Handle,
+    f: impl FnOnce(&Event) -> T + 'static,
+) -> thread::JoinHandle<T> {
+    let event = event.clone();
+    thread::spawn(move || f(&event))
+}
+
+/// Counts its calls, and has loom check that none comes after its end.
+struct Watched {
+    calls: AtomicU32,
+    alive: UnsafeCell<bool>,
+}
+
+// SAFETY: loom checks each access to the cell.
+unsafe impl Sync for Watched {}
+// SAFETY: a number and a flag.
+unsafe impl Send for Watched {}
+
+impl Watched {
+    fn new() -> Arc<Self> {
+        Arc::new(Watched {
+            calls: AtomicU32::new(0),
+            alive: UnsafeCell::new(true),
+        })
+    }
+
+    fn calls(&self) -> u32 {
+        // The newest value: what is asked for is how many there were, not who knows of them.
+        self.calls.fetch_add(0, Ordering::Relaxed)
+    }
+
+    /// To be called when no call can be under way or come.
+    fn end(&self) {
+        // SAFETY: checked by loom.
+        self.alive.with_mut(|alive| unsafe { *alive = false });
+    }
+}
+
+impl Observer for Watched {
+    fn notified(&self, _: Change) {
+        // SAFETY: checked by loom.
+        assert!(self.alive.with(|alive| unsafe { *alive }));
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whoever attaches and then looks at the count sees the signal or is called for it.
+#[test]
+fn attach_and_signal() {
+    check("attach_and_signal", Some(3), || {
+        let event = event();
+        let signaller = spawn(&event, |event| event.signal());
+        let watched = Watched::new();
+        let observation = Observation::new(event.clone(), Interest::Signals, watched.clone());
+        let seen = event.try_read().is_some();
+        signaller.join().unwrap();
+        assert!(seen || watched.calls() == 1);
+        drop(observation);
+    });
+}
+
+/// When it is detached, no call is under way and none comes.
+#[test]
+fn detach_and_signal() {
+    check("detach_and_signal", Some(3), || {
+        let event = event();
+        let watched = Watched::new();
+        let observation = Observation::new(event.clone(), Interest::Signals, watched.clone());
+        let signaller = spawn(&event, |event| event.signal());
+        drop(observation);
+        watched.end();
+        signaller.join().unwrap();
+        assert_eq!(event.count(), 1);
+    });
+}
+
+/// Whoever arms and then looks at the count sees the signal or is called for it, once.
+#[test]
+fn arm_and_signal() {
+    check("arm_and_signal", None, || {
+        let event = event();
+        let watched = Watched::new();
+        let observation = Observation::on_demand(event.clone(), Interest::Signals, watched.clone());
+        let signaller = spawn(&event, |event| event.signal());
+        observation.arm(Interest::Signals);
+        let seen = event.try_read().is_some();
+        signaller.join().unwrap();
+        assert!(seen || watched.calls() == 1);
+        assert!(watched.calls() <= 1);
+        drop(observation);
+    });
+}
+
+/// Of two signals to one that armed, one calls; the count that the call finds is the caller's at least.
+#[test]
+fn two_signals_to_one_that_armed() {
+    check("two_signals_to_one_that_armed", Some(3), || {
+        let event = event();
+        let watched = Watched::new();
+        let observation = Observation::on_demand(event.clone(), Interest::Signals, watched.clone());
+        observation.arm(Interest::Signals);
+        let signallers = [
+            spawn(&event, |event| event.signal()),
+            spawn(&event, |event| event.signal()),
+        ];
+        for signaller in signallers {
+            signaller.join().unwrap();
+        }
+        assert_eq!(watched.calls(), 1);
+        drop(observation);
+    });
+}
+
+/// One that arms while another's arming is being claimed is not cut off.
+#[test]
+fn two_that_arm() {
+    check("two_that_arm", Some(2), || {
+        let event = event();
+        let first = Watched::new();
+        let second = Watched::new();
+        let one = Observation::on_demand(event.clone(), Interest::Signals, first.clone());
+        let other = Observation::on_demand(event.clone(), Interest::Signals, second.clone());
+        one.arm(Interest::Signals);
+        let signaller = spawn(&event, |event| event.signal());
+        other.arm(Interest::Signals);
+        let seen = event.try_read().is_some();
+        signaller.join().unwrap();
+        assert_eq!(first.calls(), 1);
+        assert!(seen || second.calls() == 1);
+        drop((one, other));
+    });
+}
+
+/// A sleeping reader and an observer both get what is theirs from one signal.
+#[test]
+fn a_reader_and_an_observer() {
+    check("a_reader_and_an_observer", Some(2), || {
+        let event = event();
+        let watched = Watched::new();
+        let each = Observation::new(event.clone(), Interest::Signals, watched.clone());
+        let reader = spawn(&event, |event| event.read());
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+        assert_eq!(watched.calls(), 1);
+        drop(each);
+    });
+}
+
+/// A reader that leaves clears its announcement and nobody's arming.
+#[test]
+fn a_reader_leaves_while_an_observer_is_armed() {
+    check(
+        "a_reader_leaves_while_an_observer_is_armed",
+        Some(3),
+        || {
+            let event = event();
+            let watched = Watched::new();
+            let armed = Observation::on_demand(event.clone(), Interest::Signals, watched.clone());
+            let reader = spawn(&event, |event| event.read());
+            event.signal();
+            armed.arm(Interest::Signals);
+            reader.join().unwrap();
+            event.signal();
+            assert_eq!(watched.calls(), 1);
+            drop(armed);
+        },
+    );
+}
+
+/// Two attach at once to an event that had no list; both are in it, and it is freed with the event.
+#[test]
+fn two_attach_at_once() {
+    check("two_attach_at_once", Some(2), || {
+        let event = event();
+        let other = spawn(&event, |event| {
+            let watched = Watched::new();
+            let observation = Observation::new(event, Interest::Signals, watched.clone());
+            event.signal();
+            assert_ne!(watched.calls(), 0);
+            drop(observation);
+            watched.end();
+        });
+        let watched = Watched::new();
+        let observation = Observation::new(event.clone(), Interest::Signals, watched.clone());
+        event.signal();
+        assert_ne!(watched.calls(), 0);
+        other.join().unwrap();
+        let before = watched.calls();
+        event.signal();
+        assert_eq!(watched.calls(), before + 1);
+        drop(observation);
+        watched.end();
+    });
+}

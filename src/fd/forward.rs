@@ -1,0 +1,213 @@
+//! An event whose signals go on to the kernel.
+//!
+//! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds: what they react to is the write.
+//! So an observer passes on every signal, on the thread that makes it, as a write of its own.
+
+use super::kernel::KernelEvent;
+use crate::Event;
+use crate::errno::Errno;
+use crate::event::{Change, Interest, Observation, Observer};
+use crate::sync::{Mutex, MutexGuard};
+use rustix::event::EventfdFlags;
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError};
+
+/// Passes an event's signals on to an eventfd that somebody in the kernel, or in another process, waits for.
+///
+/// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too)
+/// and writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the
+/// eventfd do. Each signal or write makes one `write(2)`, that of 0 included, and also one whose count another thread
+/// has just taken along, which then writes 0: every one of them is an edge there, as it would be had it been a
+/// `write(2)` in the first place.
+///
+/// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the
+/// next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into
+/// the event, which saturates as for [`signal_n`](Event::signal_n).
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::fd::{EventFd, Forward};
+/// use std::os::fd::AsFd;
+/// use std::sync::Arc;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let event = Arc::new(Event::new(1));
+/// let forward = Forward::new(Arc::clone(&event))?;
+/// let peer = EventFd::from(forward.as_fd().try_clone_to_owned()?); // as KVM_IRQFD would have it
+/// event.signal();
+/// assert_eq!(event.count(), 0);
+/// assert_eq!(peer.read()?, 2); // what was there before too
+/// # Ok(())
+/// # }
+/// ```
+pub struct Forward<E: Deref<Target = Event> = Arc<Event>> {
+    // Before the sender: it is detached before what it still has goes back.
+    observation: Observation<E>,
+    sender: Arc<Sender<E>>,
+}
+
+impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
+    /// Makes an eventfd, non-blocking and closed on exec, and passes on what is in the event.
+    ///
+    /// Waits as [`Observation::new`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of `eventfd(2)`: `EMFILE` and `ENFILE` if there are too many descriptors, `ENOMEM`.
+    pub fn new(event: E) -> io::Result<Self> {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        Ok(Self::start(event, KernelEvent::new(flags)?))
+    }
+
+    fn start(event: E, fd: KernelEvent) -> Self {
+        let sender = Arc::new(Sender {
+            event: event.clone(),
+            fd,
+            owed: Mutex::new(0),
+        });
+        let observer = Arc::clone(&sender) as Arc<dyn Observer>;
+        let observation = Observation::new(event, Interest::Signals, observer);
+        // A full one is said by `pending`.
+        let _ = sender.pass_on(false);
+        Forward {
+            observation,
+            sender,
+        }
+    }
+
+    /// The event that is forwarded.
+    pub fn event(&self) -> &E {
+        self.observation.event()
+    }
+
+    /// Passes on what is left from signals for which the eventfd had no room.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it still has none; what is left stays.
+    pub fn flush(&self) -> io::Result<()> {
+        self.sender.pass_on(false)
+    }
+
+    /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
+    /// event.
+    pub fn pending(&self) -> u64 {
+        *self.sender.owed()
+    }
+
+    /// The model of the descriptor.
+    #[cfg(loom)]
+    pub fn fd(&self) -> &super::kernel::model::KernelEvent {
+        &self.sender.fd
+    }
+}
+
+struct Sender<E: Deref<Target = Event>> {
+    event: E,
+    fd: KernelEvent,
+    /// Taken from the event, not written to the descriptor. The lock orders writes: a signal returns when its count,
+    /// which another thread may have taken, has been written.
+    owed: Mutex<u64>,
+}
+
+impl<E: Deref<Target = Event>> Sender<E> {
+    fn pass_on(&self, signalled: bool) -> io::Result<()> {
+        let mut owed = self.owed();
+        let late = *owed != 0;
+        self.pay(&mut owed)?;
+        let taken = self.event.take_all();
+        *owed = taken;
+        if taken == 0 && signalled && !late {
+            // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to
+            // be read.
+            let _ = self.fd.write(0);
+        }
+        let result = self.pay(&mut owed);
+        // Those who are told may signal the event, which comes back here.
+        drop(owed);
+        if taken != 0 {
+            self.event.wake_writers();
+        }
+        result
+    }
+
+    fn pay(&self, owed: &mut u64) -> io::Result<()> {
+        while *owed != 0 {
+            // The overflow state is more than one write may add.
+            let n = u64::min(*owed, u64::MAX - 1);
+            // It fails for want of room only.
+            self.fd.write(n).map_err(|_| Errno::Again)?;
+            *owed -= n;
+        }
+        Ok(())
+    }
+
+    fn owed(&self) -> MutexGuard<'_, u64> {
+        // A panic cannot have left it wrong: nothing between its changes panics.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<E: Deref<Target = Event> + Send + Sync> Observer for Sender<E> {
+    fn notified(&self, _: Change) {
+        // What does not fit stays, see `Forward`.
+        let _ = self.pass_on(true);
+    }
+}
+
+impl<E: Deref<Target = Event>> Drop for Sender<E> {
+    fn drop(&mut self) {
+        let owed = *self.owed();
+        if owed != 0 {
+            self.event.signal_n(owed);
+        }
+    }
+}
+
+impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forward")
+            .field("event", &**self.observation.event())
+            .field("fd", &self.sender.fd)
+            .field("pending", &*self.sender.owed())
+            .finish()
+    }
+}
+
+#[cfg(not(loom))]
+mod as_fd {
+    use super::{Errno, Event, Forward};
+    use rustix::fs::{OFlags, fcntl_getfl};
+    use std::io;
+    use std::ops::Deref;
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+    impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
+        /// Passes signals on to an eventfd that is there already, beginning with what is in the event.
+        ///
+        /// # Errors
+        ///
+        /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up
+        /// the threads that signal.
+        pub fn with_fd(event: E, fd: OwnedFd) -> io::Result<Self> {
+            if !fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) {
+                return Err(Errno::Invalid.into());
+            }
+            Ok(Self::start(event, fd.into()))
+        }
+    }
+
+    impl<E: Deref<Target = Event>> AsFd for Forward<E> {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.sender.fd.as_fd()
+        }
+    }
+
+    impl<E: Deref<Target = Event>> AsRawFd for Forward<E> {
+        fn as_raw_fd(&self) -> RawFd {
+            self.as_fd().as_raw_fd()
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Events in async code.
+//!
+//! A future is an attempt and a [`Place`] in the event's line of wakers; the protocol is in `src/event/wakers.rs`.
+
+use crate::event::{Change, Event, Place, WriteError};
+use futures_core::Stream;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// Async forms of the blocking calls. They run on any runtime and need none.
+///
+/// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
+/// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
+/// signal wakes the one that has waited longest, or, if the event is a semaphore, as many as there are units; a read
+/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides.
+/// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
+///
+/// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
+/// that goes on with another branch may do, the others that wait for the event wait for it.
+///
+/// The first one that has to wait attaches an [`Observer`](crate::event::Observer) to the event, which may block for
+/// the time of a grace period (some microseconds); after that, waiting takes a mutex for a moment.
+impl Event {
+    /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// # pollster::block_on(async {
+    /// let event = Event::new(2);
+    /// assert_eq!(event.read_async().await, 2);
+    /// # })
+    /// ```
+    pub fn read_async(&self) -> ReadFuture<'_> {
+        ReadFuture {
+            place: Place::new(self, Change::Signalled),
+        }
+    }
+
+    /// As [`write`](Self::write), in async code: adds `n` as soon as the count can take all of it.
+    ///
+    /// # Errors
+    ///
+    /// The future's output is [`WriteError::Invalid`] if `n` is `u64::MAX`, at once. There is no other error.
+    ///
+    /// ```
+    /// # use doorbell::{Event, WriteError};
+    /// # pollster::block_on(async {
+    /// let event = Event::new(2);
+    /// event.write_async(3).await?;
+    /// assert_eq!(event.count(), 5);
+    /// # Ok::<(), WriteError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn write_async(&self, n: u64) -> WriteFuture<'_> {
+        WriteFuture {
+            n,
+            place: Place::new(self, Change::Read),
+        }
+    }
+
+    /// What successive reads return, as a stream, which never ends. Between two items it holds no place in the line.
+    ///
+    /// ```
+    /// use doorbell::Event;
+    /// use futures_core::Stream;
+    /// use std::future::poll_fn;
+    /// use std::pin::Pin;
+    ///
+    /// # pollster::block_on(async {
+    /// let event = Event::semaphore(2);
+    /// let mut readings = event.readings();
+    /// // `StreamExt::next` of the futures crate does this.
+    /// let first = poll_fn(|context| Pin::new(&mut readings).poll_next(context)).await;
+    /// assert_eq!(first, Some(1));
+    /// assert_eq!(event.count(), 1);
+    /// # })
+    /// ```
+    pub fn readings(&self) -> Readings<'_> {
+        Readings {
+            place: Place::new(self, Change::Signalled),
+        }
+    }
+}
+
+/// Made by [`Event::read_async`]. Polled after it has returned a value, it reads anew.
+#[must_use = "futures do nothing unless polled"]
+pub struct ReadFuture<'a> {
+    place: Place<'a>,
+}
+
+impl Future for ReadFuture<'_> {
+    type Output = u64;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<u64> {
+        poll(&mut self.place, context, Event::try_read)
+    }
+}
+
+/// Made by [`Event::write_async`]. Polled after it has returned a value, it writes anew.
+#[must_use = "futures do nothing unless polled"]
+pub struct WriteFuture<'a> {
+    n: u64,
+    place: Place<'a>,
+}
+
+impl Future for WriteFuture<'_> {
+    type Output = Result<(), WriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let n = self.n;
+        poll(&mut self.place, context, |event| match event.try_write(n) {
+            Err(WriteError::WouldBlock) => None,
+            done => Some(done),
+        })
+    }
+}
+
+/// Made by [`Event::readings`].
+#[must_use = "streams do nothing unless polled"]
+pub struct Readings<'a> {
+    place: Place<'a>,
+}
+
+impl Stream for Readings<'_> {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<u64>> {
+        let value = ready!(poll(&mut self.place, context, Event::try_read));
+        Poll::Ready(Some(value))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (usize::MAX, None)
+    }
+}
+
+/// Steps 1 to 5 of a task.
+fn poll<T>(
+    place: &mut Place<'_>,
+    context: &Context<'_>,
+    attempt: impl Fn(&Event) -> Option<T>,
+) -> Poll<T> {
+    let mut got = attempt(place.event());
+    if got.is_none() {
+        place.join(context.waker());
+        got = attempt(place.event());
+    }
+    match got {
+        None => Poll::Pending,
+        Some(got) => {
+            place.leave();
+            Poll::Ready(got)
+        }
+    }
+}
+
+macro_rules! debug {
+    ($($future:ident)*) => {
+        $(impl fmt::Debug for $future<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($future)).field("event", self.place.event()).finish_non_exhaustive()
+            }
+        })*
+    };
+}
+
+debug! { ReadFuture WriteFuture Readings }

@@ -1,0 +1,220 @@
+//! Waiting until one of several events can be read.
+//!
+//! The kernel's counterpart is `poll(2)`, which puts the caller into the wait queue of each file. So does this: the
+//! caller stands at the `readers` of each event, as a blocking reader does, and sleeps on all of them at once.
+//!
+//! ```text
+//!     up to 128 events      enter each `Waiters`; announce at each; look; sleep in futex_waitv(2); leave each
+//!     more, or no waitv     join the line of wakers of each, to be unparked; look; sleep; leave each
+//! ```
+//!
+//! The trap is that a signal wakes one waiter, and this one takes nothing, nor is it told by which events it was
+//! woken. A reader of an event that is asleep beside it must not lose its wake-up by that. The rule for those who
+//! leave sees to it (`src/sync/waiters.rs`, step 7): at *every* event this thread leaves, it looks whether there is
+//! something to read, and if there is, wakes the next, be that a reader or another `wait_any`, which does the same. If
+//! it goes on sleeping instead, it announces everybody at every event anew and then looks.
+
+use crate::event::{Change, Event, Place};
+use crate::sync::futex::{self, MOST_WORDS, Outcome, Refused};
+use crate::sync::parker::Parker;
+use crate::sync::waiters::Waiters;
+use std::borrow::Borrow;
+use std::cell::Cell;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+use std::task::Waker;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Waits until at least one of the events can be read, or for `timeout`, and says which. It takes nothing from them.
+///
+/// This is `poll(2)` for `POLLIN`. It returns at once if there is something to read. Else it spins as a blocking call
+/// of the *first* event does (its [`Spin`](crate::Spin) policy), and then sleeps. `None` is a timeout. If others read
+/// too, what was found may be gone when the caller comes to read it, so use [`try_read`](Event::try_read).
+///
+/// An event that others block on may be waited for here at the same time: each signal wakes somebody who can go on,
+/// and `wait_any`, which takes nothing, wakes the next. (In the kernel a waiter with `EPOLLEXCLUSIVE` swallows that.)
+/// An event that was signalled and read by others in the meantime need not end the wait.
+///
+/// Without a timeout, or with one too long for the clock, such as `Duration::MAX`, it waits for as long as it takes;
+/// with one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the
+/// timeout and returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
+///
+/// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in
+/// proportion to the number of events when it has to sleep.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::poll::wait_any;
+/// use std::time::Duration;
+///
+/// let queues = [Event::new(0), Event::new(0), Event::new(0)];
+/// queues[1].signal();
+/// queues[2].signal_n(5);
+///
+/// let ready = wait_any(&queues, None).expect("no timeout");
+/// assert_eq!(ready.collect::<Vec<_>>(), [1, 2]);
+///
+/// queues[1].read();
+/// queues[2].read();
+/// assert!(wait_any(&queues, Some(Duration::from_millis(1))).is_none());
+/// ```
+pub fn wait_any<E: Borrow<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
+    find(events, || Instant::now().checked_add(timeout?))
+}
+
+/// As [`wait_any`], up to a point in time. With one in the past it looks once.
+pub fn wait_any_deadline<E: Borrow<Event>>(
+    events: &[E],
+    deadline: Instant,
+) -> Option<Ready<'_, E>> {
+    find(events, || Some(deadline))
+}
+
+/// Which events can be read: their indices in the list that was waited for, in ascending order. Made by [`wait_any`].
+///
+/// The first is the one that was found. Whether those after it are ready is looked up when they are asked for, so an
+/// event that becomes ready in the meantime may be among them, and a noisy event at the front of the list hides none
+/// behind it.
+pub struct Ready<'a, E> {
+    events: &'a [E],
+    /// Found and not yet returned.
+    found: Option<usize>,
+    /// Where to look on.
+    next: usize,
+}
+
+impl<E: Borrow<Event>> Iterator for Ready<'_, E> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let index = self.found.take().or_else(|| look(self.events, self.next));
+        self.next = index.map_or(self.events.len(), |index| index + 1);
+        index
+    }
+}
+
+impl<E: Borrow<Event>> FusedIterator for Ready<'_, E> {}
+
+impl<E> fmt::Debug for Ready<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ready")
+            .field("found", &self.found)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+fn find<E: Borrow<Event>>(
+    events: &[E],
+    deadline: impl FnOnce() -> Option<Instant>,
+) -> Option<Ready<'_, E>> {
+    // What is there is found without a look at the clock.
+    let found = look(events, 0).or_else(|| wait(events, deadline()))?;
+    Some(Ready {
+        events,
+        found: Some(found),
+        next: 0,
+    })
+}
+
+/// The first event from `start` on that can be read, with `DEKKER` loads.
+fn look<E: Borrow<Event>>(events: &[E], start: usize) -> Option<usize> {
+    let ready = |event: &E| event.borrow().units() != 0;
+    Some(start + events[start..].iter().position(ready)?)
+}
+
+#[cold]
+#[inline(never)]
+fn wait<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    if left == Some(Duration::ZERO) {
+        return None;
+    }
+    let Some(first) = events.first() else {
+        thread::sleep(left?);
+        return None;
+    };
+    // One event a look, in turns: a look must be short, however many events there are.
+    let last_look = Cell::new(0);
+    let ready = || {
+        let index = last_look.get() + 1;
+        let index = if index < events.len() { index } else { 0 };
+        last_look.set(index);
+        events[index].borrow().count() != 0
+    };
+    first.borrow().spinner().wait(
+        deadline,
+        ready,
+        || Some(last_look.get()),
+        || sleep(events, deadline),
+    )
+}
+
+fn sleep<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
+    if events.len() <= futex::most_words() {
+        if let Ok(found) = sleep_at_readers(events, deadline) {
+            return found;
+        }
+    }
+    sleep_in_line(events, deadline)
+}
+
+/// Sleeps as a blocking reader does, at all events at once.
+fn sleep_at_readers<E: Borrow<Event>>(
+    events: &[E],
+    deadline: Option<Instant>,
+) -> Result<Option<usize>, Refused> {
+    let mut keys = [0; MOST_WORDS];
+    for (event, key) in events.iter().zip(&mut keys) {
+        *key = readers(event).enter();
+    }
+    let result = loop {
+        events.iter().for_each(|event| readers(event).announce());
+        if let Some(found) = look(events, 0) {
+            break Ok(Some(found));
+        }
+        let words = events.iter().map(|event| readers(event).word());
+        let outcome = futex::wait_any(words.zip(keys), deadline);
+        // Before announcing anew, as a reader does.
+        for (event, key) in events.iter().zip(&mut keys) {
+            *key = readers(event).generation();
+        }
+        let found = look(events, 0);
+        match outcome {
+            Ok(Outcome::Woken) if found.is_none() => {}
+            outcome => break outcome.map(|_| found),
+        }
+    };
+    for event in events.iter().map(E::borrow) {
+        readers(event).leave(|| event.units());
+    }
+    result
+}
+
+fn readers<E: Borrow<Event>>(event: &E) -> &Waiters {
+    event.borrow().waiters(Change::Signalled)
+}
+
+/// Sleeps as a task does, in the line of wakers of each event.
+fn sleep_in_line<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
+    let parker = Arc::new(Parker::new());
+    let waker = Waker::from(Arc::clone(&parker));
+    // They leave when they are dropped.
+    let mut places: Vec<_> = events
+        .iter()
+        .map(|event| Place::new(event.borrow(), Change::Signalled))
+        .collect();
+    loop {
+        places.iter_mut().for_each(|place| place.join(&waker));
+        if let Some(found) = look(events, 0) {
+            return Some(found);
+        }
+        let outcome = parker.park(deadline);
+        let found = look(events, 0);
+        if found.is_some() || outcome == Outcome::TimedOut {
+            return found;
+        }
+    }
+}

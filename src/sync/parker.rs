@@ -1,0 +1,46 @@
+//! A thread that sleeps until a [`Waker`](std::task::Waker) is called.
+//!
+//! As `thread::park`, with a token of its own: nobody else's `unpark` ends the sleep, and loom's models can let its
+//! time pass.
+
+use super::atomic::{AtomicU32, Ordering};
+use super::futex::{self, Outcome};
+use std::sync::Arc;
+use std::task::Wake;
+use std::time::Instant;
+
+pub(crate) struct Parker {
+    /// 1 from a wake to the end of the sleep that it is for.
+    woken: AtomicU32,
+}
+
+impl Parker {
+    pub(crate) fn new() -> Self {
+        Parker {
+            woken: AtomicU32::new(0),
+        }
+    }
+
+    /// Sleeps until there has been a wake since the last call, or until the deadline.
+    pub(crate) fn park(&self, deadline: Option<Instant>) -> Outcome {
+        // Acquire pairs with the Release in `wake_by_ref`: who was woken sees what for.
+        while self.woken.swap(0, Ordering::Acquire) == 0 {
+            if futex::wait(&self.woken, 0, deadline) == Outcome::TimedOut {
+                return Outcome::TimedOut;
+            }
+        }
+        Outcome::Woken
+    }
+}
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.woken.swap(1, Ordering::Release) == 0 {
+            futex::wake(&self.woken, 1);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::caller::wait_until;
+use common::watchdog;
+use doorbell::Event;
+use doorbell::poll::wait_any;
+use rustix::thread::ClockId;
+use rustix::thread::futex::{WaitvFlags, waitv};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::thread;
+use std::time::Duration;
+
+/// The system's allocator, which counts for each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: it is the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as promised by the caller; it came from `alloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// How many allocations this thread makes in `f`.
+fn allocations(f: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    f();
+    ALLOCATIONS.get() - before
+}
+
+#[test]
+fn allocations_are_counted() {
+    assert_eq!(allocations(|| drop(Box::new(1))), 1);
+}
+
+fn has_waitv() -> bool {
+    let none = waitv(&[], WaitvFlags::empty(), None, ClockId::Monotonic);
+    let has = none == Err(rustix::io::Errno::INVAL);
+    if !has {
+        eprintln!("skipped: a kernel without futex_waitv");
+    }
+    has
+}
+
+#[test]
+fn wait_any_takes_no_memory() {
+    if !has_waitv() {
+        return;
+    }
+    let wait = |number: usize, timeout| {
+        let events: Vec<_> = (0..number).map(|_| Event::new(0)).collect();
+        allocations(|| assert!(wait_any(&events, Some(timeout)).is_none()))
+    };
+    // The first wait that spins asks the system how many CPUs there are.
+    wait(1, Duration::from_millis(1));
+    for number in [0, 1, 2, 64, 128] {
+        for timeout in [Duration::ZERO, Duration::from_millis(1)] {
+            assert_eq!(wait(number, timeout), 0, "{number} events, {timeout:?}");
+        }
+    }
+    // So this would be noticed.
+    assert_ne!(wait(129, Duration::from_millis(1)), 0);
+}
+
+/// One that is woken, too.
+#[test]
+fn a_woken_wait_any_takes_no_memory() {
+    if !has_waitv() {
+        return;
+    }
+    watchdog::limit("a_woken_wait_any_takes_no_memory", || {
+        let events: Vec<_> = (0..64).map(|_| Event::new(0)).collect();
+        wait_any(&events, Some(Duration::from_millis(1)));
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                allocations(|| {
+                    let ready = wait_any(&events, None).expect("no timeout");
+                    assert_eq!(ready.last(), Some(63));
+                })
+            });
+            let waits = || format!("{:?}", events[63]).contains("waiting_readers: 1");
+            wait_until("the waiter to wait", waits);
+            events[63].signal();
+            assert_eq!(waiter.join().unwrap(), 0);
+        });
+    });
+}
+
+#[test]
+fn futures_take_no_memory_but_the_first() {
+    let event = Event::new(0);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut once = || {
+        allocations(|| {
+            let mut futures: [_; 8] = std::array::from_fn(|_| event.read_async());
+            for future in &mut futures {
+                assert!(Pin::new(future).poll(&mut context).is_pending());
+            }
+            event.signal();
+            for future in &mut futures[..4] {
+                _ = Pin::new(future).poll(&mut context);
+            }
+        })
+    };
+    assert_ne!(once(), 0);
+    for _ in 0..100 {
+        assert_eq!(once(), 0);
+    }
+}

@@ -1,0 +1,554 @@
+//! Futures on an event: who is woken and how often, what a dropped one leaves behind, and runtimes.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::caller::call;
+use common::counter::Counter;
+use common::ours::NeverSpin;
+use common::watchdog::{self, Watchdog};
+use doorbell::poll::{ReadFuture, Readings, WriteFuture};
+use doorbell::{Event, Mode, WriteError};
+use fastrand::Rng;
+use futures_core::Stream;
+use pollster::block_on;
+use std::future::{Future, poll_fn};
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+const FULL: u64 = u64::MAX - 1;
+
+/// A waker that counts its calls.
+#[derive(Default)]
+struct Bell(AtomicU32);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A future, and how often it has been woken.
+struct Task<F> {
+    future: F,
+    bell: Arc<Bell>,
+}
+
+impl<F: Future + Unpin> Task<F> {
+    fn new(future: F) -> Self {
+        Task {
+            future,
+            bell: Arc::default(),
+        }
+    }
+
+    /// A future that has to wait.
+    fn pending(future: F) -> Self {
+        let mut task = Task::new(future);
+        assert!(task.poll().is_pending());
+        task
+    }
+
+    fn poll(&mut self) -> Poll<F::Output> {
+        let waker = Waker::from(Arc::clone(&self.bell));
+        Pin::new(&mut self.future).poll(&mut Context::from_waker(&waker))
+    }
+
+    fn woken(&self) -> u32 {
+        self.bell.0.load(Ordering::Relaxed)
+    }
+}
+
+fn woken<F: Future + Unpin>(tasks: &[Task<F>]) -> Vec<u32> {
+    tasks.iter().map(Task::woken).collect()
+}
+
+fn reads(event: &Event, number: usize) -> Vec<Task<ReadFuture<'_>>> {
+    (0..number)
+        .map(|_| Task::pending(event.read_async()))
+        .collect()
+}
+
+// Results
+
+#[test]
+fn what_is_there_is_ready_at_once() {
+    let event = Event::new(5);
+    assert_eq!(Task::new(event.read_async()).poll(), Poll::Ready(5));
+    let mut write = Task::new(event.write_async(FULL));
+    assert_eq!(write.poll(), Poll::Ready(Ok(())));
+    assert_eq!(event.count(), FULL);
+    let semaphore = Event::semaphore(5);
+    assert_eq!(Task::new(semaphore.read_async()).poll(), Poll::Ready(1));
+    assert_eq!(semaphore.count(), 4);
+}
+
+#[test]
+fn max_is_never_written() {
+    for count in [0, FULL, u64::MAX] {
+        let event = Event::new(count);
+        let mut write = Task::new(event.write_async(u64::MAX));
+        assert_eq!(write.poll(), Poll::Ready(Err(WriteError::Invalid)));
+        assert_eq!(event.count(), count);
+    }
+}
+
+#[test]
+fn a_write_of_nothing_waits_only_in_the_overflow_state() {
+    let event = Event::new(FULL);
+    assert_eq!(Task::new(event.write_async(0)).poll(), Poll::Ready(Ok(())));
+    event.signal();
+    let mut write = Task::pending(event.write_async(0));
+    assert_eq!(event.try_read(), Some(u64::MAX));
+    assert_eq!(write.woken(), 1);
+    assert_eq!(write.poll(), Poll::Ready(Ok(())));
+}
+
+#[test]
+fn a_future_may_be_used_again() {
+    let event = Event::new(1);
+    let mut read = Task::new(event.read_async());
+    assert_eq!(read.poll(), Poll::Ready(1));
+    assert!(read.poll().is_pending());
+    event.signal_n(2);
+    assert_eq!(read.poll(), Poll::Ready(2));
+}
+
+#[test]
+fn readings_go_on_and_on() {
+    let event = Event::new(3);
+    let mut readings = event.readings();
+    let mut next = || {
+        block_on(poll_fn(|context| {
+            Pin::new(&mut readings).poll_next(context)
+        }))
+    };
+    assert_eq!(next(), Some(3));
+    event.signal();
+    assert_eq!(next(), Some(1));
+    assert_eq!(event.readings().size_hint(), (usize::MAX, None));
+}
+
+#[test]
+fn futures_may_be_sent_and_moved() {
+    fn check<T: Send + Sync + Unpin>() {}
+    check::<ReadFuture>();
+    check::<WriteFuture>();
+    check::<Readings>();
+}
+
+// Who is woken
+
+#[test]
+fn a_signal_wakes_the_one_that_waits_longest() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 3);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 0, 0]);
+    // It has been woken already.
+    (0..10_000).for_each(|_| event.signal());
+    assert_eq!(woken(&tasks), [1, 0, 0]);
+    assert_eq!(tasks[0].poll(), Poll::Ready(10_001));
+    assert_eq!(woken(&tasks), [1, 0, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 1, 0]);
+    // Somebody else takes it; who was woken keeps its place.
+    assert_eq!(event.try_read(), Some(1));
+    assert!(tasks[1].poll().is_pending());
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 2, 0]);
+}
+
+#[test]
+fn as_many_are_woken_as_there_are_units() {
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 6);
+    event.signal_n(4);
+    assert_eq!(woken(&tasks), [1, 0, 0, 0, 0, 0]);
+    assert_eq!(tasks[0].poll(), Poll::Ready(1));
+    assert_eq!(woken(&tasks), [1, 1, 1, 1, 0, 0]);
+    for task in &mut tasks[1..4] {
+        assert_eq!(task.poll(), Poll::Ready(1));
+    }
+    assert_eq!(woken(&tasks), [1, 1, 1, 1, 0, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 1, 1, 1, 1, 0]);
+}
+
+#[test]
+fn a_unit_that_comes_while_one_is_woken_is_handed_on() {
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 2);
+    event.signal();
+    event.signal();
+    assert_eq!(tasks[0].poll(), Poll::Ready(1));
+    assert_eq!(woken(&tasks), [1, 1]);
+    assert_eq!(tasks[1].poll(), Poll::Ready(1));
+}
+
+#[test]
+fn a_read_wakes_all_who_want_to_write() {
+    let event = Event::new(FULL);
+    let mut tasks = [1, FULL, 2].map(|n| Task::pending(event.write_async(n)));
+    assert_eq!(event.try_read(), Some(FULL));
+    assert_eq!(woken(&tasks), [1, 1, 1]);
+    assert!(tasks[0].poll().is_ready());
+    assert!(tasks[1].poll().is_pending());
+    assert!(tasks[2].poll().is_ready());
+    assert_eq!(block_on(event.read_async()), 3);
+    assert_eq!(woken(&tasks), [1, 2, 1]);
+    assert!(tasks[1].poll().is_ready());
+}
+
+#[test]
+fn reads_and_writes_wake_each_other() {
+    let event = Event::new(0);
+    let mut read = Task::pending(event.read_async());
+    assert!(Task::new(event.write_async(FULL)).poll().is_ready());
+    let mut write = Task::pending(event.write_async(1));
+    assert_eq!((read.woken(), write.woken()), (1, 0));
+    assert_eq!(read.poll(), Poll::Ready(FULL));
+    assert_eq!(write.woken(), 1);
+    assert!(write.poll().is_ready());
+}
+
+#[test]
+fn a_write_of_nothing_loses_nobody() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 2);
+    event.write(0).unwrap();
+    tasks
+        .iter_mut()
+        .for_each(|task| assert!(task.poll().is_pending()));
+    let before = woken(&tasks);
+    event.signal();
+    assert_eq!(woken(&tasks), [before[0] + 1, before[1]]);
+}
+
+#[test]
+fn the_last_waker_is_the_one_that_is_called() {
+    let event = Event::new(0);
+    let mut task = Task::pending(event.read_async());
+    let first = std::mem::take(&mut task.bell);
+    assert!(task.poll().is_pending());
+    assert_eq!(Arc::strong_count(&first), 1);
+    event.signal();
+    assert_eq!(first.0.load(Ordering::Relaxed), 0);
+    assert_eq!(task.woken(), 1);
+}
+
+#[test]
+fn a_blocked_thread_is_woken_besides() {
+    watchdog::limit("a_blocked_thread_is_woken_besides", || {
+        let event = NeverSpin::new(0, Mode::Semaphore);
+        let mut task = Task::pending(event.read_async());
+        let thread = call(&event, Counter::read);
+        thread.wait_asleep();
+        event.signal();
+        assert_eq!(task.woken(), 1);
+        assert_eq!(thread.finish(), Ok(1));
+        assert!(task.poll().is_pending());
+        event.signal();
+        assert_eq!(task.woken(), 2);
+        assert_eq!(task.poll(), Poll::Ready(1));
+    });
+}
+
+// Dropped, panicking and nested ones
+
+#[test]
+fn a_dropped_future_takes_nothing() {
+    let event = Event::new(0);
+    drop(event.read_async());
+    let task = Task::pending(event.read_async());
+    event.signal_n(7);
+    assert_eq!(task.woken(), 1);
+    drop(task);
+    assert_eq!(event.count(), 7);
+    let mut full = Event::new(FULL);
+    let write = Task::pending(full.write_async(5));
+    full.read();
+    assert_eq!(write.woken(), 1);
+    drop(write);
+    assert_eq!(full.count(), 0);
+    // It can be moved, borrowed exclusively and waited for again.
+    full = std::mem::take(&mut full);
+    let mut read = Task::pending(full.read_async());
+    full.signal();
+    assert_eq!(read.poll(), Poll::Ready(1));
+}
+
+#[test]
+fn one_that_was_woken_and_is_dropped_hands_on() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 3);
+    event.signal();
+    drop(tasks.remove(0));
+    assert_eq!(woken(&tasks), [1, 0]);
+    drop(tasks.remove(0));
+    assert_eq!(woken(&tasks), [1]);
+    assert_eq!(tasks[0].poll(), Poll::Ready(1));
+}
+
+#[test]
+fn one_that_finds_nothing_and_is_dropped_keeps_nobody_asleep() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 2);
+    event.signal();
+    assert_eq!(event.try_read(), Some(1));
+    drop(tasks.remove(0));
+    assert_eq!(woken(&tasks), [0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1]);
+}
+
+#[test]
+fn one_that_is_dropped_in_line_is_not_woken() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 3);
+    let dropped = tasks.remove(0);
+    let bell = Arc::clone(&dropped.bell);
+    drop(dropped);
+    event.signal();
+    assert_eq!(bell.0.load(Ordering::Relaxed), 0);
+    assert_eq!(woken(&tasks), [1, 0]);
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let event = Event::new(0);
+    let bells: Vec<_> = {
+        let mut tasks = reads(&event, 4);
+        // Done, woken, waiting.
+        event.signal();
+        assert!(tasks[0].poll().is_ready());
+        event.signal();
+        tasks.iter().map(|task| Arc::clone(&task.bell)).collect()
+    };
+    for bell in bells {
+        assert_eq!(Arc::strong_count(&bell), 1);
+    }
+}
+
+/// What a panicking waker keeps from nobody.
+#[test]
+fn a_panicking_waker_holds_up_nobody() {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("the waker's own");
+        }
+    }
+    let event = Event::new(FULL);
+    let mut bomb = event.write_async(1);
+    let waker = Waker::from(Arc::new(Bomb));
+    assert!(
+        pin!(&mut bomb)
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    let mut write = Task::pending(event.write_async(2));
+    let panic = panic::catch_unwind(AssertUnwindSafe(|| event.read())).unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"the waker's own"));
+    assert_eq!(event.count(), 0);
+    assert_eq!(write.woken(), 1);
+    assert!(write.poll().is_ready());
+}
+
+/// A chain of events whose wakers signal the next: no deeper than one.
+#[test]
+fn wakers_that_signal() {
+    struct Next(Arc<Event>);
+    impl Wake for Next {
+        fn wake(self: Arc<Self>) {
+            self.0.signal();
+        }
+    }
+    const LENGTH: usize = 20_000;
+    let events: Vec<_> = (0..=LENGTH).map(|_| Arc::new(Event::new(0))).collect();
+    let mut futures: Vec<_> = events.iter().map(|event| event.read_async()).collect();
+    for (future, next) in futures.iter_mut().zip(&events[1..]) {
+        let waker = Waker::from(Arc::new(Next(Arc::clone(next))));
+        assert!(
+            pin!(future)
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+    }
+    events[0].signal();
+    assert_eq!(events[LENGTH].count(), 1);
+}
+
+// Runtimes
+
+#[test]
+fn a_plain_block_on() {
+    watchdog::limit("a_plain_block_on", || {
+        let events = Arc::new([(); 2].map(|()| Event::new(0)));
+        const ROUNDS: u64 = 2_000;
+        let echo = {
+            let events = Arc::clone(&events);
+            thread::spawn(move || {
+                block_on(async {
+                    for _ in 0..ROUNDS {
+                        let n = events[0].read_async().await;
+                        events[1].write_async(n).await.unwrap();
+                    }
+                })
+            })
+        };
+        for round in 1..=ROUNDS {
+            events[0].signal_n(round);
+            assert_eq!(events[1].read(), round);
+        }
+        echo.join().unwrap();
+    });
+}
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(3)
+        .enable_time()
+        .build()
+        .unwrap()
+}
+
+/// Tasks that read and give up at random, threads that read, and both kinds that write: everything is read once.
+fn everything_is_read_once(mode: Mode, initial: u64) {
+    const READERS: u64 = 24;
+    const WRITERS: u64 = 6;
+    const WRITES: u64 = 1_500;
+    let event = Arc::new(Event::with_mode(initial, mode));
+    let _watchdog = {
+        let event = Arc::clone(&event);
+        Watchdog::new(Duration::from_secs(60), move || format!("{event:?}"))
+    };
+    let runtime = runtime();
+    // Wider than the count: a full one is read many times over.
+    let taken = Arc::new(Mutex::new(0_u128));
+    let given = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = (0..READERS)
+        .map(|seed| {
+            let (event, taken) = (Arc::clone(&event), Arc::clone(&taken));
+            runtime.spawn(async move {
+                let mut random = Rng::with_seed(seed);
+                loop {
+                    let value = if random.bool() {
+                        event.read_async().await
+                    } else {
+                        let limit = Duration::from_micros(random.u64(0..3_000));
+                        match timeout(limit, event.read_async()).await {
+                            Ok(value) => value,
+                            Err(_) => continue,
+                        }
+                    };
+                    *taken.lock().unwrap() += u128::from(value);
+                }
+            })
+        })
+        .collect();
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let (event, taken) = (Arc::clone(&event), Arc::clone(&taken));
+            let end = Arc::clone(&given);
+            thread::spawn(move || {
+                while end.load(Ordering::Relaxed) < WRITERS * WRITES {
+                    if let Some(value) = event.read_timeout(Duration::from_millis(1)) {
+                        *taken.lock().unwrap() += u128::from(value);
+                    }
+                }
+            })
+        })
+        .collect();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|seed| {
+            let (event, given) = (Arc::clone(&event), Arc::clone(&given));
+            runtime.spawn(async move {
+                let mut random = Rng::with_seed(seed);
+                for _ in 0..WRITES {
+                    if random.u32(0..4) == 0 {
+                        let _ = timeout(Duration::ZERO, event.write_async(0)).await;
+                    }
+                    event.write_async(1).await.unwrap();
+                    given.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        runtime.block_on(writer).unwrap();
+    }
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    // The readers are still there: what is left is theirs, unless a wake-up was lost.
+    let total = u128::from(initial) + u128::from(WRITERS * WRITES);
+    while *taken.lock().unwrap() < total {
+        thread::sleep(Duration::from_millis(1));
+    }
+    readers.iter().for_each(|reader| reader.abort());
+    for reader in readers {
+        assert!(runtime.block_on(reader).unwrap_err().is_cancelled());
+    }
+    assert_eq!(*taken.lock().unwrap(), total);
+    assert_eq!(event.count(), 0);
+}
+
+#[test]
+fn everything_is_read_once_from_a_counter() {
+    everything_is_read_once(Mode::Counter, 0);
+}
+
+#[test]
+fn everything_is_read_once_from_a_semaphore() {
+    everything_is_read_once(Mode::Semaphore, 0);
+}
+
+#[test]
+fn everything_is_read_once_from_a_full_counter() {
+    everything_is_read_once(Mode::Counter, FULL);
+}
+
+/// Each task gets one unit and is done, while others are dropped in line: a wake-up lost with them is a hang.
+#[test]
+fn a_unit_for_each_task_while_others_are_dropped() {
+    watchdog::limit("a_unit_for_each_task_while_others_are_dropped", || {
+        let runtime = runtime();
+        for round in 0..300 {
+            let event = Arc::new(Event::semaphore(0));
+            let spawn = |_| {
+                let event = Arc::clone(&event);
+                runtime.spawn(async move { event.read_async().await })
+            };
+            let stay: Vec<_> = (0..8).map(spawn).collect();
+            let mut random = Rng::with_seed(round);
+            let go: Vec<_> = (0..8).map(spawn).collect();
+            let mut units = 0;
+            for task in &go {
+                if random.bool() {
+                    event.signal_n(2);
+                    units += 2;
+                }
+                task.abort();
+            }
+            let mut taken = 0;
+            for task in go {
+                taken += runtime.block_on(task).unwrap_or(0);
+            }
+            let wanted = 8 + taken;
+            event.signal_n(wanted.saturating_sub(units));
+            for task in stay {
+                assert_eq!(runtime.block_on(task).unwrap(), 1);
+            }
+            assert_eq!(event.count(), units.saturating_sub(wanted));
+        }
+    });
+}

@@ -1,0 +1,326 @@
+//! The descriptor of a mirror follows the event.
+
+use crate::common::counter::rules;
+use crate::common::watchdog::{self, Watchdog};
+use crate::{Watch, child, is_readable};
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::fd::{EventFd, Mirror};
+use doorbell::{Event, Mode};
+use proptest::prelude::*;
+use rustix::event::PollFlags;
+use rustix::fd::AsFd;
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::Duration;
+
+fn mirrored(initial: u64, mode: Mode) -> (Arc<Event>, Mirror) {
+    let event = Arc::new(Event::with_mode(initial, mode));
+    let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+    (event, mirror)
+}
+
+#[test]
+fn it_is_nonblocking_and_closed_on_exec() {
+    let (_, mirror) = mirrored(0, Mode::Counter);
+    assert!(fcntl_getfl(&mirror).unwrap().contains(OFlags::NONBLOCK));
+    assert!(fcntl_getfd(&mirror).unwrap().contains(FdFlags::CLOEXEC));
+}
+
+#[test]
+fn it_shows_what_was_there_before() {
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        for count in [0, 1, 7, u64::MAX - 1, u64::MAX] {
+            let (_, mirror) = mirrored(count, mode);
+            assert_eq!(is_readable(&mirror), count != 0, "{count}");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Signal(u64),
+    Write(u64),
+    Read,
+    ReadTimeout,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let n = || prop_oneof![Just(0), Just(1), Just(2), Just(u64::MAX - 2), any::<u64>()];
+    prop_oneof![
+        n().prop_map(Step::Signal),
+        n().prop_map(Step::Write),
+        Just(Step::Read),
+        Just(Step::ReadTimeout),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or,
+    /// of a semaphore, if a read has left something.
+    #[test]
+    fn it_follows_every_call(
+        semaphore in any::<bool>(),
+        initial in 0_u64..3,
+        steps in prop::collection::vec(step(), 0..40),
+    ) {
+        let mode = if semaphore { Mode::Semaphore } else { Mode::Counter };
+        let (event, mirror) = mirrored(initial, mode);
+        let edges = Watch::edges(&mirror);
+        let level = Watch::level(&mirror);
+        prop_assert_eq!(edges.now(), initial != 0);
+        for step in steps {
+            let before = event.count();
+            let left = match step {
+                Step::Signal(n) => {
+                    event.signal_n(n);
+                    false
+                }
+                Step::Write(n) => {
+                    let _ = event.try_write(n);
+                    false
+                }
+                Step::Read => event.try_read().is_some(),
+                Step::ReadTimeout => event.read_timeout(Duration::ZERO).is_some(),
+            };
+            let count = event.count();
+            let readable = rules::polled(count).contains(PollFlags::IN);
+            prop_assert_eq!(is_readable(&mirror), readable, "{:?} at {}", step, before);
+            prop_assert_eq!(level.now(), readable);
+            let edge = count != 0 && (before == 0 || left);
+            prop_assert_eq!(edges.now(), edge, "{:?} at {}", step, before);
+        }
+    }
+}
+
+/// Two signals at once: when either returns, the descriptor is readable. Then a read: it is not.
+#[test]
+fn it_is_right_when_a_call_returns() {
+    const ROUNDS: usize = 5_000;
+    let (event, mirror) = mirrored(0, Mode::Counter);
+    let barrier = Barrier::new(3);
+    let _watchdog = Watchdog::new(Duration::from_secs(30), || "two signallers".to_owned());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    event.signal();
+                    assert!(is_readable(&mirror));
+                    barrier.wait();
+                    barrier.wait();
+                }
+            });
+        }
+        for _ in 0..ROUNDS {
+            barrier.wait();
+            barrier.wait();
+            assert_eq!(event.read(), 2);
+            assert!(!is_readable(&mirror));
+            barrier.wait();
+        }
+    });
+}
+
+/// A consumer that reads once for each edge gets everything: there is one for each signal that finds the event empty.
+#[test]
+fn no_edge_is_missed_under_load() {
+    const SIGNALS: u64 = 100_000;
+    const THREADS: u64 = 3;
+    let (event, mirror) = mirrored(0, Mode::Counter);
+    let taken = Arc::new(AtomicU64::new(0));
+    let report = {
+        let (event, taken) = (Arc::clone(&event), Arc::clone(&taken));
+        move || format!("{event:?}, taken: {taken:?}")
+    };
+    let _watchdog = Watchdog::new(Duration::from_secs(50), report);
+    let edges = Watch::edges(&mirror);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| (0..SIGNALS).for_each(|_| event.signal()));
+        }
+        while taken.load(Ordering::Relaxed) < THREADS * SIGNALS {
+            if edges.wait(Duration::from_secs(60)) {
+                taken.fetch_add(event.try_read().unwrap_or(0), Ordering::Relaxed);
+            }
+        }
+    });
+    assert_eq!(taken.load(Ordering::Relaxed), THREADS * SIGNALS);
+    assert!(!is_readable(&mirror));
+}
+
+/// Many threads signal and read; when they are done, it agrees. So it does for a semaphore.
+#[test]
+fn it_agrees_after_a_storm() {
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        for round in 0..200 {
+            let (event, mirror) = mirrored(0, mode);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| (0..50).for_each(|_| event.signal()));
+                    scope.spawn(|| {
+                        (0..50 + round % 20).for_each(|_| {
+                            event.try_read();
+                        })
+                    });
+                }
+            });
+            assert_eq!(is_readable(&mirror), event.count() != 0);
+            while event.try_read().is_some() {}
+            assert!(!is_readable(&mirror));
+        }
+    }
+}
+
+#[test]
+fn exported_twice() {
+    let (event, first) = mirrored(0, Mode::Counter);
+    event.signal();
+    let second = Mirror::new(Arc::clone(&event)).unwrap();
+    let readable = || (is_readable(&first), is_readable(&second));
+    assert_eq!(readable(), (true, true));
+    event.read();
+    assert_eq!(readable(), (false, false));
+    event.signal();
+    assert_eq!(readable(), (true, true));
+    drop(first);
+    event.read();
+    assert!(!is_readable(&second));
+    event.signal();
+    assert!(is_readable(&second));
+}
+
+/// A copy of the descriptor stays as it was when the mirror went, and a mirror keeps its event.
+#[test]
+fn dropped_in_any_order() {
+    for count in [0, 1] {
+        let (event, mirror) = mirrored(count, Mode::Counter);
+        let copy = mirror.as_fd().try_clone_to_owned().unwrap();
+        drop(mirror);
+        event.signal();
+        event.read();
+        event.signal_n(1 - count);
+        assert_eq!(is_readable(&copy), count != 0);
+        // Nobody else has it.
+        assert_eq!(Arc::strong_count(&event), 1);
+
+        let (event, mirror) = mirrored(count, Mode::Counter);
+        drop(event);
+        let event = Arc::clone(mirror.event());
+        event.signal();
+        assert!(is_readable(&mirror));
+        drop(event);
+        drop(mirror);
+    }
+}
+
+#[test]
+fn of_a_static() {
+    static KICK: Event = Event::new(0);
+    let mirror = Mirror::new(&KICK).unwrap();
+    KICK.signal();
+    assert!(is_readable(&mirror));
+    drop(mirror);
+    let mirror = Mirror::new(&KICK).unwrap();
+    assert_eq!(KICK.read(), 1);
+    assert!(!is_readable(&mirror));
+}
+
+/// A callback may drop mirrors and make them, of its own event too.
+#[test]
+fn dropped_and_made_in_a_callback() {
+    watchdog::limit("a callback", || {
+        let (event, mirror) = mirrored(0, Mode::Counter);
+        let copy = mirror.as_fd().try_clone_to_owned().unwrap();
+        let slot = Arc::new(Mutex::new(Some(mirror)));
+        let observation = {
+            let (slot, weak) = (Arc::clone(&slot), Arc::downgrade(&event));
+            let replace = move |_: Change| {
+                let event = weak.upgrade().unwrap();
+                let old = slot.lock().unwrap().replace(Mirror::new(event).unwrap());
+                drop(old);
+            };
+            Observation::new(Arc::clone(&event), Interest::Signals, Arc::new(replace))
+        };
+        for _ in 0..3 {
+            event.signal();
+            let mirror = slot.lock().unwrap();
+            assert!(is_readable(mirror.as_ref().unwrap()));
+        }
+        // The first was called before the callback took it away.
+        assert!(is_readable(&copy));
+        drop(observation);
+        event.read();
+        assert!(!is_readable(slot.lock().unwrap().as_ref().unwrap()));
+        assert!(is_readable(&copy), "it is gone");
+        *slot.lock().unwrap() = None;
+        assert_eq!(Arc::strong_count(&event), 1);
+    });
+}
+
+#[test]
+fn made_and_dropped_under_load() {
+    watchdog::limit("mirrors under load", || {
+        let event = Arc::new(Event::new(0));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    event.signal();
+                    event.try_read();
+                }
+            });
+            for _ in 0..500 {
+                Mirror::new(Arc::clone(&event)).unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(Arc::strong_count(&event), 1);
+    });
+}
+
+/// Who reads it puts it out for the others until the count has been 0 again; the event's count is left alone.
+#[test]
+fn peers_that_do_more_than_poll() {
+    let (event, mirror) = mirrored(0, Mode::Counter);
+    let peer = EventFd::from(mirror.as_fd().try_clone_to_owned().unwrap());
+    event.signal_n(5);
+    peer.read().unwrap();
+    assert!(!is_readable(&mirror));
+    event.signal();
+    assert!(!is_readable(&mirror));
+    assert_eq!(event.read(), 6);
+    event.signal();
+    assert!(is_readable(&mirror));
+
+    event.read();
+    peer.write(u64::MAX - 1).unwrap();
+    assert!(is_readable(&mirror));
+    assert_eq!(event.try_read(), None);
+    event.signal();
+    assert!(is_readable(&mirror));
+    assert_eq!(event.read(), 1);
+    assert!(!is_readable(&mirror));
+}
+
+/// `EMFILE`, and the event is as before.
+#[test]
+fn too_many_descriptors() {
+    child::alone("mirror::too_many_descriptors", || {
+        let event = Arc::new(Event::new(3));
+        let limit = Rlimit {
+            current: Some(3),
+            ..getrlimit(Resource::Nofile)
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let error = Mirror::new(Arc::clone(&event)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        assert_eq!(Arc::strong_count(&event), 1);
+        assert_eq!(event.read(), 3);
+    });
+}

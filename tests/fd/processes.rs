@@ -1,0 +1,171 @@
+//! Another process, which has been passed a descriptor.
+
+use crate::common::caller::wait_until;
+use crate::{Watch, child};
+use doorbell::Event;
+use doorbell::fd::{EventFd, Mirror};
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::io::{FdFlags, fcntl_setfd};
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write, stdin};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the child's answers begin with: libtest says things too.
+const MARK: &str = "answer: ";
+
+/// A process that does to the descriptor what it is told, and answers.
+struct Peer {
+    child: Child,
+    ask: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    fn new(test: &str, fd: impl AsFd) -> Self {
+        // A copy that is not closed on exec.
+        let copy = fd.as_fd().try_clone_to_owned().unwrap();
+        fcntl_setfd(&copy, FdFlags::empty()).unwrap();
+        let mut child = child::command(test, &copy.as_raw_fd().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Peer {
+            ask: child.stdin.take().unwrap(),
+            answers: BufReader::new(child.stdout.take().unwrap()).lines(),
+            child,
+        }
+    }
+
+    fn tell(&mut self, command: &str) {
+        writeln!(self.ask, "{command}").unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        self.answers
+            .find_map(|line| line.unwrap().strip_prefix(MARK).map(str::to_owned))
+            .expect("the child answers")
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.tell(command);
+        self.answer()
+    }
+
+    /// Whether a level-triggered epoll and an edge-triggered one report something.
+    fn polled(&mut self) -> (String, String) {
+        (self.ask("level"), self.ask("edge"))
+    }
+
+    /// Waits until a thread of the child sleeps in a system call.
+    fn wait_asleep(&self, calls: &[libc::c_long]) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_until("the child to sleep", || {
+            fs::read_dir(&tasks).unwrap().any(|task| {
+                let file = task.unwrap().path().join("syscall");
+                let text = fs::read_to_string(file).unwrap_or_default();
+                let number = text.split(' ').next().map(str::parse);
+                matches!(number, Some(Ok(number)) if calls.contains(&number))
+            })
+        });
+    }
+
+    fn finish(mut self) {
+        drop(self.ask);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// The child: obeys until there are no more commands.
+fn obey(fd: &str) {
+    // SAFETY: it was inherited for this.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd.parse().unwrap()) };
+    let (level, edges) = (Watch::level(&fd), Watch::edges(&fd));
+    let event = EventFd::from(fd);
+    let yes_or_no = |yes| if yes { "yes" } else { "no" }.to_owned();
+    for line in stdin().lines() {
+        let line = line.unwrap();
+        let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+            ("level", _) => yes_or_no(level.now()),
+            ("edge", _) => yes_or_no(edges.now()),
+            ("wait", _) => yes_or_no(edges.wait(Duration::from_secs(20))),
+            ("read", _) => event.read().unwrap().to_string(),
+            ("write", n) => {
+                event.write(n.parse().unwrap()).unwrap();
+                "done".to_owned()
+            }
+            _ => panic!("unknown: {line}"),
+        };
+        println!("\n{MARK}{answer}");
+    }
+}
+
+const EPOLLS: [libc::c_long; 2] = [libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
+
+/// It sees what it would see of the event, were that an eventfd: of edges, those with which the count leaves 0.
+#[test]
+fn another_process_polls_a_mirror() {
+    if let Some(fd) = child::argument() {
+        return obey(&fd);
+    }
+    let event = Arc::new(Event::new(0));
+    let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+    let mut peer = Peer::new("processes::another_process_polls_a_mirror", &mirror);
+    let seen = |level: &str, edge: &str| (level.to_owned(), edge.to_owned());
+    let nothing = seen("no", "no");
+
+    assert_eq!(peer.polled(), nothing);
+    event.signal();
+    assert_eq!(peer.polled(), seen("yes", "yes"));
+    assert_eq!(peer.polled(), seen("yes", "no"));
+    event.signal();
+    assert_eq!(peer.polled(), seen("yes", "no"), "the count has not left 0");
+    assert_eq!(event.read(), 2);
+    assert_eq!(peer.polled(), nothing);
+    event.signal();
+    event.read();
+    assert_eq!(peer.polled(), nothing);
+    event.signal();
+    event.read();
+    event.signal();
+    assert_eq!(peer.polled(), seen("yes", "yes"));
+    event.read();
+
+    for _ in 0..10 {
+        peer.tell("wait");
+        peer.wait_asleep(&EPOLLS);
+        event.signal();
+        assert_eq!(peer.answer(), "yes");
+        event.read();
+    }
+    // It keeps what it was passed.
+    event.signal();
+    drop(mirror);
+    event.read();
+    assert_eq!(peer.polled(), seen("yes", "yes"));
+    peer.finish();
+}
+
+/// E57: one count, in two processes.
+#[test]
+fn another_process_reads_and_writes_an_eventfd() {
+    if let Some(fd) = child::argument() {
+        return obey(&fd);
+    }
+    let event = EventFd::new(0).unwrap();
+    event.write(3).unwrap();
+    let mut peer = Peer::new(
+        "processes::another_process_reads_and_writes_an_eventfd",
+        &event,
+    );
+    assert_eq!(peer.ask("read"), "3");
+    peer.ask("write 3735928559");
+    assert_eq!(event.read().unwrap(), 0xdead_beef);
+    peer.tell("read");
+    peer.wait_asleep(&[libc::SYS_read]);
+    event.write(7).unwrap();
+    assert_eq!(peer.answer(), "7");
+    peer.finish();
+}
