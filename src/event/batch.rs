@@ -13,6 +13,10 @@
 //! the counts have changed, so it finds all of them ready, and those after the first find it awake. Between a count's
 //! change and the look for sleepers there may be other events' changes; the handshake of `src/sync/waiters.rs` does
 //! not mind.
+//!
+//! Each event that somebody sleeps in costs one `FUTEX_WAKE`. Sixteen of them as one submission of io_uring, or two
+//! at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into waking the
+//! threads.
 
 use super::{Event, Unwritten, WriteError};
 use std::any::Any;
