@@ -154,10 +154,10 @@ fn ping_pong(spin: Spin) -> Run {
     })
 }
 
-struct Eventfd(OwnedFd);
+pub struct Eventfd(OwnedFd);
 
 impl Eventfd {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(EventfdFlags::empty())
     }
 
@@ -165,7 +165,7 @@ impl Eventfd {
         Eventfd(eventfd(0, flags).expect("the kernel has eventfds"))
     }
 
-    fn write(&self, n: u64) {
+    pub fn write(&self, n: u64) {
         rustix::io::write(&self.0, &n.to_ne_bytes()).expect("there is room");
     }
 

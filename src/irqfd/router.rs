@@ -248,7 +248,8 @@ impl Router {
     ///
     /// When this returns, nothing is injected for the event any more, and its count, with what was in it, has been taken
     /// away: it is an event like others, and may be assigned again. (If another thread deassigns the same at the same
-    /// time, that one's call returns so.) Inside an observer's or a sink's call, all this holds when the outermost call ends.
+    /// time, that one's call returns so.) Inside an observer's or a sink's call, all this holds when the outermost call ends, or
+    /// a moment later, if another thread that changes something has taken it over.
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
