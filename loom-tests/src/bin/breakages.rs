@@ -91,6 +91,11 @@ fn cargo(copy: &Path, test: &str) -> Command {
     command
         .current_dir(copy.join("loom-tests"))
         .env("CARGO_TARGET_DIR", copy.join("target"))
+        // Most of the time goes into compiling: what is wrong is found soon.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_PROFILE_TEST_DEBUG", "0")
         .args(["test", "--quiet", "--test", test])
         .stdout(Stdio::null())
         .stderr(Stdio::null());
