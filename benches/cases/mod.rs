@@ -3,9 +3,12 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub mod bells;
 pub mod event;
 pub mod futures;
 pub mod ioeventfd;
+pub mod latency;
+pub mod turns;
 pub mod wait_any;
 
 use criterion::Criterion;

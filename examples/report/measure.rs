@@ -1,0 +1,134 @@
+//! Takes all the samples.
+
+use crate::cases::latency::{self, Sampler};
+use crate::cases::turns::{Samples, take_turns};
+use crate::cases::{self, Case};
+use crate::machine::{self, Machine};
+use crate::results::{Comparison, Distribution, Report, Section};
+use crate::sections::{self, Plan};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How much of everything.
+struct Effort {
+    turns: usize,
+    turn: Duration,
+    /// Single calls in a turn.
+    calls: usize,
+}
+
+const FULL: Effort = Effort {
+    turns: 31,
+    turn: Duration::from_millis(4),
+    calls: 64,
+};
+const QUICK: Effort = Effort {
+    turns: 3,
+    turn: Duration::from_millis(1),
+    calls: 16,
+};
+
+pub fn run(quick: bool) -> Report {
+    let effort = if quick { QUICK } else { FULL };
+    let load_before = machine::load();
+    let start = Instant::now();
+
+    let mut cases = cases();
+    let plans = sections::all();
+    let compared = |plan: &Plan, case: &Case| plan.groups.contains(&case.group);
+    let samples = plans
+        .iter()
+        .map(|plan| {
+            let of_cases = cases.iter().filter(|case| compared(plan, case)).count();
+            of_cases + if plan.latencies { latency_cases() } else { 0 }
+        })
+        .sum::<usize>()
+        * effort.turns;
+    let bar = progress_bar(samples);
+
+    let sections = plans.into_iter().map(|plan| {
+        bar.set_message(plan.title);
+        let mut comparisons = Vec::new();
+        for name in &plan.groups {
+            let mut group: Vec<Case> = cases.extract_if(.., |case| case.group == *name).collect();
+            let samples = take_turns(&mut group, effort.turns, effort.turn, || bar.inc(1));
+            comparisons.push(Comparison::new(name.clone(), &samples));
+        }
+        let distributions = match plan.latencies {
+            true => distributions(&effort, &bar),
+            false => Vec::new(),
+        };
+        Section {
+            title: plan.title,
+            text: plan.text,
+            comparisons,
+            distributions,
+        }
+    });
+    let sections = sections.collect();
+    bar.finish_and_clear();
+    Report {
+        doorbell: env!("CARGO_PKG_VERSION"),
+        time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        seconds: start.elapsed().as_secs_f64(),
+        quick,
+        machine: Machine::this(),
+        load_before,
+        sections,
+    }
+}
+
+/// Of the benches.
+fn cases() -> Vec<Case> {
+    [
+        cases::event::all(),
+        cases::wait_any::all(),
+        cases::futures::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A line on a terminal, nothing elsewhere.
+fn progress_bar(samples: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %  {eta:>4} left  {msg}");
+    ProgressBar::new(samples as u64).with_style(style.expect("it is a template"))
+}
+
+fn latency_cases() -> usize {
+    latency::wake_ups().len() + latency::bursts().len()
+}
+
+fn distributions(effort: &Effort, bar: &ProgressBar) -> Vec<Distribution> {
+    let [wake_calls, wake_ups] = latencies(latency::wake_ups(), effort, bar);
+    let [burst_calls, bursts] = latencies(latency::bursts(), effort, bar);
+    vec![
+        Distribution::new(sections::WAKE_UP, &wake_ups),
+        Distribution::new(sections::WAKE_CALL, &wake_calls),
+        Distribution::new(sections::BURST, &bursts),
+        Distribution::new(sections::BURST_CALL, &burst_calls),
+    ]
+}
+
+/// The calls, and the wake-ups.
+fn latencies(
+    mut samplers: Vec<(&'static str, Sampler)>,
+    effort: &Effort,
+    bar: &ProgressBar,
+) -> [Samples; 2] {
+    let nothing: Samples = samplers.iter().map(|(who, _)| (*who, Vec::new())).collect();
+    let (mut calls, mut woken) = (nothing.clone(), nothing);
+    let mut order: Vec<usize> = (0..samplers.len()).collect();
+    for _ in 0..effort.turns {
+        fastrand::shuffle(&mut order);
+        for &i in &order {
+            for sample in (samplers[i].1)(effort.calls) {
+                calls[i].1.push(sample.call.as_nanos() as f64);
+                woken[i].1.push(sample.woken.as_nanos() as f64);
+            }
+            bar.inc(1);
+        }
+    }
+    [calls, woken]
+}

@@ -1,0 +1,150 @@
+//! What came of it, as it is in report.json.
+
+use crate::cases::turns::{Samples, median, quantile, ratios};
+use crate::machine::Machine;
+use serde::Serialize;
+
+#[derive(Serialize)]
+pub struct Report {
+    pub doorbell: &'static str,
+    /// When it was finished.
+    pub time: String,
+    pub seconds: f64,
+    pub quick: bool,
+    pub machine: Machine,
+    /// Threads that ran or wanted to in the minute before.
+    pub load_before: Option<f64>,
+    pub sections: Vec<Section>,
+}
+
+#[derive(Serialize)]
+pub struct Section {
+    pub title: &'static str,
+    /// What is compared, and what is to be known of it.
+    pub text: &'static str,
+    pub comparisons: Vec<Comparison>,
+    pub distributions: Vec<Distribution>,
+}
+
+/// The same done in different ways.
+#[derive(Serialize)]
+pub struct Comparison {
+    pub name: String,
+    pub turns: usize,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+pub struct Row {
+    pub who: &'static str,
+    pub kind: Kind,
+    pub median_ns: f64,
+    pub tenth_percentile_ns: f64,
+    pub ninetieth_percentile_ns: f64,
+    /// The median of the ratios to doorbell's time in the same turn: above 1, doorbell is faster.
+    pub to_doorbell: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Doorbell,
+    Peer,
+    /// The least that any of them has to do, and no way to do it.
+    Least,
+}
+
+impl Kind {
+    fn of(who: &str) -> Self {
+        match who {
+            _ if who.starts_with(OURS) => Kind::Doorbell,
+            "fetch_add" | "raw spin" | "raw spin with PAUSE" => Kind::Least,
+            _ => Kind::Peer,
+        }
+    }
+}
+
+const OURS: &str = "doorbell";
+
+impl Comparison {
+    pub fn new(name: String, samples: &Samples) -> Self {
+        let (_, ours) = find_ours(samples);
+        let rows = samples.iter().map(|(who, times)| Row {
+            who,
+            kind: Kind::of(who),
+            median_ns: median(times),
+            tenth_percentile_ns: quantile(times, 0.1),
+            ninetieth_percentile_ns: quantile(times, 0.9),
+            to_doorbell: median(&ratios(times, ours)),
+        });
+        Comparison {
+            name,
+            turns: ours.len(),
+            rows: rows.collect(),
+        }
+    }
+
+    /// The fastest, but for what only shows the least.
+    pub fn best(&self) -> f64 {
+        let rows = self.rows.iter().filter(|row| row.kind != Kind::Least);
+        rows.map(|row| row.to_doorbell)
+            .fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// How long single calls took.
+#[derive(Serialize)]
+pub struct Distribution {
+    pub name: &'static str,
+    pub rows: Vec<Latencies>,
+}
+
+#[derive(Serialize)]
+pub struct Latencies {
+    pub who: &'static str,
+    pub samples: usize,
+    pub median_ns: f64,
+    pub p90_ns: f64,
+    pub p99_ns: f64,
+    pub max_ns: f64,
+    /// The ratio of the medians: above 1, doorbell is faster.
+    pub to_doorbell: f64,
+    /// Nanoseconds at each two-hundredth of the samples, from the shortest to the longest.
+    pub quantiles_ns: Vec<f64>,
+}
+
+impl Distribution {
+    pub fn new(name: &'static str, samples: &Samples) -> Self {
+        let (_, ours) = find_ours(samples);
+        let ours = median(ours);
+        let rows = samples.iter().map(|(who, times)| {
+            let mut sorted = times.clone();
+            sorted.sort_by(f64::total_cmp);
+            let at = |quantile: f64| sorted[((sorted.len() - 1) as f64 * quantile) as usize];
+            Latencies {
+                who,
+                samples: times.len(),
+                median_ns: at(0.5),
+                p90_ns: at(0.9),
+                p99_ns: at(0.99),
+                max_ns: at(1.0),
+                to_doorbell: median(times) / ours,
+                quantiles_ns: (0..=200).map(|i| at(f64::from(i) / 200.0)).collect(),
+            }
+        });
+        Distribution {
+            name,
+            rows: rows.collect(),
+        }
+    }
+
+    pub fn best(&self) -> f64 {
+        let ratios = self.rows.iter().map(|row| row.to_doorbell);
+        ratios.fold(f64::INFINITY, f64::min)
+    }
+}
+
+fn find_ours(samples: &Samples) -> &(&'static str, Vec<f64>) {
+    let ours = samples.iter().find(|(who, _)| *who == OURS);
+    ours.expect("doorbell takes part in everything")
+}
