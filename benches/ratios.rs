@@ -1,6 +1,7 @@
 //! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
 //! table against other ways of keeping one, and many doorbells assigned in one batch against one by one; `wait_any`
-//! against poll(2), futures against those of others.
+//! against poll(2), futures against those of others, the poller against epoll, a guest's kicks through the KVM listener
+//! against KVM_IOEVENTFD by hand.
 //!
 //! `cargo bench --bench ratios [-- [membarrier] [WORD]]`, for all groups of cases or those with this in their name, and
 //! with `use_membarrier` if the word says so. A machine that is shared may be twice as slow a second later, so the cases of
@@ -29,16 +30,10 @@ fn main() {
 
     println!("{:<56}{:<38}{:>12}", "", "", "median ns");
     let mut groups: Vec<(String, Samples)> = Vec::new();
-    let mut cases = [
-        cases::event::all(),
-        cases::ioeventfd::all(),
-        cases::wait_any::all(),
-        cases::futures::all(),
-    ]
-    .into_iter()
-    .flatten()
-    .filter(|case| case.group.contains(&word))
-    .collect::<Vec<_>>();
+    let mut cases = cases::all()
+        .into_iter()
+        .filter(|case| case.group.contains(&word))
+        .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
         let name = group[0].group.clone();
         let samples = take_turns(group, turns, Duration::from_millis(4), || ());
@@ -53,15 +48,7 @@ fn main() {
         "{:<56}{:<38}{:>9}{:>9}{:>9}",
         "ratio", "", "median", "shortest", "target"
     );
-    for ratio in [
-        cases::event::ratios(),
-        cases::ioeventfd::ratios(),
-        cases::wait_any::ratios(),
-        cases::futures::ratios(),
-    ]
-    .iter()
-    .flatten()
-    {
+    for ratio in cases::ratios() {
         let Some((name, samples)) = groups.iter().find(|(name, _)| *name == ratio.group) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! `wait_any` against poll(2) over eventfds, futures against those of others: criterion's account.
+//! `wait_any` against poll(2) over eventfds, futures against those of others, the poller against epoll: criterion's account.
 //!
 //! `cargo bench --bench waiting`. The host's speed drifts; for ratios, see the `ratios` bench.
 
@@ -9,6 +9,7 @@ mod cases;
 fn main() {
     let mut cases = cases::wait_any::all();
     cases.extend(cases::futures::all());
+    cases.extend(cases::poll::all());
     cases::criterion(cases);
 }
 

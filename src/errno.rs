@@ -6,12 +6,15 @@ use std::io;
 #[derive(Clone, Copy)]
 pub(crate) enum Errno {
     Again,
+    BadDescriptor,
     Busy,
     Exists,
     Invalid,
     NoEntry,
     NoSystemCall,
     NotPermitted,
+    #[cfg(all(feature = "kvm", target_os = "linux"))]
+    NotSupported,
     TimedOut,
 }
 
@@ -21,12 +24,15 @@ impl From<Errno> for io::Error {
         use rustix::io::Errno as Os;
         match errno {
             Errno::Again => Os::AGAIN,
+            Errno::BadDescriptor => Os::BADF,
             Errno::Busy => Os::BUSY,
             Errno::Exists => Os::EXIST,
             Errno::Invalid => Os::INVAL,
             Errno::NoEntry => Os::NOENT,
             Errno::NoSystemCall => Os::NOSYS,
             Errno::NotPermitted => Os::PERM,
+            #[cfg(all(feature = "kvm", target_os = "linux"))]
+            Errno::NotSupported => Os::OPNOTSUPP,
             Errno::TimedOut => Os::TIMEDOUT,
         }
         .into()
@@ -39,6 +45,7 @@ impl From<Errno> for io::Error {
         use io::ErrorKind;
         match errno {
             Errno::Again => ErrorKind::WouldBlock,
+            Errno::BadDescriptor => ErrorKind::InvalidInput,
             Errno::Busy => ErrorKind::ResourceBusy,
             Errno::Exists => ErrorKind::AlreadyExists,
             Errno::Invalid => ErrorKind::InvalidInput,

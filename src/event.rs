@@ -43,7 +43,7 @@ use observer::Observers;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, Waiters};
+use crate::sync::waiters::{ALL, ARMED, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -282,7 +282,6 @@ impl Event {
     }
 
     /// The count, for who has just asked to be told of changes: one that it does not see, tells.
-    #[cfg(target_os = "linux")]
     pub(crate) fn count_after_asking(&self) -> u64 {
         self.count.load(DEKKER)
     }
@@ -445,6 +444,16 @@ impl Event {
         self.writers.notify(ALL, |kinds| {
             self.observers.call(Change::Read, kinds);
         });
+    }
+
+    /// Asks for one call of every observer that is attached to be armed. For an observer that has no
+    /// [`Observation`] at hand, as in its call; see [`Observation::arm`].
+    pub(crate) fn arm(&self, interest: Interest) {
+        for (waiters, change) in self.sides() {
+            if interest.includes(change) {
+                waiters.set(ARMED);
+            }
+        }
     }
 
     /// How this event's blocking calls spin.

@@ -7,6 +7,7 @@ mod ioeventfd;
 
 pub use ioeventfd::{KernelCount, KvmListener};
 
+use crate::errno::Errno;
 use std::{error, fmt, io};
 
 /// A system call that the kernel refused.
@@ -32,6 +33,24 @@ impl fmt::Display for Error {
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         Some(&self.source)
+    }
+}
+
+/// KVM has no means for this doorbell, which keeps what was written (`EOPNOTSUPP`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Unsupported;
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an ioeventfd of KVM's does not keep what was written")
+    }
+}
+
+impl error::Error for Unsupported {}
+
+impl From<Unsupported> for io::Error {
+    fn from(_: Unsupported) -> Self {
+        Errno::NotSupported.into()
     }
 }
 

@@ -1,8 +1,34 @@
-//! Waiting for several events, and waiting in async code.
+//! Waiting for several events and for file descriptors, and waiting in async code.
 //!
-//! * [`wait_any`] is `poll(2)`: which of these events can be read?
-//! * [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async) and
-//!   [`Event::readings`](crate::Event::readings) are for async code, on any runtime.
+//! | | for | the kernel's counterpart |
+//! |---|---|---|
+//! | [`wait_any()`] | a few events: which can be read? | `poll(2)` |
+//! | [`Poller`] | many events by keys, level- or edge-triggered or one-shot; file descriptors too | `epoll(7)`, `ep_poll_callback()` |
+//! | [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async), [`Event::readings`](crate::Event::readings) | async code, on any runtime | |
+//!
+//! # How a poller works
+//!
+//! ```text
+//!     signal ──▶ Event ── armed? ──▶ item ── QUEUED already? ──▶ incoming ──▶ wakes one thread, if any sleeps
+//!       │                    no: done           yes: done           │ taken as a whole, under the lock
+//!       │                                                           ▼
+//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks at the count, reports
+//! ```
+//!
+//! An event that is watched is an [`Observer`](crate::event::Observer) that asks for one call: the call puts it into the
+//! queue, and from then on signals cost what they cost without a poller, until a thread in [`wait`](Poller::wait) has looked
+//! at it. So a burst of signals to one event or to many costs one wake-up, a busy thread learns of events without a system
+//! call, and what is not ready costs nothing.
+//!
+//! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It differs on
+//! purpose in this:
+//!
+//! * A signal handler that runs does not end a wait (epoll: `EINTR`). [`notify`](Poller::notify) may be called in one.
+//! * An overflow is reported as an error to who watches for errors or room alone; epoll does not notice it by itself.
+//! * Threads that sleep in the event itself are woken whatever watches it beside them. (With `EPOLLEXCLUSIVE` the kernel may
+//!   leave them asleep.) There is no exclusive watching: let several threads wait on one poller.
+//! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can. The
+//!   poller keeps the events alive. A poller cannot be watched by another.
 //!
 //! # System calls
 //!
@@ -21,9 +47,48 @@
 //! use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, which waits for callbacks and lookups
 //! under way in other threads and may call `sched_yield`, `nanosleep` and (after `use_membarrier`) `membarrier`, as a
 //! change of a table does. A thread calls `getpid` before it runs a waker for the first time.
+//!
+//! A poller, and what the memory allocator calls:
+//!
+//! | what | calls |
+//! |---|---|
+//! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken. A thread's first: `getpid` |
+//! | [`notify`](Poller::notify) | the same `futex` or `write` |
+//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls |
+//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep` while other threads are in observers' calls; `membarrier` after [`use_membarrier`](crate::use_membarrier); `futex` for the lock |
+//! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
+//! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
+//! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
+//! | a bound eventfd that is ready | `preadv2` and one more, in `wait` |
 
+// What only descriptors need is not used where there are none.
+#![cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]
+
+mod error;
+mod events;
 mod future;
+mod incoming;
+mod item;
+mod poller;
+mod shared;
 mod wait_any;
+mod watch;
 
+#[cfg(all(target_os = "linux", not(loom)))]
+mod bound;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod fds;
+
+#[cfg(any(loom, not(target_os = "linux")))]
+mod no_fds;
+#[cfg(any(loom, not(target_os = "linux")))]
+use no_fds as bound;
+#[cfg(any(loom, not(target_os = "linux")))]
+use no_fds as fds;
+
+pub use error::PollError;
+pub use events::{Events, Report};
 pub use future::{ReadFuture, Readings, WriteFuture};
+pub use poller::Poller;
 pub use wait_any::{Ready, wait_any, wait_any_deadline};
+pub use watch::Watch;

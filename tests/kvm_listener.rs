@@ -2,31 +2,33 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "common/vm.rs"]
+mod vm;
+
 use doorbell::Event;
-use doorbell::ioeventfd::Bus;
 use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
-use doorbell::kvm::{Error, KvmListener};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
+use doorbell::kvm::{Error, KvmListener, Unsupported};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_bindings::kvm_regs;
+use kvm_ioctls::VmFd;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use vm::{Exit, Memory, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
 const ENTRY: u64 = 0x1000;
-const PAGE: usize = 0x1000;
+const MEMORY: u64 = 0x1_0000;
 /// 64-bit cells in guest memory, past the program: where the guest is to kick, and how often it has.
 const PLACE: u64 = 0x8000;
 const SENT: u64 = 0x8008;
 
 /// The guest writes its number of choice here, and the VMM moves the doorbells.
 const CONFIG: u16 = 0x0cf8;
-/// The guest has finished.
-const EXIT: u16 = 0x00f4;
 /// Where the doorbells can be; each place has a memory address and a port.
 const PLACES: u64 = 4;
 /// What the guest writes to them.
@@ -40,67 +42,20 @@ fn port(place: u64) -> u64 {
     0xc000 + 0x100 * place
 }
 
-/// A VM with guest memory from 0 up, and a vCPU in real mode.
-struct Machine {
-    // Before the memory: the VM must be gone first.
-    vcpu: VcpuFd,
-    vm: VmFd,
-    memory: Arc<[Page]>,
+/// A VM that is to run `program`, if there is KVM.
+fn machine(program: &[u8]) -> Option<Vm> {
+    let mut vm = Vm::new(MEMORY)?;
+    vm.memory().load(ENTRY, program);
+    let regs = kvm_regs {
+        rip: ENTRY,
+        ..kvm_regs::default()
+    };
+    vm.set(regs, 0);
+    Some(vm)
 }
 
-#[repr(C, align(4096))]
-struct Page([AtomicU64; PAGE / 8]);
-
-impl Machine {
-    /// None, and says so, if there is no KVM.
-    fn new(program: &[u8]) -> Option<Self> {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(e) => {
-                eprintln!("skipped: /dev/kvm: {e}");
-                return None;
-            }
-        };
-        let page = || Page([const { AtomicU64::new(0) }; PAGE / 8]);
-        let memory: Arc<[Page]> = (0..0x1_0000 / PAGE).map(|_| page()).collect();
-        let vm = kvm.create_vm().unwrap();
-        // Intel's CPUs want pages of their own for real mode.
-        vm.set_tss_address(0xfffb_d000).unwrap();
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: (memory.len() * PAGE) as u64,
-            userspace_addr: memory.as_ptr() as u64,
-        };
-        // SAFETY: the memory outlives the VM, and all that is in it is atomic.
-        unsafe { vm.set_user_memory_region(region) }.unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let mut sregs = vcpu.get_sregs().unwrap();
-        sregs.cs.base = 0;
-        sregs.cs.selector = 0;
-        vcpu.set_sregs(&sregs).unwrap();
-        let mut regs = vcpu.get_regs().unwrap();
-        regs.rip = ENTRY;
-        vcpu.set_regs(&regs).unwrap();
-        let machine = Machine { vcpu, vm, memory };
-        for (at, bytes) in (ENTRY..).step_by(8).zip(program.chunks(8)) {
-            let mut cell = [0; 8];
-            cell[..bytes.len()].copy_from_slice(bytes);
-            let cell = u64::from_le_bytes(cell);
-            machine.cell(at).store(cell, Ordering::Relaxed);
-        }
-        Some(machine)
-    }
-
-    fn cell(&self, address: u64) -> &AtomicU64 {
-        let cell = address as usize / 8;
-        &self.memory[cell / (PAGE / 8)].0[cell % (PAGE / 8)]
-    }
-
-    fn sent(&self) -> u64 {
-        self.cell(SENT).load(Ordering::Relaxed)
-    }
+fn sent(memory: &Memory) -> u64 {
+    memory.cell(SENT).load(Ordering::Relaxed)
 }
 
 /// What became of the writes that reached the VMM.
@@ -111,23 +66,19 @@ struct Exits {
 }
 
 /// Runs the guest until it has finished.
-fn run(vcpu: &mut VcpuFd, space: &AddressSpace, mut configure: impl FnMut(u64)) -> Exits {
+fn run(vm: &mut Vm, space: &AddressSpace, mut configure: impl FnMut(u64)) -> Exits {
     let mut exits = Exits::default();
     loop {
-        let taken = match vcpu.run() {
-            Ok(VcpuExit::IoOut(EXIT, _)) => return exits,
-            Ok(VcpuExit::IoOut(CONFIG, &[place, _])) => {
-                configure(place.into());
-                continue;
+        match vm.run() {
+            Exit::Halt => return exits,
+            Exit::Write { address, data, .. } if address == CONFIG.into() => {
+                configure(data[0].into());
             }
-            Ok(VcpuExit::IoOut(port, data)) => space.write(Bus::Pio, port.into(), data),
-            Ok(VcpuExit::MmioWrite(address, data)) => space.write(Bus::Mmio, address, data),
-            Err(e) if e.errno() == libc::EINTR => continue,
-            other => panic!("{other:?}"),
-        };
-        match taken {
-            true => exits.taken += 1,
-            false => exits.refused += 1,
+            Exit::Write { bus, address, data } => match space.write(bus, address, &data) {
+                true => exits.taken += 1,
+                false => exits.refused += 1,
+            },
+            read => panic!("{read:?}"),
         }
     }
 }
@@ -137,34 +88,31 @@ fn program(
     rounds: u32,
     kicks: u32,
     choose: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Result<Vec<u8>, IcedError> {
-    let mut a = CodeAssembler::new(16)?;
-    let (mut round, mut again) = (a.create_label(), a.create_label());
-    a.xor(bx, bx)?;
-    a.mov(ds, bx)?;
-    a.mov(ebp, rounds)?;
-    a.set_label(&mut round)?;
-    choose(&mut a)?;
-    a.mov(ax, bx)?;
-    a.shl(ax, 8)?;
-    a.add(ax, (address(0) >> 4) as i32)?;
-    a.mov(es, ax)?;
-    a.mov(dx, bx)?;
-    a.shl(dx, 8)?;
-    a.add(dx, port(0) as i32)?;
-    a.mov(ax, u32::from(KICK))?;
-    a.mov(cx, kicks)?;
-    a.set_label(&mut again)?;
-    a.mov(word_ptr(0).es(), ax)?;
-    a.out(dx, ax)?;
-    a.add(dword_ptr(SENT), 2)?;
-    a.dec(cx)?;
-    a.jnz(again)?;
-    a.dec(ebp)?;
-    a.jnz(round)?;
-    a.mov(dx, u32::from(EXIT))?;
-    a.out(dx, al)?;
-    a.assemble(ENTRY)
+) -> Vec<u8> {
+    vm::assemble(ENTRY, |a| {
+        let (mut round, mut again) = (a.create_label(), a.create_label());
+        a.xor(bx, bx)?;
+        a.mov(ebp, rounds)?;
+        a.set_label(&mut round)?;
+        choose(a)?;
+        a.mov(ax, bx)?;
+        a.shl(ax, 8)?;
+        a.add(ax, (address(0) >> 4) as i32)?;
+        a.mov(es, ax)?;
+        a.mov(dx, bx)?;
+        a.shl(dx, 8)?;
+        a.add(dx, port(0) as i32)?;
+        a.mov(ax, u32::from(KICK))?;
+        a.mov(cx, kicks)?;
+        a.set_label(&mut again)?;
+        a.mov(word_ptr(0).es(), ax)?;
+        a.out(dx, ax)?;
+        a.add(dword_ptr(SENT), 2)?;
+        a.dec(cx)?;
+        a.jnz(again)?;
+        a.dec(ebp)?;
+        a.jnz(round)
+    })
 }
 
 /// The guest takes one place after the other, and tells the VMM to move the doorbells there.
@@ -238,13 +186,13 @@ fn listening(vm: &VmFd) -> (AddressSpace, Arc<KvmListener>) {
 fn a_guest_moves_its_bar() {
     const ROUNDS: u32 = 100;
     const KICKS: u32 = 10;
-    let program = program(ROUNDS, KICKS, next_place).unwrap();
-    let Some(mut machine) = Machine::new(&program) else {
+    let program = program(ROUNDS, KICKS, next_place);
+    let Some(mut machine) = machine(&program) else {
         return;
     };
-    let (space, _kvm) = listening(&machine.vm);
+    let (space, _kvm) = listening(machine.fd());
     let device = Device::new(&space);
-    let exits = run(&mut machine.vcpu, &space, |place| {
+    let exits = run(&mut machine, &space, |place| {
         assert!(device.place(&space, place).is_clean());
     });
     assert_eq!(exits, Exits::default());
@@ -258,11 +206,11 @@ fn a_guest_moves_its_bar() {
 /// the doorbells from KVM, nothing is left behind in the kernel.
 #[test]
 fn a_bar_is_moved_under_a_kicking_guest() {
-    let program = program(6000, 1, current_place).unwrap();
-    let Some(mut machine) = Machine::new(&program) else {
+    let program = program(6000, 1, current_place);
+    let Some(mut machine) = machine(&program) else {
         return;
     };
-    let (space, kvm) = listening(&machine.vm);
+    let (space, kvm) = listening(machine.fd());
     let device = Device::new(&space);
     let in_kernel = device
         .events
@@ -270,7 +218,7 @@ fn a_bar_is_moved_under_a_kicking_guest() {
         .map(|event| kvm.count_of(event).unwrap());
     assert!(device.place(&space, 0).is_clean());
     let stop = AtomicBool::new(false);
-    let memory = Arc::clone(&machine.memory);
+    let memory = machine.memory().clone();
     let (exits, moves) = thread::scope(|scope| {
         let mover = scope.spawn(|| {
             let mut moves = 0;
@@ -278,8 +226,7 @@ fn a_bar_is_moved_under_a_kicking_guest() {
                 moves += 1;
                 let place = moves % PLACES;
                 assert!(device.place(&space, place).is_clean());
-                let cell = PLACE as usize / 8;
-                memory[cell / (PAGE / 8)].0[cell % (PAGE / 8)].store(place, Ordering::Relaxed);
+                memory.cell(PLACE).store(place, Ordering::Relaxed);
                 if moves % 3 == 0 {
                     device.unmap(&space);
                     assert_eq!(in_kernel.each_ref().map(|count| count.drain()), [0, 0]);
@@ -287,14 +234,14 @@ fn a_bar_is_moved_under_a_kicking_guest() {
             }
             moves
         });
-        let exits = run(&mut machine.vcpu, &space, |place| panic!("{place}"));
+        let exits = run(&mut machine, &space, |place| panic!("{place}"));
         stop.store(true, Ordering::Relaxed);
         (exits, mover.join().unwrap())
     });
     device.unmap(&space);
     let received: u64 = device.received().iter().sum();
     eprintln!("{moves} moves; {received} kicks received; {exits:?}");
-    assert_eq!(received + exits.refused, machine.sent());
+    assert_eq!(received + exits.refused, sent(machine.memory()));
     assert!(received > exits.taken, "KVM took none");
     assert!(moves > 0);
 }
@@ -302,17 +249,17 @@ fn a_bar_is_moved_under_a_kicking_guest() {
 /// KVM refuses what collides with somebody else's ioeventfd. The table serves it.
 #[test]
 fn what_kvm_refuses_is_served() {
-    let program = program(1, 5, next_place).unwrap();
-    let Some(mut machine) = Machine::new(&program) else {
+    let program = program(1, 5, next_place);
+    let Some(mut machine) = machine(&program) else {
         return;
     };
-    let (space, _kvm) = listening(&machine.vm);
+    let (space, _kvm) = listening(machine.fd());
     let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let at = IoEventAddress::Mmio(address(1));
     // Of another value, so it stands in the way of ours, and not of the guest's writes.
-    machine.vm.register_ioevent(&other, &at, !KICK).unwrap();
+    let key = Key::mmio(address(1), 2).with_datamatch((!KICK).into());
+    vm::assign(machine.fd(), &key, &other).unwrap();
     let device = Device::new(&space);
-    let exits = run(&mut machine.vcpu, &space, |place| {
+    let exits = run(&mut machine, &space, |place| {
         let mut report = device.place(&space, place);
         let refusal = report.refusals.pop().unwrap();
         assert!(report.is_clean());
@@ -338,16 +285,16 @@ fn what_kvm_refuses_is_served() {
 /// A dropped listener has taken its doorbells out of KVM, and moved what was pending to the events.
 #[test]
 fn dropping_the_listener_unregisters() {
-    let program = program(2, 5, next_place).unwrap();
-    let Some(mut machine) = Machine::new(&program) else {
+    let program = program(2, 5, next_place);
+    let Some(mut machine) = machine(&program) else {
         return;
     };
-    let kvm = KvmListener::new(&machine.vm).unwrap();
+    let kvm = KvmListener::new(machine.fd()).unwrap();
     let space = AddressSpace::new();
     let device = Device::new(&space);
     // The listener is called by hand, so that it can be dropped while there are doorbells.
     let mut kvm = Some(kvm);
-    let exits = run(&mut machine.vcpu, &space, |place| {
+    let exits = run(&mut machine, &space, |place| {
         assert!(device.place(&space, place).is_clean());
         if place == 1 {
             for doorbell in space.doorbells() {
@@ -370,36 +317,22 @@ fn dropping_the_listener_unregisters() {
     );
     assert_eq!(device.received(), [5, 5]);
     // Nobody's ioeventfd is left at the first place.
-    let (space, _kvm) = listening(&machine.vm);
+    let (space, _kvm) = listening(machine.fd());
     assert!(Device::new(&space).place(&space, 1).is_clean());
 }
 
-/// Whether KVM has something that collides with a key of this length and value.
-fn collides(vm: &VmFd, bus: Bus, at: u64, length: u32, value: u64) -> bool {
-    let at = match bus {
-        Bus::Mmio => IoEventAddress::Mmio(at),
-        Bus::Pio => IoEventAddress::Pio(at),
-    };
+/// Whether KVM has something that collides with a key.
+fn collides(vm: &VmFd, key: &Key) -> bool {
     let fd = EventFd::new(0).unwrap();
-    macro_rules! probe {
-        ($value:expr) => {
-            match vm.register_ioevent(&fd, &at, $value) {
-                Ok(()) => {
-                    vm.unregister_ioevent(&fd, &at, $value).unwrap();
-                    false
-                }
-                Err(e) => {
-                    assert_eq!(e.errno(), libc::EEXIST);
-                    true
-                }
-            }
-        };
-    }
-    match length {
-        1 => probe!(value as u8),
-        2 => probe!(value as u16),
-        4 => probe!(value as u32),
-        _ => probe!(value),
+    match vm::assign(vm, key, &fd) {
+        Ok(()) => {
+            vm::deassign(vm, key, &fd).unwrap();
+            false
+        }
+        Err(errno) => {
+            assert_eq!(errno, libc::EEXIST);
+            true
+        }
     }
 }
 
@@ -407,10 +340,19 @@ fn collides(vm: &VmFd, bus: Bus, at: u64, length: u32, value: u64) -> bool {
 /// has been deleted.
 #[test]
 fn every_key_reaches_kvm_as_it_is() {
-    let Some(Machine { vm, .. }) = &Machine::new(&[]) else {
+    let Some(machine) = machine(&[]) else {
         return;
     };
-    let (space, _kvm) = listening(vm);
+    let (space, _kvm) = listening(machine.fd());
+    let collides = |bus, address, length, value| {
+        let key = Key {
+            bus,
+            address,
+            length,
+            datamatch: Some(value),
+        };
+        collides(machine.fd(), &key)
+    };
     let event = Arc::new(Event::new(0));
     for (bus, other) in [(Bus::Mmio, Bus::Pio), (Bus::Pio, Bus::Mmio)] {
         let region = space.region(bus, 0x10);
@@ -430,27 +372,75 @@ fn every_key_reaches_kvm_as_it_is() {
             for probed in [1, 2, 4, 8] {
                 let here = length == 0 || length == probed;
                 let value = datamatch.unwrap_or(1);
-                assert_eq!(collides(vm, bus, 0x1008, probed, value), here);
+                assert_eq!(collides(bus, 0x1008, probed, value), here);
                 let any_value = here && datamatch.is_none();
-                assert_eq!(collides(vm, bus, 0x1008, probed, 0), any_value);
-                assert!(!collides(vm, other, 0x1008, probed, value));
-                assert!(!collides(vm, bus, 0x1000, probed, value));
+                assert_eq!(collides(bus, 0x1008, probed, 0), any_value);
+                assert!(!collides(other, 0x1008, probed, value));
+                assert!(!collides(bus, 0x1000, probed, value));
             }
             clean(region.del_eventfd(8, length, datamatch, &event));
             for probed in [1, 2, 4, 8] {
-                assert!(!collides(vm, bus, 0x1008, probed, datamatch.unwrap_or(1)));
+                assert!(!collides(bus, 0x1008, probed, datamatch.unwrap_or(1)));
             }
         }
+    }
+}
+
+/// A range of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
+/// refused with a word of why.
+#[test]
+fn ranges_reach_kvm_and_payloads_do_not() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let region = space.region(Bus::Mmio, 0x100);
+    clean(region.map(0x1000));
+    let event = Arc::new(Event::new(0));
+    let taken = || (0..5).map(|slot| collides(machine.fd(), &Key::mmio(0x1010 + 8 * slot, 2)));
+    let range = Range::mmio(0x10, 8, 4).with_length(2);
+
+    let events = Doorbell::range(range, [&event; 4]);
+    clean(region.add(events.clone()));
+    assert!(taken().eq([true, true, true, true, false]));
+    clean(region.del(&events));
+    assert!(taken().eq([false; 5]));
+
+    let other = EventFd::new(0).unwrap();
+    let third = Key::mmio(0x1020, 2);
+    vm::assign(machine.fd(), &third, &other).unwrap();
+    let report = region.add(events.clone()).unwrap();
+    assert!(report.refusals[0].error.is::<Error>());
+    assert!(taken().eq([false, false, true, false, false]));
+    assert!(space.write(Bus::Mmio, 0x1020, &[0, 0]));
+    vm::deassign(machine.fd(), &third, &other).unwrap();
+    clean(region.del(&events));
+
+    let latest = Target::from(Arc::new(Latest::new(&event, 0)));
+    let event = Target::from(event);
+    for doorbell in [
+        Doorbell::new(Key::mmio(0x10, 2), &latest),
+        Doorbell::range(range, [&event, &event, &event, &latest]),
+    ] {
+        let mut report = region.add(doorbell.clone()).unwrap();
+        let refusal = report.refusals.pop().unwrap();
+        let error = *refusal.error.downcast::<Unsupported>().unwrap();
+        let errno = io::Error::from(error).raw_os_error();
+        assert_eq!(errno, Some(libc::EOPNOTSUPP));
+        assert!(taken().eq([false; 5]));
+        assert!(space.write(Bus::Mmio, 0x1010, &[0, 0]));
+        // KVM is not asked to let go of what it has not got.
+        clean(region.del(&doorbell));
     }
 }
 
 /// The eventfd of an event is the same wherever its doorbells go, and it is closed some time after the event has gone.
 #[test]
 fn an_event_keeps_its_eventfd() {
-    let Some(machine) = Machine::new(&[]) else {
+    let Some(machine) = machine(&[]) else {
         return;
     };
-    let (space, kvm) = listening(&machine.vm);
+    let (space, kvm) = listening(machine.fd());
     let device = Device::new(&space);
     let event = &device.events[0];
     let before = kvm.count_of(event).unwrap();

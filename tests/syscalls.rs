@@ -1,8 +1,8 @@
-//! The system calls an event makes: none while nobody sleeps, one wake-up per sleep however many signals come, and with a
-//! descriptor those that `doorbell::fd` says.
+//! The system calls that events and pollers make: none while nobody sleeps, one wake-up per sleep however many signals come,
+//! and with descriptors those that `doorbell::fd` and `doorbell::poll` say.
 //!
 //! What is observed is a process of its own: this test binary again, for one test, told by a variable to do rather than
-//! to watch. There seccomp kills the process at any system call, or strace writes down every call on a futex.
+//! to watch. There seccomp kills the process at any system call, or strace writes calls down.
 
 #![cfg(target_os = "linux")]
 
@@ -13,8 +13,9 @@ use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::watchdog::Watchdog;
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
-use doorbell::poll::{wait_any, wait_any_deadline};
+use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
+use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -29,7 +30,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -675,4 +676,242 @@ fn one_more_for_the_reader_beside() {
     if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(true)) {
         assert_eq!((calls.waits, calls.wakes.len()), (1, 2), "{calls:?}");
     }
+}
+
+// Pollers
+
+/// Marks a place in a trace, for it has no other use here.
+fn mark() {
+    let _ = rustix::process::getppid();
+}
+
+/// The calls of one kind or another that a scene makes between two marks, on the thread that makes the marks.
+fn calls_between_marks(test: &str, scene: impl FnOnce()) -> Option<Vec<String>> {
+    if is_observed() {
+        scene();
+        done();
+    }
+    let (trace, _) = trace(test, "all")?;
+    // 1234 getppid() = 1
+    let lines = trace.lines().filter_map(|line| line.split_once(' '));
+    let lines: Vec<_> = lines.map(|(id, call)| (id, call.trim_start())).collect();
+    let is_mark = |(_, call): &&(&str, &str)| call.starts_with("getppid(");
+    let (marker, _) = lines.iter().find(is_mark).unwrap();
+    let calls = lines
+        .iter()
+        .filter(|(id, _)| id == marker)
+        .skip_while(|line| !is_mark(line))
+        .skip(1)
+        .take_while(|line| !is_mark(line))
+        .map(|(_, call)| (*call).to_owned());
+    Some(calls.collect())
+}
+
+fn poller(events: &[Arc<Event>], watch: Watch) -> Arc<Poller> {
+    let poller = Arc::new(Poller::with_spin(Spin::Never));
+    for (key, event) in events.iter().enumerate() {
+        poller.add(event, key, watch).unwrap();
+    }
+    poller
+}
+
+fn wait(poller: &Poller, events: &mut Events, timeout: Option<Duration>) -> usize {
+    poller.wait(events, timeout).unwrap()
+}
+
+/// A busy poller: signals, and waits that find something, be it edges or levels, with descriptors or without.
+#[test]
+fn none_of_a_busy_poller() {
+    if !is_observed() {
+        let output = observe(&[], "none_of_a_busy_poller");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let events: Vec<_> = (0..8).map(|_| Arc::new(Event::new(0))).collect();
+    let edges = poller(&events, Watch::BOTH.edge());
+    let levels = poller(&events, Watch::READABLE);
+    let with_fd = poller(&events, Watch::READABLE);
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    with_fd.add_fd(&fd, 8, Watch::READABLE).unwrap();
+    let mut found = Events::with_capacity(8);
+    let signal_all = || events.iter().for_each(|event| event.signal());
+    let mut round = || {
+        signal_all();
+        for _ in 0..2 {
+            assert_ne!(wait(&edges, &mut found, None), 0);
+            assert_eq!(wait(&levels, &mut found, None), 8);
+            assert_eq!(wait(&with_fd, &mut found, None), 8);
+            signal_all();
+        }
+        assert_ne!(wait(&edges, &mut found, Some(Duration::ZERO)), 0);
+        events.iter().for_each(|event| _ = event.read());
+    };
+    // This allocates what is needed, and then the descriptors are looked at for the last time in a while.
+    round();
+    assert_eq!(
+        wait(
+            &with_fd,
+            &mut Events::with_capacity(8),
+            Some(Duration::ZERO)
+        ),
+        0
+    );
+    forbid_system_calls();
+    (0..10).for_each(|_| round());
+    done()
+}
+
+/// A poller with descriptors looks at them now and then, which the test above would notice.
+#[test]
+fn a_look_at_descriptors_is_noticed() {
+    if !is_observed() {
+        let output = observe(&[], "a_look_at_descriptors_is_noticed");
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+        return;
+    }
+    let events = [Arc::new(Event::new(1))];
+    let poller = poller(&events, Watch::READABLE);
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    poller.add_fd(&fd, 8, Watch::READABLE).unwrap();
+    let mut found = Events::with_capacity(8);
+    forbid_system_calls();
+    for _ in 0..32 {
+        wait(&poller, &mut found, None);
+    }
+    done()
+}
+
+/// Signals to 64 events, and as many again, of a poller in which a thread sleeps.
+fn burst_to_a_poller(with_fd: bool) {
+    let events: Vec<_> = (0..64).map(|_| Arc::new(Event::new(0))).collect();
+    let poller = poller(&events, Watch::READABLE);
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    if with_fd {
+        poller.add_fd(&fd, 64, Watch::READABLE).unwrap();
+    }
+    let sleeper = {
+        let poller = Arc::clone(&poller);
+        let place = if with_fd {
+            Place::Descriptor(0)
+        } else {
+            Place::Futex
+        };
+        call_at(place, move || {
+            let mut found = Events::with_capacity(64);
+            wait(&poller, &mut found, None)
+        })
+    };
+    sleeper.wait_asleep();
+    // The first signal of a thread that is observed asks for the process's number.
+    let other = [Arc::new(Event::new(0))];
+    let _other_poller = self::poller(&other, Watch::READABLE);
+    other[0].signal();
+    mark();
+    for event in events.iter().chain(&events) {
+        event.signal();
+    }
+    mark();
+    assert_ne!(sleeper.finish(), 0);
+}
+
+#[test]
+fn one_wake_up_for_64_signals_to_a_poller() {
+    let test = "one_wake_up_for_64_signals_to_a_poller";
+    if let Some(calls) = calls_between_marks(test, || burst_to_a_poller(false)) {
+        // strace may have written the call down in two parts.
+        let wakes = calls
+            .iter()
+            .filter(|call| call.contains("FUTEX_WAKE_PRIVATE"));
+        assert_eq!(wakes.count(), 1, "{calls:?}");
+        assert!(calls.iter().all(|call| call.contains("futex")), "{calls:?}");
+    }
+}
+
+#[test]
+fn one_write_for_64_signals_to_a_poller_with_descriptors() {
+    let test = "one_write_for_64_signals_to_a_poller_with_descriptors";
+    if let Some(calls) = calls_between_marks(test, || burst_to_a_poller(true)) {
+        let writes = calls.iter().filter(|call| call.starts_with("write("));
+        assert_eq!(writes.count(), 1, "{calls:?}");
+        assert!(calls.iter().all(|call| call.contains("write")), "{calls:?}");
+    }
+}
+
+/// The calls that the documentation of `poll` lists, those of the memory allocator, and the end.
+#[test]
+fn the_list_of_calls_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_calls_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let listed = [
+        libc::SYS_futex,
+        libc::SYS_epoll_create1,
+        libc::SYS_eventfd2,
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_pwait,
+        libc::SYS_write,
+        libc::SYS_fcntl,
+        libc::SYS_preadv2,
+        libc::SYS_readlink,
+        libc::SYS_close,
+        libc::SYS_getpid,
+        libc::SYS_sched_yield,
+        libc::SYS_clock_nanosleep,
+    ];
+    let others = [
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+        libc::SYS_clock_gettime,
+        libc::SYS_exit_group,
+    ];
+    let allowed: BTreeMap<_, _> = listed
+        .into_iter()
+        .chain(others)
+        .map(|number| (number, Vec::new()))
+        .collect();
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    let (to_sleeper, sleepers) = mpsc::channel::<Arc<Poller>>();
+    // On the two threads of this test, for the others may still be starting.
+    thread::spawn({
+        let allowed = allowed.clone();
+        move || {
+            allow_system_calls(allowed);
+            for poller in sleepers {
+                wait(&poller, &mut Events::with_capacity(1), None);
+            }
+        }
+    });
+    allow_system_calls(allowed);
+
+    let event = Arc::new(Event::new(0));
+    let mut found = Events::with_capacity(4);
+    for with_fd in [false, true] {
+        let poller = poller(&[Arc::clone(&event)], Watch::READABLE);
+        if with_fd {
+            poller.add_fd(&fd, 1, Watch::READABLE).unwrap();
+            poller.modify(1, Watch::READABLE.edge()).unwrap();
+            poller.delete(1).unwrap();
+            poller.bind(&fd, &event, 1).unwrap();
+            rustix::io::write(&fd, &7_u64.to_ne_bytes()).unwrap();
+            assert_eq!(wait(&poller, &mut found, None), 1);
+            assert_eq!(event.read(), 7);
+        }
+        wait(&poller, &mut found, Some(NAP));
+        to_sleeper.send(Arc::clone(&poller)).unwrap();
+        // It sleeps in one of these, or is still on its way.
+        for _ in 0..100 {
+            poller.notify();
+            event.signal();
+            wait(&poller, &mut found, None);
+            event.read();
+            wait(&poller, &mut found, Some(NAP));
+        }
+        poller.notify();
+    }
+    done()
 }

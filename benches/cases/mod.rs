@@ -7,7 +7,10 @@ pub mod bells;
 pub mod event;
 pub mod futures;
 pub mod ioeventfd;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm;
 pub mod latency;
+pub mod poll;
 pub mod turns;
 pub mod wait_any;
 
@@ -37,6 +40,30 @@ pub struct Ratio {
     pub under: &'static str,
     /// What the ratio ought to be, if anything.
     pub target: &'static str,
+}
+
+/// The cases of all modules, a group's one after the other.
+pub fn all() -> Vec<Case> {
+    let mut cases = event::all();
+    cases.extend(ioeventfd::all());
+    cases.extend(wait_any::all());
+    cases.extend(futures::all());
+    cases.extend(poll::all());
+    #[cfg(target_arch = "x86_64")]
+    cases.extend(kvm::all());
+    cases
+}
+
+/// The ratios of all modules.
+pub fn ratios() -> Vec<Ratio> {
+    let mut ratios = event::ratios();
+    ratios.extend(ioeventfd::ratios());
+    ratios.extend(wait_any::ratios());
+    ratios.extend(futures::ratios());
+    ratios.extend(poll::ratios());
+    #[cfg(target_arch = "x86_64")]
+    ratios.extend(kvm::ratios());
+    ratios
 }
 
 /// Criterion's account of the cases, a group's one after the other.

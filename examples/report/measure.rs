@@ -83,6 +83,7 @@ fn cases() -> Vec<Case> {
     [
         cases::event::all(),
         cases::wait_any::all(),
+        cases::poll::all(),
         cases::futures::all(),
     ]
     .into_iter()

@@ -2,7 +2,7 @@
 
 use crate::chart;
 use crate::format::{self, Unit};
-use crate::results::{Comparison, Distribution, Kind, Report};
+use crate::results::{self, Comparison, Distribution, Kind, Report, Section};
 use crate::text;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -42,44 +42,52 @@ pub fn of(report: &Report) -> String {
 
 /// Everybody's ratio in everything.
 fn glance(report: &Report) -> Markup {
-    let mut peers = Vec::new();
-    let mut lines = Vec::new();
-    for section in &report.sections {
-        let compared = section.comparisons.iter().map(|comparison| {
-            let rows = comparison.rows.iter();
-            let peers = rows.filter(|row| row.kind == Kind::Peer);
-            let ratios: Vec<_> = peers.map(|row| (row.who, row.to_doorbell)).collect();
-            (comparison.name.as_str(), ratios)
-        });
-        let distributed = section.distributions.iter().map(|distribution| {
-            let peers = distribution.rows.iter().skip(1);
-            let ratios: Vec<_> = peers.map(|row| (row.who, row.to_doorbell)).collect();
-            (distribution.name, ratios)
-        });
-        lines.extend(compared.chain(distributed));
+    html! {
+        h2 { "At a glance" }
+        p {
+            "How many times doorbell’s time the others take. "
+            span.behind { "Marked like this," }
+            " they take at least a twentieth less."
+        }
+        @for section in &report.sections {
+            (glance_at(section))
+        }
     }
+}
+
+fn glance_at(section: &Section) -> Markup {
+    type Ratios = Vec<(&'static str, f64)>;
+    let compared = section.comparisons.iter().map(|comparison| {
+        let peers = comparison.rows.iter().filter(|row| row.kind == Kind::Peer);
+        let ratios: Ratios = peers.map(|row| (row.who, row.to_doorbell)).collect();
+        (comparison.name.as_str(), ratios)
+    });
+    let distributed = section.distributions.iter().map(|distribution| {
+        let peers = distribution
+            .rows
+            .iter()
+            .filter(|row| row.kind == Kind::Peer);
+        let ratios: Ratios = peers.map(|row| (row.who, row.to_doorbell)).collect();
+        (distribution.name, ratios)
+    });
+    let lines: Vec<_> = compared.chain(distributed).collect();
+    let mut peers = Vec::new();
     for (who, _) in lines.iter().flat_map(|(_, ratios)| ratios) {
         if !peers.contains(who) {
             peers.push(*who);
         }
     }
     html! {
-        h2 { "At a glance" }
-        p {
-            "How many times doorbell's time the others take. "
-            span.behind { "Below 1, marked like this," }
-            " they take less."
-        }
         div.wide {
             table.glance {
-                thead { tr { th {} @for who in &peers { th { (who) } } } }
+                thead { tr { th { (section.title) } @for who in &peers { th { (who) } } } }
                 tbody {
                     @for (name, ratios) in &lines {
                         tr {
                             td { (name) }
                             @for who in &peers {
                                 @match ratios.iter().find(|(peer, _)| peer == who) {
-                                    Some((_, ratio)) => (ratio_cell(*ratio)),
+                                    Some((_, ratio)) => td.behind[results::is_less(*ratio)] { (format::ratio(*ratio)) },
                                     None => td {},
                                 }
                             }
@@ -89,10 +97,6 @@ fn glance(report: &Report) -> Markup {
             }
         }
     }
-}
-
-fn ratio_cell(ratio: f64) -> Markup {
-    html! { td.behind[ratio < 1.0] { (format::ratio(ratio)) } }
 }
 
 fn compare(comparison: &Comparison) -> Markup {
@@ -137,7 +141,7 @@ fn compare(comparison: &Comparison) -> Markup {
 fn ratio_and_mark(ratio: f64, best: f64, kind: Kind) -> Markup {
     let is_best = kind != Kind::Least && ratio <= best;
     html! {
-        td.best[is_best].behind[kind == Kind::Peer && ratio < 1.0] { (format::ratio(ratio)) }
+        td.best[is_best].behind[kind == Kind::Peer && results::is_less(ratio)] { (format::ratio(ratio)) }
         td.mark title=[is_best.then_some("the best of these")] { @if is_best { "✓" } }
     }
 }
@@ -164,15 +168,14 @@ fn distribute(distribution: &Distribution) -> Markup {
                 }
                 tbody {
                     @for (series, row) in distribution.rows.iter().enumerate() {
-                        @let kind = if series == 0 { Kind::Doorbell } else { Kind::Peer };
-                        tr.doorbell[kind == Kind::Doorbell] {
+                        tr.doorbell[row.kind == Kind::Doorbell] {
                             td { (chart::key(series)) (row.who) }
                             td { (row.samples) }
                             td { (unit.show(row.median_ns)) }
                             td { (unit.show(row.p90_ns)) }
                             td { (unit.show(row.p99_ns)) }
                             td { (unit.show(row.max_ns)) }
-                            (ratio_and_mark(row.to_doorbell, best, kind))
+                            (ratio_and_mark(row.to_doorbell, best, row.kind))
                         }
                     }
                 }

@@ -66,6 +66,11 @@ impl Kind {
 
 const OURS: &str = "doorbell";
 
+/// Whether a ratio is below 1 by more than samples like these may be off.
+pub fn is_less(ratio: f64) -> bool {
+    ratio < 0.95
+}
+
 impl Comparison {
     pub fn new(name: String, samples: &Samples) -> Self {
         let (_, ours) = find_ours(samples);
@@ -102,6 +107,7 @@ pub struct Distribution {
 #[derive(Serialize)]
 pub struct Latencies {
     pub who: &'static str,
+    pub kind: Kind,
     pub samples: usize,
     pub median_ns: f64,
     pub p90_ns: f64,
@@ -123,6 +129,7 @@ impl Distribution {
             let at = |quantile: f64| sorted[((sorted.len() - 1) as f64 * quantile) as usize];
             Latencies {
                 who,
+                kind: Kind::of(who),
                 samples: times.len(),
                 median_ns: at(0.5),
                 p90_ns: at(0.9),

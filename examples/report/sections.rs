@@ -1,6 +1,6 @@
 //! What is compared, and what is to be known of it.
 
-use crate::cases::{event, futures, wait_any};
+use crate::cases::{event, futures, poll, wait_any};
 
 /// A section of the report.
 pub struct Plan {
@@ -61,6 +61,17 @@ pub fn all() -> Vec<Plan> {
                 .iter()
                 .map(|&size| wait_any::ready(size))
                 .chain(MANY.iter().map(|&size| wait_any::asleep(size)))
+                .collect(),
+            latencies: false,
+        },
+        Plan {
+            title: "Pollers",
+            text: "A Poller with events in it beside an epoll with eventfds in it, and the wakers of mio and polling, which are                    an eventfd in an epoll each. A signal to a busy poller is one that nobody has waited for since the last.",
+            groups: [poll::SIGNAL.to_owned()]
+                .into_iter()
+                .chain(["edge", "level"].map(|trigger| poll::one_of(64, trigger)))
+                .chain([poll::all_of(64)])
+                .chain([poll::SLEEPING, poll::SPINNING].map(str::to_owned))
                 .collect(),
             latencies: false,
         },

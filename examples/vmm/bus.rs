@@ -10,16 +10,23 @@ use std::sync::Arc;
 pub struct Buses {
     doorbells: Arc<dyn Doorbells>,
     pub device: Device,
+    /// Kicks that came this way.
+    pub kicks: u64,
 }
 
 impl Buses {
     pub fn new(doorbells: Arc<dyn Doorbells>, device: Device) -> Self {
-        Buses { doorbells, device }
+        Buses {
+            doorbells,
+            device,
+            kicks: 0,
+        }
     }
 
     /// The guest wrote `data`.
     pub fn write(&mut self, bus: Bus, address: u64, data: &[u8]) -> anyhow::Result<()> {
         if self.doorbells.write(bus, address, data) {
+            self.kicks += 1;
             return Ok(());
         }
         let claimed = self.device.write(bus, address, data)?;

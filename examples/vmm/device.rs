@@ -12,7 +12,7 @@
 
 use crate::clock::Clock;
 use crate::doorbells::{Doorbells, Interrupt};
-use crate::map::{BUSES, QUEUES, cell, doorbell, notify_address, port, status};
+use crate::map::{QUEUES, cell, doorbells, notify_address, port, status};
 use crate::memory::Memory;
 use crate::syscalls::Syscalls;
 use anyhow::{Context, ensure};
@@ -176,15 +176,12 @@ impl Device {
     }
 
     fn activate(&mut self) -> anyhow::Result<()> {
+        self.shared
+            .doorbells
+            .assign(&doorbells())
+            .context("assigning the doorbells")?;
         let mut threads = Vec::new();
         for queue in 0..QUEUES {
-            for bus in BUSES {
-                let key = doorbell(bus, queue);
-                self.shared
-                    .doorbells
-                    .assign(key, queue)
-                    .with_context(|| format!("assigning {key:?}"))?;
-            }
             let shared = Arc::clone(&self.shared);
             let name = format!("queue {queue}");
             threads.push(
@@ -206,19 +203,14 @@ impl Device {
         served.syscalls = running.syscalls.map(Syscalls::stop).transpose()?;
         served.clock_holds = self.clock_holds;
 
-        let doorbells = &self.shared.doorbells;
-        for queue in 0..QUEUES {
-            for bus in BUSES {
-                let key = doorbell(bus, queue);
-                doorbells
-                    .deassign(key, queue)
-                    .with_context(|| format!("deassigning {key:?}"))?;
-            }
-        }
+        self.shared
+            .doorbells
+            .deassign(&doorbells())
+            .context("deassigning the doorbells")?;
         // Relaxed: the signal below carries it.
         self.shared.stopping.store(true, Ordering::Relaxed);
         for (queue, thread) in running.threads.into_iter().enumerate() {
-            let counter = doorbells.counter(queue);
+            let counter = self.shared.doorbells.counter(queue);
             counter.signal();
             served.add(&thread.join().expect("a device thread panicked"));
             // The read once more; and the signal that stopped the thread was no kick.

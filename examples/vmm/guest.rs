@@ -169,7 +169,7 @@ fn kick(a: &mut CodeAssembler, bus: Bus, queue: usize) -> Result<(), IcedError> 
     a.inc(dword_ptr(cell::sent(queue)))
 }
 
-/// The write to a doorbell. The vCPU exits here, or with the set-up `kernel` it does not.
+/// The write to a doorbell. The vCPU exits here, or where KVM has the doorbell it does not.
 fn ring(a: &mut CodeAssembler, bus: Bus, queue: usize) -> Result<(), IcedError> {
     let address = notify_address(bus, queue);
     match bus {

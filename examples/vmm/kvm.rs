@@ -2,21 +2,21 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, InList, InTable, Interrupt, eventfds};
+use crate::doorbells::{Counter, Doorbells, InKernel, InList, InSpace, Interrupt};
 use crate::guest;
 use crate::machine::{Machine, Vcpu};
-use crate::map::{MEMORY_SIZE, QUEUES};
+use crate::map::MEMORY_SIZE;
 use crate::memory::Memory;
 use crate::options::Setup;
 use crate::plan::Plan;
 use anyhow::{Context, bail, ensure};
 use doorbell::Spin;
-use doorbell::ioeventfd::{Bus, Key};
+use doorbell::ioeventfd::Bus;
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_userspace_memory_region,
 };
 pub use kvm_ioctls::Kvm;
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -25,7 +25,12 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-pub const SETUPS: &[Setup] = &[Setup::Doorbell, Setup::Eventfd, Setup::Kernel];
+pub const SETUPS: &[Setup] = &[
+    Setup::Doorbell,
+    Setup::Eventfd,
+    Setup::Listener,
+    Setup::Kernel,
+];
 
 /// Opens the KVM device and sees whether a machine can be made of it.
 pub fn open(path: &Path) -> anyhow::Result<Kvm> {
@@ -70,17 +75,15 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
 
     let vm = Arc::new(vm);
     let doorbells: Arc<dyn Doorbells> = match plan.setup {
-        Setup::Doorbell => Arc::new(InTable::new(spin)),
+        Setup::Doorbell => Arc::new(InSpace::new(spin)?),
         Setup::Eventfd => Arc::new(InList::new()?),
-        Setup::Kernel => Arc::new(InKernel {
-            vm: Arc::clone(&vm),
-            fds: eventfds()?,
-        }),
+        Setup::Listener => Arc::new(InSpace::with_listener(&vm)?),
+        Setup::Kernel => Arc::new(InKernel::new(&vm)?),
     };
     let mut interrupts = Vec::new();
     for gsi in guest::LINES {
         interrupts.push(match plan.setup {
-            Setup::Kernel => irqfd(&vm, gsi.into())?,
+            Setup::Listener | Setup::Kernel => irqfd(&vm, gsi.into())?,
             _ => Box::new(IrqLine {
                 vm: Arc::clone(&vm),
                 gsi: gsi.into(),
@@ -135,7 +138,7 @@ struct KvmVcpu {
 }
 
 impl Vcpu for KvmVcpu {
-    /// The vCPU loop. With the set-up `kernel`, kicks do not come by here.
+    /// The vCPU loop. With the set-ups `listener` and `kernel`, kicks do not come by here.
     fn run(&mut self, buses: &mut Buses) -> anyhow::Result<()> {
         loop {
             match self.vcpu.run() {
@@ -155,48 +158,6 @@ impl Vcpu for KvmVcpu {
                 Err(e) => return Err(e).context("KVM_RUN"),
             }
         }
-    }
-}
-
-/// The doorbells of the set-up `kernel`.
-#[derive(Debug)]
-struct InKernel {
-    vm: Arc<VmFd>,
-    fds: [EventFd; QUEUES],
-}
-
-/// kvm-ioctls tells the length by the type of the datamatch, so of the keys there are it can register these two kinds.
-macro_rules! ioeventfd {
-    ($self:ident, $method:ident, $key:ident, $queue:ident) => {{
-        let address = match $key.bus {
-            Bus::Pio => IoEventAddress::Pio($key.address),
-            Bus::Mmio => IoEventAddress::Mmio($key.address),
-        };
-        match ($key.length, $key.datamatch) {
-            (0, None) => $self.vm.$method(&$self.fds[$queue], &address, NoDatamatch),
-            (2, Some(value)) => $self.vm.$method(&$self.fds[$queue], &address, value as u16),
-            _ => bail!("kvm-ioctls has no form for {:?}", $key),
-        }
-        .context("KVM_IOEVENTFD")
-    }};
-}
-
-impl Doorbells for InKernel {
-    fn counter(&self, queue: usize) -> &dyn Counter {
-        &self.fds[queue]
-    }
-
-    fn assign(&self, key: Key, queue: usize) -> anyhow::Result<()> {
-        ioeventfd!(self, register_ioevent, key, queue)
-    }
-
-    fn deassign(&self, key: Key, queue: usize) -> anyhow::Result<()> {
-        ioeventfd!(self, unregister_ioevent, key, queue)
-    }
-
-    fn write(&self, _: Bus, _: u64, _: &[u8]) -> bool {
-        // KVM looked already.
-        false
     }
 }
 

@@ -41,13 +41,12 @@ impl Machine {
             .name("vcpu 0".into())
             .spawn(move || {
                 self.vcpu.run(&mut buses)?;
-                buses
-                    .device
-                    .served()
-                    .context("the guest ended without a reset of its device")
+                let served = buses.device.served();
+                let served = served.context("the guest ended without a reset of its device")?;
+                anyhow::Ok((buses.kicks, served))
             })?;
         progress.watch(plan, &shared, &vcpu);
-        let served = vcpu.join().expect("the vCPU thread panicked")?;
-        Ok(Outcome::new(&self.memory, served))
+        let (exited, served) = vcpu.join().expect("the vCPU thread panicked")?;
+        Ok(Outcome::new(&self.memory, exited, served))
     }
 }

@@ -1,15 +1,17 @@
 //! A small VMM: a guest rings doorbells, a device thread wakes, and the guest gets its interrupt.
 //!
 //! ```text
-//!                 set-up doorbell                                set-up kernel
-//!     guest       OUT / MOV to a doorbell ──▶ exit               OUT / MOV to a doorbell ──▶ KVM_IOEVENTFD
-//!     vCPU thread KVM_RUN returns ─▶ Table::write ─▶ Event                                        │
-//!     device      Event::read returns ─▶ KVM_IRQ_LINE            read(2) returns ─▶ KVM_IRQFD ◀───┘
-//!     guest       takes the interrupt                            takes the interrupt
+//!                 set-up doorbell                                     set-ups listener, kernel
+//!     guest       OUT / MOV to a doorbell ──▶ exit                    OUT / MOV to a doorbell ──▶ KVM_IOEVENTFD
+//!     vCPU thread KVM_RUN returns ─▶ AddressSpace::write ─▶ Event                                      │
+//!     device      Event::read returns ─▶ KVM_IRQ_LINE                 poll(2) or read(2) returns  ◀────┘
+//!                                                                       └─▶ KVM_IRQFD
+//!     guest       takes the interrupt                                 takes the interrupt
 //! ```
 //!
-//! The set-up `eventfd` is the first with an eventfd in the place of the event: what there is to do without doorbell
-//! where KVM cannot take the doorbell. All three run the same guest and the same device:
+//! `doorbell` and `listener` are one address space, without KVM's listener and with it; `kernel` does what the listener
+//! does by hand. The set-up `eventfd` is the first with a list and an eventfd in the place of the table and the event:
+//! what there is to do without doorbell where KVM cannot take the doorbell. All run the same guest and the same device:
 //!
 //! | what | where |
 //! |---|---|
@@ -18,7 +20,7 @@
 //! | the VM and the vCPU loop | [`kvm`] |
 //! | from a guest's write to a doorbell or a register | [`bus`] |
 //! | the device and its threads | [`device`] |
-//! | kicks and interrupts, by set-up | [`doorbells`], [`kvm`] |
+//! | kicks and interrupts, by set-up | [`doorbells`] and what is in it, [`kvm`] |
 //!
 //! `cargo run --release --example vmm -- --help` tells the options.
 

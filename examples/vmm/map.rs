@@ -17,6 +17,26 @@ pub mod port {
     pub const CLOCK: u16 = 0xc00c;
 }
 
+/// A range of addresses that the device has on a bus.
+pub struct Bar {
+    pub base: u64,
+    pub size: u64,
+}
+
+/// Where the firmware has put it.
+pub fn bar(bus: Bus) -> Bar {
+    match bus {
+        Bus::Pio => Bar {
+            base: port::STATUS.into(),
+            size: 0x10,
+        },
+        Bus::Mmio => Bar {
+            base: NOTIFY_MMIO,
+            size: 0x1000,
+        },
+    }
+}
+
 /// The memory-mapped doorbell of queue 0; the next queue's is [`NOTIFY_STRIDE`] further, as in virtio's modern PCI
 /// transport. No memory is here.
 pub const NOTIFY_MMIO: u64 = 0xd_0000;
@@ -49,14 +69,16 @@ pub fn notify_address(bus: Bus, queue: usize) -> u64 {
     }
 }
 
-/// What to register for it. All queues share a port, so there the value tells them apart; in memory each has an address
-/// of its own, and any width of write will do.
-pub fn doorbell(bus: Bus, queue: usize) -> Key {
-    let address = notify_address(bus, queue);
-    match bus {
-        Bus::Pio => Key::pio(address, 2).with_datamatch(queue as u64),
-        Bus::Mmio => Key::mmio(address, 0),
+/// What to register for the kicks, and which queue they kick. All queues share a port, so there the value tells them
+/// apart; in memory each has an address of its own, and any width of write will do.
+pub fn doorbells() -> Vec<(Key, usize)> {
+    let mut doorbells = Vec::new();
+    for queue in 0..QUEUES {
+        let port = Key::pio(notify_address(Bus::Pio, queue), 2);
+        doorbells.push((port.with_datamatch(queue as u64), queue));
+        doorbells.push((Key::mmio(notify_address(Bus::Mmio, queue), 0), queue));
     }
+    doorbells
 }
 
 /// The most kicks per interrupt: as many as there is room to time-stamp.

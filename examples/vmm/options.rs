@@ -54,6 +54,7 @@ pub struct Options {
 const AFTER_HELP: &str = "\
 Columns:
   kicks sent            counted by the guest
+  of which exited       counted by the vCPU thread: the others KVM took
   events seen           the sum of what the device threads read from their doorbells
   interrupts            counted by the guest's interrupt handlers
   kick to device thread from the guest's RDTSC before the kick to RDTSC in the device thread after its read; the guest
@@ -64,11 +65,14 @@ Columns:
 /// How a kick reaches its device thread, and an interrupt the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Setup {
-    /// A kick goes by the vCPU thread, doorbell's Table and Event
+    /// A kick exits, and goes by the vCPU thread and the table of doorbell's AddressSpace to an Event
     Doorbell,
-    /// A kick goes by the vCPU thread, a list and write(2) to an eventfd
+    /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd
     Eventfd,
-    /// A kick goes by KVM_IOEVENTFD to an eventfd, past the vCPU thread; an interrupt by KVM_IRQFD, else by KVM_IRQ_LINE
+    /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an interrupt
+    /// by KVM_IRQFD, else by KVM_IRQ_LINE
+    Listener,
+    /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds
     Kernel,
 }
 
@@ -77,6 +81,7 @@ impl fmt::Display for Setup {
         f.pad(match self {
             Setup::Doorbell => "doorbell",
             Setup::Eventfd => "eventfd",
+            Setup::Listener => "listener",
             Setup::Kernel => "kernel",
         })
     }

@@ -19,6 +19,8 @@ pub struct Plan {
 pub struct Outcome {
     /// Kicks, counted by the guest.
     pub sent: u64,
+    /// Those of them that reached the VMM's vCPU thread.
+    pub exited: u64,
     /// Interrupts, counted by the guest.
     pub interrupts: u64,
     /// What the device saw.
@@ -43,16 +45,18 @@ impl Outcome {
     pub fn nothing() -> Self {
         Outcome {
             sent: 0,
+            exited: 0,
             interrupts: 0,
             served: Served::nothing(),
         }
     }
 
-    /// Puts together what the guest has counted and what the device has seen.
-    pub fn new(memory: &Memory, served: Served) -> Self {
+    /// Puts together what the guest, the vCPU thread and the device have counted.
+    pub fn new(memory: &Memory, exited: u64, served: Served) -> Self {
         let sum = |cell: fn(usize) -> u64| (0..QUEUES).map(|queue| memory.get(cell(queue))).sum();
         Outcome {
             sent: sum(cell::sent),
+            exited,
             interrupts: sum(cell::interrupts),
             served,
         }
@@ -85,6 +89,7 @@ impl Outcome {
 
     pub fn add(&mut self, other: &Outcome) {
         self.sent += other.sent;
+        self.exited += other.exited;
         self.interrupts += other.interrupts;
         self.served.add(&other.served);
     }

@@ -25,11 +25,12 @@ impl Row {
 const UNKNOWN: &str = "n/a";
 
 pub fn header() -> String {
-    let line = |cells: [&str; 9]| format_row(cells.map(String::from));
+    let line = |cells: [&str; 10]| format_row(cells.map(String::from));
     let above = line([
         "",
         "",
         "kicks",
+        "of which",
         "events",
         "",
         "kick to device thread, µs",
@@ -41,6 +42,7 @@ pub fn header() -> String {
         "set-up",
         "batch",
         "sent",
+        "exited",
         "seen",
         "interrupts",
         "median",
@@ -55,6 +57,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome {
             sent,
+            exited,
             interrupts,
             served,
         } = &self.outcome;
@@ -73,6 +76,7 @@ impl fmt::Display for Row {
             self.plan.setup.to_string(),
             self.plan.batch.to_string(),
             sent.to_string(),
+            exited.to_string(),
             served.seen.to_string(),
             interrupts.to_string(),
             latency(0.5),
@@ -88,16 +92,17 @@ fn format_row(
         setup,
         batch,
         sent,
+        exited,
         seen,
         interrupts,
         median,
         p99,
         max,
         syscalls,
-    ]: [String; 9],
+    ]: [String; 10],
 ) -> String {
     format!(
-        "{setup:<9} {batch:>6} {sent:>9} {seen:>9} {interrupts:>11} {median:>9} {p99:>9} {max:>9} {syscalls:>10}"
+        "{setup:<9} {batch:>6} {sent:>9} {exited:>9} {seen:>9} {interrupts:>11} {median:>9} {p99:>9} {max:>9} {syscalls:>10}"
     )
 }
 

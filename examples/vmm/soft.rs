@@ -5,7 +5,7 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, InTable, Interrupt};
+use crate::doorbells::{Counter, Doorbells, InSpace, Interrupt};
 use crate::machine::{Machine, Vcpu};
 use crate::map::{BRING_UP, BUSES, QUEUES, cell, notify_address, port, status};
 use crate::memory::Memory;
@@ -43,8 +43,8 @@ pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
             (Arc::new(InList::new()?), lines)
         }
         _ => {
-            let line = |_| Arc::new(Event::new(0).with_spin(spin)) as Arc<dyn Counter>;
-            (Arc::new(InTable::new(spin)), std::array::from_fn(line))
+            let line = |_| Arc::new(Arc::new(Event::new(0).with_spin(spin))) as Arc<dyn Counter>;
+            (Arc::new(InSpace::new(spin)?), std::array::from_fn(line))
         }
     };
     let memory = Memory::new();

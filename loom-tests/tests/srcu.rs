@@ -2,10 +2,10 @@
 //!
 //! `../breakages/srcu.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::sync::srcu::{Reader, Section, Srcu, with_section};
+use doorbell::sync::srcu::{Deferral, Reader, Section, Srcu, with_section};
 use loom::cell::UnsafeCell;
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 use loom_tests::check;
 
@@ -95,6 +95,38 @@ fn nothing_comes_after_a_change() {
             })
         };
         turn_to(&book, 1);
+        returned.store(true, Ordering::Relaxed);
+        vcpu.join().unwrap();
+    });
+}
+
+/// A writer that holds a lock when it publishes, and a reader that takes it inside its section: neither waits for the other
+/// for ever. When the writer's deferral has ended, nothing comes through the old snapshot any more, and it is gone.
+#[test]
+fn change_under_a_lock() {
+    check("change_under_a_lock", Some(3), || {
+        let shared = Arc::new((Mutex::new(()), book()));
+        let returned = Arc::new(AtomicBool::new(false));
+        let vcpu = {
+            let (shared, returned) = (Arc::clone(&shared), Arc::clone(&returned));
+            thread::spawn(move || {
+                let (lock, book) = &*shared;
+                let reader = Reader::new();
+                with_page(book, &reader.enter(), |page| {
+                    drop(lock.lock().unwrap());
+                    let number = page.look();
+                    assert!(number == 1 || !returned.load(Ordering::Relaxed));
+                });
+            })
+        };
+        {
+            let (lock, book) = &*shared;
+            let deferral = Deferral::new();
+            let locked = lock.lock().unwrap();
+            turn_to(book, 1);
+            drop(locked);
+            drop(deferral);
+        }
         returned.store(true, Ordering::Relaxed);
         vcpu.join().unwrap();
     });

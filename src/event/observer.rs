@@ -57,7 +57,7 @@ pub enum Interest {
 }
 
 impl Interest {
-    fn includes(self, change: Change) -> bool {
+    pub(super) fn includes(self, change: Change) -> bool {
         match self {
             Interest::Signals => change == Change::Signalled,
             Interest::Reads => change == Change::Read,
@@ -69,15 +69,15 @@ impl Interest {
 /// Something to be called when an event changes, on the thread that changes it.
 ///
 /// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
-/// inside another observer's call on the same thread: then it comes before the outermost one returns. Several threads may
-/// call at the same time.
+/// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
+/// newest first, as in the kernel. Several threads may call at the same time.
 ///
 /// It must be short, and must not block: it holds up the signaller, and every thread that changes an address table or a list of
 /// observers anywhere in the process waits until it has returned. So it must not take a lock that another thread holds
 /// while it [detaches](Observation) an observer or deassigns a doorbell: the two would wait for each other.
 ///
-/// It may signal, write to and read any event without blocking, attach and detach observers, itself included, and drop
-/// events. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
+/// It may signal, write to and read any event without blocking, attach and detach observers, itself included, change
+/// address spaces, and drop events. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
 /// signal from outside, further signals by callbacks change the counts, but observers are not called for them.
 ///
 /// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`, `write`
@@ -307,7 +307,8 @@ impl Drop for Nesting {
 ///
 /// When the drop returns, no call of the observer is under way on any thread and none will come, except if it is dropped
 /// inside an observer's call, its own or another: then no call *begins* on this thread any more, calls on other threads
-/// may still be under way until the outermost call on this thread returns, and the observer is freed after that.
+/// may still be under way until the outermost call on this thread returns, and the observer is freed after that. So it is
+/// inside a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace), until that ends.
 ///
 /// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is dropped.
 ///
@@ -366,7 +367,8 @@ impl<E: Deref<Target = Event>> Observation<E> {
     fn attach(event: E, interest: Interest, observer: Arc<dyn Observer>, kind: u32) -> Self {
         let entry = Entry::new(observer, interest, kind);
         event.observers.change(
-            |list| list.iter().chain([&entry]).cloned().collect(),
+            // Newest first, as in the kernel's wait queue.
+            |list| [&entry].into_iter().chain(list).cloned().collect(),
             |_| (),
         );
         Observation { event, entry }

@@ -157,6 +157,11 @@ impl Doorbell {
         same_writes && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is(b))
     }
 
+    /// Where it stands among all doorbells. No two that do not collide have the same place.
+    pub(super) fn place(&self) -> (Bus, Spot) {
+        (self.bus(), self.spot())
+    }
+
     /// Where it stands among the doorbells of its bus.
     pub(super) fn spot(&self) -> Spot {
         match self {
@@ -173,6 +178,15 @@ impl Doorbell {
         }
     }
 }
+
+/// Two are equal if the same writes ring them, and the targets are the same objects.
+impl PartialEq for Doorbell {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other)
+    }
+}
+
+impl Eq for Doorbell {}
 
 /// The order of the doorbells of one bus.
 ///

@@ -20,7 +20,8 @@
 //!
 //! 1. the listeners let go of what has gone, the one with the highest priority first;
 //! 2. the table is brought up to date;
-//! 3. the listeners take what is new, the one with the lowest priority first.
+//! 3. the listeners take what is new, the one with the lowest priority first;
+//! 4. other threads may change the address space again, and the commit waits for guest writes that were looked up before.
 //!
 //! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
@@ -31,10 +32,10 @@
 //! # Regions that overlap
 //!
 //! Guests can map regions over each other, so that is no error. Each address belongs to the region with the highest
-//! priority there, or among equals the one mapped last; a doorbell is in force if its first address belongs to its
-//! region. This is QEMU's rule, except that QEMU also keeps a doorbell that has only its tail in sight, which no guest
-//! write could tell from the registers in front of it. Doorbells of two regions thus never collide, and doorbells of
-//! one region are checked when they are added.
+//! priority there, or among equals the one mapped last. A doorbell is in force if its first address belongs to its
+//! region; a range of doorbells, if all its addresses do. This is QEMU's rule, except that QEMU has no ranges, and also
+//! keeps a doorbell that has only its tail in sight, which no guest write could tell from the registers in front of it.
+//! Doorbells of two regions thus never collide, and doorbells of one region are checked when they are added.
 //!
 //! # From DRIVER_OK to the kick, and back
 //!
@@ -42,14 +43,14 @@
 //! |---|---|---|
 //! | the region is made, with its callbacks | `memory_region_init_io` | [`AddressSpace::region`]; the callbacks are the VMM's own |
 //! | the guest programs the BAR | `memory_region_add_subregion`, `memory_region_set_enabled` | [`Region::map`], [`Region::set_enabled`] |
-//! | DRIVER_OK is written: an event for each queue | `event_notifier_init` | [`Event::new`] |
+//! | DRIVER_OK is written: an event for each queue | `event_notifier_init` | [`Event::new`](crate::Event::new) |
 //! | each is added to the notify region | `memory_region_add_eventfd` | [`Region::add_eventfd`] |
 //! | all at once | `memory_region_transaction_begin`, `…_commit` | [`AddressSpace::begin`], [`Transaction::commit`] |
 //! | the accelerator takes them | `kvm_mem_ioeventfd_add` | [`Listener::eventfd_add`]; `kvm::KvmListener` |
 //! | a write the accelerator did not take | `memory_region_dispatch_write_eventfds` | [`AddressSpace::write`], then the device's callback |
-//! | the I/O thread wakes | `event_notifier_test_and_clear` | [`Event::read`] |
+//! | the I/O thread wakes | `event_notifier_test_and_clear` | [`Event::read`](crate::Event::read) |
 //! | reset: the doorbells go | `memory_region_del_eventfd` | [`Region::del_eventfd`] |
-//! | the notifier is read once more | `virtio_queue_host_notifier_read` | [`Event::try_read`] |
+//! | the notifier is read once more | `virtio_queue_host_notifier_read` | [`Event::try_read`](crate::Event::try_read) |
 //!
 //! ```
 //! use doorbell::{Event, ioeventfd::Bus, ioeventfd::space::AddressSpace};
@@ -98,10 +99,11 @@ mod flat;
 mod listener;
 
 pub use error::{AddError, MapError};
-pub use listener::{Change, Doorbell, Listener, Refusal, RefusalError, Report};
+pub use listener::{Change, Listener, Refusal, RefusalError, Report};
 
-use super::{Bus, DeassignError, Key, Registration, Table};
-use crate::Event;
+use super::doorbell::Spot;
+use super::{Bus, DeassignError, Doorbell, Key, Registration, Table, Target};
+use crate::sync::srcu::Deferral;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -122,8 +124,12 @@ use std::sync::Arc;
 /// regions stand back until the outermost commit, as under QEMU's big lock. A thread that takes locks of its own before
 /// it begins a transaction must do so everywhere.
 ///
-/// A thread must not change the address space from a callback that [`write`](Self::write) runs: a commit in another
-/// thread may be waiting for that `write` to end.
+/// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread commits:
+/// the commit waits for that `write` last of all, when others may change the address space again. The callback's own
+/// change takes effect at once for writes that begin after it, and the waiting for those under way is left to the end of
+/// the `write`. In the same way, what a thread does to a [`Table`] or to the observers of an event while it has a
+/// transaction open, or in a call of a listener, takes effect at once, and what it has to wait for is left to the end of the
+/// outermost transaction.
 #[derive(Clone, Default)]
 pub struct AddressSpace {
     shared: Arc<Shared>,
@@ -151,9 +157,9 @@ struct State {
 struct Map {
     regions: BTreeMap<RegionId, Placed>,
     listeners: Listeners,
-    /// What the table has, sorted by key.
+    /// What the table has, in the order of places.
     in_force: Vec<Doorbell>,
-    registrations: BTreeMap<Key, Registration>,
+    registrations: BTreeMap<(Bus, Spot), Registration>,
     /// How many regions there have been.
     made: u64,
     /// How often a region has been mapped.
@@ -191,6 +197,7 @@ impl AddressSpace {
     /// Transactions nest, across whatever devices take part: only the commit of the outermost does something. They
     /// belong to the thread; other threads wait with their changes until it is done. (`memory_region_transaction_begin`)
     pub fn begin(&self) -> Transaction<'_> {
+        let deferral = Deferral::new();
         let state = self.shared.state.lock();
         state.depth.set(state.depth.get() + 1);
         Transaction {
@@ -198,6 +205,7 @@ impl AddressSpace {
             open: Open {
                 shared: &self.shared,
                 state,
+                _deferral: deferral,
             },
         }
     }
@@ -226,11 +234,11 @@ impl AddressSpace {
         self.change(|map| map.listeners.remove(listener))
     }
 
-    /// What is in force now, sorted by key, for a snapshot or a monitor. With each event goes its
-    /// [count](Event::count) of pending kicks.
+    /// What is in force now, in the order of bus and address, for a snapshot or a monitor. With each event goes its
+    /// [count](crate::Event::count) of pending kicks.
     ///
     /// ```
-    /// # use doorbell::{Event, ioeventfd::{Bus, Key}, ioeventfd::space::AddressSpace};
+    /// # use doorbell::{Event, ioeventfd::{Bus, Doorbell, Key}, ioeventfd::space::AddressSpace};
     /// # use std::sync::Arc;
     /// let space = AddressSpace::new();
     /// let bar = space.region(Bus::Mmio, 0x1000);
@@ -240,9 +248,9 @@ impl AddressSpace {
     ///
     /// bar.map(0xd000_0000)?;
     /// assert!(space.write(Bus::Mmio, 0xd000_0010, &7_u32.to_ne_bytes()));
-    /// let [doorbell] = &space.doorbells()[..] else { panic!() };
-    /// assert_eq!(doorbell.key, Key::mmio(0xd000_0010, 4).with_datamatch(7));
-    /// assert_eq!(doorbell.event.count(), 1);
+    /// let key = Key::mmio(0xd000_0010, 4).with_datamatch(7);
+    /// assert_eq!(space.doorbells(), [Doorbell::new(key, &kick)]);
+    /// assert_eq!(space.doorbells()[0].targets()[0].event().count(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn doorbells(&self) -> Vec<Doorbell> {
@@ -318,19 +326,16 @@ impl Shared {
             let mut map = map.borrow_mut();
             let removed = removed.iter();
             removed
-                .filter_map(|Doorbell { key, .. }| map.registrations.remove(key))
+                .filter_map(|doorbell| map.registrations.remove(&doorbell.place()))
                 .collect()
         };
-        let doorbells = added
-            .iter()
-            .map(|Doorbell { key, event }| super::Doorbell::new(*key, event));
         self.table
-            .replace(&mut registrations, doorbells)
+            .replace(&mut registrations, added.iter().cloned())
             .expect("no two doorbells in force collide");
-        let keys = added.iter().map(|doorbell| doorbell.key);
+        let places = added.iter().map(Doorbell::place);
         map.borrow_mut()
             .registrations
-            .extend(keys.zip(registrations));
+            .extend(places.zip(registrations));
     }
 }
 
@@ -355,7 +360,9 @@ pub struct Transaction<'a> {
 /// One level of nesting.
 struct Open<'a> {
     shared: &'a Shared,
+    /// Given up before the deferral ends: guest writes that the table waits for may run callbacks that want the lock.
     state: ReentrantMutexGuard<'a, State>,
+    _deferral: Deferral,
 }
 
 impl Transaction<'_> {
@@ -448,19 +455,23 @@ impl Region {
     /// Has guest writes at `offset`, of `length` bytes or any if that is 0, of the value `datamatch` or any if that is
     /// `None`, signal `event`. One event may stand at any number of places. (`memory_region_add_eventfd`)
     ///
+    /// This is [`add`](Self::add) in QEMU's words. `event` may be a target that keeps what was written as well.
+    ///
     /// # Errors
     ///
-    /// Nothing was added: the doorbell is not inside the region, not valid, or collides with another of this region by
-    /// KVM's rule.
+    /// As [`add`](Self::add).
     pub fn add_eventfd(
         &self,
         offset: u64,
         length: u32,
         datamatch: Option<u64>,
-        event: &Arc<Event>,
+        event: impl Into<Target>,
     ) -> Result<Report, AddError> {
-        self.space
-            .try_change(|map| map.region(self.id).add(offset, length, datamatch, event))
+        let target = event.into();
+        self.space.try_change(|map| {
+            let region = map.region(self.id);
+            region.add(single(region.bus, offset, length, datamatch, target))
+        })
     }
 
     /// Ends what [`add_eventfd`](Self::add_eventfd) with the same arguments began. (`memory_region_del_eventfd`)
@@ -475,10 +486,62 @@ impl Region {
         offset: u64,
         length: u32,
         datamatch: Option<u64>,
-        event: &Arc<Event>,
+        event: impl Into<Target>,
     ) -> Result<Report, DeassignError> {
+        let target = event.into();
+        self.space.try_change(|map| {
+            let region = map.region(self.id);
+            region.del(&single(region.bus, offset, length, datamatch, target))
+        })
+    }
+
+    /// Hangs any doorbell that a [`Table`] can hold on the region, a range or one that keeps what was written too. Its
+    /// address is the offset in the region, and where the region goes, it goes.
+    ///
+    /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says; the
+    /// table serves it then. A range stands as a whole or not at all: it is in force while all its addresses belong to
+    /// the region.
+    ///
+    /// ```
+    /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, space::AddressSpace};
+    /// use doorbell::Event;
+    /// use std::sync::Arc;
+    ///
+    /// let space = AddressSpace::new();
+    /// let bar = space.region(Bus::Mmio, 0x4000);
+    /// bar.map(0xe000_0000)?;
+    ///
+    /// // virtio-pci: 64 queues, `notify_off_multiplier` = 4. Here one thread serves them all.
+    /// let kick = Arc::new(Event::new(0));
+    /// bar.add(Doorbell::range(Range::mmio(0x3000, 4, 64), [&kick; 64]))?;
+    /// // NVMe: the tail of submission queue 0.
+    /// let tail = Arc::new(Latest::new(&kick, 0));
+    /// bar.add(Doorbell::new(Key::mmio(0x1000, 4), &tail))?;
+    ///
+    /// bar.map(0xe800_0000)?;
+    /// assert!(space.write(Bus::Mmio, 0xe800_30fc, &[63, 0]));
+    /// assert!(space.write(Bus::Mmio, 0xe800_1000, &9_u32.to_ne_bytes()));
+    /// assert_eq!((kick.read(), tail.value()), (2, 9));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Nothing was added: the doorbell is not inside the region, not valid, or collides with another of this region by
+    /// the table's rules.
+    pub fn add(&self, doorbell: Doorbell) -> Result<Report, AddError> {
         self.space
-            .try_change(|map| map.region(self.id).del(offset, length, datamatch, event))
+            .try_change(|map| map.region(self.id).add(doorbell))
+    }
+
+    /// Ends what [`add`](Self::add) of an equal doorbell began.
+    ///
+    /// # Errors
+    ///
+    /// The region has no such doorbell.
+    pub fn del(&self, doorbell: &Doorbell) -> Result<Report, DeassignError> {
+        self.space
+            .try_change(|map| map.region(self.id).del(doorbell))
     }
 
     /// Removes the region, as dropping it does, and says what the listeners had to say.
@@ -514,7 +577,7 @@ impl Region {
         self.look(|region| region.enabled)
     }
 
-    /// Its doorbells, in force or not, sorted by key. The addresses are offsets. An open transaction's changes count.
+    /// Its doorbells, in force or not, sorted, with their offsets as addresses. An open transaction's changes count.
     pub fn doorbells(&self) -> Vec<Doorbell> {
         self.look(|region| region.doorbells.clone())
     }
@@ -529,6 +592,16 @@ impl Region {
     }
 }
 
+fn single(bus: Bus, offset: u64, length: u32, datamatch: Option<u64>, target: Target) -> Doorbell {
+    let key = Key {
+        bus,
+        address: offset,
+        length,
+        datamatch,
+    };
+    Doorbell::new(key, target)
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
         let _ = self.space.change(|map| {
@@ -540,5 +613,73 @@ impl Drop for Region {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.look(|region| fmt::Debug::fmt(region, f))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Event;
+    use crate::sync::srcu::with_section;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+    use std::thread;
+    use std::time::Duration;
+
+    /// Tells another thread that a commit is under way.
+    struct Tells(Mutex<Sender<()>>);
+
+    impl Listener for Tells {
+        fn name(&self) -> &'static str {
+            "tells"
+        }
+
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            self.0.lock().expect("nobody panics").send(())?;
+            Ok(())
+        }
+
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Ok(())
+        }
+    }
+
+    /// A section stands for a write that runs a callback. The commit begins after it, and the callback's change after that.
+    #[test]
+    fn a_change_inside_a_write_while_another_thread_commits() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let space = AddressSpace::new();
+        let region = space.region(Bus::Mmio, 0x1000);
+        let event = Arc::new(Event::new(0));
+        assert!(region.add_eventfd(0, 4, None, &event).is_ok());
+        let (inside, is_inside) = channel();
+        let (committing, commits) = channel();
+        let listener = Arc::new(Tells(Mutex::new(committing)));
+        assert!(space.add_listener(listener).is_clean());
+        let (done, both) = channel();
+        let in_write = {
+            let (space, done) = (space.clone(), done.clone());
+            thread::spawn(move || {
+                let other = space.region(Bus::Mmio, 0x1000);
+                with_section(|_| {
+                    inside.send(()).expect("somebody waits");
+                    commits.recv_timeout(PATIENCE).expect("it waits for us");
+                    assert!(other.map(0x8000).is_ok());
+                });
+                done.send(()).expect("somebody waits");
+            })
+        };
+        let commit = thread::spawn(move || {
+            is_inside.recv().expect("the other thread lives");
+            assert!(region.map(0x1000).is_ok());
+            done.send(()).expect("somebody waits");
+            region
+        });
+        for _ in 0..2 {
+            both.recv_timeout(PATIENCE).expect("a deadlock");
+        }
+        in_write.join().expect("nobody panics");
+        let region = commit.join().expect("nobody panics");
+        assert_eq!(region.base(), Some(0x1000));
     }
 }

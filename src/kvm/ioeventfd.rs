@@ -1,7 +1,7 @@
-use super::Error;
+use super::{Error, Unsupported};
 use crate::Event;
-use crate::ioeventfd::space::{Doorbell, Listener, RefusalError};
-use crate::ioeventfd::{Bus, Key};
+use crate::ioeventfd::space::{Listener, RefusalError};
+use crate::ioeventfd::{Bus, Doorbell, Key, Target};
 use kvm_bindings::{
     KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
     kvm_ioeventfd_flag_nr_pio,
@@ -25,14 +25,17 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost between the two:
 /// when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
+/// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
+/// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table serves it.
+///
 /// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive.
 ///
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
-/// before it sleeps for the first time, and with a time limit if the table may take a kick while it sleeps: in the
+/// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
 /// moment in which a doorbell moves, where KVM refused the doorbell, or where KVM's search overlooks it because
-/// doorbells of several lengths overlap.
+/// doorbells of several lengths overlap. A limit that is shorter than the kernel's next tick makes each sleep dearer.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -54,14 +57,13 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ///
 /// // The device thread.
 /// let in_kernel = kvm.count_of(&queue)?;
+/// let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// loop {
-///     in_kernel.drain();
-///     if let Some(kicks) = queue.try_read() {
+///     while let Some(kicks) = queue.try_read() {
 ///         println!("kicked {kicks} times");
-///         continue;
 ///     }
-///     let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&millisecond))?;
+///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&limit))?;
+///     in_kernel.drain();
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -122,6 +124,23 @@ impl KvmListener {
         let done = self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign);
         count.drain();
         done
+    }
+
+    fn register(&self, key: Key, event: &Arc<Event>) -> Result<(), Error> {
+        let mut state = self.lock();
+        let count = state.count_of(event)?;
+        self.assign(&key, &count)?;
+        state.registered.insert(key, count);
+        Ok(())
+    }
+
+    /// Deassigns what is registered under a key, if anything is. The lock is not held where events are signalled.
+    fn release(&self, key: &Key) -> Result<(), Error> {
+        let registered = self.lock().registered.remove(key);
+        match registered {
+            Some(count) => self.deassign(key, &count),
+            None => Ok(()),
+        }
     }
 
     fn ioctl(&self, key: &Key, count: &KernelCount, mut flags: u32) -> Result<(), Error> {
@@ -185,18 +204,50 @@ impl Listener for KvmListener {
     }
 
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        let mut state = self.lock();
-        let count = state.count_of(&doorbell.event)?;
-        self.assign(&doorbell.key, &count)?;
-        state.registered.insert(doorbell.key, count);
+        let entries = entries(doorbell)?;
+        for (place, (key, event)) in entries.iter().enumerate() {
+            if let Err(error) = self.register(*key, event) {
+                // All or nothing. The error to be told of is the first.
+                for (key, _) in &entries[..place] {
+                    let _ = self.release(key);
+                }
+                return Err(error.into());
+            }
+        }
         Ok(())
     }
 
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        let registered = self.lock().registered.remove(&doorbell.key);
-        match registered {
-            Some(count) => Ok(self.deassign(&doorbell.key, &count)?),
-            None => Ok(()),
+        let mut released = Ok(());
+        for (key, _) in entries(doorbell)? {
+            released = released.and(self.release(&key));
+        }
+        Ok(released?)
+    }
+}
+
+/// The ioeventfds that a doorbell comes to.
+fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &Arc<Event>)>, Unsupported> {
+    fn entry(key: Key, target: &Target) -> Result<(Key, &Arc<Event>), Unsupported> {
+        match target {
+            Target::Event(event) => Ok((key, event)),
+            Target::Latest(_) | Target::Queue(_) => Err(Unsupported),
+        }
+    }
+    match doorbell {
+        Doorbell::Single { key, target } => Ok(vec![entry(*key, target)?]),
+        Doorbell::Range { range, targets } => {
+            let addresses =
+                (0..u64::from(range.slots)).map(|slot| range.address + slot * range.stride);
+            let keys = addresses.map(|address| Key {
+                bus: range.bus,
+                address,
+                length: range.length,
+                datamatch: None,
+            });
+            keys.zip(&**targets)
+                .map(|(key, target)| entry(key, target))
+                .collect()
         }
     }
 }

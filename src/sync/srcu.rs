@@ -33,7 +33,9 @@
 //! what makes this enough: with readers of their own, two `Srcu`s could wait for each other. The price is that a writer
 //! waits for readers of snapshots that it has nothing to do with, so what runs inside a section must be short.
 //!
-//! Writers wait after they have unlocked, so a reader may become a writer inside its section. They spin, yield, then sleep
+//! Writers wait after they have unlocked, so a reader may become a writer inside its section. A caller that publishes while
+//! it holds a lock of its own, which readers may want, takes a [`Deferral`] before the lock: then it does not wait before
+//! the deferral's end. They spin, yield, then sleep
 //! for up to a millisecond at a time; readers never make a system call for them.
 //!
 //! A process that forks takes the slots along but not the threads: where one was inside a section, a writer in the child
@@ -146,9 +148,9 @@ impl Domain {
     }
 
     /// Waits until every section that is under way has ended, and frees what was out of date before; or, inside a section
-    /// of this thread's, leaves that to its end.
+    /// of this thread's or while it has a [`Deferral`], leaves that to its end.
     fn synchronize(&self, outdated: Option<Outdated>) {
-        if self.leave_to_section() {
+        if Deferral::owe() || self.leave_to_section() {
             self.lock().extend(outdated);
             return;
         }
@@ -360,6 +362,51 @@ impl Drop for Section<'_> {
     }
 }
 
+thread_local! {
+    static DEFERRALS: Cell<usize> = Cell::default();
+    static DEFERRED: Cell<bool> = Cell::default();
+}
+
+/// A time in which the writers of this thread do not wait for readers. The waiting comes at its end.
+///
+/// It is for the time in which a thread holds a lock that a reader may wait for inside its section, so it ends after the
+/// lock. Forgetting it is safe; what is out of date is then freed by other threads.
+pub struct Deferral {
+    /// Of the thread that began it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Deferral {
+    /// Begins one, perhaps inside another, whose end it then is that counts.
+    pub fn new() -> Self {
+        DEFERRALS.with(|deferrals| deferrals.set(deferrals.get() + 1));
+        Deferral {
+            _thread: PhantomData,
+        }
+    }
+
+    /// Whether this thread has one. If it has, it owes a grace period.
+    fn owe() -> bool {
+        let deferred = DEFERRALS.with(Cell::get) != 0;
+        if deferred {
+            DEFERRED.with(|owed| owed.set(true));
+        }
+        deferred
+    }
+}
+
+impl Drop for Deferral {
+    fn drop(&mut self) {
+        let left = DEFERRALS.with(|deferrals| {
+            deferrals.set(deferrals.get() - 1);
+            deferrals.get()
+        });
+        if left == 0 && DEFERRED.with(|owed| owed.replace(false)) {
+            domain().synchronize(None);
+        }
+    }
+}
+
 /// Runs `f` in a section of the thread's own reader.
 #[inline]
 pub fn with_section<R>(f: impl FnOnce(&Section<'_>) -> R) -> R {
@@ -564,6 +611,40 @@ mod tests {
         assert_eq!(Arc::strong_count(&first), 2);
         drop(outer);
         assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// A writer that holds a lock waits after it has given it up, so a reader may take it inside its section.
+    #[test]
+    fn deferral_around_a_lock() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Srcu::new(Arc::clone(&first));
+        let lock = Mutex::new(());
+        let (inside, entered) = mpsc::channel();
+        let (published, go) = mpsc::channel();
+        let (book, lock) = (&book, &lock);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                with_section(|section| {
+                    let page = book.read(section);
+                    inside.send(()).expect("the writer lives");
+                    let patience = Duration::from_secs(20);
+                    go.recv_timeout(patience).expect("the writer waits for us");
+                    drop(lock.lock().expect("nobody panics"));
+                    assert_eq!(**page, 0);
+                });
+            });
+            entered.recv().expect("the reader lives");
+            let outer = Deferral::new();
+            let inner = Deferral::new();
+            let locked = lock.lock().expect("nobody panics");
+            publish(book, 1);
+            published.send(()).expect("the reader lives");
+            drop(inner);
+            drop(locked);
+            drop(outer);
+            assert_eq!(Arc::strong_count(&first), 1);
+        });
     }
 
     /// A section that ends in a panic ends.

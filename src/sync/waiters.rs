@@ -40,7 +40,8 @@
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
-use super::futex::{self, Outcome};
+use super::futex;
+pub(crate) use super::futex::Outcome;
 use super::{DEKKER, dekker_load};
 use std::time::Instant;
 
@@ -106,10 +107,31 @@ impl Waiters {
 
     /// Wakes up to `count` threads if any are announced.
     fn wake_sleepers(&self, count: u32) {
-        drop(Sleepers {
+        drop(self.claim_sleepers(count));
+    }
+
+    /// Claims the announcement, if there is one. What is returned wakes up to `count` threads when it is dropped.
+    pub(crate) fn claim_sleepers(&self, count: u32) -> Sleepers<'_> {
+        Sleepers {
             waiters: self,
             state: self.claim(ANNOUNCED),
             count,
+        }
+    }
+
+    /// Whether anybody may sleep who has not been woken yet. To be called after the condition was made true with a
+    /// [`DEKKER`] store: second half of the handshake with `announce`.
+    pub(crate) fn is_announced(&self) -> bool {
+        dekker_load(&self.state) & ANNOUNCED != 0
+    }
+
+    /// Wakes everybody who sleeps here or is about to, announced or not.
+    #[cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]
+    pub(crate) fn wake_everybody(&self) {
+        drop(Sleepers {
+            waiters: self,
+            state: ANNOUNCED,
+            count: ALL,
         });
     }
 
@@ -140,7 +162,18 @@ impl Waiters {
     pub(crate) fn wait<T>(
         &self,
         deadline: Option<Instant>,
+        attempt: impl FnMut() -> Option<T>,
+        left_over: impl FnOnce() -> u32,
+    ) -> Option<T> {
+        self.wait_in(attempt, |key| self.sleep(key, deadline), left_over)
+    }
+
+    /// As [`wait`](Self::wait), for threads that may sleep elsewhere than here: `sleep` is called with the key that
+    /// [`sleep`](Self::sleep) takes, and knows the deadline.
+    pub(crate) fn wait_in<T>(
+        &self,
         mut attempt: impl FnMut() -> Option<T>,
+        mut sleep: impl FnMut(u32) -> Outcome,
         left_over: impl FnOnce() -> u32,
     ) -> Option<T> {
         let mut key = self.enter();
@@ -149,7 +182,7 @@ impl Waiters {
             if let Some(taken) = attempt() {
                 break Some(taken);
             }
-            let outcome = futex::wait(&self.generation, key, deadline);
+            let outcome = sleep(key);
             // Before announcing anew: one who gets something here costs the next signal no system call.
             key = self.generation();
             let taken = attempt();
@@ -159,6 +192,11 @@ impl Waiters {
         };
         self.leave(left_over);
         result
+    }
+
+    /// Sleeps until a wake-up after the generation was `key`, the deadline, or for no reason less.
+    pub(crate) fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
+        futex::wait(&self.generation, key, deadline)
     }
 
     /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
@@ -225,11 +263,23 @@ impl Waiters {
 }
 
 /// Announced threads that a waker has claimed. It wakes them at the end of its life.
-struct Sleepers<'a> {
+pub(crate) struct Sleepers<'a> {
     waiters: &'a Waiters,
     /// As the claim found it.
     state: u32,
     count: u32,
+}
+
+impl Sleepers<'_> {
+    /// Whether there are any; if not, nothing was announced or another waker has the claim.
+    pub(crate) fn are_claimed(&self) -> bool {
+        self.state & ANNOUNCED != 0
+    }
+
+    /// Leaves it to the caller to wake them, where they sleep.
+    pub(crate) fn wake_elsewhere(mut self) {
+        self.count = 0;
+    }
 }
 
 impl Drop for Sleepers<'_> {

@@ -1,7 +1,6 @@
 use doorbell::Event;
-use doorbell::ioeventfd::space::{Change, Doorbell, Listener, RefusalError};
-use doorbell::ioeventfd::{Bus, Key};
-use std::collections::BTreeMap;
+use doorbell::ioeventfd::space::{Change, Listener, RefusalError};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Range, Target};
 use std::sync::{Arc, Mutex};
 
 /// What a listener was asked.
@@ -13,9 +12,9 @@ pub struct Accelerator {
     priority: i32,
     /// Shared with others whose order of calls matters.
     log: Arc<Mutex<Vec<Asked>>>,
-    /// With each doorbell, the writes that its event has not been told of.
-    held: Mutex<BTreeMap<Key, (Arc<Event>, u64)>>,
-    refuses: fn(Change, &Key) -> bool,
+    /// With each doorbell, the events that have not been told of its writes.
+    held: Mutex<Vec<(Doorbell, Vec<Arc<Event>>)>>,
+    refuses: fn(Change, &Doorbell) -> bool,
 }
 
 impl Accelerator {
@@ -28,7 +27,7 @@ impl Accelerator {
         name: &'static str,
         priority: i32,
         log: &Arc<Mutex<Vec<Asked>>>,
-        refuses: fn(Change, &Key) -> bool,
+        refuses: fn(Change, &Doorbell) -> bool,
     ) -> Self {
         Accelerator {
             name,
@@ -39,28 +38,29 @@ impl Accelerator {
         }
     }
 
+    /// In the order of bus and address.
     pub fn holds(&self) -> Vec<Doorbell> {
         let held = self.held.lock().unwrap();
-        let doorbell = |(&key, (event, _)): (_, &(Arc<Event>, _))| Doorbell {
-            key,
-            event: Arc::clone(event),
-        };
-        held.iter().map(doorbell).collect()
+        let mut doorbells: Vec<_> = held.iter().map(|(doorbell, _)| doorbell.clone()).collect();
+        doorbells.sort_by_key(order);
+        doorbells
     }
 
     /// A guest's write, before it exits.
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         let mut held = self.held.lock().unwrap();
-        let hit = held
-            .iter_mut()
-            .find(|(key, _)| matches(key, bus, address, data));
-        hit.map(|(_, (_, kicks))| *kicks += 1).is_some()
+        let hit = held.iter_mut().find_map(|(doorbell, kicks)| {
+            let target = rung(doorbell, bus, address, data)?;
+            kicks.push(Arc::clone(target.event()));
+            Some(())
+        });
+        hit.is_some()
     }
 
     fn answer(&self, change: Change, doorbell: &Doorbell) -> Result<(), RefusalError> {
         let asked = (self.name, change, doorbell.clone());
         self.log.lock().unwrap().push(asked);
-        match (self.refuses)(change, &doorbell.key) {
+        match (self.refuses)(change, doorbell) {
             true => Err("as told".into()),
             false => Ok(()),
         }
@@ -79,37 +79,87 @@ impl Listener for Accelerator {
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
         self.answer(Change::Add, doorbell)?;
         let mut held = self.held.lock().unwrap();
-        let collision = held.keys().find(|key| collide(key, &doorbell.key));
-        assert_eq!(collision, None, "collides with {doorbell:?}");
-        held.insert(doorbell.key, (Arc::clone(&doorbell.event), 0));
+        for (other, _) in &*held {
+            assert!(!collide(other, doorbell), "{doorbell:?} and {other:?}");
+        }
+        held.push((doorbell.clone(), Vec::new()));
         Ok(())
     }
 
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        let held = self.held.lock().unwrap().remove(&doorbell.key);
-        let (event, kicks) = held.expect("it holds what it is to let go of");
-        assert!(Arc::ptr_eq(&event, &doorbell.event));
-        event.signal_n(kicks);
+        let kicks = {
+            let mut held = self.held.lock().unwrap();
+            let place = held.iter().position(|(other, _)| other == doorbell);
+            let place = place.expect("it holds what it is to let go of");
+            held.remove(place).1
+        };
+        kicks.iter().for_each(|event| event.signal());
         self.answer(Change::Delete, doorbell)
     }
 }
 
-/// KVM's collision rule.
-pub fn collide(a: &Key, b: &Key) -> bool {
-    (a.bus, a.address) == (b.bus, b.address)
-        && (a.length == 0
-            || b.length == 0
-            || a.length == b.length
-                && (a.datamatch.is_none() || b.datamatch.is_none() || a.datamatch == b.datamatch))
+/// Where it stands in a list.
+pub fn order(doorbell: &Doorbell) -> (Bus, u64, u32, Option<u64>) {
+    let (length, datamatch) = match doorbell {
+        Doorbell::Single { key, .. } => (key.length, key.datamatch),
+        Doorbell::Range { range, .. } => (range.length, None),
+    };
+    (doorbell.bus(), doorbell.address(), length, datamatch)
 }
 
-/// KVM's rule for writes of 1, 2, 4 and 8 bytes.
-pub fn matches(key: &Key, bus: Bus, address: u64, data: &[u8]) -> bool {
+/// The addresses that a range has to itself.
+pub fn addresses(range: &Range) -> std::ops::Range<u64> {
+    range.address..range.address + range.stride * u64::from(range.slots)
+}
+
+/// KVM's collision rule, and the table's for ranges.
+pub fn collide(a: &Doorbell, b: &Doorbell) -> bool {
+    use Doorbell::{Range, Single};
+    if a.bus() != b.bus() {
+        return false;
+    }
+    match (a, b) {
+        (Single { key: a, .. }, Single { key: b, .. }) => {
+            let same_data =
+                a.datamatch.is_none() || b.datamatch.is_none() || a.datamatch == b.datamatch;
+            a.address == b.address
+                && (a.length == 0 || b.length == 0 || a.length == b.length && same_data)
+        }
+        (Range { range: a, .. }, Range { range: b, .. }) => {
+            addresses(a).any(|address| addresses(b).contains(&address))
+        }
+        (Range { range, .. }, Single { key, .. }) | (Single { key, .. }, Range { range, .. }) => {
+            addresses(range).contains(&key.address)
+        }
+    }
+}
+
+/// What a write of 1, 2, 4 or 8 bytes rings, if it is this doorbell's.
+pub fn rung<'a>(doorbell: &'a Doorbell, bus: Bus, address: u64, data: &[u8]) -> Option<&'a Target> {
     let mut bytes = [0; 8];
     bytes[..data.len()].copy_from_slice(data);
-    (key.bus, key.address) == (bus, address)
-        && (key.length == 0 || key.length as usize == data.len())
-        && key
-            .datamatch
-            .is_none_or(|value| value == u64::from_le_bytes(bytes))
+    let matches = |key: &Key| {
+        (key.bus, key.address) == (bus, address)
+            && (key.length == 0 || key.length as usize == data.len())
+            && key
+                .datamatch
+                .is_none_or(|value| value == u64::from_le_bytes(bytes))
+    };
+    match doorbell {
+        Doorbell::Single { key, target } => matches(key).then_some(target),
+        Doorbell::Range { range, targets } => {
+            let mut slots = addresses(range)
+                .step_by(range.stride as usize)
+                .zip(&**targets);
+            let slot = slots.find(|&(address, _)| {
+                matches(&Key {
+                    bus: range.bus,
+                    address,
+                    length: range.length,
+                    datamatch: None,
+                })
+            });
+            slot.map(|(_, target)| target)
+        }
+    }
 }

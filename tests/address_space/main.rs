@@ -7,3 +7,5 @@ mod accelerator;
 mod model;
 mod rules;
 mod threads;
+#[path = "../common/watchdog.rs"]
+mod watchdog;

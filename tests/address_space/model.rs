@@ -1,19 +1,20 @@
 //! Random changes, and after each commit everything compared with what a naive recomputation says: what is in force,
 //! what the listeners were asked and in which order, what was refused, and where each write goes.
 
-use crate::accelerator::{Accelerator, Asked, collide, matches};
+use crate::accelerator::{Accelerator, Asked, addresses, collide, order, rung};
 use doorbell::Event;
 use doorbell::ioeventfd::space::{
-    AddError, AddressSpace, Change, Doorbell, MapError, Region, Report, Transaction,
+    AddError, AddressSpace, Change, MapError, Region, Report, Transaction,
 };
-use doorbell::ioeventfd::{AssignError, Bus, Key};
+use doorbell::ioeventfd::{AssignError, Bus, Doorbell, Key, Kick, Latest, Queue, Range, Target};
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 
 /// Regions are mapped below this, and overlap often.
 const ADDRESSES: u64 = 32;
 const LARGEST: u64 = 12;
-const EVENTS: usize = 3;
+/// The last two keep what was written.
+const TARGETS: usize = 5;
 const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
 
 #[derive(Clone, Debug)]
@@ -32,7 +33,16 @@ enum Step {
         offset: u64,
         length: u32,
         datamatch: Option<u64>,
-        event: usize,
+        target: usize,
+    },
+    /// Slots have targets one after the other.
+    AddRange {
+        region: usize,
+        offset: u64,
+        stride: u64,
+        slots: u32,
+        length: u32,
+        target: usize,
     },
     /// Of the region's doorbells, the so manyth.
     Del(usize, usize),
@@ -48,7 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
         20 => 0..ADDRESSES,
         1 => (0..2 * LARGEST).prop_map(|below| u64::MAX - below),
     ];
-    let length = proptest::sample::select(&[0, 0, 1, 1, 1, 2, 2, 4, 8, 3][..]);
+    let length = || proptest::sample::select(&[0, 0, 1, 1, 1, 2, 2, 4, 8, 3][..]);
+    let stride = proptest::sample::select(&[1, 1, 2, 2, 4, 3][..]);
     let datamatch =
         prop_oneof![2 => Just(None), 3 => (0..2_u64).prop_map(Some), 1 => Just(Some(256))];
     prop_oneof![
@@ -57,8 +68,13 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (any::<usize>(), base).prop_map(|(region, base)| Step::Map(region, base)),
         1 => any::<usize>().prop_map(Step::Unmap),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(region, on)| Step::Enable(region, on)),
-        12 => (any::<usize>(), 0..LARGEST, length, datamatch, 0..EVENTS).prop_map(
-            |(region, offset, length, datamatch, event)| Step::Add { region, offset, length, datamatch, event }
+        12 => (any::<usize>(), 0..LARGEST, length(), datamatch, 0..TARGETS).prop_map(
+            |(region, offset, length, datamatch, target)| Step::Add { region, offset, length, datamatch, target }
+        ),
+        4 => (any::<usize>(), 0..LARGEST, stride, 0..4_u32, length(), 0..TARGETS).prop_map(
+            |(region, offset, stride, slots, length, target)| {
+                Step::AddRange { region, offset, stride, slots, length, target }
+            }
         ),
         3 => (any::<usize>(), any::<usize>()).prop_map(|(region, nth)| Step::Del(region, nth)),
         2 => Just(Step::Begin),
@@ -69,18 +85,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A kind of listener: its name, its priority, and what it refuses.
-type Kind = (&'static str, i32, fn(Change, &Key) -> bool);
+type Kind = (&'static str, i32, fn(Change, &Doorbell) -> bool);
 
 const LISTENERS: [Kind; 4] = [
     ("takes all", 10, |_, _| false),
-    ("takes no odd addresses", 0, |change, key| {
-        change == Change::Add && key.address % 2 == 1
+    ("takes no odd addresses", 0, |change, doorbell| {
+        change == Change::Add && doorbell.address() % 2 == 1
     }),
-    ("complains when it lets go", 10, |change, key| {
-        change == Change::Delete && key.length == 1
+    ("complains when it lets go", 10, |change, doorbell| {
+        change == Change::Delete && order(doorbell).2 == 1
     }),
-    ("takes only wildcards, and complains", -5, |_, key| {
-        key.length != 0
+    ("takes only wildcards, and complains", -5, |_, doorbell| {
+        order(doorbell).2 != 0
     }),
 ];
 
@@ -113,7 +129,7 @@ struct Test<'a> {
     listeners: Vec<Told>,
     log: Arc<Mutex<Vec<Asked>>>,
     in_force: Vec<Doorbell>,
-    events: [Arc<Event>; EVENTS],
+    targets: [Target; TARGETS],
 }
 
 impl<'a> Test<'a> {
@@ -126,7 +142,14 @@ impl<'a> Test<'a> {
             listeners: Vec::new(),
             log: Arc::default(),
             in_force: Vec::new(),
-            events: std::array::from_fn(|_| Arc::new(Event::new(0))),
+            targets: std::array::from_fn(|target| {
+                let event = Arc::new(Event::new(0));
+                match target {
+                    3 => Arc::new(Latest::new(&event, 0)).into(),
+                    4 => Arc::new(Queue::new(&event, 1)).into(),
+                    _ => event.into(),
+                }
+            }),
         }
     }
 
@@ -187,13 +210,46 @@ impl<'a> Test<'a> {
                 offset,
                 length,
                 datamatch,
-                event,
+                target,
             } => {
                 let Some(region) = index(region) else { return };
                 let (region, model) = &mut self.regions[region];
-                let event = &self.events[event];
-                let added = region.add_eventfd(offset, length, datamatch, event);
-                let expected = model.add(offset, length, datamatch, event);
+                let target = &self.targets[target];
+                let key = Key {
+                    bus: model.bus,
+                    address: offset,
+                    length,
+                    datamatch,
+                };
+                let added = region.add_eventfd(offset, length, datamatch, target);
+                let expected = model.add(Doorbell::new(key, target));
+                assert_eq!(added.as_ref().err(), expected.as_ref().err());
+                match added {
+                    Ok(report) => report,
+                    Err(_) => return,
+                }
+            }
+            Step::AddRange {
+                region,
+                offset,
+                stride,
+                slots,
+                length,
+                target,
+            } => {
+                let Some(region) = index(region) else { return };
+                let (region, model) = &mut self.regions[region];
+                let range = Range {
+                    bus: model.bus,
+                    address: offset,
+                    stride,
+                    slots,
+                    length,
+                };
+                let targets = self.targets.iter().cycle().skip(target);
+                let doorbell = Doorbell::range(range, targets.take(slots as usize));
+                let added = region.add(doorbell.clone());
+                let expected = model.add(doorbell);
                 assert_eq!(added.as_ref().err(), expected.as_ref().err());
                 match added {
                     Ok(report) => report,
@@ -206,10 +262,14 @@ impl<'a> Test<'a> {
                 let Some(nth) = nth.checked_rem(model.doorbells.len()) else {
                     return;
                 };
-                let Doorbell { key, event } = model.doorbells.remove(nth);
-                region
-                    .del_eventfd(key.address, key.length, key.datamatch, &event)
-                    .unwrap()
+                let doorbell = model.doorbells.remove(nth);
+                match &doorbell {
+                    Doorbell::Single { key, target } => {
+                        region.del_eventfd(key.address, key.length, key.datamatch, target)
+                    }
+                    Doorbell::Range { .. } => region.del(&doorbell),
+                }
+                .unwrap()
             }
             Step::Begin => {
                 self.open.push(self.space.begin());
@@ -252,7 +312,7 @@ impl<'a> Test<'a> {
         }
         for (region, model) in &self.regions {
             let mut sorted = model.doorbells.clone();
-            sorted.sort_by_key(|doorbell| doorbell.key);
+            sorted.sort_by_key(order);
             assert_eq!(region.doorbells(), sorted);
             assert_eq!(region.base(), model.base);
             assert_eq!(region.is_enabled(), model.enabled);
@@ -276,12 +336,12 @@ impl<'a> Test<'a> {
             for doorbell in &self.in_force {
                 if !old.contains(doorbell) || told.new {
                     expected.push((told.kind.0, Change::Add, doorbell.clone()));
-                    if !told.kind.2(Change::Add, &doorbell.key) {
+                    if !told.kind.2(Change::Add, doorbell) {
                         told.holds.push(doorbell.clone());
                     }
                 }
             }
-            told.holds.sort_by_key(|doorbell| doorbell.key);
+            told.holds.sort_by_key(order);
             told.new = false;
             // Its own checks are on top of this: nothing twice, nothing that collides.
             assert_eq!(told.accelerator.holds(), told.holds);
@@ -291,7 +351,7 @@ impl<'a> Test<'a> {
 
         expected.retain(|(name, change, doorbell)| {
             let kind = LISTENERS.iter().find(|kind| kind.0 == *name).unwrap();
-            kind.2(*change, &doorbell.key)
+            kind.2(*change, doorbell)
         });
         let refused: Vec<Asked> = report
             .refusals
@@ -303,22 +363,31 @@ impl<'a> Test<'a> {
         self.probe();
     }
 
-    /// Each write signals the event it should, once, or none.
+    /// Each write rings the target it should, once, or none.
     fn probe(&self) {
         for bus in BUSES {
             for address in 0..ADDRESSES + LARGEST {
                 for size in [1, 2, 4, 8] {
                     for value in [0_u64, 1, 256] {
                         let data = &value.to_le_bytes()[..size];
-                        let hit = self
-                            .in_force
-                            .iter()
-                            .find(|doorbell| matches(&doorbell.key, bus, address, data));
+                        let hits = self.in_force.iter();
+                        let hit = hits.filter_map(|doorbell| rung(doorbell, bus, address, data));
+                        let hit = hit.map(|target| target.event()).next();
                         let taken = self.space.write(bus, address, data);
                         assert_eq!(taken, hit.is_some(), "{bus:?} {address:#x} {data:?}");
-                        for event in &self.events {
-                            let hit = hit.is_some_and(|hit| Arc::ptr_eq(&hit.event, event));
+                        for target in &self.targets {
+                            let event = target.event();
+                            let hit = hit.is_some_and(|hit| Arc::ptr_eq(hit, event));
                             assert_eq!(event.try_read(), hit.then_some(1));
+                            let value = value & (u64::MAX >> (64 - 8 * size));
+                            match target {
+                                Target::Latest(latest) if hit => assert_eq!(latest.value(), value),
+                                Target::Queue(queue) => {
+                                    let kept = queue.pop().map(|Kick { value, .. }| value);
+                                    assert_eq!(kept, hit.then_some(value));
+                                }
+                                _ => {}
+                            }
                         }
                     }
                 }
@@ -328,39 +397,39 @@ impl<'a> Test<'a> {
 }
 
 impl Model {
-    fn add(
-        &mut self,
-        offset: u64,
-        length: u32,
-        datamatch: Option<u64>,
-        event: &Arc<Event>,
-    ) -> Result<(), AddError> {
-        let key = Key {
-            bus: self.bus,
-            address: offset,
-            length,
-            datamatch,
+    fn add(&mut self, doorbell: Doorbell) -> Result<(), AddError> {
+        let (address, length, size) = match &doorbell {
+            Doorbell::Single { key, .. } => (key.address, key.length, key.length.max(1).into()),
+            Doorbell::Range { range, .. } => {
+                if range.stride == 3 {
+                    return Err(AssignError::Stride.into());
+                }
+                if range.slots == 0 {
+                    return Err(AssignError::Slots.into());
+                }
+                let last = range.stride * u64::from(range.slots - 1);
+                let slot = range.stride.max(range.length.into());
+                (range.address, range.length, last + slot)
+            }
         };
         if length == 3 {
             return Err(AssignError::Length.into());
         }
-        if length == 0 && datamatch.is_some() {
-            return Err(AssignError::WildcardDatamatch.into());
+        if let Doorbell::Single { key, .. } = &doorbell {
+            if length == 0 && key.datamatch.is_some() {
+                return Err(AssignError::WildcardDatamatch.into());
+            }
+            if length == 1 && key.datamatch == Some(256) {
+                return Err(AssignError::DatamatchWidth.into());
+            }
         }
-        if length == 1 && datamatch == Some(256) {
-            return Err(AssignError::DatamatchWidth.into());
-        }
-        let room = self.size.saturating_sub(offset);
-        if room == 0 || room < length.into() {
+        if address + size > self.size {
             return Err(AddError::Outside);
         }
-        if self.doorbells.iter().any(|other| collide(&other.key, &key)) {
+        if self.doorbells.iter().any(|other| collide(other, &doorbell)) {
             return Err(AssignError::Collision.into());
         }
-        self.doorbells.push(Doorbell {
-            key,
-            event: Arc::clone(event),
-        });
+        self.doorbells.push(doorbell);
         Ok(())
     }
 
@@ -370,29 +439,40 @@ impl Model {
     }
 }
 
-/// The doorbells whose address is covered by their region, and by no other that outranks it.
+/// The doorbells whose address, or addresses if it is a range, are covered by their region, and by no other that outranks
+/// it.
 fn in_sight(regions: &[(Region, Model)]) -> Vec<Doorbell> {
     let mut in_sight = Vec::new();
     for (_, region) in regions {
         for doorbell in &region.doorbells {
             let Some(base) = region.base else { continue };
-            let address = base + doorbell.key.address;
-            let owner = regions
-                .iter()
-                .map(|(_, region)| region)
-                .filter(|other| other.covers(region.bus, address))
-                .max_by_key(|other| (other.priority, other.mapped));
-            if owner.is_some_and(|owner| std::ptr::eq(owner, region)) {
-                let key = Key {
-                    address,
-                    ..doorbell.key
-                };
-                let event = Arc::clone(&doorbell.event);
-                in_sight.push(Doorbell { key, event });
+            let visible = |offset: u64| {
+                let owner = regions
+                    .iter()
+                    .map(|(_, region)| region)
+                    .filter(|other| other.covers(region.bus, base + offset))
+                    .max_by_key(|other| (other.priority, other.mapped));
+                owner.is_some_and(|owner| std::ptr::eq(owner, region))
+            };
+            let mut moved = doorbell.clone();
+            let whole = match &mut moved {
+                Doorbell::Single { key, .. } => {
+                    let visible = visible(key.address);
+                    key.address += base;
+                    visible
+                }
+                Doorbell::Range { range, .. } => {
+                    let visible = addresses(range).all(visible);
+                    range.address += base;
+                    visible
+                }
+            };
+            if whole {
+                in_sight.push(moved);
             }
         }
     }
-    in_sight.sort_by_key(|doorbell| doorbell.key);
+    in_sight.sort_by_key(order);
     in_sight
 }
 

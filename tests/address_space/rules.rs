@@ -1,9 +1,9 @@
 use crate::accelerator::Accelerator;
 use doorbell::Event;
 use doorbell::ioeventfd::space::{
-    AddError, AddressSpace, Change, Doorbell, Listener, MapError, RefusalError, Region,
+    AddError, AddressSpace, Change, Listener, MapError, RefusalError, Region,
 };
-use doorbell::ioeventfd::{AssignError, Bus, Key};
+use doorbell::ioeventfd::{AssignError, Bus, Doorbell, Key, Kick, Queue, Range};
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,10 +42,7 @@ fn nothing_shows_before_the_outermost_commit() {
     assert_eq!(accelerator.holds(), []);
 
     assert!(outer.commit().is_clean());
-    let expected = [Doorbell {
-        key: Key::mmio(2 * BASE + 0x10, 4),
-        event,
-    }];
+    let expected = [Doorbell::new(Key::mmio(2 * BASE + 0x10, 4), event)];
     assert_eq!(space.doorbells(), expected);
     assert_eq!(accelerator.holds(), expected);
     assert!(!kick(&space, BASE + 0x10) && kick(&space, 2 * BASE + 0x10));
@@ -108,7 +105,7 @@ fn the_table_has_it_first_and_last() {
     struct Kicks(AddressSpace, AtomicU64);
     impl Kicks {
         fn kick(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-            assert!(kick(&self.0, doorbell.key.address));
+            assert!(kick(&self.0, doorbell.address()));
             self.1.fetch_add(1, Ordering::Relaxed);
             Ok(())
         }
@@ -262,4 +259,51 @@ fn errors_carry_the_errno() {
         let gone = region.del_eventfd(0x10, length, None, event);
         assert_eq!(errno(gone.unwrap_err().into()), Some(libc::ENOENT));
     }
+}
+
+/// A range goes with its region, is out of the way as a whole where another region covers a part of it, and keeps the
+/// numbers of its slots.
+#[test]
+fn a_range_stands_as_a_whole() {
+    let space = AddressSpace::new();
+    let bar = space.region(Bus::Mmio, 0x1000);
+    let event = Arc::new(Event::new(0));
+    let queue = Arc::new(Queue::new(&event, 4));
+    let slots = Doorbell::range(Range::mmio(0x100, 4, 16).with_length(4), [&queue; 16]);
+    assert!(bar.map(BASE).unwrap().is_clean());
+    assert!(bar.add(slots.clone()).unwrap().is_clean());
+    let slot_5 = 0x100 + 4 * 5;
+    assert!(kick(&space, BASE + slot_5));
+    assert!(bar.map(2 * BASE).unwrap().is_clean());
+    assert!(!kick(&space, BASE + slot_5));
+    assert!(kick(&space, 2 * BASE + slot_5));
+
+    // It covers the last slot only, then nothing of the range.
+    let above = space.region_with_priority(Bus::Mmio, 0x100, 1);
+    assert!(above.map(2 * BASE + 0x13c).unwrap().is_clean());
+    assert!(!kick(&space, 2 * BASE + slot_5));
+    assert!(above.map(2 * BASE + 0x140).unwrap().is_clean());
+    assert!(kick(&space, 2 * BASE + slot_5));
+    // A region below it, which begins in its middle, makes no difference.
+    let below = space.region_with_priority(Bus::Mmio, 0x100, -1);
+    assert!(below.map(2 * BASE + 0x120).unwrap().is_clean());
+    assert!(kick(&space, 2 * BASE + slot_5));
+
+    assert!(bar.del(&slots).unwrap().is_clean());
+    assert!(!kick(&space, 2 * BASE + slot_5));
+    assert!(bar.del(&slots).is_err());
+    assert_eq!(event.try_read(), Some(4));
+    let kicks: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+    assert_eq!(kicks, [Kick { slot: 5, value: 0 }; 4]);
+}
+
+#[test]
+fn a_doorbell_of_another_bus_is_refused() {
+    let space = AddressSpace::new();
+    let (region, event) = region(&space);
+    let added = region.add(Doorbell::new(Key::pio(0x20, 4), &event));
+    assert_eq!(added.unwrap_err(), AddError::Bus);
+    let errno = io::Error::from(AddError::Bus).raw_os_error();
+    assert_eq!(errno, Some(libc::EINVAL));
+    assert_eq!(region.doorbells().len(), 1);
 }

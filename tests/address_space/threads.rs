@@ -1,11 +1,13 @@
 //! Guest writes while the doorbells move.
 
 use crate::accelerator::Accelerator;
+use crate::watchdog::limit;
 use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::Bus;
 use doorbell::ioeventfd::space::{AddressSpace, Region};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 struct Machine {
@@ -153,4 +155,48 @@ fn a_disabled_doorbell_is_silent() {
         (vcpu.join().unwrap(), received)
     });
     assert_eq!(taken, received);
+}
+
+/// A vCPU's kick runs a callback that moves a region, while another thread moves another: neither waits for the other for
+/// ever, and both regions are where they were moved to last.
+#[test]
+fn a_callback_inside_a_write_moves_a_region() {
+    const TIMES: u64 = 2000;
+    limit("a_callback_inside_a_write_moves_a_region", || {
+        let machine = Machine::new();
+        let space = &machine.space;
+        let [moved_inside, moved_outside] = [(), ()].map(|()| space.region(Bus::Mmio, 0x100));
+        let unused = Arc::new(Event::new(0));
+        for region in [&moved_inside, &moved_outside] {
+            let added = region.add_eventfd(0, 0, None, &unused);
+            assert!(added.unwrap().is_clean());
+        }
+        let moved_inside = Arc::new(moved_inside);
+        let _observation = Observation::new(Arc::clone(&machine.event), Interest::Signals, {
+            let (moved, moves) = (Arc::clone(&moved_inside), AtomicU64::new(0));
+            Arc::new(move |_: Change| {
+                let step = moves.fetch_add(1, Ordering::Relaxed) + 1;
+                assert!(moved.map(0x1000 * step).unwrap().is_clean());
+            })
+        });
+        // Each kick exits, so the callback runs inside a write.
+        assert!(space.remove_listener(&*machine.accelerator).is_clean());
+        let together = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                together.wait();
+                for step in 1..=TIMES {
+                    let base = 0x8000_0000 + 0x1000 * step;
+                    assert!(moved_outside.map(base).unwrap().is_clean());
+                }
+            });
+            together.wait();
+            for _ in 0..TIMES {
+                assert!(machine.kick(base(0)));
+            }
+        });
+        assert_eq!(moved_inside.base(), Some(0x1000 * TIMES));
+        assert_eq!(moved_outside.base(), Some(0x8000_0000 + 0x1000 * TIMES));
+        assert_eq!(machine.event.try_read(), Some(TIMES));
+    });
 }

@@ -19,9 +19,9 @@ pub type NeverSpin = Ours<false>;
 pub struct Ours<const SPINS: bool>(Arc<Event>);
 
 impl<const SPINS: bool> Deref for Ours<SPINS> {
-    type Target = Event;
+    type Target = Arc<Event>;
 
-    fn deref(&self) -> &Event {
+    fn deref(&self) -> &Arc<Event> {
         &self.0
     }
 }

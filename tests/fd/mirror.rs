@@ -235,9 +235,8 @@ fn of_a_static() {
 #[test]
 fn dropped_and_made_in_a_callback() {
     watchdog::limit("a callback", || {
-        let (event, mirror) = mirrored(0, Mode::Counter);
-        let copy = mirror.as_fd().try_clone_to_owned().unwrap();
-        let slot = Arc::new(Mutex::new(Some(mirror)));
+        let event = Arc::new(Event::new(0));
+        let slot = Arc::new(Mutex::new(None));
         let observation = {
             let (slot, weak) = (Arc::clone(&slot), Arc::downgrade(&event));
             let replace = move |_: Change| {
@@ -247,12 +246,15 @@ fn dropped_and_made_in_a_callback() {
             };
             Observation::new(Arc::clone(&event), Interest::Signals, Arc::new(replace))
         };
+        let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+        let copy = mirror.as_fd().try_clone_to_owned().unwrap();
+        *slot.lock().unwrap() = Some(mirror);
         for _ in 0..3 {
             event.signal();
             let mirror = slot.lock().unwrap();
             assert!(is_readable(mirror.as_ref().unwrap()));
         }
-        // The first was called before the callback took it away.
+        // The first was called before the callback, which is older, took it away.
         assert!(is_readable(&copy));
         drop(observation);
         event.read();

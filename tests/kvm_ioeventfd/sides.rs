@@ -1,21 +1,16 @@
 //! KVM's ioeventfds and our table, each behind a virtual machine, given the same to do.
 
-use crate::guest::{Exit, Instruction, Machine};
+use crate::guest::{Instruction, Machine};
 use crate::search::KvmBus;
+use crate::vm::{self, Exit};
 use doorbell::Event;
 use doorbell::ioeventfd::{Bus, Key, Registration, Table};
-use kvm_bindings::{
-    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
-    kvm_ioeventfd_flag_nr_pio,
-};
 use kvm_ioctls::VmFd;
 use std::fmt;
 use std::io;
 use std::ops::AddAssign;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::ioctl_with_ref;
 
 pub const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
 
@@ -53,32 +48,7 @@ impl InKernel {
         fds.push(fds[0].try_clone().expect("dup"));
         InKernel { vm, fds }
     }
-
-    /// The ioctl itself: kvm-ioctls derives the length from the type of the datamatch, which leaves no way to most keys.
-    fn ioeventfd(&self, key: Key, event: usize, mut flags: u32) -> Answer {
-        if key.bus == Bus::Pio {
-            flags |= 1 << kvm_ioeventfd_flag_nr_pio;
-        }
-        if key.datamatch.is_some() {
-            flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
-        }
-        let argument = kvm_ioeventfd {
-            datamatch: key.datamatch.unwrap_or_default(),
-            addr: key.address,
-            len: key.length,
-            fd: self.fds[event].as_raw_fd(),
-            flags,
-            ..kvm_ioeventfd::default()
-        };
-        // SAFETY: KVM reads the argument and nothing else.
-        match unsafe { ioctl_with_ref(&self.vm, KVM_IOEVENTFD(), &argument) } {
-            0 => Ok(()),
-            _ => Err(errno(io::Error::last_os_error())),
-        }
-    }
 }
-
-vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
 fn eventfd() -> EventFd {
     EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")
@@ -90,11 +60,11 @@ fn errno(error: io::Error) -> i32 {
 
 impl Doorbells for InKernel {
     fn assign(&self, key: Key, event: usize) -> Answer {
-        self.ioeventfd(key, event, 0)
+        vm::assign(&self.vm, &key, &self.fds[event])
     }
 
     fn deassign(&self, key: Key, event: usize) -> Answer {
-        self.ioeventfd(key, event, 1 << kvm_ioeventfd_flag_nr_deassign)
+        vm::deassign(&self.vm, &key, &self.fds[event])
     }
 
     fn write(&self, _: Bus, _: u64, _: &[u8]) -> bool {
@@ -171,7 +141,7 @@ pub struct Side<D> {
 
 impl Side<InKernel> {
     pub fn kernel() -> Option<Self> {
-        let machine = machine()?;
+        let machine = Machine::new()?;
         let doorbells = InKernel::new(machine.vm());
         Some(Side { machine, doorbells })
     }
@@ -180,18 +150,10 @@ impl Side<InKernel> {
 impl Side<InTable> {
     pub fn ours() -> Option<Self> {
         Some(Side {
-            machine: machine()?,
+            machine: Machine::new()?,
             doorbells: InTable::new(),
         })
     }
-}
-
-fn machine() -> Option<Machine> {
-    let machine = Machine::new();
-    if machine.is_none() {
-        eprintln!("skipped: no usable /dev/kvm");
-    }
-    machine
 }
 
 impl<D: Doorbells> Side<D> {
@@ -201,7 +163,7 @@ impl<D: Doorbells> Side<D> {
         self.machine.run(instruction, address, value, |exit| {
             let taken = match &exit {
                 Exit::Write { bus, address, data } => self.doorbells.write(*bus, *address, data),
-                Exit::Read { .. } => false,
+                _ => false,
             };
             if !taken {
                 left.push(exit);

@@ -2,12 +2,14 @@ use super::super::AssignError;
 use crate::errno::Errno;
 use std::{error, fmt, io};
 
-/// Why [`Region::add_eventfd`](super::Region::add_eventfd) added nothing.
+/// Why [`Region::add`](super::Region::add) added nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AddError {
     /// The doorbell is not, or not all of it, inside the region (`EINVAL`).
     Outside,
+    /// The doorbell is of another bus than the region (`EINVAL`).
+    Bus,
     /// Not even a table would take it, wherever the region is.
     Assign(AssignError),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for AddError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AddError::Outside => f.write_str("the doorbell is outside of its region"),
+            AddError::Bus => f.write_str("the doorbell is of another bus than its region"),
             AddError::Assign(error) => error.fmt(f),
         }
     }
@@ -44,7 +47,7 @@ impl From<AssignError> for AddError {
 impl From<AddError> for io::Error {
     fn from(error: AddError) -> Self {
         match error {
-            AddError::Outside => Errno::Invalid.into(),
+            AddError::Outside | AddError::Bus => Errno::Invalid.into(),
             AddError::Assign(error) => error.into(),
         }
     }

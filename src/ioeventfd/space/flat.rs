@@ -1,8 +1,7 @@
 //! From regions with doorbells at offsets to doorbells at addresses, and what changes from one such list to the next.
 
-use super::super::{AssignError, Bus, DeassignError, Key};
-use super::{AddError, Doorbell};
-use crate::Event;
+use super::super::{AssignError, Bus, DeassignError, Doorbell, Key, Range};
+use super::AddError;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ pub(super) struct Placed {
     pub enabled: bool,
     /// Greater in the one mapped later.
     pub mapped: u64,
-    /// At offsets, sorted by key. No two collide.
+    /// At offsets, in the order of their places. No two collide.
     pub doorbells: Vec<Doorbell>,
 }
 
@@ -35,69 +34,87 @@ impl Placed {
         }
     }
 
-    pub fn add(
-        &mut self,
-        offset: u64,
-        length: u32,
-        datamatch: Option<u64>,
-        event: &Arc<Event>,
-    ) -> Result<(), AddError> {
-        let key = self.key(offset, length, datamatch);
-        key.validate()?;
-        // A doorbell of any length has its first byte, at least.
-        let end = offset.checked_add(u64::from(length.max(1)));
+    pub fn add(&mut self, doorbell: Doorbell) -> Result<(), AddError> {
+        doorbell.validate()?;
+        if doorbell.bus() != self.bus {
+            return Err(AddError::Bus);
+        }
+        let end = doorbell.address().checked_add(extent(&doorbell));
         if end.is_none_or(|end| end > self.size) {
             return Err(AddError::Outside);
         }
-        // Only those at the same address can collide.
-        let rest = &self.doorbells[self.first_from(offset)..];
-        let mut there = rest.iter().take_while(|other| other.key.address == offset);
-        if there.any(|other| other.key.collides(&key)) {
+        let place = self.place_of(&doorbell);
+        // If it collides with any, then with one beside it: what stands between them would collide with that.
+        let beside = &self.doorbells[place.saturating_sub(1)..self.doorbells.len().min(place + 1)];
+        if beside.iter().any(|other| other.collides(&doorbell)) {
             return Err(AssignError::Collision.into());
         }
-        let place = self.doorbells.partition_point(|other| other.key < key);
-        let event = Arc::clone(event);
-        self.doorbells.insert(place, Doorbell { key, event });
+        self.doorbells.insert(place, doorbell);
         Ok(())
     }
 
-    pub fn del(
-        &mut self,
-        offset: u64,
-        length: u32,
-        datamatch: Option<u64>,
-        event: &Arc<Event>,
-    ) -> Result<(), DeassignError> {
-        let key = self.key(offset, length, datamatch);
-        let found = self.doorbells.binary_search_by(|other| other.key.cmp(&key));
-        let place = found.map_err(|_| DeassignError)?;
-        if !Arc::ptr_eq(&self.doorbells[place].event, event) {
+    pub fn del(&mut self, doorbell: &Doorbell) -> Result<(), DeassignError> {
+        let place = self.place_of(doorbell);
+        if self.doorbells.get(place) != Some(doorbell) {
             return Err(DeassignError);
         }
         self.doorbells.remove(place);
         Ok(())
     }
 
-    fn key(&self, offset: u64, length: u32, datamatch: Option<u64>) -> Key {
-        Key {
-            bus: self.bus,
-            address: offset,
-            length,
-            datamatch,
-        }
+    /// Where it stands in the list, or would.
+    fn place_of(&self, doorbell: &Doorbell) -> usize {
+        let place = doorbell.place();
+        self.doorbells
+            .partition_point(|other| other.place() < place)
     }
 
     /// The place of the first doorbell at `offset` or behind it.
     fn first_from(&self, offset: u64) -> usize {
         self.doorbells
-            .partition_point(|doorbell| doorbell.key.address < offset)
+            .partition_point(|doorbell| doorbell.address() < offset)
     }
 }
 
-/// The doorbells that guest writes can reach, at their addresses, sorted by key.
+/// How many addresses a doorbell needs, from its own on. One of any length has its first byte, at least.
+fn extent(doorbell: &Doorbell) -> u64 {
+    match doorbell {
+        Doorbell::Single { key, .. } => key.length.max(1).into(),
+        Doorbell::Range { range, .. } => {
+            range.size() - range.stride + range.stride.max(range.length.into())
+        }
+    }
+}
+
+/// The doorbell, with its region's base added to its offset.
+fn placed_at(base: u64, doorbell: &Doorbell) -> Doorbell {
+    match doorbell {
+        Doorbell::Single { key, target } => {
+            let address = base + key.address;
+            Doorbell::new(Key { address, ..*key }, target)
+        }
+        Doorbell::Range { range, targets } => Doorbell::Range {
+            range: Range {
+                address: base + range.address,
+                ..*range
+            },
+            targets: Arc::clone(targets),
+        },
+    }
+}
+
+/// Addresses that belong to one region, and none before or behind them does.
+struct Run<'a> {
+    region: &'a Placed,
+    base: u64,
+    from: u64,
+    to: u64,
+}
+
+/// Which addresses belong to which region, in their order.
 ///
 /// A sweep over the edges of the regions: between two edges, one region has all addresses.
-pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Doorbell> {
+fn runs<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Run<'a>> {
     let mut edges = Vec::new();
     for region in regions.filter(|region| region.enabled) {
         let Some(base) = region.base else { continue };
@@ -108,7 +125,7 @@ pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Door
     // A region without size begins before it ends.
     edges.sort_unstable_by_key(|&(bus, address, _, begin)| (bus, address, begin.is_none()));
 
-    let mut flat = Vec::new();
+    let mut runs: Vec<Run<'a>> = Vec::new();
     let mut there = BTreeMap::new();
     let mut edges = edges.into_iter().peekable();
     while let Some((_, from, rank, begin)) = edges.next() {
@@ -122,26 +139,48 @@ pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Door
         else {
             continue;
         };
-        let in_sight = region.first_from(from - base)..region.first_from(to - base);
-        flat.extend(region.doorbells[in_sight].iter().map(|doorbell| Doorbell {
-            key: Key {
-                address: base + doorbell.key.address,
-                ..doorbell.key
-            },
-            event: Arc::clone(&doorbell.event),
-        }));
+        if from == to {
+            continue;
+        }
+        match runs.last_mut() {
+            // The edge between them is that of a region below.
+            Some(run) if std::ptr::eq(run.region, region) && run.to == from => run.to = to,
+            _ => runs.push(Run {
+                region,
+                base,
+                from,
+                to,
+            }),
+        }
+    }
+    runs
+}
+
+/// The doorbells that guest writes can reach, at their addresses, in the order of their places.
+pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Doorbell> {
+    let mut flat = Vec::new();
+    for run in runs(regions) {
+        let (from, to) = (run.from - run.base, run.to - run.base);
+        let there = run.region.first_from(from)..run.region.first_from(to);
+        let in_sight = run.region.doorbells[there]
+            .iter()
+            .filter(|doorbell| match doorbell {
+                Doorbell::Single { .. } => true,
+                Doorbell::Range { range, .. } => range.address + range.size() <= to,
+            });
+        flat.extend(in_sight.map(|doorbell| placed_at(run.base, doorbell)));
     }
     flat
 }
 
-/// What to take away from one list, and then to put to it, to make it another. Both are sorted by key.
+/// What to take away from one list, and then to put to it, to make it another.
 #[derive(Debug, Default)]
 pub(super) struct Difference {
     pub removed: Vec<Doorbell>,
     pub added: Vec<Doorbell>,
 }
 
-/// Compares two lists that are sorted by key, in one walk.
+/// Compares two lists in the order of places, in one walk.
 pub(super) fn difference(old: &[Doorbell], new: &[Doorbell]) -> Difference {
     let mut difference = Difference::default();
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
@@ -150,7 +189,7 @@ pub(super) fn difference(old: &[Doorbell], new: &[Doorbell]) -> Difference {
             (None, None) => return difference,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) => a.key.cmp(&b.key),
+            (Some(a), Some(b)) => a.place().cmp(&b.place()),
         };
         let gone = old.next_if(|_| order.is_le());
         let come = new.next_if(|_| order.is_ge());

@@ -1,35 +1,15 @@
-use super::super::Key;
-use crate::Event;
+use super::super::doorbell::Spot;
+use super::super::{Bus, Doorbell};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// An event and the guest writes that signal it.
-///
-/// Two are equal if the keys are, and the events are one and the same.
-#[derive(Clone, Debug)]
-pub struct Doorbell {
-    /// The writes.
-    pub key: Key,
-    /// What they signal.
-    pub event: Arc<Event>,
-}
-
-impl PartialEq for Doorbell {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key && Arc::ptr_eq(&self.event, &other.event)
-    }
-}
-
-impl Eq for Doorbell {}
-
 /// Somebody who can take guest writes to doorbells before they reach the VMM: an accelerator, a vhost-user backend.
 /// (QEMU's `MemoryListener`)
 ///
 /// It is called at the commit of a transaction, by the thread that commits, for one doorbell after the other; never for
-/// two at once. Between deleting and adding a doorbell's key there is always a call of the other kind, so at no time
-/// does it hold two that collide. It may change the address space in a call; that takes effect before the commit returns.
+/// two at once. At no time does it hold two that collide. It may change the address space in a call; that takes effect before the commit returns.
 pub trait Listener: Send + Sync {
     /// What it is called in a [`Refusal`].
     fn name(&self) -> &'static str;
@@ -40,17 +20,18 @@ pub trait Listener: Send + Sync {
         0
     }
 
-    /// The doorbell is in force: from now on, the listener may have the writes signal the event.
+    /// The doorbell is in force: from now on, the listener may have the writes do what the doorbell does.
     ///
     /// # Errors
     ///
-    /// It does not take this one. It will not be asked to delete it, nor asked again while the doorbell stays in place.
+    /// It does not take this one, which may be of a kind that it has no means for: a range, a target that keeps what was
+    /// written. It will not be asked to delete it, nor asked again while the doorbell stays in place.
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
     ///
-    /// When this returns, the listener must have let go of it: no write signals the event through the listener any more,
-    /// and the event has all that did.
+    /// When this returns, the listener must have let go of it: no write reaches the targets through the listener any more,
+    /// and their events have all that did.
     ///
     /// # Errors
     ///
@@ -110,7 +91,10 @@ impl fmt::Display for Refusal {
         write!(
             f,
             "{} did not {change} the doorbell at {:?} {:#x}: {}",
-            self.listener, self.doorbell.key.bus, self.doorbell.key.address, self.error
+            self.listener,
+            self.doorbell.bus(),
+            self.doorbell.address(),
+            self.error
         )
     }
 }
@@ -133,8 +117,8 @@ struct Slot {
     listener: Arc<dyn Listener>,
     priority: i32,
     phase: Phase,
-    /// What it has taken. At most one doorbell has a key at a time.
-    held: BTreeMap<Key, Arc<Event>>,
+    /// What it has taken.
+    held: BTreeMap<(Bus, Spot), Doorbell>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -187,12 +171,12 @@ impl Listeners {
                 doorbell,
             };
             if slot.phase == Phase::Leaving {
-                let held = std::mem::take(&mut slot.held).into_iter();
-                calls.extend(held.map(|(key, event)| call(Doorbell { key, event })));
+                let held = std::mem::take(&mut slot.held);
+                calls.extend(held.into_values().map(call));
             } else {
                 let held = removed
                     .iter()
-                    .filter(|doorbell| slot.held.remove(&doorbell.key).is_some());
+                    .filter(|doorbell| slot.held.remove(&doorbell.place()).is_some());
                 calls.extend(held.cloned().map(call));
             }
         }
@@ -225,7 +209,7 @@ impl Listeners {
     pub fn took(&mut self, call: Call) {
         let slot = self.slots.iter_mut().find(|slot| slot.id == call.slot);
         let held = &mut slot.expect("listeners go when they let go").held;
-        held.insert(call.doorbell.key, call.doorbell.event);
+        held.insert(call.doorbell.place(), call.doorbell);
     }
 }
 

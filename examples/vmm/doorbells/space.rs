@@ -1,0 +1,107 @@
+use super::{Counter, Doorbells};
+use crate::map::{BUSES, QUEUES, bar};
+use anyhow::Context;
+use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
+use doorbell::ioeventfd::{Bus, Key};
+use doorbell::{Event, Spin};
+use std::sync::Arc;
+
+/// The set-ups `doorbell` and `listener`: doorbell's address space, whose table serves the kicks that exit. In the second
+/// one it has a listener that lets KVM take them before.
+#[derive(Debug)]
+pub struct InSpace {
+    space: AddressSpace,
+    /// In the order of [`BUSES`].
+    bars: [Region; BUSES.len()],
+    events: [Arc<Event>; QUEUES],
+    /// Where the device threads wait for the events.
+    counters: [Box<dyn Counter>; QUEUES],
+}
+
+impl InSpace {
+    /// All in userspace.
+    pub fn new(spin: Spin) -> anyhow::Result<Self> {
+        let events = std::array::from_fn(|_| Arc::new(Event::new(0).with_spin(spin)));
+        let counters = events.clone().map(|event| Box::new(event) as _);
+        Self::with(AddressSpace::new(), events, counters)
+    }
+
+    /// With KVM in front.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub fn with_listener(vm: &kvm_ioctls::VmFd) -> anyhow::Result<Self> {
+        let space = AddressSpace::new();
+        let listener = Arc::new(doorbell::kvm::KvmListener::new(vm)?);
+        complain(&space.add_listener(listener.clone()));
+        let events = std::array::from_fn(|_| Arc::new(Event::new(0)));
+        let mut counters: Vec<Box<dyn Counter>> = Vec::new();
+        for event in &events {
+            counters.push(Box::new(listener.count_of(event)?));
+        }
+        let counters = counters.try_into().expect("one for each queue");
+        Self::with(space, events, counters)
+    }
+
+    fn with(
+        space: AddressSpace,
+        events: [Arc<Event>; QUEUES],
+        counters: [Box<dyn Counter>; QUEUES],
+    ) -> anyhow::Result<Self> {
+        let bars = BUSES.map(|bus| space.region(bus, bar(bus).size));
+        for (bus, region) in BUSES.into_iter().zip(&bars) {
+            complain(&region.map(bar(bus).base)?);
+        }
+        Ok(InSpace {
+            space,
+            bars,
+            events,
+            counters,
+        })
+    }
+
+    /// Makes one transaction of changes to each of the doorbells; they take effect together.
+    fn change(
+        &self,
+        doorbells: &[(Key, usize)],
+        change: impl Fn(&Region, u64, &Key, &Arc<Event>) -> anyhow::Result<Report>,
+    ) -> anyhow::Result<()> {
+        let transaction = self.space.begin();
+        for (key, queue) in doorbells {
+            let place = BUSES.iter().position(|&bus| bus == key.bus);
+            let region = &self.bars[place.context("no such bus")?];
+            let offset = key.address - bar(key.bus).base;
+            // Nothing to report yet: the transaction is open.
+            let _ = change(region, offset, key, &self.events[*queue])?;
+        }
+        complain(&transaction.commit());
+        Ok(())
+    }
+}
+
+/// What a listener does not take, the table does. It costs exits, so somebody should know.
+fn complain(report: &Report) {
+    for refusal in &report.refusals {
+        eprintln!("vmm: slower than it could be: {refusal}");
+    }
+}
+
+impl Doorbells for InSpace {
+    fn counter(&self, queue: usize) -> &dyn Counter {
+        &*self.counters[queue]
+    }
+
+    fn assign(&self, doorbells: &[(Key, usize)]) -> anyhow::Result<()> {
+        self.change(doorbells, |region, offset, key, event| {
+            Ok(region.add_eventfd(offset, key.length, key.datamatch, event)?)
+        })
+    }
+
+    fn deassign(&self, doorbells: &[(Key, usize)]) -> anyhow::Result<()> {
+        self.change(doorbells, |region, offset, key, event| {
+            Ok(region.del_eventfd(offset, key.length, key.datamatch, event)?)
+        })
+    }
+
+    fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
+        self.space.write(bus, address, data)
+    }
+}

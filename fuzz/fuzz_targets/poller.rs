@@ -1,0 +1,19 @@
+//! Scripts of operations, played to a `doorbell::poll::Poller` and to a real epoll at once; see `tests/poller/script.rs`.
+
+#![no_main]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod compared;
+#[path = "../../tests/poller/script.rs"]
+mod script;
+#[path = "../../tests/poller/set.rs"]
+mod set;
+
+use libfuzzer_sys::fuzz_target;
+use script::Script;
+
+fuzz_target!(
+    init: compared::report_at_exit(),
+    |script: Script| compared::add(script.compare())
+);

@@ -1,0 +1,118 @@
+use std::fmt;
+
+/// What a [`wait`](super::Poller::wait) found: a buffer to be used again and again.
+///
+/// A small one makes sure that nobody waits long for its turn in the loop that works it off: what does not fit is first
+/// the next time.
+pub struct Events {
+    list: Vec<Report>,
+    capacity: usize,
+}
+
+/// That one event or file descriptor is ready, and for what.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Report {
+    key: usize,
+    flags: u8,
+}
+
+pub(super) const READABLE: u8 = 1;
+pub(super) const WRITABLE: u8 = 2;
+pub(super) const ERROR: u8 = 4;
+pub(super) const HANG_UP: u8 = 8;
+
+impl Events {
+    /// For up to so many at a time. With none, [`wait`](super::Poller::wait) fails.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Events {
+            list: Vec::new(),
+            capacity,
+        }
+    }
+
+    /// How many there can be.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none: after a wait that timed out or was [notified](super::Poller::notify).
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// What is ready, those that have waited longest first.
+    pub fn iter(&self) -> impl Iterator<Item = Report> + '_ {
+        self.list.iter().copied()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.capacity - self.list.len()
+    }
+
+    pub(super) fn push(&mut self, key: usize, flags: u8) {
+        self.list.push(Report { key, flags });
+    }
+}
+
+impl<'a> IntoIterator for &'a Events {
+    type Item = Report;
+    type IntoIter = std::iter::Copied<std::slice::Iter<'a, Report>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.iter().copied()
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Report {
+    /// The key it is registered under.
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    /// A read would not block (`EPOLLIN`).
+    pub fn is_readable(&self) -> bool {
+        self.flags & READABLE != 0
+    }
+
+    /// A write, of an event one of 1, would not block (`EPOLLOUT`).
+    pub fn is_writable(&self) -> bool {
+        self.flags & WRITABLE != 0
+    }
+
+    /// The event has overflowed, or the file descriptor has an error to report (`EPOLLERR`).
+    pub fn is_error(&self) -> bool {
+        self.flags & ERROR != 0
+    }
+
+    /// The other end of the file descriptor has been closed (`EPOLLHUP`). Never of an event.
+    pub fn is_hang_up(&self) -> bool {
+        self.flags & HANG_UP != 0
+    }
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Report")
+            .field("key", &self.key)
+            .field("readable", &self.is_readable())
+            .field("writable", &self.is_writable())
+            .field("error", &self.is_error())
+            .field("hang_up", &self.is_hang_up())
+            .finish()
+    }
+}

@@ -1,0 +1,116 @@
+//! What has become ready and has not been looked at yet: a stack that any thread pushes on without a lock.
+//!
+//! ```text
+//!     head ──▶ newest ──▶ … ──▶ oldest        push: one compare-exchange      take_all: one swap
+//! ```
+//!
+//! It is intrusive: the links are in the items, so a signal allocates nothing. An item is pushed only by the thread that
+//! set its `QUEUED` bit, and the bit is cleared after it was taken, so it is never on the stack twice. As only the whole
+//! stack is ever taken, and under the poller's lock, there is no ABA.
+//!
+//! The stack owns a count of each item's `Arc`. When the poller goes, it is closed: an observer's call may still be under
+//! way then, and what it would push nobody would free.
+
+use super::item::Item;
+use crate::sync::DEKKER;
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use std::ptr;
+use std::sync::Arc;
+
+pub(super) struct Incoming {
+    head: AtomicPtr<Item>,
+}
+
+/// The place of an item in the stack. Of whoever has set the item's `QUEUED` bit, then of who took it.
+pub(super) struct Link(AtomicPtr<Item>);
+
+/// The head of a closed stack.
+fn closed() -> *mut Item {
+    ptr::without_provenance_mut(1)
+}
+
+impl Incoming {
+    pub(super) fn new() -> Self {
+        Incoming {
+            head: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// A glance, for who spins.
+    pub(super) fn seems_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed).is_null()
+    }
+
+    /// With a [`DEKKER`] load: to be asked after an announcement.
+    pub(super) fn is_empty(&self) -> bool {
+        self.head.load(DEKKER).is_null()
+    }
+
+    /// Returns whether somebody will take it. The caller then wakes a thread: the push is the store of its handshake.
+    pub(super) fn push(&self, item: Arc<Item>) -> bool {
+        let item = Arc::into_raw(item).cast_mut();
+        let mut head = self.head.load(Ordering::Relaxed);
+        while head != closed() {
+            // SAFETY: the count that was taken over above keeps it alive until somebody takes it.
+            unsafe { &(*item).link.0 }.store(head, Ordering::Relaxed);
+            // Release hands over the link and what was done to the event before.
+            match self
+                .head
+                .compare_exchange_weak(head, item, DEKKER, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(now) => head = now,
+            }
+        }
+        // SAFETY: the count is still ours.
+        drop(unsafe { Arc::from_raw(item) });
+        false
+    }
+
+    /// Takes all, and gives the oldest to `each` first. Only one thread at a time.
+    pub(super) fn take_all(&self, mut each: impl FnMut(Arc<Item>)) {
+        // Looking first keeps the line shared while there is nothing to take.
+        if self.is_empty() {
+            return;
+        }
+        // Acquires from every push since the last time.
+        let mut newer = ptr::null_mut();
+        let mut item = self.head.swap(ptr::null_mut(), DEKKER);
+        while !item.is_null() {
+            // SAFETY: the stack, which was taken, owned a count of it.
+            let link = unsafe { &(*item).link.0 };
+            let older = link.load(Ordering::Relaxed);
+            link.store(newer, Ordering::Relaxed);
+            (newer, item) = (item, older);
+        }
+        let mut item = newer;
+        while !item.is_null() {
+            // SAFETY: as above; this takes over the count.
+            let owned = unsafe { Arc::from_raw(item) };
+            item = owned.link.0.load(Ordering::Relaxed);
+            each(owned);
+        }
+    }
+
+    /// Drops all, and lets nothing in any more.
+    pub(super) fn close(&self) {
+        loop {
+            self.take_all(drop);
+            let closing = self.head.compare_exchange(
+                ptr::null_mut(),
+                closed(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            if closing.is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new() -> Self {
+        Link(AtomicPtr::new(ptr::null_mut()))
+    }
+}

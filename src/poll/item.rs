@@ -1,0 +1,231 @@
+//! What is registered with a poller and gets into its queue: an event that is watched, or a binding.
+//!
+//! The kernel's counterpart is `struct epitem` and its `ep_poll_callback()`. An item is an observer that is armed: after
+//! the call that puts it into the queue, changes of its event cost nothing until a thread in `wait` has looked at it.
+//!
+//! ```text
+//!     state   | QUEUED | ONE_SHOT | EDGE | ENABLED | WRITABLE | READABLE |
+//!
+//!     signaller                                   thread in wait, under the poller's lock
+//!     1  change the count                         1  take the item off the queue; clear QUEUED
+//!     2  ARMED?  no: done                         2  set ARMED
+//!     3  clear ARMED; set QUEUED                  3  look at the count: not ready?  done, the signaller will call
+//!     4  was it clear?  push; wake a thread       4  report
+//! ```
+//!
+//! Thread 2 and 3 against signaller 1 and 2 is the handshake of [`Event::arm`]. A signaller that has claimed ARMED before 2
+//! and sees QUEUED at 3 changed the count before 2, so the look at 3 takes it into account. One that comes after 1 queues
+//! the item once more, and is reported once more: that is an edge.
+//!
+//! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
+//! ready, it goes through 1 to 3.
+
+use super::bound::Bound;
+use super::events;
+use super::incoming::Link;
+use super::shared::Shared;
+use super::watch::Watch;
+use crate::Event;
+use crate::event::{Change, Interest, Observer, Readiness};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+const READABLE: u32 = 1;
+const WRITABLE: u32 = 2;
+/// It may report something, an error if nothing else. Not so after a one-shot, nor after the deletion.
+const ENABLED: u32 = 4;
+const EDGE: u32 = 8;
+const ONE_SHOT: u32 = 16;
+/// It is in the queue, or on its way there.
+const QUEUED: u32 = 32;
+/// It has been deleted. It stays QUEUED, in the queue or not, so that nobody queues it again.
+const DELETED: u32 = 64;
+
+pub(super) struct Item {
+    pub(super) link: Link,
+    state: AtomicU32,
+    pub(super) key: usize,
+    pub(super) what: What,
+    shared: Arc<Shared>,
+    /// Itself, for the queue's count.
+    me: Weak<Item>,
+}
+
+pub(super) enum What {
+    Watched(Arc<Event>),
+    Bound(Bound),
+}
+
+/// What a look at an item found.
+pub(super) enum Found {
+    /// Not ready or disabled. It has left the queue.
+    Nothing,
+    /// It has left the queue, and these are the flags to be reported.
+    Ready(u8),
+    /// The same, but it stays in the queue.
+    StillReady(u8),
+}
+
+impl Item {
+    /// An item that is disabled until there is a [`watch`](Self::watch).
+    pub(super) fn new(key: usize, what: What, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Item {
+            link: Link::new(),
+            state: AtomicU32::new(0),
+            key,
+            what,
+            shared,
+            me: me.clone(),
+        })
+    }
+
+    fn event(&self) -> &Arc<Event> {
+        match &self.what {
+            What::Watched(event) => event,
+            What::Bound(bound) => bound.event(),
+        }
+    }
+
+    /// Changes what it is watched for. Under the poller's lock; afterwards, [`sample`](Self::sample).
+    pub(super) fn watch(&self, watch: Watch) {
+        let mut bits = ENABLED;
+        for (wanted, bit) in [
+            (watch.readable, READABLE),
+            (watch.writable, WRITABLE),
+            (watch.edge, EDGE),
+            (watch.one_shot, ONE_SHOT),
+        ] {
+            bits |= if wanted { bit } else { 0 };
+        }
+        let update = |state| Some(state & QUEUED | bits);
+        // Calls that are armed for from now on see it: `arm` releases, and who claims acquires.
+        let _ = self
+            .state
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+    }
+
+    /// Queues it if it is ready, as epoll does when an item is added or modified.
+    pub(super) fn sample(&self) {
+        let state = self.state.load(Ordering::Relaxed);
+        self.arm(state);
+        if self.level(state) != 0 {
+            self.enqueue();
+        }
+    }
+
+    /// Takes it out for good. Returns whether it may still be in the queue. Under the poller's lock.
+    pub(super) fn delete(&self) -> bool {
+        self.state.swap(QUEUED | DELETED, Ordering::Relaxed) & QUEUED != 0
+    }
+
+    pub(super) fn is_deleted(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & DELETED != 0
+    }
+
+    /// Puts it into the queue and wakes a thread, unless it is there.
+    pub(super) fn enqueue(&self) {
+        if self.set_queued() {
+            // An item that is going away, and not through `delete`, cannot be called.
+            if let Some(me) = self.me.upgrade() {
+                self.shared.push(me);
+            }
+        }
+    }
+
+    /// Returns whether the caller has to put it into the queue.
+    pub(super) fn set_queued(&self) -> bool {
+        // AcqRel pairs with itself in `clear_queued`: the link is handed over with the bit.
+        self.state.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0
+    }
+
+    /// Whoever has taken it from the queue.
+    pub(super) fn clear_queued(&self) {
+        self.state.fetch_and(!QUEUED, Ordering::AcqRel);
+    }
+
+    /// Whoever has taken it from the queue, under the poller's lock, looks at a watched event. It has not been deleted.
+    pub(super) fn look(&self) -> Found {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & ENABLED == 0 {
+            self.clear_queued();
+            return Found::Nothing;
+        }
+        let stays = state & (EDGE | ONE_SHOT) == 0;
+        if stays {
+            let flags = self.level(state);
+            if flags != 0 {
+                return Found::StillReady(flags);
+            }
+        }
+        self.clear_queued();
+        self.arm(state);
+        let flags = self.level(state);
+        if flags == 0 {
+            return Found::Nothing;
+        }
+        if state & ONE_SHOT != 0 {
+            self.state.fetch_and(QUEUED, Ordering::Relaxed);
+        }
+        match stays {
+            // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
+            true if self.set_queued() => Found::StillReady(flags),
+            true => Found::Nothing,
+            false => Found::Ready(flags),
+        }
+    }
+
+    /// Carries over for a binding, or settles one that has been deleted.
+    pub(super) fn carry(&self) {
+        if let What::Bound(bound) = &self.what {
+            bound.carry(self);
+        }
+    }
+
+    /// What is to be reported of the event now. To be looked at after [`arm`](Self::arm).
+    fn level(&self, state: u32) -> u8 {
+        let now = Readiness::of(self.event().count_after_asking());
+        let mut flags = 0;
+        for (wanted, is, flag) in [
+            (READABLE, now.is_readable(), events::READABLE),
+            (WRITABLE, now.is_writable(), events::WRITABLE),
+            (ENABLED, now.is_error(), events::ERROR),
+        ] {
+            flags |= if state & wanted != 0 && is { flag } else { 0 };
+        }
+        flags
+    }
+
+    /// Asks for a call after the next change that is of interest.
+    fn arm(&self, state: u32) {
+        if state & ENABLED != 0 {
+            self.event().arm(if state & WRITABLE != 0 {
+                Interest::Both
+            } else {
+                Interest::Signals
+            });
+        }
+    }
+}
+
+impl Observer for Item {
+    fn notified(&self, change: Change) {
+        // Acquire pairs with the Release in `clear_queued`.
+        let state = self.state.load(Ordering::Acquire);
+        if state & QUEUED != 0 {
+            return;
+        }
+        let wanted = match change {
+            Change::Signalled if state & READABLE != 0 => true,
+            // One that is not to be told of signals is to be told of an overflow. (epoll does not.)
+            Change::Signalled if state & ENABLED != 0 => {
+                self.event().arm(Interest::Signals);
+                self.event().count_after_asking() == u64::MAX
+            }
+            Change::Signalled => false,
+            Change::Read => state & WRITABLE != 0,
+        };
+        if wanted {
+            self.enqueue();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What stands in for `fds` and `bound` where there is no epoll (or, under loom, nothing but the process): none of it is
+//! ever made.
+
+use super::PollError;
+use super::Watch;
+use super::events::Events;
+use super::item::Item;
+use super::poller::Registered;
+use crate::Event;
+use crate::sync::waiters::Outcome;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(super) enum Fds {}
+
+#[derive(Default)]
+pub(super) struct FdTable;
+
+pub(super) enum FdRegistration {}
+
+pub(super) enum Bound {}
+
+pub(super) enum Found {}
+
+impl Fds {
+    pub(super) fn ring(&self) {
+        match *self {}
+    }
+
+    pub(super) fn look(&self, _: usize, _: impl FnOnce(&[Found])) -> Result<(), PollError> {
+        match *self {}
+    }
+
+    pub(super) fn sleep(
+        &self,
+        _: usize,
+        _: Option<Instant>,
+        _: impl FnOnce(&[Found]),
+    ) -> Result<Outcome, PollError> {
+        match *self {}
+    }
+}
+
+impl FdTable {
+    pub(super) fn modify(
+        &self,
+        _: &Fds,
+        registration: &FdRegistration,
+        _: Watch,
+    ) -> Result<(), PollError> {
+        match *registration {}
+    }
+
+    pub(super) fn delete(&mut self, _: &Fds, registration: &FdRegistration) {
+        match *registration {}
+    }
+}
+
+impl Bound {
+    pub(super) fn event(&self) -> &Arc<Event> {
+        match *self {}
+    }
+
+    pub(super) fn carry(&self, _: &Item) {
+        match *self {}
+    }
+}
+
+impl Registered {
+    pub(super) fn take_over(&mut self, _: &mut Events, _: &[Found]) {}
+}

@@ -1,0 +1,74 @@
+//! What the observers of a poller reach: its queue, and the threads that sleep.
+
+use super::fds::Fds;
+use super::incoming::Incoming;
+use super::item::Item;
+use crate::sync::DEKKER;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::lazy::Lazy;
+use crate::sync::waiters::Waiters;
+use std::sync::Arc;
+
+pub(super) struct Shared {
+    pub(super) incoming: Incoming,
+    /// Somebody has asked for a return from `wait`.
+    notified: AtomicBool,
+    pub(super) waiters: Waiters,
+    /// Once it is there, threads sleep in it and no longer on the futex of `waiters`.
+    pub(super) fds: Lazy<Fds>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Shared {
+            incoming: Incoming::new(),
+            notified: AtomicBool::new(false),
+            waiters: Waiters::new(),
+            fds: Lazy::new(),
+        }
+    }
+
+    /// On any thread, without a lock, and without a system call unless a thread sleeps.
+    pub(super) fn push(&self, item: Arc<Item>) {
+        if self.incoming.push(item) {
+            self.wake();
+        }
+    }
+
+    pub(super) fn notify(&self) {
+        self.notified.swap(true, DEKKER);
+        self.wake();
+    }
+
+    pub(super) fn take_notice(&self) -> bool {
+        self.notified.load(DEKKER) && self.notified.swap(false, DEKKER)
+    }
+
+    pub(super) fn is_notified(&self) -> bool {
+        self.notified.load(DEKKER)
+    }
+
+    /// A glance, for who spins.
+    pub(super) fn seems_quiet(&self) -> bool {
+        self.incoming.seems_empty() && !self.notified.load(Ordering::Relaxed)
+    }
+
+    /// Wakes one thread, if any is announced. It wakes the next if it leaves anything.
+    pub(super) fn wake(&self) {
+        if !self.waiters.is_announced() {
+            return;
+        }
+        let sleepers = self.waiters.claim_sleepers(1);
+        match self.fds.get() {
+            None => drop(sleepers),
+            // Who chose to sleep there did so before it announced itself, so the claim has made this look find it. Who chose
+            // the futex before there was another place is woken when that is made.
+            Some(fds) => {
+                if sleepers.are_claimed() {
+                    fds.ring();
+                }
+                sleepers.wake_elsewhere();
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+/// What a [`Poller`](super::Poller) is to report of an event or file descriptor, and how often.
+///
+/// Errors are always reported (and of a file descriptor hang-ups), whatever is asked for, as epoll does.
+///
+/// | | reported | epoll's flag |
+/// |---|---|---|
+/// | level-triggered, the default | by every wait, as long as it is ready | |
+/// | [`edge`](Self::edge) | once after every operation of the right kind that leaves it ready | `EPOLLET` |
+/// | [`one_shot`](Self::one_shot) | once, then not before a [`modify`](super::Poller::modify) | `EPOLLONESHOT` |
+///
+/// The operation of the right kind is for `READABLE` any signal or successful write, be it of 0 or to an event that was
+/// readable already; for `WRITABLE` any successful read. So who watches for edges and has taken part of what was there,
+/// such as one unit of a semaphore, is not told of the rest before somebody writes again: take all, until there is nothing.
+///
+/// ```
+/// use doorbell::poll::Watch;
+///
+/// let queue = Watch::READABLE.edge();
+/// let shared_by_workers = Watch::READABLE.one_shot();
+/// assert_ne!(queue, shared_by_workers);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Watch {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    pub(super) edge: bool,
+    pub(super) one_shot: bool,
+}
+
+impl Watch {
+    /// Nothing but errors, which for an event is the overflow.
+    pub const ERRORS: Watch = Watch {
+        readable: false,
+        writable: false,
+        edge: false,
+        one_shot: false,
+    };
+
+    /// Whether a read would not block (`EPOLLIN`).
+    pub const READABLE: Watch = Watch {
+        readable: true,
+        ..Self::ERRORS
+    };
+
+    /// Whether a write would not block: of an event, one of 1 (`EPOLLOUT`).
+    pub const WRITABLE: Watch = Watch {
+        writable: true,
+        ..Self::ERRORS
+    };
+
+    /// Both.
+    pub const BOTH: Watch = Watch {
+        readable: true,
+        ..Self::WRITABLE
+    };
+
+    /// The same, but edge-triggered.
+    pub const fn edge(self) -> Self {
+        Watch { edge: true, ..self }
+    }
+
+    /// The same, but reported once. Of several threads in [`wait`](super::Poller::wait), one gets it.
+    pub const fn one_shot(self) -> Self {
+        Watch {
+            one_shot: true,
+            ..self
+        }
+    }
+}

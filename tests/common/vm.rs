@@ -1,0 +1,214 @@
+//! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds.
+//!
+//! There is no interrupt controller, so a HLT comes back from KVM_RUN.
+
+// Who uses it uses a part of it.
+#![allow(dead_code)]
+
+use doorbell::ioeventfd::{Bus, Key};
+use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
+use kvm_bindings::{
+    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+const PAGE: u64 = 0x1000;
+
+#[repr(C, align(4096))]
+struct Page([AtomicU64; PAGE as usize / 8]);
+
+/// Guest memory, in use by the guest and the test at the same time. Clones are the same memory.
+#[derive(Clone)]
+pub struct Memory(Arc<[Page]>);
+
+impl Memory {
+    /// The 64-bit cell at `address`, which is a multiple of 8.
+    pub fn cell(&self, address: u64) -> &AtomicU64 {
+        let page = &self.0[(address / PAGE) as usize];
+        &page.0[(address % PAGE / 8) as usize]
+    }
+
+    /// Copies a program to `address`, which is a multiple of 8.
+    pub fn load(&self, address: u64, program: &[u8]) {
+        for (at, bytes) in (address..).step_by(8).zip(program.chunks(8)) {
+            let mut cell = [0; 8];
+            cell[..bytes.len()].copy_from_slice(bytes);
+            let cell = u64::from_le_bytes(cell);
+            self.cell(at).store(cell, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A real-mode program that stands at `address`, with a HLT behind it.
+pub fn assemble(
+    address: u64,
+    program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(16).expect("16 bits");
+    let code = program(&mut a)
+        .and_then(|()| a.hlt())
+        .and_then(|()| a.assemble(address));
+    code.expect("a real-mode program")
+}
+
+/// Where a run of the vCPU ended. No ioeventfd took the access: it is for whoever runs the vCPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Halt,
+    Write {
+        bus: Bus,
+        address: u64,
+        /// The elements of a string come in one.
+        data: Vec<u8>,
+    },
+    /// It reads as 0.
+    Read {
+        bus: Bus,
+        address: u64,
+        size: usize,
+    },
+}
+
+pub struct Vm {
+    // Before the memory: they must be gone first.
+    vcpu: VcpuFd,
+    vm: Arc<VmFd>,
+    sregs: kvm_sregs,
+    memory: Memory,
+}
+
+impl Vm {
+    /// With as much guest memory; above it, an access is MMIO. `None`, and says so, where there is no KVM to be used.
+    pub fn new(memory_size: u64) -> Option<Self> {
+        let made = Self::try_new(memory_size);
+        if let Err(e) = &made {
+            eprintln!("skipped: no usable /dev/kvm ({e})");
+        }
+        made.ok()
+    }
+
+    fn try_new(memory_size: u64) -> Result<Self, kvm_ioctls::Error> {
+        let vm = Kvm::new()?.create_vm()?;
+        // Intel's CPUs want three pages of their own for real mode. This is where QEMU puts them.
+        vm.set_tss_address(0xfffb_d000)?;
+        let page = || Page([const { AtomicU64::new(0) }; PAGE as usize / 8]);
+        let memory = Memory((0..memory_size / PAGE).map(|_| page()).collect());
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory.0.len() as u64 * PAGE,
+            userspace_addr: memory.0.as_ptr() as u64,
+        };
+        // SAFETY: the region is all of `memory`, which lives as long as the vCPU can run, and all that is in it is
+        // atomic: the guest writes to it at any time.
+        unsafe { vm.set_user_memory_region(region) }?;
+        let vcpu = vm.create_vcpu(0)?;
+        let mut sregs = vcpu.get_sregs()?;
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs)?;
+        Ok(Vm {
+            vcpu,
+            vm: Arc::new(vm),
+            sregs,
+            memory,
+        })
+    }
+
+    pub fn fd(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What the guest is to do next: `regs`, with DS at `data`. That may be a base that no selector has: "unreal mode",
+    /// by which real mode reaches the first 4 GiB.
+    pub fn set(&mut self, mut regs: kvm_regs, data: u64) {
+        regs.rflags |= 2; // always set
+        self.vcpu.set_regs(&regs).expect("KVM_SET_REGS");
+        if self.sregs.ds.base != data {
+            self.sregs.ds.base = data;
+            self.vcpu.set_sregs(&self.sregs).expect("KVM_SET_SREGS");
+        }
+    }
+
+    /// Runs the guest to its next exit.
+    pub fn run(&mut self) -> Exit {
+        loop {
+            return match self.vcpu.run() {
+                Ok(VcpuExit::Hlt) => Exit::Halt,
+                Ok(VcpuExit::IoOut(port, data)) => Exit::Write {
+                    bus: Bus::Pio,
+                    address: port.into(),
+                    data: data.to_vec(),
+                },
+                Ok(VcpuExit::MmioWrite(address, data)) => Exit::Write {
+                    bus: Bus::Mmio,
+                    address,
+                    data: data.to_vec(),
+                },
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    data.fill(0);
+                    Exit::Read {
+                        bus: Bus::Mmio,
+                        address,
+                        size: data.len(),
+                    }
+                }
+                Ok(exit) => panic!("{exit:?}"),
+                Err(error) if error.errno() == libc::EINTR => continue,
+                Err(error) => panic!("KVM_RUN: {error}"),
+            };
+        }
+    }
+}
+
+vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
+
+/// KVM_IOEVENTFD. What was refused, as errno.
+///
+/// The ioctl itself: kvm-ioctls derives the length from the type of the datamatch, which leaves no way to most keys.
+pub fn assign(vm: &VmFd, key: &Key, fd: &EventFd) -> Result<(), i32> {
+    ioeventfd(vm, key, fd, 0)
+}
+
+/// The same, with KVM_IOEVENTFD_FLAG_DEASSIGN.
+pub fn deassign(vm: &VmFd, key: &Key, fd: &EventFd) -> Result<(), i32> {
+    ioeventfd(vm, key, fd, 1 << kvm_ioeventfd_flag_nr_deassign)
+}
+
+fn ioeventfd(vm: &VmFd, key: &Key, fd: &EventFd, mut flags: u32) -> Result<(), i32> {
+    if key.bus == Bus::Pio {
+        flags |= 1 << kvm_ioeventfd_flag_nr_pio;
+    }
+    if key.datamatch.is_some() {
+        flags |= 1 << kvm_ioeventfd_flag_nr_datamatch;
+    }
+    let argument = kvm_ioeventfd {
+        datamatch: key.datamatch.unwrap_or_default(),
+        addr: key.address,
+        len: key.length,
+        fd: fd.as_raw_fd(),
+        flags,
+        ..kvm_ioeventfd::default()
+    };
+    // SAFETY: KVM reads the argument and nothing else.
+    match unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &argument) } {
+        0 => Ok(()),
+        _ => {
+            let error = io::Error::last_os_error();
+            Err(error.raw_os_error().expect("an error of the kernel's"))
+        }
+    }
+}

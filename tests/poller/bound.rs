@@ -1,0 +1,301 @@
+//! Kernel eventfds bound to events.
+
+use crate::calls::is_held_by_fewer_than;
+use crate::common::caller::{Caller, call_at, wait_until};
+use crate::common::counter::Place;
+use crate::common::watchdog::{self, Watchdog};
+use crate::fds::not_open;
+use crate::set::errno;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::poll::{Events, PollError, Poller, Watch};
+use doorbell::{Event, Spin};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::Errno;
+use std::os::unix::net::UnixStream;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const FULL: u64 = u64::MAX - 1;
+
+fn write(fd: &OwnedFd, n: u64) {
+    assert_eq!(rustix::io::write(fd, &n.to_ne_bytes()), Ok(8));
+}
+
+/// What is in it. Not to be asked if there is nothing, unless it is non-blocking.
+fn read(fd: &OwnedFd) -> Result<u64, Errno> {
+    let mut value = [0; 8];
+    rustix::io::read(fd, &mut value).map(|_| u64::from_ne_bytes(value))
+}
+
+/// An event with an eventfd bound to it under key 1, in a poller that also watches it under key 2.
+fn bound(flags: EventfdFlags, initial: u64) -> (Poller, Arc<Event>, OwnedFd) {
+    let poller = Poller::new();
+    let event = Arc::new(Event::new(initial));
+    let fd = eventfd(0, flags).unwrap();
+    poller.bind(&fd, &event, 1).unwrap();
+    poller.add(&event, 2, Watch::READABLE).unwrap();
+    (poller, event, fd)
+}
+
+/// What a look reports.
+fn look(poller: &Poller) -> Vec<usize> {
+    let mut events = Events::with_capacity(4);
+    poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
+    events.iter().map(|ready| ready.key()).collect()
+}
+
+/// Looks often enough to have looked at the eventfd, though the event is ready all the time.
+fn carry(poller: &Poller) {
+    (0..40).for_each(|_| _ = look(poller));
+}
+
+#[test]
+fn a_count_is_carried_over() {
+    for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
+        let (poller, event, fd) = bound(flags, 0);
+        assert_eq!(look(&poller), []);
+        write(&fd, 5);
+        assert_eq!(event.count(), 0);
+        assert_eq!(look(&poller), [2]);
+        assert_eq!(event.read(), 5);
+        assert_eq!(look(&poller), []);
+        // Also what was there before.
+        write(&fd, 3);
+        poller.delete(1).unwrap();
+        poller.bind(&fd, &event, 1).unwrap();
+        assert_eq!(look(&poller), [2]);
+        assert_eq!(event.read(), 3);
+        // The others who have it open see it as it was.
+        let nonblocking = fcntl_getfl(&fd).unwrap().contains(OFlags::NONBLOCK);
+        assert_eq!(nonblocking, flags.contains(EventfdFlags::NONBLOCK));
+    }
+}
+
+#[test]
+fn a_semaphore_is_emptied() {
+    let (poller, event, fd) = bound(EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK, 0);
+    write(&fd, 1_000);
+    let mut looks = 0;
+    while event.count() < 1_000 {
+        look(&poller);
+        looks += 1;
+        assert!(looks < 100, "{event:?}");
+    }
+    assert_eq!(read(&fd), Err(Errno::AGAIN));
+    look(&poller);
+    assert_eq!(event.count(), 1_000);
+}
+
+#[test]
+fn what_does_not_fit_waits() {
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, FULL - 3);
+    write(&fd, 10);
+    carry(&poller);
+    assert_eq!(event.count(), FULL);
+    // Not even looked at as long as there is some left.
+    write(&fd, 100);
+    carry(&poller);
+    assert_eq!(event.count(), FULL);
+    assert_eq!(event.read(), FULL);
+    carry(&poller);
+    assert_eq!(event.read(), 107);
+    assert_eq!(read(&fd), Err(Errno::AGAIN));
+}
+
+#[test]
+fn nothing_goes_into_an_overflow() {
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, u64::MAX);
+    write(&fd, FULL);
+    carry(&poller);
+    assert_eq!(event.read(), u64::MAX);
+    carry(&poller);
+    assert_eq!(event.read(), FULL);
+}
+
+#[test]
+fn a_binding_that_ends() {
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, 0);
+    write(&fd, 5);
+    poller.delete(1).unwrap();
+    assert_eq!(look(&poller), []);
+    assert_eq!(event.count(), 0);
+    assert_eq!(read(&fd), Ok(5));
+
+    // Read already, and no room: signalled.
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, FULL - 1);
+    write(&fd, 2);
+    carry(&poller);
+    assert_eq!(event.count(), FULL);
+    poller.delete(1).unwrap();
+    assert!(event.readiness().is_error());
+    drop(poller);
+
+    // As far as there is room, not more.
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, FULL - 1);
+    write(&fd, 2);
+    carry(&poller);
+    assert_eq!(event.read(), FULL);
+    drop(poller);
+    assert_eq!(event.count(), 1);
+    is_held_by_fewer_than(2, &event);
+}
+
+/// The thread that carries runs the event's observers. What it carries is there although one panics, and once.
+#[test]
+fn an_observer_that_panics() {
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, 0);
+    let other = Arc::new(Event::new(0));
+    let other_fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    poller.bind(&other_fd, &other, 3).unwrap();
+    let panics = Observation::new(
+        Arc::clone(&event),
+        Interest::Signals,
+        Arc::new(|_: Change| panic!("as expected")),
+    );
+    write(&fd, 5);
+    write(&other_fd, 7);
+    let mut panicked = 0;
+    for _ in 0..40 {
+        panicked += u32::from(panic::catch_unwind(AssertUnwindSafe(|| look(&poller))).is_err());
+    }
+    assert_eq!(panicked, 1);
+    assert_eq!((event.count(), other.count()), (5, 7));
+    drop(panics);
+    write(&fd, 1);
+    carry(&poller);
+    assert_eq!(event.count(), 6);
+}
+
+/// Two threads sleep in wait; the one that carries panics, and the other is woken by what comes next.
+#[test]
+fn an_observer_that_panics_beside_a_sleeper() {
+    watchdog::limit("an_observer_that_panics_beside_a_sleeper", || {
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        let (event, other) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        poller.bind(&fd, &event, 1).unwrap();
+        poller.add(&other, 2, Watch::READABLE).unwrap();
+        let _panics = Observation::new(
+            Arc::clone(&event),
+            Interest::Signals,
+            Arc::new(|_: Change| panic!("as expected")),
+        );
+        let mut sleepers = Vec::from([(); 2].map(|()| {
+            let poller = Arc::clone(&poller);
+            call_at(Place::Descriptor(0), move || {
+                let mut events = Events::with_capacity(4);
+                let wait = || poller.wait(&mut events, None);
+                panic::catch_unwind(AssertUnwindSafe(wait)).is_err()
+            })
+        }));
+        sleepers.iter().for_each(Caller::wait_asleep);
+        write(&fd, 1);
+        wait_until("one to panic", || sleepers.iter().any(Caller::has_returned));
+        let first = sleepers.iter().position(Caller::has_returned).unwrap();
+        assert!(sleepers.remove(first).finish());
+        sleepers[0].wait_asleep();
+        other.signal();
+        assert!(!sleepers.remove(0).finish());
+        assert!(format!("{poller:?}").contains("waiting: 0"), "{poller:?}");
+    });
+}
+
+#[test]
+fn what_cannot_be_bound() {
+    let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, 0);
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let other = eventfd(0, EventfdFlags::empty()).unwrap();
+    assert_eq!(poller.bind(&socket, &event, 3), Err(PollError::NotEventfd));
+    assert_eq!(errno(PollError::NotEventfd), Errno::INVAL);
+    assert_eq!(poller.bind(&other, &event, 2), Err(PollError::KeyExists));
+    assert_eq!(poller.bind(not_open(), &event, 3), Err(PollError::BadFd));
+    assert_eq!(poller.modify(1, Watch::BOTH), Err(PollError::Bound));
+    assert_eq!(errno(PollError::Bound), Errno::INVAL);
+    poller.delete(1).unwrap();
+    assert_eq!(poller.delete(1), Err(PollError::NoEntry));
+    poller.bind(&fd, &event, 1).unwrap();
+}
+
+/// Writers at the eventfd, in the way of KVM or another process; threads in wait; readers at the event. It has little room, so
+/// that much has to wait.
+#[test]
+fn nothing_is_lost_and_nothing_doubled() {
+    const WRITES: u64 = 20_000;
+    for (flags, initial) in [
+        (EventfdFlags::empty(), 0),
+        (EventfdFlags::empty(), FULL - 2),
+        (EventfdFlags::SEMAPHORE, 0),
+    ] {
+        let poller = Poller::with_spin(Spin::Never);
+        let event = Arc::new(Event::new(initial));
+        let fd = eventfd(0, flags).unwrap();
+        poller.bind(&fd, &event, 1).unwrap();
+        let shown = Arc::clone(&event);
+        let _watchdog = Watchdog::new(Duration::from_secs(50), move || {
+            format!("nothing_is_lost, {flags:?} {initial}: {shown:?}")
+        });
+        let done = AtomicBool::new(false);
+        let expected = u128::from(initial) + u128::from(2 * WRITES);
+        thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    let mut events = Events::with_capacity(1);
+                    while !done.load(Ordering::Relaxed) {
+                        poller.wait(&mut events, None).unwrap();
+                    }
+                })
+            });
+            for _ in 0..2 {
+                scope.spawn(|| (0..WRITES).for_each(|_| write(&fd, 1)));
+            }
+            let mut sum = 0;
+            while sum < expected {
+                sum += u128::from(event.read());
+            }
+            assert_eq!(sum, expected);
+            done.store(true, Ordering::Relaxed);
+            while !waiters.iter().all(|waiter| waiter.is_finished()) {
+                poller.notify();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        assert_eq!(event.count(), 0);
+    }
+}
+
+/// Bindings are made and ended while the eventfd is written to; what is not in the event is in the eventfd.
+#[test]
+fn bindings_come_and_go() {
+    watchdog::limit("bindings_come_and_go", || {
+        const WRITES: u64 = 20_000;
+        let poller = Poller::new();
+        let event = Arc::new(Event::new(0));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let mut events = Events::with_capacity(1);
+                while !done.load(Ordering::Relaxed) {
+                    poller.wait(&mut events, None).unwrap();
+                }
+            });
+            let writer = scope.spawn(|| (0..WRITES).for_each(|_| write(&fd, 1)));
+            while !writer.is_finished() {
+                poller.bind(&fd, &event, 1).unwrap();
+                thread::sleep(Duration::from_micros(50));
+                poller.delete(1).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            while !waiter.is_finished() {
+                poller.notify();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        assert_eq!(event.count() + read(&fd).unwrap_or(0), WRITES);
+    });
+}
