@@ -63,7 +63,9 @@ pub fn cumulative(distribution: &Distribution) -> Markup {
 
 fn line(row: &Latencies, axis: &Axis) -> String {
     let last = (row.quantiles_ns.len() - 1) as f64;
-    let points = row.quantiles_ns.iter().enumerate().map(|(i, &ns)| {
+    let quantiles = row.quantiles_ns.iter().enumerate();
+    let shown = quantiles.filter(|&(_, &ns)| axis.holds(ns));
+    let points = shown.map(|(i, &ns)| {
         let (x, y) = (axis.place(ns), height(i as f64 / last));
         format!("{},{}", px(x), px(y))
     });
@@ -78,7 +80,7 @@ fn px(place: f64) -> String {
     format!("{place:.1}")
 }
 
-/// Of times. It ends before the few longest, which would leave little room for the others.
+/// Of times, without the shortest hundredth and the longest twentieth, which would leave little room for the others.
 struct Axis {
     first: f64,
     last: f64,
@@ -86,16 +88,19 @@ struct Axis {
 
 impl Axis {
     fn of(rows: &[Latencies]) -> Self {
-        let first = rows.iter().map(|row| row.quantiles_ns[0]);
-        let last = rows.iter().map(|row| row.p99_ns);
+        let first = rows.iter().map(|row| row.quantiles_ns[2]);
+        let last = rows.iter().map(|row| row.quantiles_ns[190]);
         Axis {
             first: first.fold(f64::INFINITY, f64::min).max(1.0),
             last: last.fold(10.0, f64::max),
         }
     }
 
+    fn holds(&self, ns: f64) -> bool {
+        (self.first..=self.last).contains(&ns)
+    }
+
     fn place(&self, ns: f64) -> f64 {
-        let ns = ns.clamp(self.first, self.last);
         let share = (ns / self.first).ln() / (self.last / self.first).ln();
         LEFT + share * (WIDTH - LEFT - RIGHT)
     }
@@ -104,8 +109,6 @@ impl Axis {
     fn ticks(&self) -> Vec<f64> {
         let decades = (0..12).map(|decade| 10_f64.powi(decade));
         let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * decade));
-        ticks
-            .filter(|&tick| (self.first..=self.last).contains(&tick))
-            .collect()
+        ticks.filter(|&tick| self.holds(tick)).collect()
     }
 }

@@ -8,7 +8,7 @@
 //! | what | where |
 //! |---|---|
 //! | what is compared with what | [`sections`], `benches/cases/` |
-//! | the turns, the progress bar | [`measure`] |
+//! | the turns | [`measure`] |
 //! | what came of it | [`results`], written by [`page`] with [`chart`], and by [`text`] |
 //!
 //! `cargo run --release --example report -- --help` tells the options.
@@ -28,6 +28,8 @@ mod measure;
 mod options;
 #[cfg(target_os = "linux")]
 mod page;
+#[cfg(target_os = "linux")]
+mod progress;
 #[cfg(target_os = "linux")]
 mod results;
 #[cfg(target_os = "linux")]

@@ -4,9 +4,9 @@ use crate::cases::latency::{self, Sampler};
 use crate::cases::turns::{Samples, take_turns};
 use crate::cases::{self, Case};
 use crate::machine::{self, Machine};
+use crate::progress::Progress;
 use crate::results::{Comparison, Distribution, Report, Section};
 use crate::sections::{self, Plan};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How much of everything.
@@ -44,18 +44,18 @@ pub fn run(quick: bool) -> Report {
         })
         .sum::<usize>()
         * effort.turns;
-    let bar = progress_bar(samples);
+    let progress = Progress::new(samples);
 
     let sections = plans.into_iter().map(|plan| {
-        bar.set_message(plan.title);
         let mut comparisons = Vec::new();
         for name in &plan.groups {
+            progress.begin(name);
             let mut group: Vec<Case> = cases.extract_if(.., |case| case.group == *name).collect();
-            let samples = take_turns(&mut group, effort.turns, effort.turn, || bar.inc(1));
+            let samples = take_turns(&mut group, effort.turns, effort.turn, || progress.step());
             comparisons.push(Comparison::new(name.clone(), &samples));
         }
         let distributions = match plan.latencies {
-            true => distributions(&effort, &bar),
+            true => distributions(&effort, &progress),
             false => Vec::new(),
         };
         Section {
@@ -66,7 +66,7 @@ pub fn run(quick: bool) -> Report {
         }
     });
     let sections = sections.collect();
-    bar.finish_and_clear();
+    progress.clear();
     Report {
         doorbell: env!("CARGO_PKG_VERSION"),
         time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -91,19 +91,15 @@ fn cases() -> Vec<Case> {
     .collect()
 }
 
-/// A line on a terminal, nothing elsewhere.
-fn progress_bar(samples: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %  {eta:>4} left  {msg}");
-    ProgressBar::new(samples as u64).with_style(style.expect("it is a template"))
-}
-
 fn latency_cases() -> usize {
     latency::wake_ups().len() + latency::bursts().len()
 }
 
-fn distributions(effort: &Effort, bar: &ProgressBar) -> Vec<Distribution> {
-    let [wake_calls, wake_ups] = latencies(latency::wake_ups(), effort, bar);
-    let [burst_calls, bursts] = latencies(latency::bursts(), effort, bar);
+fn distributions(effort: &Effort, progress: &Progress) -> Vec<Distribution> {
+    progress.begin(sections::WAKE_UP);
+    let [wake_calls, wake_ups] = latencies(latency::wake_ups(), effort, progress);
+    progress.begin(sections::BURST);
+    let [burst_calls, bursts] = latencies(latency::bursts(), effort, progress);
     vec![
         Distribution::new(sections::WAKE_UP, &wake_ups),
         Distribution::new(sections::WAKE_CALL, &wake_calls),
@@ -116,7 +112,7 @@ fn distributions(effort: &Effort, bar: &ProgressBar) -> Vec<Distribution> {
 fn latencies(
     mut samplers: Vec<(&'static str, Sampler)>,
     effort: &Effort,
-    bar: &ProgressBar,
+    progress: &Progress,
 ) -> [Samples; 2] {
     let nothing: Samples = samplers.iter().map(|(who, _)| (*who, Vec::new())).collect();
     let (mut calls, mut woken) = (nothing.clone(), nothing);
@@ -128,7 +124,7 @@ fn latencies(
                 calls[i].1.push(sample.call.as_nanos() as f64);
                 woken[i].1.push(sample.woken.as_nanos() as f64);
             }
-            bar.inc(1);
+            progress.step();
         }
     }
     [calls, woken]

@@ -49,34 +49,21 @@ fn glance(report: &Report) -> Markup {
             span.behind { "Marked like this," }
             " they take at least a twentieth less."
         }
+        @let peers = report.peers();
         @for section in &report.sections {
-            (glance_at(section))
+            (glance_at(section, &peers))
         }
     }
 }
 
-fn glance_at(section: &Section) -> Markup {
-    type Ratios = Vec<(&'static str, f64)>;
-    let compared = section.comparisons.iter().map(|comparison| {
-        let peers = comparison.rows.iter().filter(|row| row.kind == Kind::Peer);
-        let ratios: Ratios = peers.map(|row| (row.who, row.to_doorbell)).collect();
-        (comparison.name.as_str(), ratios)
-    });
-    let distributed = section.distributions.iter().map(|distribution| {
-        let peers = distribution
-            .rows
+fn glance_at(section: &Section, peers: &[&str]) -> Markup {
+    let lines = section.ratios();
+    let takes_part = |peer| {
+        lines
             .iter()
-            .filter(|row| row.kind == Kind::Peer);
-        let ratios: Ratios = peers.map(|row| (row.who, row.to_doorbell)).collect();
-        (distribution.name, ratios)
-    });
-    let lines: Vec<_> = compared.chain(distributed).collect();
-    let mut peers = Vec::new();
-    for (who, _) in lines.iter().flat_map(|(_, ratios)| ratios) {
-        if !peers.contains(who) {
-            peers.push(*who);
-        }
-    }
+            .any(|(_, ratios)| ratios.iter().any(|(who, _)| who == peer))
+    };
+    let peers: Vec<_> = peers.iter().filter(|peer| takes_part(*peer)).collect();
     html! {
         div.wide {
             table.glance {
@@ -86,7 +73,7 @@ fn glance_at(section: &Section) -> Markup {
                         tr {
                             td { (name) }
                             @for who in &peers {
-                                @match ratios.iter().find(|(peer, _)| peer == who) {
+                                @match ratios.iter().find(|(peer, _)| peer == *who) {
                                     Some((_, ratio)) => td.behind[results::is_less(*ratio)] { (format::ratio(*ratio)) },
                                     None => td {},
                                 }

@@ -26,6 +26,47 @@ pub struct Section {
     pub distributions: Vec<Distribution>,
 }
 
+/// Peers, and how many times doorbell's time they take.
+type Ratios = Vec<(&'static str, f64)>;
+
+impl Report {
+    /// All peers, each once.
+    pub fn peers(&self) -> Vec<&'static str> {
+        let mut peers = Vec::new();
+        for (_, ratios) in self.sections.iter().flat_map(Section::ratios) {
+            for (who, _) in ratios {
+                if !peers.contains(&who) {
+                    peers.push(who);
+                }
+            }
+        }
+        peers
+    }
+}
+
+impl Section {
+    /// The ratios of each comparison and each distribution, with its name.
+    pub fn ratios(&self) -> Vec<(&str, Ratios)> {
+        let compared = self.comparisons.iter().map(|comparison| {
+            let rows = comparison.rows.iter();
+            let ratios = peers(rows.map(|row| (row.who, row.kind, row.to_doorbell)));
+            (comparison.name.as_str(), ratios)
+        });
+        let distributed = self.distributions.iter().map(|distribution| {
+            let rows = distribution.rows.iter();
+            let ratios = peers(rows.map(|row| (row.who, row.kind, row.to_doorbell)));
+            (distribution.name, ratios)
+        });
+        compared.chain(distributed).collect()
+    }
+}
+
+fn peers(rows: impl Iterator<Item = (&'static str, Kind, f64)>) -> Ratios {
+    rows.filter(|(_, kind, _)| *kind == Kind::Peer)
+        .map(|(who, _, ratio)| (who, ratio))
+        .collect()
+}
+
 /// The same done in different ways.
 #[derive(Serialize)]
 pub struct Comparison {
