@@ -90,9 +90,10 @@ impl Axis {
     fn of(rows: &[Latencies]) -> Self {
         let first = rows.iter().map(|row| row.quantiles_ns[2]);
         let last = rows.iter().map(|row| row.quantiles_ns[190]);
+        let first = first.fold(f64::INFINITY, f64::min).max(1.0);
         Axis {
-            first: first.fold(f64::INFINITY, f64::min).max(1.0),
-            last: last.fold(10.0, f64::max),
+            first,
+            last: last.fold(2.0 * first, f64::max),
         }
     }
 
