@@ -7,7 +7,8 @@ mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    cases::criterion(cases::event::all());
+    let cases = [cases::event::all(), cases::batch::all()];
+    cases::criterion(cases.into_iter().flatten().collect());
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -1,7 +1,8 @@
 //! The event: a 64-bit counter that threads can wait on.
 //!
 //! The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
-//! reached by system calls. Here the counter is an atomic, and those who wait stand at two `Waiters`:
+//! reached by system calls. Here the counter is an atomic, and those who wait stand at two `Waiters`, see
+//! `src/event/counter.rs`:
 //!
 //! ```text
 //!     count     0 ..= u64::MAX − 1 by write();  u64::MAX by signal() alone: the overflow state
@@ -22,6 +23,8 @@
 //! After a lost race the loser backs off for a moment, which lets the winner keep the cache line: under contention that
 //! is faster than `fetch_add`.
 
+mod batch;
+pub(crate) mod counter;
 mod error;
 #[cfg(target_os = "linux")]
 mod handover;
@@ -30,7 +33,8 @@ mod readiness;
 mod wakers;
 
 pub use crate::sync::spin::Spin;
-pub use error::WriteError;
+pub use batch::Batch;
+pub use error::{Unwritten, WriteError};
 #[cfg(target_os = "linux")]
 pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
@@ -38,14 +42,15 @@ pub use readiness::Readiness;
 
 pub(crate) use wakers::Place;
 
+use counter::{Counter, Owner};
 use observer::Observers;
 
-use crate::sync::DEKKER;
-use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, ARMED, Waiters};
+use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
+#[cfg(not(loom))]
+use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// What a read takes. Fixed when the event is made, as `EFD_SEMAPHORE` is for an eventfd.
@@ -98,17 +103,22 @@ pub enum Mode {
 pub struct Event {
     /// Aligns the event to cache lines of its own: a neighbour's writes must not slow down a signal.
     _line: [CachePadded<()>; 0],
-    count: AtomicU64,
-    readers: Waiters,
-    writers: Waiters,
+    counter: Counter,
     observers: Observers,
     mode: Mode,
     spin: Spinner,
 }
 
-/// All of it in one cache line of the usual size.
+/// All of it in one cache line of the usual size, of which the event has the whole.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<(AtomicU64, Waiters, Waiters, Observers, Mode, Spinner)>() <= 64);
+const _: () = {
+    const LINE: usize = 64;
+    assert!(align_of::<Event>() % LINE == 0 && size_of::<Event>() % LINE == 0);
+    assert!(offset_of!(Event, counter) + size_of::<Counter>() <= LINE);
+    assert!(offset_of!(Event, observers) + size_of::<Observers>() <= LINE);
+    assert!(offset_of!(Event, mode) + size_of::<Mode>() <= LINE);
+    assert!(offset_of!(Event, spin) + size_of::<Spinner>() <= LINE);
+};
 
 impl Event {
     maybe_const! {
@@ -140,9 +150,7 @@ impl Event {
         pub fn with_mode(initial: u64, mode: Mode) -> Self {
             Event {
                 _line: [],
-                count: AtomicU64::new(initial),
-                readers: Waiters::new(),
-                writers: Waiters::new(),
+                counter: Counter::new(initial),
                 observers: Observers::new(),
                 mode,
                 spin: Spinner::new(Spin::DEFAULT),
@@ -179,9 +187,7 @@ impl Event {
     /// ```
     #[inline]
     pub fn signal_n(&self, n: u64) {
-        let added = self.update(move |count| Some(count.saturating_add(n)));
-        debug_assert!(added.is_some());
-        self.wake_readers(n);
+        self.counter.signal(n, self);
     }
 
     /// Adds `n`, blocking while the count cannot take all of it, that is while `count + n` would exceed `u64::MAX - 1`.
@@ -192,7 +198,7 @@ impl Event {
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`, at once, whatever the count.
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.write_until(n, None)
+        self.counter.write_until(n, None, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -210,12 +216,7 @@ impl Event {
     /// ```
     #[inline]
     pub fn try_write(&self, n: u64) -> Result<(), WriteError> {
-        if n == u64::MAX {
-            return Err(WriteError::Invalid);
-        }
-        self.add(n).ok_or(WriteError::WouldBlock)?;
-        self.wake_readers(n);
-        Ok(())
+        self.counter.try_write(n, self)
     }
 
     /// Adds `n`, blocking up to `timeout` until the count can take all of it.
@@ -227,7 +228,8 @@ impl Event {
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`. Then the
     /// count was not changed.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        self.write_until(n, Instant::now().checked_add(timeout))
+        self.counter
+            .write_until(n, Instant::now().checked_add(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -236,12 +238,12 @@ impl Event {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.write_until(n, Some(deadline))
+        self.counter.write_until(n, Some(deadline), self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     pub fn read(&self) -> u64 {
-        match self.read_until(None) {
+        match self.counter.read_until(None, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -250,9 +252,7 @@ impl Event {
     /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
-        let value = self.take()?;
-        self.wake_writers();
-        Some(value)
+        self.counter.try_read(self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0.
@@ -260,17 +260,18 @@ impl Event {
     /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
     /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        self.read_until(Instant::now().checked_add(timeout))
+        self.counter
+            .read_until(Instant::now().checked_add(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.read_until(Some(deadline))
+        self.counter.read_until(Some(deadline), self)
     }
 
     /// The count now. Another thread may change it before the caller looks at the result.
     pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+        self.counter.load()
     }
 
     /// What `poll(2)` would report of an eventfd now.
@@ -283,17 +284,13 @@ impl Event {
 
     /// The count, for who has just asked to be told of changes: one that it does not see, tells.
     pub(crate) fn count_after_asking(&self) -> u64 {
-        self.count.load(DEKKER)
+        self.counter.look()
     }
 
     /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_all(&self) -> u64 {
-        // Looking first keeps the line shared while there is nothing to take.
-        match self.count.load(DEKKER) {
-            0 => 0,
-            _ => self.count.swap(0, DEKKER),
-        }
+        self.counter.take_all()
     }
 
     /// Whether reads take all or one.
@@ -306,144 +303,14 @@ impl Event {
         self.spin.policy()
     }
 
-    fn read_until(&self, deadline: Option<Instant>) -> Option<u64> {
-        let value = match self.take() {
-            Some(value) => value,
-            None => self.wait_to_take(deadline)?,
-        };
-        self.wake_writers();
-        Some(value)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait_to_take(&self, deadline: Option<Instant>) -> Option<u64> {
-        let take = || self.take();
-        self.spin.wait(
-            deadline,
-            || self.count.load(Ordering::Relaxed) != 0,
-            take,
-            || self.readers.wait(deadline, take, || self.units()),
-        )
-    }
-
-    /// How many reads could succeed now, with a [`DEKKER`] load.
+    /// How many reads could succeed now, with a [`DEKKER`](crate::sync::DEKKER) load.
     pub(crate) fn units(&self) -> u32 {
-        match (self.mode, self.count.load(DEKKER)) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        }
-    }
-
-    fn write_until(&self, n: u64, deadline: Option<Instant>) -> Result<(), WriteError> {
-        match self.try_write(n) {
-            Err(WriteError::WouldBlock) => {
-                self.wait_to_add(n, deadline).ok_or(WriteError::TimedOut)?;
-                self.wake_readers(n);
-                Ok(())
-            }
-            done => done,
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait_to_add(&self, n: u64, deadline: Option<Instant>) -> Option<()> {
-        let add = || self.add(n);
-        self.spin.wait(
-            deadline,
-            || fits(self.count.load(Ordering::Relaxed), n),
-            add,
-            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
-            || self.writers.wait(deadline, add, || 0),
-        )
-    }
-
-    /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
-    #[inline(always)]
-    fn take(&self) -> Option<u64> {
-        match self.mode {
-            Mode::Counter => {
-                // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every
-                // writer since the last read, which a load and a store would not.
-                let count = self.count.load(DEKKER);
-                let count = if count == 0 {
-                    0
-                } else {
-                    self.count.swap(0, DEKKER)
-                };
-                (count != 0).then_some(count)
-            }
-            Mode::Semaphore => self.update(|count| count.checked_sub(1)).map(|_| 1),
-        }
-    }
-
-    /// Adds `n` if it fits. `None`, with a [`DEKKER`] load, if not.
-    #[inline(always)]
-    fn add(&self, n: u64) -> Option<()> {
-        self.update(move |count| fits(count, n).then(|| count + n))
-            .map(|_| ())
-    }
-
-    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does.
-    ///
-    /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
-    /// after its announcement.
-    #[inline(always)]
-    fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        let count = self.count.load(DEKKER);
-        match self
-            .count
-            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
-        {
-            Ok(count) => Some(count),
-            Err(now) => self.update_after_a_race(now, next),
-        }
-    }
-
-    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that the
-    /// fast path need not save registers for it.
-    #[cold]
-    #[inline(never)]
-    fn update_after_a_race(
-        &self,
-        mut count: u64,
-        next: impl Fn(u64) -> Option<u64>,
-    ) -> Option<u64> {
-        let mut pauses = FIRST_PAUSES;
-        loop {
-            back_off(pauses);
-            pauses = MOST_PAUSES.min(2 * pauses);
-            match self
-                .count
-                .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
-            {
-                Ok(count) => return Some(count),
-                Err(now) => count = now,
-            }
-        }
-    }
-
-    /// Second half of a write of `n`.
-    #[inline(always)]
-    fn wake_readers(&self, n: u64) {
-        // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
-        let count = match self.mode {
-            _ if n == 0 => 0,
-            Mode::Counter => 1,
-            Mode::Semaphore => saturate(n),
-        };
-        self.readers.notify(count, |kinds| {
-            self.observers.call(Change::Signalled, kinds);
-        });
+        self.counter.units(self.mode)
     }
 
     /// Second half of a read.
-    #[inline(always)]
     pub(crate) fn wake_writers(&self) {
-        self.writers.notify(ALL, |kinds| {
-            self.observers.call(Change::Read, kinds);
-        });
+        self.counter.wake_writers(self);
     }
 
     /// Asks for one call of every observer that is attached to be armed. For an observer that has no
@@ -464,39 +331,38 @@ impl Event {
     /// Who waits for a change.
     pub(crate) fn waiters(&self, change: Change) -> &Waiters {
         match change {
-            Change::Signalled => &self.readers,
-            Change::Read => &self.writers,
+            Change::Signalled => self.counter.readers(),
+            Change::Read => self.counter.writers(),
         }
     }
 
     /// Who waits for which change.
     fn sides(&self) -> [(&Waiters, Change); 2] {
         [
-            (&self.readers, Change::Signalled),
-            (&self.writers, Change::Read),
+            (self.counter.readers(), Change::Signalled),
+            (self.counter.writers(), Change::Read),
         ]
     }
 }
 
-/// What the loser of a race for the count does before it tries again. In that time the winner goes on with the cache
-/// line, at a fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations.
-fn back_off(pauses: u32) {
-    for _ in 0..pauses {
-        std::hint::spin_loop();
+impl Owner for Event {
+    #[inline(always)]
+    fn mode(&self) -> Mode {
+        self.mode
     }
-}
 
-const FIRST_PAUSES: u32 = 8;
-const MOST_PAUSES: u32 = 64;
+    fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
 
-/// Whether a write of `n` leaves the count below `u64::MAX`.
-#[inline(always)]
-fn fits(count: u64, n: u64) -> bool {
-    n < u64::MAX - count
-}
+    #[inline(always)]
+    fn kinds(&self) -> u32 {
+        ARMED | OBSERVED
+    }
 
-fn saturate(n: u64) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
+    fn call(&self, change: Change, kinds: u32) {
+        self.observers.call(change, kinds);
+    }
 }
 
 impl Default for Event {
@@ -512,8 +378,8 @@ impl fmt::Debug for Event {
         f.debug_struct("Event")
             .field("count", &self.count())
             .field("mode", &self.mode)
-            .field("waiting_readers", &self.readers.count())
-            .field("waiting_writers", &self.writers.count())
+            .field("waiting_readers", &self.counter.readers().count())
+            .field("waiting_writers", &self.counter.writers().count())
             .field("spin", &self.spin())
             .finish()
     }

@@ -21,6 +21,8 @@ pub mod ioeventfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
 pub mod poll;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub mod shared;
 
 #[cfg(not(loom))]
 mod sync;
@@ -30,4 +32,6 @@ mod sync;
 pub mod sync;
 
 pub use event::{Event, Mode, Readiness, Spin, WriteError};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub use shared::{AttachError, SharedEvent};
 pub use sync::membarrier::{MembarrierError, use_membarrier};

@@ -8,6 +8,7 @@
 //! | [`atomic`] | the atomics, std's or loom's |
 //! | [`DEKKER`], [`dekker_load`] | the ordering for "I store mine, then look at yours" |
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
+//! | [`scope`] | whether a word is shared with threads of this process or with other processes |
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
 //! | [`parker`] | a thread asleep behind a `Waker` |
 //! | [`lazy`] | a value made when it is first asked for |
@@ -23,6 +24,7 @@ pub mod futex;
 pub(crate) mod lazy;
 pub(crate) mod membarrier;
 pub(crate) mod parker;
+pub(crate) mod scope;
 pub(crate) mod spin;
 #[cfg(not(loom))]
 pub(crate) mod srcu;

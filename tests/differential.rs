@@ -1,4 +1,4 @@
-//! Random scripts of calls, played to `doorbell::Event` and to a real eventfd at once. `fuzz/` plays more of them.
+//! Random scripts of calls, played to our events and to a real eventfd at once. `fuzz/` plays more of them.
 
 #![cfg(target_os = "linux")]
 
@@ -8,6 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::kernel::Kernel;
 use common::ours::DefaultSpin;
 use common::script::Script;
+use common::shared::Shared;
 use common::watchdog;
 use proptest::prelude::*;
 
@@ -22,5 +23,11 @@ proptest! {
     fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
         watchdog::limit("a script", || script.compare::<DefaultSpin, Kernel>());
+    }
+
+    #[test]
+    fn shared_event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
+        watchdog::limit("a script", || script.compare::<Shared, Kernel>());
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-implementations! {
+all_implementations! {
     e51_random_writes,
     e51_random_writes_to_a_semaphore,
     e52_a_prime_for_each_of_168_writers,
@@ -108,7 +108,7 @@ impl Readers {
 /// Writers that make some calls each; their results are what they have added.
 fn start_writers<C: Counter>(
     counter: &C,
-    calls: usize,
+    calls: u64,
     body: impl Fn(&C, &mut Rng) -> u64 + Clone + Send + 'static,
 ) -> Vec<JoinHandle<u128>> {
     (0..THREADS)
@@ -126,7 +126,7 @@ fn random_writes<C: Counter>(mode: Mode) {
     let counter = C::new(0, mode);
     let _watchdog = watch(&counter);
     let readers = Readers::start(&counter, |c, _| c.read().unwrap());
-    let writers = start_writers(&counter, 100_000, |c, random| {
+    let writers = start_writers(&counter, C::MANY, |c, random| {
         let n = random.u64(0..4);
         c.write(n).unwrap();
         n
@@ -144,12 +144,12 @@ fn e51_random_writes_to_a_semaphore<C: Counter>() {
 }
 
 fn e52_a_prime_for_each_of_168_writers<C: Counter>() {
-    const WRITES: u64 = 1_000;
+    let writes = C::MANY / 100;
     let primes: Vec<u64> = (2..1000)
         .filter(|n| (2..*n).all(|divisor| n % divisor != 0))
         .collect();
     assert_eq!(primes.len(), 168);
-    let goal = primes.iter().sum::<u64>() * WRITES;
+    let goal = primes.iter().sum::<u64>() * writes;
 
     let counter = C::new(0, Mode::Counter);
     let _watchdog = watch(&counter);
@@ -164,7 +164,7 @@ fn e52_a_prime_for_each_of_168_writers<C: Counter>() {
         .into_iter()
         .map(|prime| {
             spawn(&counter, move |c| {
-                (0..WRITES).for_each(|_| c.write(prime).unwrap())
+                (0..writes).for_each(|_| c.write(prime).unwrap())
             })
         })
         .collect();
@@ -177,7 +177,7 @@ fn e52_a_prime_for_each_of_168_writers<C: Counter>() {
 
 /// A few units go round: each reader that got one asks for another, until all have had their share.
 fn e53_four_readers_of_a_semaphore_with_feedback<C: Counter>() {
-    const SHARE: u64 = 5_000;
+    let share_of_each = C::MANY / 20;
     let units = C::new(2, Mode::Semaphore);
     let _watchdog = watch(&units);
     let feedback = C::new(0, Mode::Counter);
@@ -186,7 +186,7 @@ fn e53_four_readers_of_a_semaphore_with_feedback<C: Counter>() {
             let feedback = feedback.clone();
             spawn(&units, move |units| {
                 let mut share = 0;
-                while share < SHARE {
+                while share < share_of_each {
                     let unit = match units.try_read() {
                         Err(Errno::AGAIN) => units.read_timeout(Duration::from_millis(1)),
                         done => done,
@@ -200,8 +200,11 @@ fn e53_four_readers_of_a_semaphore_with_feedback<C: Counter>() {
         })
         .collect();
     let mut given = 2;
-    while given < SHARE * THREADS {
-        let more = feedback.read().unwrap().min(SHARE * THREADS - given);
+    while given < share_of_each * THREADS {
+        let more = feedback
+            .read()
+            .unwrap()
+            .min(share_of_each * THREADS - given);
         units.write(more).unwrap();
         given += more;
     }
@@ -252,13 +255,11 @@ fn write_somehow<C: Counter>(counter: &C, random: &mut Rng, range: Range<u64>) -
     }
 }
 
-const CALLS: usize = 20_000;
-
 fn while_readers_block<C: Counter>(mode: Mode) {
     let counter = C::new(0, mode);
     let _watchdog = watch(&counter);
     let readers = Readers::start(&counter, read_somehow);
-    let writers = start_writers(&counter, CALLS, |c, random| {
+    let writers = start_writers(&counter, C::MANY / 5, |c, random| {
         falter(random);
         if random.bool() {
             c.signal();
@@ -283,7 +284,7 @@ fn every_way_to_call_while_writers_block<C: Counter>() {
     let counter = C::new(0, Mode::Counter);
     let _watchdog = watch(&counter);
     let readers = Readers::start(&counter, read_somehow);
-    let writers = start_writers(&counter, CALLS, |c, random| {
+    let writers = start_writers(&counter, C::MANY / 5, |c, random| {
         write_somehow(c, random, 1 << 62..1 << 63)
     });
     readers.settle(&counter, sum(writers));
@@ -298,7 +299,7 @@ fn every_way_to_call_a_semaphore_while_writers_block<C: Counter>() {
         falter(random);
         read_somehow(c, random)
     });
-    let writers = start_writers(&counter, CALLS, |c, random| {
+    let writers = start_writers(&counter, C::MANY / 5, |c, random| {
         write_somehow(c, random, 0..ROOM + 1)
     });
     readers.settle(&counter, u128::from(FULL - ROOM) + sum(writers));

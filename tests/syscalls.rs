@@ -11,7 +11,9 @@ mod common;
 use common::caller::{Caller, call, call_at, wait_until};
 use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
+use common::shared::Shared;
 use common::watchdog::Watchdog;
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
@@ -153,6 +155,8 @@ fn none_while_nobody_sleeps() {
         .map(|mode| (left_by_readers::<DefaultSpin>(mode), left_by_writers(mode)));
     let sleeping = [Mode::Counter, Mode::Semaphore]
         .map(|mode| (left_by_readers::<NeverSpin>(mode), left_by_writers(mode)));
+    let shared = [Mode::Counter, Mode::Semaphore]
+        .map(|mode| (left_by_readers::<Shared>(mode), left_by_writers(mode)));
     // Somebody waits here, but awake.
     static WATCHED: Event = Event::new(0).with_spin(Spin::Always);
     thread::spawn(|| {
@@ -166,6 +170,9 @@ fn none_while_nobody_sleeps() {
         .iter()
         .for_each(|(empty, full)| call_without_waiting(empty, full));
     sleeping
+        .iter()
+        .for_each(|(empty, full)| call_without_waiting(empty, full));
+    shared
         .iter()
         .for_each(|(empty, full)| call_without_waiting(empty, full));
     for _ in 0..BURST {
@@ -348,6 +355,36 @@ fn one_wake_up_for_a_burst_of_signals() {
         readers.into_iter().for_each(|reader| _ = reader.finish());
         // It does not sleep any more.
         burst(event);
+    });
+    if let Some(calls) = calls {
+        assert_eq!((calls.waits, calls.wakes.len()), (1, 1), "{calls:?}");
+    }
+}
+
+/// 64 events that one poller waits for, here one that does no more than count and sleep: rung together, they wake it once.
+#[test]
+fn one_wake_up_for_a_batch_of_64_events() {
+    let test = "one_wake_up_for_a_batch_of_64_events";
+    let calls = futex_calls(test, 0, Mode::Counter, |poller| {
+        let events = [const { Event::new(0) }; 64];
+        let observations = events.each_ref().map(|event| {
+            let poller = poller.clone();
+            let observer = Arc::new(move |_: Change| poller.signal_n(1));
+            let observation = Observation::on_demand(event, Interest::Signals, observer);
+            observation.arm(Interest::Signals);
+            observation
+        });
+        let mut batch = Batch::new();
+        for event in &events {
+            let index = batch.add(event);
+            batch.signal(index);
+            batch.signal(index);
+        }
+        let readers = asleep(poller, 1);
+        batch.commit().unwrap();
+        let seen = readers.into_iter().map(|reader| reader.finish().unwrap());
+        assert_eq!(seen.sum::<u64>() + Counter::count(poller), 64);
+        drop(observations);
     });
     if let Some(calls) = calls {
         assert_eq!((calls.waits, calls.wakes.len()), (1, 1), "{calls:?}");

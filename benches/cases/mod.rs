@@ -3,6 +3,7 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub mod batch;
 pub mod bells;
 pub mod event;
 pub mod futures;
@@ -45,6 +46,7 @@ pub struct Ratio {
 /// The cases of all modules, a group's one after the other.
 pub fn all() -> Vec<Case> {
     let mut cases = event::all();
+    cases.extend(batch::all());
     cases.extend(ioeventfd::all());
     cases.extend(wait_any::all());
     cases.extend(futures::all());
@@ -57,6 +59,7 @@ pub fn all() -> Vec<Case> {
 /// The ratios of all modules.
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = event::ratios();
+    ratios.extend(batch::ratios());
     ratios.extend(ioeventfd::ratios());
     ratios.extend(wait_any::ratios());
     ratios.extend(futures::ratios());

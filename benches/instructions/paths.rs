@@ -1,9 +1,9 @@
 //! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around it.
 
-use doorbell::event::{Change, Interest, Observation};
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Reader, Table};
 use doorbell::{Event, Mode};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::mem;
 use std::sync::Arc;
@@ -24,9 +24,9 @@ macro_rules! paths {
             match name {
                 $($name => {
                     #[inline(never)]
-                    fn path(event: &Event, table: &Lookups) {
-                        let path: fn(&Event, &Lookups) = const { $path };
-                        path(event, table);
+                    fn path(event: &Event, fixture: &Fixture) {
+                        let path: fn(&Event, &Fixture) = const { $path };
+                        path(event, fixture);
                     }
                     go($make, times, path);
                 })*
@@ -51,20 +51,23 @@ paths! {
     "signal, observed": observed, |event, _| event.signal();
     "signal, observed on demand, not armed": quiet, |event, _| event.signal();
     "signal, observed on demand, armed": armed, |event, _| event.signal();
-    "lookup: hit, repeated": empty, |_, table| table.ring(7);
-    "lookup: hit, random": empty, |_, table| table.ring(table.random());
-    "lookup: miss, repeated": empty, |_, table| table.miss(7);
-    "lookup: miss, random": empty, |_, table| table.miss(table.random());
-    "lookup without a reader: hit": empty, |_, table| table.ring_without_reader(7);
+    "lookup: hit, repeated": empty, |_, it| it.ring(7);
+    "lookup: hit, random": empty, |_, it| it.ring(it.random());
+    "lookup: miss, repeated": empty, |_, it| it.miss(7);
+    "lookup: miss, random": empty, |_, it| it.miss(it.random());
+    "lookup without a reader: hit": empty, |_, it| it.ring_without_reader(7);
+    "batch: a signal, commit": empty, |_, it| it.signal_in_batch(&[0]);
+    "batch: 16 signals of one event, commit": empty, |_, it| it.signal_in_batch(&[0; 16]);
+    "batch: signals of 16 events, commit": empty, |_, it| it.signal_in_batch(&SIXTEEN);
 }
 
-fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Lookups)) {
-    let lookups = Lookups::new();
+fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Fixture)) {
+    let fixture = Fixture::new();
     // As many in each run, and never dropped, so that what differs is the paths.
     let events: Vec<Made> = (0..MOST_TIMES).map(|_| make()).collect();
     let path = black_box(path);
     for (event, _) in &events[..times] {
-        path(event, &lookups);
+        path(event, &fixture);
     }
     mem::forget(events);
 }
@@ -119,19 +122,22 @@ fn observer() -> Arc<dyn doorbell::event::Observer> {
     black_box(Arc::new(|change: Change| _ = black_box(change)))
 }
 
-/// A table with many doorbells for one event.
-struct Lookups {
+/// A table with many doorbells for one event, and a batch of signals for many events.
+struct Fixture {
     table: Table,
     reader: Reader,
     random: Cell<u64>,
+    batch: RefCell<Batch>,
 }
+
+const SIXTEEN: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// Doorbells in the table, a power of two,
 const DOORBELLS: u64 = 1024;
 /// and this far apart.
 const STRIDE: u64 = 8;
 
-impl Lookups {
+impl Fixture {
     fn new() -> Self {
         let table = Table::new();
         let event = Arc::new(Event::new(0));
@@ -141,10 +147,15 @@ impl Lookups {
         let registrations = registrations.expect("no two at one address");
         registrations.into_iter().for_each(|it| it.keep());
         let reader = table.reader();
-        Lookups {
+        let mut batch = Batch::new();
+        for _ in SIXTEEN {
+            batch.add(Arc::new(Event::new(0)));
+        }
+        Fixture {
             table,
             reader,
             random: Cell::new(1),
+            batch: RefCell::new(batch),
         }
     }
 
@@ -167,6 +178,14 @@ impl Lookups {
             self.table
                 .write(Bus::Mmio, address(index), black_box(&[0; 4])),
         );
+    }
+
+    fn signal_in_batch(&self, events: &[usize]) {
+        let mut batch = self.batch.borrow_mut();
+        for &event in black_box(events) {
+            batch.signal(event);
+        }
+        _ = black_box(batch.commit());
     }
 
     /// The same numbers each time: an `xorshift`.

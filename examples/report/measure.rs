@@ -82,6 +82,7 @@ pub fn run(quick: bool) -> Report {
 fn cases() -> Vec<Case> {
     [
         cases::event::all(),
+        cases::batch::all(),
         cases::wait_any::all(),
         cases::poll::all(),
         cases::futures::all(),

@@ -1,6 +1,6 @@
 //! What is compared, and what is to be known of it.
 
-use crate::cases::{event, futures, poll, wait_any};
+use crate::cases::{batch, event, futures, poll, wait_any};
 
 /// A section of the report.
 pub struct Plan {
@@ -30,6 +30,12 @@ pub fn all() -> Vec<Plan> {
                    counter has to do. Mutexes and event-listener have a counter beside or inside them; Parker and Notify keep \
                    one token and do not count.",
             groups: strings(&[event::SIGNAL, event::WRITE_READ, event::PRODUCERS]),
+            latencies: false,
+        },
+        Plan {
+            title: "Batches",
+            text: "Many signals, collected in a Batch and committed, or made one by one. The ratios are to the batch. Of one event                    the batch makes one addition; kernel eventfds take a write for each signal.",
+            groups: strings(&[batch::ONE_EVENT, batch::MANY_EVENTS]),
             latencies: false,
         },
         Plan {

@@ -50,3 +50,37 @@ impl From<WriteError> for io::Error {
         .into()
     }
 }
+
+/// A batch has writes for which there was no room. They are still in it; see
+/// [`Batch::unwritten`](super::Batch::unwritten).
+///
+/// Converts into `EAGAIN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Unwritten {
+    pub(super) events: usize,
+}
+
+impl Unwritten {
+    /// How many events had no room for what was to be written.
+    pub fn events(self) -> usize {
+        self.events
+    }
+}
+
+impl fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unwritten { events } = self;
+        write!(
+            f,
+            "{events} of the events had no room for what the batch writes"
+        )
+    }
+}
+
+impl error::Error for Unwritten {}
+
+impl From<Unwritten> for io::Error {
+    fn from(_: Unwritten) -> Self {
+        Errno::Again.into()
+    }
+}

@@ -7,8 +7,8 @@
 //! `MOVED` is the overflow state, which no write reaches. It has this meaning only for events that are not signalled,
 //! that is for those that only the calls below are made on.
 
-use super::{DEKKER, Event, Mode, WriteError, fits, saturate};
-use crate::sync::atomic::Ordering;
+use super::counter::fits;
+use super::{Event, Mode, WriteError};
 use crate::sync::waiters::ALL;
 
 const MOVED: u64 = u64::MAX;
@@ -20,13 +20,13 @@ pub(crate) struct Moved;
 impl Event {
     /// Takes the count for good. Calls that are asleep go on sleeping until [`wake_moved`](Self::wake_moved).
     pub(crate) fn move_out(&self) -> u64 {
-        self.count.swap(MOVED, DEKKER)
+        self.counter.replace(MOVED)
     }
 
     /// Has all who sleep find out that the count has moved.
     pub(crate) fn wake_moved(&self) {
-        self.readers.notify(ALL, |_| ());
-        self.writers.notify(ALL, |_| ());
+        self.counter.readers().notify(ALL, |_| ());
+        self.counter.writers().notify(ALL, |_| ());
     }
 
     /// A read. `None` if the count is 0 and the call is not to block.
@@ -56,7 +56,7 @@ impl Event {
             None if blocking => self.wait_to_add_here(n)?,
             None => return Ok(Err(WriteError::WouldBlock)),
         }
-        self.wake_readers(n);
+        self.counter.wake_readers(n, self);
         Ok(Ok(()))
     }
 
@@ -65,15 +65,12 @@ impl Event {
     fn wait_to_take_here(&self) -> Result<u64, Moved> {
         let take = || self.take_here();
         // Once it has moved, everybody has something to leave for.
-        let units = || match (self.mode, self.count.load(DEKKER)) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        };
+        let units = || self.units();
         let result = self.spin.wait(
             None,
-            || self.count.load(Ordering::Relaxed) != 0,
+            || self.count() != 0,
             take,
-            || self.readers.wait(None, take, units),
+            || self.counter.readers().wait(None, take, units),
         );
         result.unwrap_or_else(|| unreachable!("a read without a deadline timed out"))
     }
@@ -83,19 +80,19 @@ impl Event {
     fn wait_to_add_here(&self, n: u64) -> Result<(), Moved> {
         let add = || self.add_here(n);
         let ready = || {
-            let count = self.count.load(Ordering::Relaxed);
+            let count = self.count();
             count == MOVED || fits(count, n)
         };
         // Who makes room wakes all writers, and so does the move.
-        let sleep = || self.writers.wait(None, add, || 0);
+        let sleep = || self.counter.writers().wait(None, add, || 0);
         let result = self.spin.wait(None, ready, add, sleep);
         result.unwrap_or_else(|| unreachable!("a write without a deadline timed out"))
     }
 
-    /// `None`, with a [`DEKKER`] load, if the count is 0.
+    /// `None`, with a `DEKKER` load, if the count is 0.
     #[inline(always)]
     fn take_here(&self) -> Option<Result<u64, Moved>> {
-        let before = self.update(|count| match (self.mode, count) {
+        let before = self.counter.update(|count| match (self.mode, count) {
             (_, 0 | MOVED) => None,
             (Mode::Counter, _) => Some(0),
             (Mode::Semaphore, count) => Some(count - 1),
@@ -107,16 +104,16 @@ impl Event {
         }
     }
 
-    /// `None`, with a [`DEKKER`] load, if there is no room.
+    /// `None`, with a `DEKKER` load, if there is no room.
     #[inline(always)]
     fn add_here(&self, n: u64) -> Option<Result<(), Moved>> {
-        match self.add(n) {
+        match self.counter.add(n) {
             Some(()) => Some(Ok(())),
             None => self.moved(),
         }
     }
 
     fn moved<T>(&self) -> Option<Result<T, Moved>> {
-        (self.count.load(DEKKER) == MOVED).then_some(Err(Moved))
+        (self.counter.look() == MOVED).then_some(Err(Moved))
     }
 }

@@ -57,7 +57,7 @@ pub enum Interest {
 }
 
 impl Interest {
-    pub(super) fn includes(self, change: Change) -> bool {
+    pub(crate) fn includes(self, change: Change) -> bool {
         match self {
             Interest::Signals => change == Change::Signalled,
             Interest::Reads => change == Change::Read,

@@ -1,8 +1,10 @@
-//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process.
+//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process or shared by
+//! those that have mapped the word.
 //!
 //! Untimed waits and wake-ups go through `atomic-wait` (Linux, Android, macOS, iOS, Windows, FreeBSD). Timed waits,
 //! and waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed
-//! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late.
+//! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
+//! processes share are for Linux and Android only; the same word must not be slept on both ways.
 //!
 //! Several words at once are `futex_waitv(2)`, which Linux has since 5.16; who finds that it is not there sleeps on
 //! something else.
@@ -16,9 +18,11 @@ pub mod model;
 mod os;
 
 #[cfg(loom)]
-pub(crate) use model::{most_words, wait, wait_any, wake};
+pub(crate) use model::{most_words, wait, wait_any, wait_shared, wake, wake_shared};
 #[cfg(not(loom))]
 pub(crate) use os::{most_words, wait, wait_any, wake};
+#[cfg(all(not(loom), any(target_os = "linux", target_os = "android")))]
+pub(crate) use os::{wait_shared, wake_shared};
 
 /// The most words that [`wait_any`] ever takes.
 pub(crate) const MOST_WORDS: usize = 128;

@@ -40,9 +40,10 @@
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
-use super::futex;
 pub(crate) use super::futex::Outcome;
+use super::scope::{Private, Races, Scope};
 use super::{DEKKER, dekker_load};
+use std::marker::PhantomData;
 use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
@@ -57,19 +58,30 @@ const WAITER: u32 = 8;
 /// Wakes everybody.
 pub(crate) const ALL: u32 = u32::MAX;
 
-pub(crate) struct Waiters {
+/// Its layout is part of what `src/shared.rs` documents.
+#[repr(C)]
+pub(crate) struct Waiters<S = Private> {
     state: AtomicU32,
     generation: AtomicU32,
+    scope: PhantomData<S>,
 }
 
-impl Waiters {
+impl<S: Scope> Waiters<S> {
     maybe_const! {
         pub(crate) fn new() -> Self {
             Waiters {
                 state: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
+                scope: PhantomData,
             }
         }
+    }
+
+    /// Makes new ones of whatever is there, for nobody to use yet.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(crate) fn reset(&self) {
+        self.state.store(0, Ordering::Relaxed);
+        self.generation.store(0, Ordering::Relaxed);
     }
 
     /// How many threads wait. A snapshot.
@@ -82,26 +94,32 @@ impl Waiters {
     /// [`DEKKER`] store.
     #[inline(always)]
     pub(crate) fn notify(&self, count: u32, call: impl FnOnce(u32)) {
+        self.notify_kinds(count, ARMED | OBSERVED, call);
+    }
+
+    /// The same for who can call observers of these kinds only, and leaves the others to others.
+    #[inline(always)]
+    pub(crate) fn notify_kinds(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
         // Second half of the handshake with `announce` and `set`.
         let state = dekker_load(&self.state);
-        if state & (ANNOUNCED | ARMED | OBSERVED) != 0 {
-            self.wake(count, call);
+        if state & (ANNOUNCED | kinds) != 0 {
+            self.wake(count, kinds, call);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake(&self, count: u32, call: impl FnOnce(u32)) {
-        let wanted = if count == 0 { ARMED } else { ANNOUNCED | ARMED };
-        let claimed = self.claim(wanted);
+    fn wake(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
+        let threads = if count == 0 { 0 } else { ANNOUNCED };
+        let claimed = self.claim(threads | kinds & ARMED);
         // The threads are woken even if an observer panics.
         let _sleepers = Sleepers {
             waiters: self,
             state: claimed,
             count,
         };
-        if claimed & (ARMED | OBSERVED) != 0 {
-            call(claimed & (ARMED | OBSERVED));
+        if claimed & kinds != 0 {
+            call(claimed & kinds);
         }
     }
 
@@ -111,7 +129,7 @@ impl Waiters {
     }
 
     /// Claims the announcement, if there is one. What is returned wakes up to `count` threads when it is dropped.
-    pub(crate) fn claim_sleepers(&self, count: u32) -> Sleepers<'_> {
+    pub(crate) fn claim_sleepers(&self, count: u32) -> Sleepers<'_, S> {
         Sleepers {
             waiters: self,
             state: self.claim(ANNOUNCED),
@@ -139,6 +157,7 @@ impl Waiters {
     /// those that another waker has claimed are not in it.
     fn claim(&self, bits: u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
+        let mut races = Races::none_lost();
         while state & bits != 0 {
             // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and who
             // armed stands in the list of observers.
@@ -150,6 +169,9 @@ impl Waiters {
             ) {
                 Ok(_) => break,
                 Err(now) => state = now,
+            }
+            if races.lose::<S>() {
+                break;
             }
         }
         state
@@ -196,7 +218,22 @@ impl Waiters {
 
     /// Sleeps until a wake-up after the generation was `key`, the deadline, or for no reason less.
     pub(crate) fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
-        futex::wait(&self.generation, key, deadline)
+        S::wait(&self.generation, key, deadline)
+    }
+
+    /// Is killed in `notify` between the claim and the wake-up.
+    #[cfg(loom)]
+    pub(crate) fn claim_for_nothing(&self) {
+        if dekker_load(&self.state) & ANNOUNCED != 0 {
+            self.claim(ANNOUNCED);
+        }
+    }
+
+    /// Is killed asleep.
+    #[cfg(loom)]
+    pub(crate) fn wait_for_ever(&self) {
+        self.enter();
+        self.announce();
     }
 
     /// Counts this thread as one that waits until it calls [`leave`](Self::leave), and returns the key to sleep with
@@ -246,8 +283,10 @@ impl Waiters {
     /// Is counted no more. Returns whether others are; they are announced then.
     fn uncount(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
+        let mut races = Races::none_lost();
         loop {
-            let left = (state - WAITER) & !ANNOUNCED;
+            // Wrapping: another process may have written anything.
+            let left = state.wrapping_sub(WAITER) & !ANNOUNCED;
             let others = left / WAITER != 0;
             let after = if others { left | ANNOUNCED } else { left };
             // First half of the handshake with `notify`, on behalf of the others.
@@ -258,19 +297,24 @@ impl Waiters {
                 Ok(_) => return others,
                 Err(now) => state = now,
             }
+            if races.lose::<S>() {
+                self.state.fetch_sub(WAITER, Ordering::Relaxed);
+                self.announce();
+                return true;
+            }
         }
     }
 }
 
 /// Announced threads that a waker has claimed. It wakes them at the end of its life.
-pub(crate) struct Sleepers<'a> {
-    waiters: &'a Waiters,
+pub(crate) struct Sleepers<'a, S: Scope> {
+    waiters: &'a Waiters<S>,
     /// As the claim found it.
     state: u32,
     count: u32,
 }
 
-impl Sleepers<'_> {
+impl<S: Scope> Sleepers<'_, S> {
     /// Whether there are any; if not, nothing was announced or another waker has the claim.
     pub(crate) fn are_claimed(&self) -> bool {
         self.state & ANNOUNCED != 0
@@ -282,7 +326,7 @@ impl Sleepers<'_> {
     }
 }
 
-impl Drop for Sleepers<'_> {
+impl<S: Scope> Drop for Sleepers<'_, S> {
     fn drop(&mut self) {
         if self.state & ANNOUNCED == 0 || self.count == 0 {
             return;
@@ -291,6 +335,6 @@ impl Drop for Sleepers<'_> {
         // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
         generation.fetch_add(1, Ordering::Release);
         let everybody = self.count >= self.state / WAITER;
-        futex::wake(generation, if everybody { ALL } else { self.count });
+        S::wake(generation, if everybody { ALL } else { self.count });
     }
 }

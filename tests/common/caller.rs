@@ -78,9 +78,12 @@ impl<T> Caller<T> {
         self.wait_asleep();
     }
 
-    /// Fails unless the thread has slept on since it was last seen asleep.
+    /// Fails unless the thread has slept on since it was last seen asleep, or has only looked up of its own accord.
     #[track_caller]
     pub fn assert_undisturbed(&self) {
+        if matches!(self.place, Place::SharedMemory) {
+            return self.wait_asleep();
+        }
         assert!(self.is_asleep(), "the caller does not sleep");
         assert_eq!(self.switches(), self.seen.get(), "woken for nothing");
     }
@@ -96,10 +99,11 @@ impl<T> Caller<T> {
         let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
             return false;
         };
-        let argument = words
-            .next()
-            .and_then(|word| usize::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+        let mut next = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        let (argument, second) = (next(), next());
         match (&self.place, number) {
+            // Futexes that are private are somebody else's.
+            (Place::SharedMemory, libc::SYS_futex) => second == Some(libc::FUTEX_WAIT as usize),
             (Place::Memory(range), libc::SYS_futex) => {
                 argument.is_some_and(|argument| range.contains(&argument))
             }

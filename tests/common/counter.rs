@@ -24,6 +24,8 @@ pub trait Counter: Clone + Debug + Send + 'static {
     const INTERRUPTIBLE: bool;
     /// Whether each success wakes every blocked caller, however little there is for it.
     const WAKES_ALL: bool;
+    /// How many calls are many.
+    const MANY: u64 = 100_000;
 
     /// The [`EDGES`] that it can be made with.
     fn edges() -> &'static [u64] {
@@ -60,6 +62,8 @@ pub enum Place {
     Descriptor(i32),
     /// Memory, in which the futex is.
     Memory(Range<usize>),
+    /// Memory that processes share, in which the futex is. Who sleeps there looks up now and then of his own accord.
+    SharedMemory,
     /// Memory that the test does not know.
     Futex,
     /// Several counters at once.

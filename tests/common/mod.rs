@@ -10,6 +10,7 @@ pub mod eventfd;
 pub mod kernel;
 pub mod ours;
 pub mod script;
+pub mod shared;
 pub mod watchdog;
 
 /// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that can do
@@ -36,6 +37,23 @@ macro_rules! implementations {
         mod eventfd_descriptor {
             use super::common::{eventfd::Descriptor, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Descriptor>) })*
+        }
+    };
+}
+
+/// The same, and a test of each case for events that processes share.
+#[allow(unused_macros)]
+macro_rules! all_implementations {
+    ($($case:ident,)*) => {
+        implementations! { $($case,)* }
+        mod shared {
+            use super::common::{shared::Shared, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Shared>) })*
+        }
+        mod shared_by_two_processes {
+            use super::common::{shared::{self, TwoProcesses}, watchdog};
+            #[test] fn serve() { shared::serve(); }
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<TwoProcesses>) })*
         }
     };
 }

@@ -1,7 +1,7 @@
 //! `doorbell::Event` as a [`Counter`].
 
 use super::counter::{Counter, Place};
-use doorbell::{Event, Mode, Spin, WriteError};
+use doorbell::{Event, Mode, Readiness, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::borrow::Borrow;
@@ -92,12 +92,7 @@ impl<const SPINS: bool> Counter for Ours<SPINS> {
     }
 
     fn poll(&self) -> PollFlags {
-        let ready = self.0.readiness();
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, ready.is_readable());
-        flags.set(PollFlags::OUT, ready.is_writable());
-        flags.set(PollFlags::ERR, ready.is_error());
-        flags
+        poll_flags(self.0.readiness())
     }
 
     fn place(&self) -> Place {
@@ -105,8 +100,16 @@ impl<const SPINS: bool> Counter for Ours<SPINS> {
     }
 }
 
+pub fn poll_flags(ready: Readiness) -> PollFlags {
+    let mut flags = PollFlags::empty();
+    flags.set(PollFlags::IN, ready.is_readable());
+    flags.set(PollFlags::OUT, ready.is_writable());
+    flags.set(PollFlags::ERR, ready.is_error());
+    flags
+}
+
 /// What a caller sees that turns the error into an `io::Error`.
-fn errno(error: WriteError) -> Errno {
+pub fn errno(error: WriteError) -> Errno {
     let error = io::Error::from(error);
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
 }

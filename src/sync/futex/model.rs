@@ -5,19 +5,20 @@
 //!
 //! Two things that happen to a sleeper from outside are threads of the model, so that loom tries them at every point:
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
-//! handler does.
+//! handler does. [`lapse`] ends the shared ones from now on, as their own limit does.
 
 use super::{MOST_WORDS, Outcome, Refused};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use loom::thread::{self, Thread};
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A thread's place in the queue of one word. One that sleeps on several words has as many places, and one ticket.
 struct Sleeper {
     address: usize,
     ticket: u64,
     timed: bool,
+    shared: bool,
     thread: Thread,
 }
 
@@ -27,6 +28,7 @@ struct Queue {
     timed_out: Vec<u64>,
     tickets: u64,
     expired: bool,
+    lapsed: bool,
     wakes: u64,
     no_wait_any: bool,
 }
@@ -89,6 +91,15 @@ pub fn interrupt() {
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
 }
 
+/// Lets the limit pass that each shared wait has, be it under way or to come.
+pub fn lapse() {
+    touch();
+    QUEUE.with_borrow_mut(|queue| {
+        queue.lapsed = true;
+        queue.release(usize::MAX, |sleeper| sleeper.shared, Outcome::Woken);
+    });
+}
+
 /// Makes the kernel one that cannot wait for several words.
 pub fn refuse_wait_any() {
     QUEUE.with_borrow_mut(|queue| queue.no_wait_any = true);
@@ -111,7 +122,16 @@ pub(crate) fn most_words() -> usize {
 }
 
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
-    wait_for(std::iter::once((word, expected)), deadline)
+    wait_for(std::iter::once((word, expected)), deadline, false)
+}
+
+pub(crate) fn wait_shared(
+    word: &AtomicU32,
+    expected: u32,
+    deadline: Option<Instant>,
+    _at_most: Duration,
+) -> Outcome {
+    wait_for(std::iter::once((word, expected)), deadline, true)
 }
 
 pub(crate) fn wait_any<'a>(
@@ -121,7 +141,7 @@ pub(crate) fn wait_any<'a>(
     if words.len() > most_words() {
         return Err(Refused);
     }
-    Ok(wait_for(words, deadline))
+    Ok(wait_for(words, deadline, false))
 }
 
 /// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread
@@ -129,6 +149,7 @@ pub(crate) fn wait_any<'a>(
 fn wait_for<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
     deadline: Option<Instant>,
+    shared: bool,
 ) -> Outcome {
     let ticket = QUEUE.with_borrow_mut(|queue| {
         queue.tickets += 1;
@@ -143,21 +164,29 @@ fn wait_for<'a>(
             leave(ticket);
             return Outcome::Woken;
         }
-        let expired = QUEUE.with_borrow_mut(|queue| {
+        let over = QUEUE.with_borrow_mut(|queue| {
             if deadline.is_some() && queue.expired {
-                return true;
+                return Some(Outcome::TimedOut);
+            }
+            if shared && queue.lapsed {
+                return Some(Outcome::Woken);
             }
             queue.sleepers.push(Sleeper {
                 address: address(word),
                 ticket,
                 timed: deadline.is_some(),
+                shared,
                 thread: thread::current(),
             });
-            false
+            None
         });
-        if expired {
+        if let Some(outcome) = over {
             leave(ticket);
-            return Outcome::TimedOut;
+            if outcome == Outcome::Woken {
+                // Who looks up again and again waits for somebody else.
+                thread::yield_now();
+            }
+            return outcome;
         }
         places += 1;
     }
@@ -195,6 +224,10 @@ pub(crate) fn wake(word: &AtomicU32, count: u32) {
             Outcome::Woken,
         );
     });
+}
+
+pub(crate) fn wake_shared(word: &AtomicU32, count: u32) {
+    wake(word, count);
 }
 
 fn address(word: &AtomicU32) -> usize {

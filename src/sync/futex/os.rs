@@ -114,27 +114,78 @@ pub(crate) fn wake(word: &AtomicU32, count: u32) {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
-    use rustix::io::Errno;
-    use rustix::thread::futex::{self, Flags, Timespec};
-
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Outcome::TimedOut;
-    }
-    // More seconds than the kernel's type holds are for ever.
-    let timeout = Timespec::try_from(left).ok();
-    match futex::wait(word, Flags::PRIVATE, expected, timeout.as_ref()) {
-        Err(Errno::TIMEDOUT) => Outcome::TimedOut,
-        // AGAIN: the word had changed. INTR: a signal handler ran. Both mean: look again.
-        _ => Outcome::Woken,
-    }
-}
+pub(crate) use linux::{wait_shared, wake_shared};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use linux::{wait_until, wake_some};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn wake_some(word: &AtomicU32, count: u32) {
-    // It can fail only for a bad address, which a reference is not.
-    let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::PRIVATE, count);
+mod linux {
+    use super::Outcome;
+    use rustix::io::Errno;
+    use rustix::thread::futex::{self, Flags, Timespec};
+    use std::sync::atomic::AtomicU32;
+    use std::time::{Duration, Instant};
+
+    pub(super) fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
+        match time_until(deadline) {
+            Duration::ZERO => Outcome::TimedOut,
+            left => wait_for(word, Flags::PRIVATE, expected, left),
+        }
+    }
+
+    /// As [`wait`](super::wait), also for a [`wake_shared`] in another process, and for no longer than `at_most`.
+    pub(crate) fn wait_shared(
+        word: &AtomicU32,
+        expected: u32,
+        deadline: Option<Instant>,
+        at_most: Duration,
+    ) -> Outcome {
+        match deadline.map_or(at_most, time_until) {
+            Duration::ZERO => Outcome::TimedOut,
+            left if left <= at_most => {
+                let outcome = wait_for(word, Flags::empty(), expected, left);
+                if deadline.is_some() {
+                    outcome
+                } else {
+                    Outcome::Woken
+                }
+            }
+            _ => {
+                wait_for(word, Flags::empty(), expected, at_most);
+                Outcome::Woken
+            }
+        }
+    }
+
+    pub(super) fn wake_some(word: &AtomicU32, count: u32) {
+        wake(word, Flags::PRIVATE, count);
+    }
+
+    /// Wakes up to `count` threads, of any process, that sleep in [`wait_shared`] on `word`.
+    pub(crate) fn wake_shared(word: &AtomicU32, count: u32) {
+        // futex(2) takes an int, and everything from there on is everybody.
+        wake(word, Flags::empty(), count.min(i32::MAX as u32));
+    }
+
+    fn time_until(deadline: Instant) -> Duration {
+        deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn wait_for(word: &AtomicU32, flags: Flags, expected: u32, time: Duration) -> Outcome {
+        // More seconds than the kernel's type holds are for ever.
+        let timeout = Timespec::try_from(time).ok();
+        match futex::wait(word, flags, expected, timeout.as_ref()) {
+            Err(Errno::TIMEDOUT) => Outcome::TimedOut,
+            // AGAIN: the word had changed. INTR: a signal handler ran. Both mean: look again.
+            _ => Outcome::Woken,
+        }
+    }
+
+    fn wake(word: &AtomicU32, flags: Flags, count: u32) {
+        // It fails for a bad address, which a reference is not, and where another process sleeps on the word in a way
+        // that is not ours, about which nothing can be done.
+        let _ = futex::wake(word, flags, count);
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]

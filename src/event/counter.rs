@@ -1,0 +1,321 @@
+//! The counter and those who wait for it: what an [`Event`](super::Event) and a [shared](crate::shared) one have in
+//! common.
+//!
+//! The kernel's counterpart is `eventfd_read()`, `eventfd_write()` and `eventfd_signal()`. Here is the whole of it,
+//! once: what each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who
+//! else is to be called is up to the [`Owner`].
+
+use super::{Change, Mode, WriteError};
+use crate::sync::DEKKER;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::scope::{Private, Races, Scope};
+use crate::sync::spin::Spinner;
+use crate::sync::waiters::{ALL, Waiters};
+use std::time::Instant;
+
+/// Its layout is part of what `src/shared.rs` documents.
+#[repr(C)]
+pub(crate) struct Counter<S = Private> {
+    count: AtomicU64,
+    /// For `count > 0`.
+    readers: Waiters<S>,
+    /// For `count + n < u64::MAX`.
+    writers: Waiters<S>,
+}
+
+/// What belongs to a counter and does not stand in the counter.
+pub(crate) trait Owner {
+    fn mode(&self) -> Mode;
+
+    fn spinner(&self) -> &Spinner;
+
+    /// The kinds of observers that may be here: [`ARMED`](crate::sync::waiters::ARMED), `OBSERVED`, both or neither.
+    fn kinds(&self) -> u32;
+
+    /// Calls those of the kinds given, which have been claimed.
+    fn call(&self, change: Change, kinds: u32);
+}
+
+impl<S: Scope> Counter<S> {
+    maybe_const! {
+        pub(crate) fn new(initial: u64) -> Self {
+            Counter {
+                count: AtomicU64::new(initial),
+                readers: Waiters::new(),
+                writers: Waiters::new(),
+            }
+        }
+    }
+
+    /// Makes a new one of whatever is there, for nobody to use yet.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(crate) fn reset(&self, initial: u64) {
+        self.count.store(initial, Ordering::Relaxed);
+        self.readers.reset();
+        self.writers.reset();
+    }
+
+    /// The count now, without ordering.
+    pub(crate) fn load(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The count, with the [`DEKKER`] load that is due after [arming](crate::sync::waiters::ARMED).
+    pub(crate) fn look(&self) -> u64 {
+        self.count.load(DEKKER)
+    }
+
+    pub(crate) fn readers(&self) -> &Waiters<S> {
+        &self.readers
+    }
+
+    pub(crate) fn writers(&self) -> &Waiters<S> {
+        &self.writers
+    }
+
+    /// Adds `n` up to `u64::MAX`, and wakes readers.
+    #[inline(always)]
+    pub(crate) fn signal(&self, n: u64, owner: &impl Owner) {
+        self.add_saturating(n);
+        self.wake_readers(n, owner);
+    }
+
+    #[inline(always)]
+    pub(crate) fn try_write(&self, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
+        if n == u64::MAX {
+            return Err(WriteError::Invalid);
+        }
+        self.add(n).ok_or(WriteError::WouldBlock)?;
+        self.wake_readers(n, owner);
+        Ok(())
+    }
+
+    pub(crate) fn write_until(
+        &self,
+        n: u64,
+        deadline: Option<Instant>,
+        owner: &impl Owner,
+    ) -> Result<(), WriteError> {
+        match self.try_write(n, owner) {
+            Err(WriteError::WouldBlock) => {
+                self.wait_to_add(n, deadline, owner.spinner())
+                    .ok_or(WriteError::TimedOut)?;
+                self.wake_readers(n, owner);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn try_read(&self, owner: &impl Owner) -> Option<u64> {
+        let value = self.take(owner.mode())?;
+        self.wake_writers(owner);
+        Some(value)
+    }
+
+    pub(crate) fn read_until(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
+        let value = match self.take(owner.mode()) {
+            Some(value) => value,
+            None => self.wait_to_take(deadline, owner.mode(), owner.spinner())?,
+        };
+        self.wake_writers(owner);
+        Some(value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_take(
+        &self,
+        deadline: Option<Instant>,
+        mode: Mode,
+        spinner: &Spinner,
+    ) -> Option<u64> {
+        let take = || self.take(mode);
+        let units = || self.units(mode);
+        spinner.wait(
+            deadline,
+            || self.load() != 0,
+            take,
+            || self.readers.wait(deadline, take, units),
+        )
+    }
+
+    /// How many reads could succeed now, with a [`DEKKER`] load.
+    pub(super) fn units(&self, mode: Mode) -> u32 {
+        match (mode, self.look()) {
+            (Mode::Counter, count) => u32::from(count != 0),
+            (Mode::Semaphore, count) => saturate(count),
+        }
+    }
+
+    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(super) fn take_all(&self) -> u64 {
+        self.take(Mode::Counter).unwrap_or(0)
+    }
+
+    /// Puts `count` in place of what is there, and tells nobody.
+    #[cfg(target_os = "linux")]
+    pub(super) fn replace(&self, count: u64) -> u64 {
+        self.count.swap(count, DEKKER)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_add(&self, n: u64, deadline: Option<Instant>, spinner: &Spinner) -> Option<()> {
+        let add = || self.add(n);
+        spinner.wait(
+            deadline,
+            || fits(self.load(), n),
+            add,
+            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
+            || self.writers.wait(deadline, add, || 0),
+        )
+    }
+
+    /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
+    #[inline(always)]
+    fn take(&self, mode: Mode) -> Option<u64> {
+        match mode {
+            Mode::Counter => {
+                // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every
+                // writer since the last read, which a load and a store would not.
+                let count = self.count.load(DEKKER);
+                let count = if count == 0 {
+                    0
+                } else {
+                    self.count.swap(0, DEKKER)
+                };
+                (count != 0).then_some(count)
+            }
+            Mode::Semaphore => self.update(|count| count.checked_sub(1)).map(|_| 1),
+        }
+    }
+
+    /// First half of a signal of `n`.
+    #[inline(always)]
+    pub(crate) fn add_saturating(&self, n: u64) {
+        let added = self.update(move |count| Some(count.saturating_add(n)));
+        if added.is_none() {
+            // Exact, unless the count wraps: with such a peer it means nothing anyway.
+            self.count.fetch_add(n, DEKKER);
+        }
+    }
+
+    /// First half of a write of `n`: adds it if it fits. `None`, with a [`DEKKER`] load, if not.
+    #[inline(always)]
+    pub(crate) fn add(&self, n: u64) -> Option<()> {
+        self.update(move |count| fits(count, n).then(|| count + n))
+            .map(|_| ())
+    }
+
+    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
+    /// too many [races](Races) were lost.
+    ///
+    /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
+    /// after its announcement.
+    #[inline(always)]
+    pub(super) fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let count = self.count.load(DEKKER);
+        match self
+            .count
+            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
+        {
+            Ok(count) => Some(count),
+            Err(now) => self.update_after_a_race(now, next),
+        }
+    }
+
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that
+    /// the fast path need not save registers for it.
+    #[cold]
+    #[inline(never)]
+    fn update_after_a_race(
+        &self,
+        mut count: u64,
+        next: impl Fn(u64) -> Option<u64>,
+    ) -> Option<u64> {
+        let mut races = Races::none_lost();
+        while !races.lose::<S>() {
+            match self
+                .count
+                .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
+            {
+                Ok(count) => return Some(count),
+                Err(now) => count = now,
+            }
+        }
+        None
+    }
+
+    /// Second half of a signal or write of `n`.
+    #[inline(always)]
+    pub(crate) fn wake_readers(&self, n: u64, owner: &impl Owner) {
+        // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
+        let count = match owner.mode() {
+            _ if n == 0 => 0,
+            Mode::Counter => 1,
+            Mode::Semaphore => saturate(n),
+        };
+        self.readers.notify_kinds(count, owner.kinds(), |kinds| {
+            owner.call(Change::Signalled, kinds);
+        });
+    }
+
+    /// Second half of a read.
+    #[inline(always)]
+    pub(super) fn wake_writers(&self, owner: &impl Owner) {
+        self.writers.notify_kinds(ALL, owner.kinds(), |kinds| {
+            owner.call(Change::Read, kinds);
+        });
+    }
+}
+
+/// Whether a write of `n` leaves the count below `u64::MAX`.
+#[inline(always)]
+pub(super) fn fits(count: u64, n: u64) -> bool {
+    n < u64::MAX - count
+}
+
+fn saturate(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(all(test, not(loom), target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::sync::scope::{MANY, Shared};
+    use std::cell::Cell;
+
+    /// A peer that changes the count before each attempt makes nobody try for ever, and takes no signal away. Among
+    /// ourselves, nobody gives up.
+    #[test]
+    fn races_with_a_peer_end() {
+        let counter = Counter::<Shared>::new(0);
+        let attempts = Cell::new(0);
+        let interfere = |times, counter: &AtomicU64| {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() <= times {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let done = counter.update(|count| {
+            interfere(u32::MAX, &counter.count);
+            Some(count + 1000)
+        });
+        assert_eq!((done, attempts.get()), (None, MANY));
+        assert_eq!(counter.load(), MANY.into());
+
+        let counter = Counter::<Private>::new(0);
+        attempts.set(0);
+        let done = counter.update(|count| {
+            interfere(3 * MANY, &counter.count);
+            Some(count + 1000)
+        });
+        assert_eq!(
+            (done, attempts.get()),
+            (Some(u64::from(3 * MANY)), 3 * MANY + 1)
+        );
+    }
+}

@@ -1,0 +1,475 @@
+//! Events in memory that processes share.
+//!
+//! The original is an eventfd passed over a Unix socket. Here the counter and those who wait for it stand in 64 bytes
+//! of a memfd, of POSIX shared memory or of a guest's RAM, and each process that has mapped them has a
+//! [`SharedEvent`]:
+//!
+//! ```text
+//!     process A                                                        process B
+//!     SharedEvent ──────────▶  ┌────────── 64 bytes ──────────┐  ◀────────── SharedEvent
+//!       mode, spin             │ magic  count                 │               mode, spin
+//!       wakers ──┐             │ readers  writers  mode       │         ┌──── wakers
+//!                │             └──────────────────────────────┘         │
+//!                └───────── a byte, if B is armed ─────────▶ epoll of B │
+//!            epoll of A ◀────────── a byte, if A is armed ──────────────┘
+//! ```
+//!
+//! It is the counter of [`Event`](crate::Event), the same code; only its futexes are not private to the process, and
+//! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
+//!
+//! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end
+//! `munmap`.
+//!
+//! # The layout, for peers in other languages
+//!
+//! 64 bytes, aligned to 64, in the byte order of the machine. All fields are accessed as whole words, atomically.
+//! This is version 1; a later version may give the reserved bytes a meaning.
+//!
+//! | offset | bytes | field | |
+//! |---|---|---|---|
+//! | 0 | 4 | `magic` | `0x6c656244`, "Dbel" on a little-endian machine. Written last by who makes the event |
+//! | 4 | 2 | `version` | 1 |
+//! | 6 | 2 | `size` | 64 |
+//! | 8 | 8 | `count` | the counter, `u64::MAX` is the overflow state |
+//! | 16 | 4 | `readers.state` | who waits for `count > 0` |
+//! | 20 | 4 | `readers.generation` | what they sleep on, a futex without the private flag |
+//! | 24 | 4 | `writers.state` | who waits for room |
+//! | 28 | 4 | `writers.generation` | what they sleep on |
+//! | 32 | 4 | `mode` | 0: a read takes the whole count, 1: one unit |
+//! | 36 | 28 | reserved | 0 |
+//!
+//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 31 the number of
+//! sleeping threads. All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
+//!
+//! **To signal** `n`: compare-exchange `count` to `count + n`, or `u64::MAX` if that is less; back off for a moment
+//! after a lost race. (To write: only if `count + n < u64::MAX`.) Then *notify the readers*, 1 of them, or `n` if the
+//! mode is 1.
+//!
+//! **To read**: exchange `count` for 0, or compare-exchange it to `count - 1` if the mode is 1. If there was
+//! something, *notify the writers*, all of them.
+//!
+//! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
+//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If `ARMED` is set and this process knows wakers,
+//! clear it in the same step, and send each a byte without blocking.
+//!
+//! **To sleep** until one can read (or write):
+//!
+//! 1. add 8 to `state`, load `generation`;
+//! 2. set `ANNOUNCED`, by an `or` even if it is set;
+//! 3. try the read (write) again; if it succeeds, go to 5;
+//! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
+//!    back to 2 if that fails and the caller has time left;
+//! 5. subtract 8 from `state` and, in the same compare-exchange, set `ANNOUNCED` if the number is not 0 then, else
+//!    clear it. If it is not 0 and the event can be read now, notify the readers as if the whole count had been
+//!    signalled. (Writers need not: who makes room wakes all.)
+//!
+//! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
+//! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
+//!
+//! Why this loses no wake-up is argued in `src/sync/waiters.rs`, and `tests/shared/peer.c` is a peer in C. A process
+//! may be killed between any two of these steps. What it leaves behind: a `state` whose number is too high or in
+//! which `ANNOUNCED` or `ARMED` stands for nobody costs wake-ups of nobody; an announcement that it claimed without
+//! waking anybody delays a sleeper until the end of its 250 ms, and one in `epoll` until the socket reports that it
+//! was closed. The count is changed in one step or not at all.
+
+mod error;
+mod line;
+mod place;
+
+pub use error::AttachError;
+
+use crate::event::counter::Owner;
+use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
+use crate::sync::spin::Spinner;
+use crate::sync::waiters::ARMED;
+#[cfg(loom)]
+use line::Line;
+use line::Unfit;
+use place::Place;
+use rustix::net::SendFlags;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+/// An event that several processes use, each through a `SharedEvent` of its own.
+///
+/// It does what an [`Event`](crate::Event) does, call by call, and costs the same; see there for what each call
+/// means. It has no [observers](crate::event::Observation); a peer that sleeps in `epoll` or `poll` is woken through
+/// a socket, see [`arm`](Self::arm).
+///
+/// # A peer is trusted with the event, and with nothing else
+///
+/// Whoever can write to the memory can make the count anything and wake or not wake whom it likes. Whatever it does,
+/// the calls here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit
+/// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
+/// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
+/// the one that was found on attaching.
+///
+/// # A peer may be killed
+///
+/// At any instruction: the count then has its last operation in it, or not, and nothing else of the event depends on
+/// its going on. A sleeper looks at the count of its own accord 4 times a second, which bounds what is lost if a peer
+/// is killed just when it was to wake somebody. A peer that is killed asleep leaves behind that somebody seems to
+/// sleep, which costs wake-ups of nobody.
+///
+/// # Examples
+///
+/// Two handles; the other would be in another process, which got the descriptor over a Unix socket.
+///
+/// ```
+/// use doorbell::{Mode, SharedEvent};
+///
+/// let (mine, memfd) = SharedEvent::create(0, Mode::Counter)?;
+/// let yours = SharedEvent::attach(&memfd, 0)?;
+/// drop(memfd); // once it is mapped on both sides, nobody needs it any more
+///
+/// mine.signal();
+/// mine.signal();
+/// assert_eq!(yours.read(), 2);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct SharedEvent {
+    place: Place,
+    mode: Mode,
+    spin: Spinner,
+    wakers: Vec<OwnedFd>,
+}
+
+impl SharedEvent {
+    /// Makes an event with `initial` in it, in a memfd of its own.
+    ///
+    /// The descriptor is to be passed to the peers, which [`attach`](Self::attach) it at offset 0, and may be closed
+    /// then. The file is sealed: its size cannot change.
+    ///
+    /// # Errors
+    ///
+    /// What the system says to `memfd_create(2)`, `ftruncate(2)`, `fcntl(2)` or `mmap(2)`.
+    pub fn create(initial: u64, mode: Mode) -> io::Result<(Self, OwnedFd)> {
+        let fd = place::create_file()?;
+        let event = Self::at(Place::map(&fd, 0)?, mode);
+        event.place.init(initial, mode);
+        Ok((event, fd))
+    }
+
+    /// Maps the event that a peer has made at `offset` in this file, which must be sealed against shrinking
+    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are. The descriptor is not needed afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
+    pub fn attach(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
+        place::check_sealed(fd.as_fd())?;
+        Self::adopt(Place::map(fd, offset)?)
+    }
+
+    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a
+    /// file of a guest's RAM.
+    ///
+    /// # Safety
+    ///
+    /// Nobody shortens the file while the event is in use.
+    ///
+    /// # Errors
+    ///
+    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed).
+    pub unsafe fn attach_unsealed(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
+        Self::adopt(Place::map(fd, offset)?)
+    }
+
+    /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
+    /// in a memfd that holds several.
+    ///
+    /// Peers may attach when this has returned. To make an event of one that is in use confuses those who use it, no
+    /// more.
+    ///
+    /// # Safety
+    ///
+    /// The 64 bytes may be read and written as long as the `SharedEvent` exists, and as long as that is so this
+    /// process accesses them through `SharedEvent`s only, or atomically.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::Misaligned`] if the address is not a multiple of 64.
+    ///
+    /// ```
+    /// use doorbell::{Mode, SharedEvent};
+    /// use std::cell::UnsafeCell;
+    ///
+    /// #[repr(align(64))]
+    /// struct Ram(UnsafeCell<[u8; 4096]>);
+    ///
+    /// let ram = Ram(UnsafeCell::new([0xff; 4096]));
+    /// let here = ram.0.get().cast::<u8>().wrapping_add(128);
+    /// // SAFETY: `ram` outlives both, and nobody else looks at it.
+    /// let (host, guest) = unsafe {
+    ///     (SharedEvent::create_at(here, 0, Mode::Semaphore)?, SharedEvent::attach_at(here)?)
+    /// };
+    /// guest.signal_n(2);
+    /// assert_eq!((host.try_read(), host.try_read(), host.try_read()), (Some(1), Some(1), None));
+    /// # Ok::<(), doorbell::AttachError>(())
+    /// ```
+    pub unsafe fn create_at(ptr: *mut u8, initial: u64, mode: Mode) -> Result<Self, AttachError> {
+        let event = Self::at(Place::given(ptr)?, mode);
+        event.place.init(initial, mode);
+        Ok(event)
+    }
+
+    /// Uses the event that somebody has made in 64 bytes that this process has mapped.
+    ///
+    /// # Safety
+    ///
+    /// As for [`create_at`](Self::create_at).
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
+    pub unsafe fn attach_at(ptr: *mut u8) -> Result<Self, AttachError> {
+        Self::adopt(Place::given(ptr)?)
+    }
+}
+
+impl SharedEvent {
+    fn adopt(place: Place) -> Result<Self, AttachError> {
+        let mut event = Self::at(place, Mode::Counter);
+        event.mode = event.place.check().map_err(|unfit| match unfit {
+            Unfit::Magic => AttachError::NotAnEvent,
+            Unfit::Version(version) => AttachError::UnknownVersion(version),
+            Unfit::Size(size) => AttachError::WrongSize(size),
+            Unfit::Mode(mode) => AttachError::UnknownMode(mode),
+        })?;
+        Ok(event)
+    }
+
+    fn at(place: Place, mode: Mode) -> Self {
+        SharedEvent {
+            place,
+            mode,
+            spin: Spinner::new(Spin::DEFAULT),
+            wakers: Vec::new(),
+        }
+    }
+
+    /// An event as two processes see it, for a model of loom's.
+    #[cfg(loom)]
+    pub fn modelled(initial: u64, mode: Mode) -> [Self; 2] {
+        Place::modelled(Line::new(initial)).map(|place| Self::at(place, mode))
+    }
+
+    /// What a process does to readers that is killed when it owes them a wake-up.
+    #[cfg(loom)]
+    pub fn signal_and_die(&self) {
+        self.place.counter.add_saturating(1);
+        self.place.counter.readers().claim_for_nothing();
+    }
+
+    /// What a process leaves behind that is killed asleep in a read.
+    #[cfg(loom)]
+    pub fn sleep_and_die(&self) {
+        self.place.counter.readers().wait_for_ever();
+    }
+
+    /// The same event with another [`Spin`] policy for the blocking calls of this process.
+    pub fn with_spin(mut self, spin: Spin) -> Self {
+        self.spin = Spinner::new(spin);
+        self
+    }
+
+    /// Adds 1. See [`Event::signal`](crate::Event::signal).
+    #[inline]
+    pub fn signal(&self) {
+        self.signal_n(1);
+    }
+
+    /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails. See
+    /// [`Event::signal_n`](crate::Event::signal_n).
+    #[inline]
+    pub fn signal_n(&self, n: u64) {
+        self.place.counter.signal(n, self);
+    }
+
+    /// Adds `n`, blocking while the count cannot take all of it. See [`Event::write`](crate::Event::write).
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Invalid`] if `n` is `u64::MAX`.
+    pub fn write(&self, n: u64) -> Result<(), WriteError> {
+        self.place.counter.write_until(n, None, self)
+    }
+
+    /// Adds `n` if the count can take all of it now. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::WouldBlock`] if it cannot, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
+    #[inline]
+    pub fn try_write(&self, n: u64) -> Result<(), WriteError> {
+        self.place.counter.try_write(n, self)
+    }
+
+    /// Adds `n`, blocking up to `timeout` until the count can take all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
+    pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
+        let deadline = Instant::now().checked_add(timeout);
+        self.place.counter.write_until(n, deadline, self)
+    }
+
+    /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
+    ///
+    /// # Errors
+    ///
+    /// As for `write_timeout`.
+    pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
+        self.place.counter.write_until(n, Some(deadline), self)
+    }
+
+    /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
+    ///
+    /// A peer that is gone signals no more: with peers that may die, prefer the forms with a time limit.
+    pub fn read(&self) -> u64 {
+        match self.place.counter.read_until(None, self) {
+            Some(value) => value,
+            None => unreachable!("a read without a deadline timed out"),
+        }
+    }
+
+    /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
+    #[inline]
+    pub fn try_read(&self) -> Option<u64> {
+        self.place.counter.try_read(self)
+    }
+
+    /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
+    pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
+        let deadline = Instant::now().checked_add(timeout);
+        self.place.counter.read_until(deadline, self)
+    }
+
+    /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
+    pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
+        self.place.counter.read_until(Some(deadline), self)
+    }
+
+    /// The count now. Another thread or process may change it before the caller looks at the result.
+    pub fn count(&self) -> u64 {
+        self.place.counter.load()
+    }
+
+    /// What `poll(2)` would report of an eventfd now. See [`Event::readiness`](crate::Event::readiness).
+    pub fn readiness(&self) -> Readiness {
+        Readiness::of(self.count())
+    }
+
+    /// Whether reads take all or one.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How blocking calls of this process wait.
+    pub fn spin(&self) -> Spin {
+        self.spin.policy()
+    }
+
+    /// Gives this process the means to wake somebody who sleeps in `epoll`: one end of a pair of connected sockets,
+    /// of which the sleeper watches the other.
+    ///
+    /// Whoever may signal needs one for each that may [arm](Self::arm), threads of one process included. So the sleeper
+    /// makes a pair for each peer, and passes its end once, over a Unix socket; and one for itself if its own process
+    /// signals, too. With a pair of its own, the death of a peer shows as the end of the connection.
+    ///
+    /// It is sent one byte each time that a change of this process's making finds somebody armed, and one now, since
+    /// there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
+    /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any more,
+    /// gets nothing.
+    pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) {
+        let socket = socket.into();
+        ring(&socket);
+        self.wakers.push(socket);
+    }
+
+    /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the
+    /// event is ready for.
+    ///
+    /// Who is told that it is not ready may sleep: a change that came before is in the answer, a later one sends the
+    /// byte. (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the same;
+    /// [`count`](Self::count) looks without ordering, and does not.) Until then, and after it, signals cost what they
+    /// cost if nobody is armed. A byte may come that nobody has asked for. A peer that is killed may have been about
+    /// to send it; then its end of the socket is closed, which `epoll` reports.
+    ///
+    /// ```
+    /// use doorbell::event::Interest;
+    /// use doorbell::{Mode, SharedEvent};
+    /// use std::io::Read;
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let (mine, memfd) = SharedEvent::create(0, Mode::Counter)?;
+    /// let (mut watched, waker) = UnixStream::pair()?;
+    /// watched.set_nonblocking(true)?; // and into an epoll
+    ///
+    /// // In the peer, which was passed both:
+    /// let mut yours = SharedEvent::attach(&memfd, 0)?;
+    /// yours.add_waker(waker);
+    /// assert_eq!(watched.read(&mut [0; 64])?, 1); // the first one
+    ///
+    /// assert!(!mine.arm(Interest::Signals).is_readable()); // so sleep, until the socket is
+    /// yours.signal();
+    /// yours.signal();
+    /// assert_eq!(watched.read(&mut [0; 64])?, 1);
+    /// assert_eq!(mine.try_read(), Some(2));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn arm(&self, interest: Interest) -> Readiness {
+        let counter = &self.place.counter;
+        if interest.includes(Change::Signalled) {
+            counter.readers().set(ARMED);
+        }
+        if interest.includes(Change::Read) {
+            counter.writers().set(ARMED);
+        }
+        Readiness::of(counter.look())
+    }
+}
+
+fn ring(socket: &OwnedFd) {
+    // Full: who does not read has been woken. Closed: there is nobody to wake. No socket: the peer's fault.
+    let _ = rustix::net::send(socket, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+}
+
+impl Owner for SharedEvent {
+    #[inline(always)]
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn spinner(&self) -> &Spinner {
+        &self.spin
+    }
+
+    /// Who could wake nobody leaves the arming to those who can.
+    #[inline(always)]
+    fn kinds(&self) -> u32 {
+        if self.wakers.is_empty() { 0 } else { ARMED }
+    }
+
+    fn call(&self, _: Change, _: u32) {
+        self.wakers.iter().for_each(ring);
+    }
+}
+
+impl fmt::Debug for SharedEvent {
+    /// A snapshot: what a debugger wants to know of an event that seems stuck.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counter = &self.place.counter;
+        f.debug_struct("SharedEvent")
+            .field("count", &self.count())
+            .field("mode", &self.mode)
+            .field("waiting_readers", &counter.readers().count())
+            .field("waiting_writers", &counter.writers().count())
+            .field("spin", &self.spin())
+            .field("wakers", &self.wakers.len())
+            .finish()
+    }
+}

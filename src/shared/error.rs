@@ -1,0 +1,77 @@
+use crate::errno::Errno;
+use std::{error, fmt, io};
+
+/// Why memory was not taken for a shared event.
+///
+/// Converts into an [`io::Error`]: `EINVAL` for what is wrong with the memory, `EPERM` for a missing seal, and what
+/// the system said otherwise.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The address or offset is not a multiple of 64.
+    Misaligned,
+    /// The file ends before the 64 bytes do.
+    OutOfBounds {
+        /// How long the file is, in bytes.
+        size: u64,
+    },
+    /// The file may be shortened (it lacks `F_SEAL_SHRINK`), and then an access would kill this process with `SIGBUS`.
+    NotSealed,
+    /// The magic number is not there: nobody has made an event of this memory, or not yet.
+    NotAnEvent,
+    /// An event, in a version of the layout that this version of the crate does not know.
+    UnknownVersion(u16),
+    /// Another size than this version of the layout has.
+    WrongSize(u16),
+    /// A mode that is neither of a counter nor of a semaphore.
+    UnknownMode(u32),
+    /// The system would not look at the file or map it.
+    Os(io::Error),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttachError::Misaligned => f.write_str("a shared event must be aligned to 64 bytes"),
+            AttachError::OutOfBounds { size } => {
+                write!(f, "the file ends at {size}, before the shared event does")
+            }
+            AttachError::NotSealed => {
+                f.write_str("the file of a shared event must be sealed against shrinking")
+            }
+            AttachError::NotAnEvent => f.write_str("there is no shared event in this memory"),
+            AttachError::UnknownVersion(version) => {
+                write!(f, "a shared event of the unknown version {version}")
+            }
+            AttachError::WrongSize(size) => {
+                write!(
+                    f,
+                    "a shared event with a size of {size} bytes instead of 64"
+                )
+            }
+            AttachError::UnknownMode(mode) => {
+                write!(f, "a shared event in the unknown mode {mode}")
+            }
+            AttachError::Os(_) => f.write_str("the memory of a shared event cannot be mapped"),
+        }
+    }
+}
+
+impl error::Error for AttachError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            AttachError::Os(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<AttachError> for io::Error {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Os(error) => error,
+            AttachError::NotSealed => Errno::NotPermitted.into(),
+            _ => Errno::Invalid.into(),
+        }
+    }
+}

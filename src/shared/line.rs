@@ -1,0 +1,98 @@
+//! The cache line that processes share, as `src/shared.rs` describes it.
+
+use crate::event::Mode;
+use crate::event::counter::Counter;
+use crate::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use crate::sync::scope::Shared;
+#[cfg(not(loom))]
+use std::mem::offset_of;
+
+const MAGIC: u32 = 0x6c65_6244;
+const VERSION: u16 = 1;
+/// The size of a line in bytes, and its alignment.
+pub(super) const SIZE: usize = 64;
+
+const COUNTER: u32 = 0;
+const SEMAPHORE: u32 = 1;
+
+/// Any 64 bytes are one, so a reference to one may be made before they have been looked at.
+#[repr(C, align(64))]
+pub(super) struct Line {
+    magic: AtomicU32,
+    version: AtomicU16,
+    size: AtomicU16,
+    pub(super) counter: Counter<Shared>,
+    mode: AtomicU32,
+    reserved: [AtomicU32; 7],
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    assert!(size_of::<Line>() == SIZE && align_of::<Line>() == SIZE);
+    assert!(offset_of!(Line, version) == 4 && offset_of!(Line, size) == 6);
+    assert!(offset_of!(Line, counter) == 8 && size_of::<Counter<Shared>>() == 24);
+    assert!(offset_of!(Line, mode) == 32 && offset_of!(Line, reserved) == 36);
+};
+
+/// What is wrong with 64 bytes.
+pub(super) enum Unfit {
+    Magic,
+    Version(u16),
+    Size(u16),
+    Mode(u32),
+}
+
+impl Line {
+    #[cfg(loom)]
+    pub(super) fn new(initial: u64) -> Self {
+        Line {
+            magic: AtomicU32::new(MAGIC),
+            version: AtomicU16::new(VERSION),
+            size: AtomicU16::new(SIZE as u16),
+            counter: Counter::new(initial),
+            mode: AtomicU32::new(COUNTER),
+            reserved: std::array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+
+    /// Makes an event of whatever is there.
+    pub(super) fn init(&self, initial: u64, mode: Mode) {
+        // Whoever looks now finds no event, rather than half of one.
+        self.magic.store(0, Ordering::Relaxed);
+        self.counter.reset(initial);
+        self.version.store(VERSION, Ordering::Relaxed);
+        self.size.store(SIZE as u16, Ordering::Relaxed);
+        let mode = match mode {
+            Mode::Counter => COUNTER,
+            Mode::Semaphore => SEMAPHORE,
+        };
+        self.mode.store(mode, Ordering::Relaxed);
+        for word in &self.reserved {
+            word.store(0, Ordering::Relaxed);
+        }
+        // Release pairs with the Acquire in `check`.
+        self.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Whether this is an event, and of which mode. The peer may change it afterwards: what matters is kept by the
+    /// caller.
+    pub(super) fn check(&self) -> Result<Mode, Unfit> {
+        // Acquire pairs with the Release in `init`.
+        if self.magic.load(Ordering::Acquire) != MAGIC {
+            return Err(Unfit::Magic);
+        }
+        let version = self.version.load(Ordering::Relaxed);
+        if version != VERSION {
+            return Err(Unfit::Version(version));
+        }
+        let size = self.size.load(Ordering::Relaxed);
+        if usize::from(size) != SIZE {
+            return Err(Unfit::Size(size));
+        }
+        match self.mode.load(Ordering::Relaxed) {
+            COUNTER => Ok(Mode::Counter),
+            SEMAPHORE => Ok(Mode::Semaphore),
+            other => Err(Unfit::Mode(other)),
+        }
+    }
+}

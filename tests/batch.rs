@@ -1,0 +1,347 @@
+//! Batches: what they add up to, what does not fit, who is woken and called, and how often.
+
+use doorbell::event::{Batch, Change, Interest, Observation, Unwritten};
+use doorbell::{Event, Mode, WriteError};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+const FULL: u64 = u64::MAX - 1;
+
+/// Counts what each thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: it is the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as promised by the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn only_adding_events_allocates() {
+    let before = ALLOCATIONS.get();
+    let (_events, mut batch) = batch([0; 100]);
+    assert_ne!(ALLOCATIONS.get(), before, "the test counts nothing");
+    let before = ALLOCATIONS.get();
+    for _ in 0..3 {
+        for index in 0..100 {
+            batch.signal(index);
+            batch.write(99 - index, 2).unwrap();
+        }
+        batch.commit().unwrap();
+    }
+    batch.write(7, FULL).unwrap();
+    batch.commit().unwrap_err();
+    batch.discard();
+    assert_eq!(ALLOCATIONS.get(), before);
+}
+
+/// Events with these counts, and a batch that knows them by their indices.
+fn batch<const N: usize>(initial: [u64; N]) -> ([Arc<Event>; N], Batch) {
+    let events = initial.map(|count| Arc::new(Event::new(count)));
+    let mut batch = Batch::new();
+    for (index, event) in events.iter().enumerate() {
+        assert_eq!(batch.add(Arc::clone(event)), index);
+    }
+    (events, batch)
+}
+
+fn counts<const N: usize>(events: &[Arc<Event>; N]) -> [u64; N] {
+    events.each_ref().map(|event| event.count())
+}
+
+fn unwritten(batch: &Batch) -> Vec<(usize, u64)> {
+    batch.unwritten().collect()
+}
+
+#[test]
+fn nothing_happens_before_the_commit() {
+    let (events, mut batch) = batch([0, 5, 0]);
+    for index in [0, 2, 0, 0, 2] {
+        batch.signal(index);
+    }
+    batch.signal_n(1, 10);
+    batch.write(2, 100).unwrap();
+    assert_eq!(counts(&events), [0, 5, 0]);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [3, 15, 102]);
+    // It is empty then, and as good as new.
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [3, 15, 102]);
+    batch.signal(0);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [4, 15, 102]);
+}
+
+#[test]
+fn an_event_has_one_place() {
+    let (events, mut batch) = batch([0, 0]);
+    assert_eq!(batch.add(Arc::clone(&events[1])), 1);
+    assert!(Arc::ptr_eq(batch.event(1), &events[1]));
+    assert_eq!(Arc::strong_count(&events[1]), 2);
+    // Borrowed ones do as well.
+    let mut batch = Batch::new();
+    let index = batch.add(&*events[0]);
+    batch.signal(index);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [1, 0]);
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds")]
+fn an_event_that_is_not_there() {
+    batch([0, 0]).1.signal(2);
+}
+
+#[test]
+fn signals_saturate() {
+    let (events, mut batch) = batch([FULL, 3, 0]);
+    batch.signal(0);
+    batch.signal(0);
+    batch.signal_n(1, u64::MAX - 4);
+    batch.signal_n(2, FULL);
+    batch.signal_n(2, FULL);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [u64::MAX, u64::MAX - 1, u64::MAX]);
+}
+
+#[test]
+fn what_does_not_fit_is_reported_and_kept() {
+    let (events, mut batch) = batch([FULL, 0, FULL - 2, 7]);
+    batch.write(0, 1).unwrap();
+    batch.write(1, 1).unwrap();
+    batch.write(2, 2).unwrap();
+    batch.write(2, 1).unwrap(); // 3 do not fit, though 2 would
+    batch.signal(3);
+    let error = batch.commit().unwrap_err();
+    assert_eq!(error.events(), 2);
+    assert_eq!(counts(&events), [FULL, 1, FULL - 2, 8]);
+    assert_eq!(unwritten(&batch), [(0, 1), (2, 3)]);
+    let error = io::Error::from(error);
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+
+    // What has room then is written by the next commit, and only that.
+    events[2].read();
+    batch.write(0, 1).unwrap();
+    batch.signal(1);
+    assert_eq!(batch.commit().map_err(Unwritten::events), Err(1));
+    assert_eq!(counts(&events), [FULL, 2, 3, 8]);
+    assert_eq!(unwritten(&batch), [(0, 2)]);
+    events[0].read();
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [2, 2, 3, 8]);
+    assert_eq!(unwritten(&batch), []);
+}
+
+#[test]
+fn writes_that_no_event_could_take() {
+    let (events, mut batch) = batch([0]);
+    assert_eq!(batch.write(0, u64::MAX), Err(WriteError::Invalid));
+    assert_eq!(unwritten(&batch), []);
+    batch.write(0, FULL).unwrap();
+    for n in [1, 2, FULL] {
+        assert_eq!(batch.write(0, n), Err(WriteError::WouldBlock));
+    }
+    batch.write(0, 0).unwrap();
+    assert_eq!(unwritten(&batch), [(0, FULL)]);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [FULL]);
+}
+
+/// Signals beside a write take no room from it, and come nevertheless if it does not fit.
+#[test]
+fn signals_and_writes_of_one_event() {
+    let (events, mut batch) = batch([FULL - 2, FULL - 2]);
+    batch.signal_n(0, 2);
+    batch.write(0, 2).unwrap();
+    batch.write(1, 3).unwrap();
+    batch.signal(1);
+    assert_eq!(batch.commit().map_err(Unwritten::events), Err(1));
+    assert_eq!(counts(&events), [u64::MAX, FULL - 1]);
+    assert_eq!(unwritten(&batch), [(1, 3)]);
+}
+
+#[test]
+fn a_dropped_batch_commits() {
+    let (events, mut pending) = batch([0, FULL]);
+    pending.signal(0);
+    pending.write(1, 1).unwrap();
+    drop(pending);
+    assert_eq!(counts(&events), [1, FULL]);
+
+    let (events, mut pending) = batch([0]);
+    panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut dropped = Batch::new();
+        dropped.add(Arc::clone(&events[0]));
+        dropped.signal(0);
+        pending.signal(0);
+        panic!("on the way out");
+    }))
+    .unwrap_err();
+    assert_eq!(counts(&events), [1]);
+    pending.discard();
+    drop(pending);
+    assert_eq!(counts(&events), [1]);
+}
+
+#[test]
+fn what_is_discarded_can_come_again() {
+    let (events, mut batch) = batch([0, 0]);
+    batch.signal(0);
+    batch.write(1, 4).unwrap();
+    batch.discard();
+    assert_eq!(unwritten(&batch), []);
+    batch.signal(1);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [0, 1]);
+}
+
+/// Every observer sees the counts of all events changed, and each is called once.
+#[test]
+fn observers_are_called_after_all_counts() {
+    const N: usize = 64;
+    let events: Arc<[Event; N]> = Arc::new([const { Event::new(0) }; N]);
+    let calls = Arc::new(AtomicU64::new(0));
+    let observations: Vec<_> = (0..N)
+        .map(|index| {
+            let (all, calls) = (Arc::clone(&events), Arc::clone(&calls));
+            let observer = Arc::new(move |change: Change| {
+                assert_eq!(change, Change::Signalled);
+                assert!(all.iter().all(|event| event.count() == 2));
+                calls.fetch_add(1, Ordering::SeqCst);
+            });
+            if index % 2 == 0 {
+                Observation::new(&events[index], Interest::Signals, observer)
+            } else {
+                let observation =
+                    Observation::on_demand(&events[index], Interest::Signals, observer);
+                observation.arm(Interest::Both);
+                observation
+            }
+        })
+        .collect();
+    let mut batch = Batch::new();
+    for event in events.iter() {
+        let index = batch.add(event);
+        batch.signal(index);
+        batch.signal(index);
+    }
+    batch.commit().unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 64);
+    drop(observations);
+}
+
+/// A write of 0 is an event to whoever observes, as it is without a batch.
+#[test]
+fn zeros_are_delivered() {
+    let (events, mut batch) = batch([0, 0, 0]);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let _observations: Vec<_> = events
+        .iter()
+        .enumerate()
+        .map(|(index, event)| {
+            let seen = Arc::clone(&seen);
+            Observation::new(
+                Arc::clone(event),
+                Interest::Signals,
+                Arc::new(move |_: Change| seen.lock().unwrap().push(index)),
+            )
+        })
+        .collect();
+    batch.write(2, 0).unwrap();
+    batch.signal_n(1, 0);
+    batch.commit().unwrap();
+    assert_eq!(*seen.lock().unwrap(), [2, 1]);
+    assert_eq!(counts(&events), [0, 0, 0]);
+}
+
+#[test]
+fn a_panic_keeps_nobody_from_being_called() {
+    let (events, mut batch) = batch([0, 0, 0]);
+    let called = Arc::new(AtomicU64::new(0));
+    let _observations: Vec<_> = events
+        .iter()
+        .map(|event| {
+            let called = Arc::clone(&called);
+            let observer = move |_: Change| {
+                let before = called.fetch_add(1, Ordering::SeqCst);
+                panic!("number {before}");
+            };
+            Observation::new(Arc::clone(event), Interest::Signals, Arc::new(observer))
+        })
+        .collect();
+    (0..3).for_each(|index| batch.signal(index));
+    let panicked = panic::catch_unwind(AssertUnwindSafe(|| batch.commit())).unwrap_err();
+    assert_eq!(panicked.downcast_ref::<String>().unwrap(), "number 0");
+    assert_eq!(called.load(Ordering::SeqCst), 3);
+    assert_eq!(counts(&events), [1, 1, 1]);
+    // Nothing is delivered twice.
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [1, 1, 1]);
+}
+
+/// Sleepers on several events; what a batch gives them is conserved.
+#[test]
+fn sleepers_get_what_was_committed() {
+    const ROUNDS: u64 = 2_000;
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        let events: Arc<[Event; 4]> = Arc::new([(); 4].map(|()| Event::with_mode(0, mode)));
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..8)
+                .map(|index| {
+                    let (event, end) = (&events[index % 4], &end);
+                    scope.spawn(move || {
+                        let mut sum = 0;
+                        while !end.load(Ordering::SeqCst) {
+                            sum += event.read_timeout(Duration::from_millis(100)).unwrap_or(0);
+                        }
+                        sum
+                    })
+                })
+                .collect();
+            let mut batch = Batch::new();
+            let indices = events.each_ref().map(|event| batch.add(event));
+            for round in 0..ROUNDS {
+                for index in indices {
+                    batch.signal(index);
+                    batch.write(index, round % 3).unwrap();
+                }
+                batch.commit().unwrap();
+                if round % 16 == 0 {
+                    thread::yield_now();
+                }
+            }
+            let goal = 4 * (0..ROUNDS).map(|round| 1 + round % 3).sum::<u64>();
+            while events.iter().any(|event| event.count() != 0) {
+                thread::yield_now();
+            }
+            end.store(true, Ordering::SeqCst);
+            let sum: u64 = readers
+                .into_iter()
+                .map(|reader| reader.join().unwrap())
+                .sum();
+            assert_eq!(sum, goal);
+        });
+    }
+}
