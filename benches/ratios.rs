@@ -14,15 +14,19 @@ mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use cases::turns::{self, Samples, median, take_turns};
+    use cases::turns::{self, Samples, Turns, median, take_turns};
     use std::time::Duration;
 
-    let mut turns = 1;
+    let mut turns = Turns {
+        most: 1,
+        each: Duration::from_millis(4),
+        within: Duration::MAX,
+    };
     let mut word = String::new();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             // `cargo test --benches` asks only whether it runs.
-            "--bench" => turns = 51,
+            "--bench" => turns.most = 51,
             "membarrier" => doorbell::use_membarrier().expect("membarrier is allowed"),
             _ => word = argument,
         }
@@ -36,7 +40,7 @@ fn main() {
         .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
         let name = group[0].group.clone();
-        let samples = take_turns(group, turns, Duration::from_millis(4), || ());
+        let samples = take_turns(group, &turns, || ());
         for (who, times) in &samples {
             println!("{name:<56}{who:<38}{:>12.1}", median(times));
         }

@@ -1,7 +1,7 @@
 //! Takes all the samples.
 
 use crate::cases::latency::{self, Sampler};
-use crate::cases::turns::{Samples, take_turns};
+use crate::cases::turns::{Samples, Turns, take_turns};
 use crate::cases::{self, Case};
 use crate::machine::{self, Machine};
 use crate::progress::Progress;
@@ -11,20 +11,25 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How much of everything.
 struct Effort {
-    turns: usize,
-    turn: Duration,
+    turns: Turns,
     /// Single calls in a turn.
     calls: usize,
 }
 
 const FULL: Effort = Effort {
-    turns: 31,
-    turn: Duration::from_millis(4),
+    turns: Turns {
+        most: 31,
+        each: Duration::from_millis(4),
+        within: Duration::from_secs(3),
+    },
     calls: 64,
 };
 const QUICK: Effort = Effort {
-    turns: 3,
-    turn: Duration::from_millis(1),
+    turns: Turns {
+        most: 3,
+        each: Duration::from_millis(1),
+        within: Duration::ZERO,
+    },
     calls: 16,
 };
 
@@ -43,7 +48,7 @@ pub fn run(quick: bool) -> Report {
             of_cases + if plan.latencies { latency_cases() } else { 0 }
         })
         .sum::<usize>()
-        * effort.turns;
+        * effort.turns.most;
     let progress = Progress::new(samples);
 
     let sections = plans.into_iter().map(|plan| {
@@ -51,7 +56,7 @@ pub fn run(quick: bool) -> Report {
         for name in &plan.groups {
             progress.begin(name);
             let mut group: Vec<Case> = cases.extract_if(.., |case| case.group == *name).collect();
-            let samples = take_turns(&mut group, effort.turns, effort.turn, || progress.step());
+            let samples = take_turns(&mut group, &effort.turns, || progress.step());
             comparisons.push(Comparison::new(name.clone(), &samples));
         }
         let distributions = match plan.latencies {
@@ -118,7 +123,8 @@ fn latencies(
     let nothing: Samples = samplers.iter().map(|(who, _)| (*who, Vec::new())).collect();
     let (mut calls, mut woken) = (nothing.clone(), nothing);
     let mut order: Vec<usize> = (0..samplers.len()).collect();
-    for _ in 0..effort.turns {
+    let (start, mut taken) = (Instant::now(), 0);
+    while !effort.turns.over(taken, start) {
         fastrand::shuffle(&mut order);
         for &i in &order {
             for sample in (samplers[i].1)(effort.calls) {
@@ -127,6 +133,7 @@ fn latencies(
             }
             progress.step();
         }
+        taken += 1;
     }
     [calls, woken]
 }
