@@ -7,6 +7,7 @@ use crate::machine::{self, Machine};
 use crate::progress::Progress;
 use crate::results::{Comparison, Distribution, Report, Section};
 use crate::sections::{self, Plan};
+use std::mem;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How much of everything.
@@ -55,7 +56,7 @@ pub fn run(quick: bool) -> Report {
         let mut comparisons = Vec::new();
         for name in &plan.groups {
             progress.begin(name);
-            let mut group: Vec<Case> = cases.extract_if(.., |case| case.group == *name).collect();
+            let mut group = take(&mut cases, name);
             let samples = take_turns(&mut group, &effort.turns, || progress.step());
             comparisons.push(Comparison::new(name.clone(), &samples));
         }
@@ -81,6 +82,15 @@ pub fn run(quick: bool) -> Report {
         load_before,
         sections,
     }
+}
+
+/// Takes the cases of a group out.
+fn take(cases: &mut Vec<Case>, group: &str) -> Vec<Case> {
+    let (taken, left) = mem::take(cases)
+        .into_iter()
+        .partition(|case| case.group == group);
+    *cases = left;
+    taken
 }
 
 /// Of the benches.
