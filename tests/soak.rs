@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test soak -- --ignored --nocapture`, as `.ci/run --long` does.
 
+// A part of it.
+#[allow(dead_code)]
 #[path = "common/watchdog.rs"]
 mod watchdog;
 

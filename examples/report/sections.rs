@@ -35,7 +35,8 @@ pub fn all() -> Vec<Plan> {
         },
         Plan {
             title: "Batches",
-            text: "Many signals, collected in a Batch and committed, or made one by one. The ratios are to the batch. Of one event                    the batch makes one addition; kernel eventfds take a write for each signal.",
+            text: "Many signals, collected in a Batch and committed, or made one by one. The ratios are to the batch. Of one event                    the batch makes one addition; kernel eventfds take a write for each signal. What a batch saves \
+                   with many events is wake-ups, and here nobody waits.",
             groups: strings(&[batch::ONE_EVENT, batch::MANY_EVENTS]),
             latencies: false,
         },
