@@ -46,9 +46,9 @@ pub fn all() -> Vec<Plan> {
             text: "Two threads on two CPUs wait for each other by turns; a round is one turn of each. First both \
                    spin, by asking without blocking again and again; then they do so for up to 20 µs and sleep after \
                    that, an event by its default policy; then they sleep at once. A Parker cannot be asked. A raw \
-                   spin is one word that says whose turn it is. Two threads that spin fall into one of several \
-                   rhythms, which differ by a factor of two, and keep it for a whole sample: of ratios near 1, a \
-                   single report says little.",
+                   spin is one word that says whose turn it is. Two threads that spin fall into one of \
+                   several rhythms, which differ by a factor of two or more, and ratios change from report to report \
+                   with them.",
             groups: strings(&[
                 event::PING_PONG_SPINNING,
                 event::PING_PONG_ADAPTIVE,
