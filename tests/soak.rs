@@ -53,8 +53,8 @@ fn soak(mode: Mode) {
     }
     assert_eq!((received, event.count()), (SIGNALS, 0));
     let seconds = start.elapsed().as_secs_f64();
+    let rate = SIGNALS as f64 / seconds / 1e6;
     println!(
-        "{mode:?}: {SIGNALS} signals by {THREADS} threads, received in {reads} reads, in {seconds:.1} s: {:.1} million a second",
-        SIGNALS as f64 / seconds / 1e6
+        "{mode:?}: {SIGNALS} signals by {THREADS} threads, received in {reads} reads, in {seconds:.1} s: {rate:.1} M/s"
     );
 }
