@@ -45,6 +45,7 @@ pub(crate) use wakers::Place;
 use counter::{Counter, Owner};
 use observer::Observers;
 
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use crossbeam_utils::CachePadded;
@@ -106,6 +107,8 @@ pub struct Event {
     counter: Counter,
     observers: Observers,
     mode: Mode,
+    /// An irqfd takes what arrives, and there may be one at most.
+    owned: AtomicBool,
     spin: Spinner,
 }
 
@@ -117,6 +120,7 @@ const _: () = {
     assert!(offset_of!(Event, counter) + size_of::<Counter>() <= LINE);
     assert!(offset_of!(Event, observers) + size_of::<Observers>() <= LINE);
     assert!(offset_of!(Event, mode) + size_of::<Mode>() <= LINE);
+    assert!(offset_of!(Event, owned) + size_of::<AtomicBool>() <= LINE);
     assert!(offset_of!(Event, spin) + size_of::<Spinner>() <= LINE);
 };
 
@@ -153,6 +157,7 @@ impl Event {
                 counter: Counter::new(initial),
                 observers: Observers::new(),
                 mode,
+                owned: AtomicBool::new(false),
                 spin: Spinner::new(Spin::DEFAULT),
             }
         }
@@ -311,6 +316,17 @@ impl Event {
     /// Second half of a read.
     pub(crate) fn wake_writers(&self) {
         self.counter.wake_writers(self);
+    }
+
+    /// Makes the caller the owner, if there is none.
+    pub(crate) fn claim(&self) -> bool {
+        // Acquire pairs with the Release in `disclaim`: the last owner has finished.
+        !self.owned.swap(true, Ordering::Acquire)
+    }
+
+    /// Ends what a successful [`claim`](Self::claim) began.
+    pub(crate) fn disclaim(&self) {
+        self.owned.swap(false, Ordering::Release);
     }
 
     /// Asks for one call of every observer that is attached to be armed. For an observer that has no

@@ -2,10 +2,16 @@
 //!
 //! A guest write that KVM handles costs less than one that exits to the VMM, so a VMM on KVM adds a [`KvmListener`] to
 //! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).
+//!
+//! Interrupts are KVM's to deliver: a `KvmSink` (x86) is what the VMM's [`Router`](crate::irqfd::Router) ends in.
 
 mod ioeventfd;
+#[cfg(target_arch = "x86_64")]
+mod irqfd;
 
 pub use ioeventfd::{KernelCount, KvmListener};
+#[cfg(target_arch = "x86_64")]
+pub use irqfd::{Injection, KvmSink};
 
 use crate::errno::Errno;
 use std::{error, fmt, io};

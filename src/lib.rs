@@ -18,6 +18,7 @@ pub mod event;
 #[cfg(target_os = "linux")]
 pub mod fd;
 pub mod ioeventfd;
+pub mod irqfd;
 #[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
 pub mod poll;

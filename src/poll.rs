@@ -27,6 +27,9 @@
 //! * An overflow is reported as an error to who watches for errors or room alone; epoll does not notice it by itself.
 //! * Threads that sleep in the event itself are woken whatever watches it beside them. (With `EPOLLEXCLUSIVE` the kernel may
 //!   leave them asleep.) There is no exclusive watching: let several threads wait on one poller.
+//! * If two threads signal an event at once, one puts it into the queue. The other may return before that has happened, and find
+//!   nothing in a wait of its own that does not sleep; one that sleeps is woken. (In the kernel the second would wait for a
+//!   lock.)
 //! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can. The
 //!   poller keeps the events alive. A poller cannot be watched by another.
 //!

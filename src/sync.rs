@@ -15,6 +15,7 @@
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
 //! | [`membarrier`] | which barriers `srcu` uses |
+//! | [`Tally`] | how often something has happened |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 
 #[cfg(not(loom))]
@@ -100,6 +101,29 @@ pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
         word.swap(value, Ordering::Release);
     } else {
         word.store(value, Ordering::Release);
+    }
+}
+
+/// How often something has happened, for people to look at. It orders nothing, and nothing depends on it, so models do
+/// not need to see it: it is std's under loom too.
+#[derive(Default)]
+pub(crate) struct Tally(std::sync::atomic::AtomicU64);
+
+impl Tally {
+    #[inline(always)]
+    pub(crate) fn add_one(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// For who knows that nobody else adds at the same time.
+    #[inline(always)]
+    pub(crate) fn add_one_alone(&self) {
+        self.0
+            .store(self.get() + 1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

@@ -15,6 +15,7 @@ use common::shared::Shared;
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
 use rustix::event::EventfdFlags;
@@ -713,6 +714,50 @@ fn one_more_for_the_reader_beside() {
     if let Some(calls) = futex_calls(test, 0, Mode::Counter, several_wait(true)) {
         assert_eq!((calls.waits, calls.wakes.len()), (1, 2), "{calls:?}");
     }
+}
+
+// Interrupts
+
+/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack.
+#[test]
+fn none_for_an_interrupt() {
+    if !is_observed() {
+        let output = observe(&[], "none_for_an_interrupt");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    struct Sink;
+    impl InterruptSink for Sink {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    }
+    let router = Router::new(Arc::new(Sink));
+    let mut routes = Routes::identity(24);
+    let message = MsiMessage {
+        address: 0xfee0_0000,
+        data: 0x41,
+    };
+    routes.set(24, Some(Route::Msi(message))).unwrap();
+    router.set_routes(routes).unwrap();
+    let events = [(); 4].map(|()| Arc::new(Event::new(0)));
+    let [message, pulse, level, resample] = &events;
+    let _irqfds = [
+        router.assign(message, 24).unwrap(),
+        router.assign(pulse, 5).unwrap(),
+        router.assign_with_resample(level, 6, resample).unwrap(),
+    ];
+    forbid_system_calls();
+    for _ in 0..BURST {
+        message.signal();
+        pulse.signal();
+        level.signal();
+        router.ack(6);
+    }
+    router.mask(24);
+    message.signal();
+    assert!(router.is_pending(24));
+    router.unmask(24);
+    done()
 }
 
 // Pollers

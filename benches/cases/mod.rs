@@ -8,6 +8,7 @@ pub mod bells;
 pub mod event;
 pub mod futures;
 pub mod ioeventfd;
+pub mod irqfd;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod latency;
@@ -51,6 +52,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(wait_any::all());
     cases.extend(futures::all());
     cases.extend(poll::all());
+    cases.extend(irqfd::all());
     #[cfg(target_arch = "x86_64")]
     cases.extend(kvm::all());
     cases
@@ -64,6 +66,7 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.extend(wait_any::ratios());
     ratios.extend(futures::ratios());
     ratios.extend(poll::ratios());
+    ratios.extend(irqfd::ratios());
     #[cfg(target_arch = "x86_64")]
     ratios.extend(kvm::ratios());
     ratios

@@ -15,9 +15,8 @@
 //! it goes on sleeping instead, it announces everybody at every event anew and then looks.
 
 use crate::event::{Change, Event, Place};
-use crate::sync::futex::{self, MOST_WORDS, Outcome, Refused};
 use crate::sync::parker::Parker;
-use crate::sync::waiters::Waiters;
+use crate::sync::waiters::{MOST_WORDS, Outcome, Refused, Waiters, most_words, sleep_at_all};
 use std::borrow::Borrow;
 use std::cell::Cell;
 use std::fmt;
@@ -153,7 +152,7 @@ fn wait<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usi
 }
 
 fn sleep<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
-    if events.len() <= futex::most_words() {
+    if events.len() <= most_words() {
         if let Ok(found) = sleep_at_readers(events, deadline) {
             return found;
         }
@@ -175,8 +174,7 @@ fn sleep_at_readers<E: Borrow<Event>>(
         if let Some(found) = look(events, 0) {
             break Ok(Some(found));
         }
-        let words = events.iter().map(|event| readers(event).word());
-        let outcome = futex::wait_any(words.zip(keys), deadline);
+        let outcome = sleep_at_all(events.iter().map(readers).zip(keys), deadline);
         // Before announcing anew, as a reader does.
         for (event, key) in events.iter().zip(&mut keys) {
             *key = readers(event).generation();

@@ -148,11 +148,11 @@ impl Domain {
     }
 
     /// Waits until every section that is under way has ended, and frees what was out of date before; or, inside a section
-    /// of this thread's or while it has a [`Deferral`], leaves that to its end.
-    fn synchronize(&self, outdated: Option<Outdated>) {
+    /// of this thread's or while it has a [`Deferral`], leaves that to its end. Returns whether it has waited.
+    fn synchronize(&self, outdated: Option<Outdated>) -> bool {
         if Deferral::owe() || self.leave_to_section() {
             self.lock().extend(outdated);
-            return;
+            return false;
         }
         // Leaked, rather than freed too early, if the waiting fails.
         let outdated = ManuallyDrop::new((outdated, std::mem::take(&mut *self.lock())));
@@ -162,6 +162,7 @@ impl Domain {
             slot.wait_for_end();
         }
         drop(ManuallyDrop::into_inner(outdated));
+        true
     }
 
     /// Whether this thread is inside a section. If it is, it owes a grace period.
@@ -424,6 +425,16 @@ pub fn with_section<R>(f: impl FnOnce(&Section<'_>) -> R) -> R {
         Some(result) => result,
         None => unreachable!("one of the two has run"),
     }
+}
+
+/// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that sections
+/// look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's it does not.
+///
+/// # Panics
+///
+/// As [`Writer::publish`].
+pub fn synchronize() -> bool {
+    domain().synchronize(None)
 }
 
 /// The current snapshot of what readers share with one another and with writers.

@@ -40,7 +40,8 @@
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
-pub(crate) use super::futex::Outcome;
+use super::futex;
+pub(crate) use super::futex::{MOST_WORDS, Outcome, Refused, most_words};
 use super::scope::{Private, Races, Scope};
 use super::{DEKKER, dekker_load};
 use std::marker::PhantomData;
@@ -249,11 +250,6 @@ impl<S: Scope> Waiters<S> {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// What to sleep on while it is the key.
-    pub(crate) fn word(&self) -> &AtomicU32 {
-        &self.generation
-    }
-
     /// Asks for a wake-up.
     pub(crate) fn announce(&self) {
         self.set(ANNOUNCED);
@@ -304,6 +300,17 @@ impl<S: Scope> Waiters<S> {
             }
         }
     }
+}
+
+/// Sleeps as [`Waiters::sleep`] does, at several at once, each with its key; at up to [`most_words`].
+pub(crate) fn sleep_at_all<'a>(
+    waiters: impl ExactSizeIterator<Item = (&'a Waiters, u32)>,
+    deadline: Option<Instant>,
+) -> Result<Outcome, Refused> {
+    futex::wait_any(
+        waiters.map(|(waiters, key)| (&waiters.generation, key)),
+        deadline,
+    )
 }
 
 /// Announced threads that a waker has claimed. It wakes them at the end of its life.

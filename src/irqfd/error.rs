@@ -1,0 +1,121 @@
+use crate::errno::Errno;
+use std::{error, fmt, io};
+
+/// Why [`Router::assign`](super::Router::assign) and its like assigned nothing.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AssignError {
+    /// The event has an irqfd already, of this router or another (`EBUSY`).
+    Busy,
+    /// The event is its own resample event, so that every end of interrupt would interrupt again (`EINVAL`). KVM accepts
+    /// it.
+    SameEvent,
+    /// The sink cannot serve this GSI, for the reason it gives.
+    Refused(io::Error),
+}
+
+/// Why routes are invalid (`EINVAL`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RouteError {
+    /// The GSI is above [`Routes::MAX_GSI`](super::Routes::MAX_GSI).
+    Gsi,
+    /// The GSI has two routes. (KVM accepts one pin on each of its interrupt controllers.)
+    GsiTwice,
+    /// The pin has two GSIs. KVM accepts it, and either GSI then lowers what the other has raised.
+    PinTwice,
+}
+
+/// Why the routes stayed as they were.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RoutingError {
+    /// The route is invalid, alone or beside the others.
+    Invalid(RouteError),
+    /// The sink cannot route like this, for the reason it gives.
+    Refused(io::Error),
+}
+
+impl fmt::Display for AssignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AssignError::Busy => f.write_str("the event has an irqfd already"),
+            AssignError::SameEvent => f.write_str("an event cannot be its own resample event"),
+            AssignError::Refused(error) => {
+                write!(f, "the interrupt sink cannot serve this GSI: {error}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for RouteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RouteError::Gsi => "the GSI is out of range",
+            RouteError::GsiTwice => "the GSI has another route",
+            RouteError::PinTwice => "the pin belongs to another GSI",
+        })
+    }
+}
+
+impl fmt::Display for RoutingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RoutingError::Invalid(error) => error.fmt(f),
+            RoutingError::Refused(error) => {
+                write!(f, "the interrupt sink cannot route like this: {error}")
+            }
+        }
+    }
+}
+
+impl error::Error for AssignError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            AssignError::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl error::Error for RouteError {}
+
+impl error::Error for RoutingError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            RoutingError::Refused(error) => Some(error),
+            RoutingError::Invalid(_) => None,
+        }
+    }
+}
+
+impl From<RouteError> for RoutingError {
+    fn from(error: RouteError) -> Self {
+        RoutingError::Invalid(error)
+    }
+}
+
+impl From<AssignError> for io::Error {
+    fn from(error: AssignError) -> Self {
+        match error {
+            AssignError::Busy => Errno::Busy.into(),
+            AssignError::SameEvent => Errno::Invalid.into(),
+            AssignError::Refused(error) => error,
+        }
+    }
+}
+
+impl From<RouteError> for io::Error {
+    fn from(_: RouteError) -> Self {
+        Errno::Invalid.into()
+    }
+}
+
+impl From<RoutingError> for io::Error {
+    fn from(error: RoutingError) -> Self {
+        match error {
+            RoutingError::Invalid(error) => error.into(),
+            RoutingError::Refused(error) => error,
+        }
+    }
+}

@@ -1,0 +1,461 @@
+use super::board::Board;
+use super::injector::{Core, Counters, Injector};
+use super::line::Request;
+use super::worker::{Backlog, Worker};
+use super::{
+    AssignError, Eoi, InterruptSink, IrqfdCounters, LineCounters, Route, Routes, RoutingError,
+};
+use crate::Event;
+use crate::event::{Interest, Observation};
+use crate::sync::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::sync::{Arc, PoisonError};
+
+/// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same one.
+///
+/// A signal to an assigned event takes no lock on its way to the sink. Changes (assigning, routes, masks) wait for signals
+/// that are under way, so that nothing happens after a change that belongs before it; not so inside an observer's or a
+/// sink's call, where they take effect for what comes after and the waiting is left to the end of the outermost call.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
+/// use std::sync::{Arc, Mutex};
+///
+/// /// Where a VMM would have the local APICs.
+/// #[derive(Default)]
+/// struct Cpus(Mutex<Vec<u32>>);
+///
+/// impl InterruptSink for Cpus {
+///     fn set_level(&self, _gsi: u32, _pin: u32, _level: bool) {}
+///     fn signal_msi(&self, _gsi: u32, message: MsiMessage) {
+///         self.0.lock().unwrap().push(message.data);
+///     }
+/// }
+///
+/// let cpus = Arc::new(Cpus::default());
+/// let router = Router::new(cpus.clone());
+/// let message = MsiMessage { address: 0xfee0_0000, data: 0x41 };
+/// router.set_route(24, Some(Route::Msi(message)))?;
+///
+/// let queue_done = Arc::new(Event::new(0));
+/// let irqfd = router.assign(&queue_done, 24)?;
+/// queue_done.signal(); // a device, done with a request
+/// assert_eq!(*cpus.0.lock().unwrap(), [0x41]);
+/// assert_eq!(queue_done.count(), 0); // the irqfd has taken it
+///
+/// router.mask(24); // the guest masks the MSI-X vector
+/// queue_done.signal();
+/// queue_done.signal();
+/// assert!(router.is_pending(24)); // in the pending bit array
+/// router.unmask(24);
+/// assert_eq!(*cpus.0.lock().unwrap(), [0x41, 0x41]);
+/// assert_eq!(irqfd.counters().coalesced, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Router {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// By the address of the event, which has one irqfd at most.
+    irqfds: Mutex<HashMap<usize, Assigned>>,
+    core: Arc<Core>,
+}
+
+struct Assigned {
+    gsi: u32,
+    counters: Arc<Counters>,
+    /// Its drop is the deassigning, and waits, so it comes when the lock has been released.
+    _observation: Observation,
+}
+
+impl Router {
+    /// Calls `sink` on the threads that signal.
+    pub fn new(sink: Arc<impl InterruptSink + 'static>) -> Self {
+        Self::of(Core {
+            _worker: None,
+            board: Arc::new(Board::new(sink, None)),
+        })
+    }
+
+    /// Calls `sink` on a thread of the router's own, for a sink that may sleep. (KVM does so for pins.)
+    ///
+    /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What has
+    /// been requested is done before a deassign, a mask or a change of routes returns; after the router and its irqfds have
+    /// gone, the thread ends, and nothing is left undone.
+    ///
+    /// A sink must not take a lock that somebody holds who deassigns, masks or changes routes: they wait for it.
+    ///
+    /// # Errors
+    ///
+    /// There is no thread to be had.
+    pub fn with_worker(sink: Arc<impl InterruptSink + 'static>) -> io::Result<Self> {
+        let board = Arc::new(Board::new(sink, Some(Backlog::new())));
+        Ok(Self::of(Core {
+            _worker: Some(Worker::start(&board)?),
+            board,
+        }))
+    }
+
+    fn of(core: Core) -> Self {
+        Router {
+            inner: Arc::new(Inner {
+                irqfds: Mutex::new(HashMap::new()),
+                core: Arc::new(core),
+            }),
+        }
+    }
+
+    /// Has each signal of `event` interrupt through `gsi`, as an edge or a message, until the [`Irqfd`] is dropped or the
+    /// event deassigned. (`KVM_IRQFD`)
+    ///
+    /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
+    /// signaller's call, so others rarely find anything to read. What triggers is the signal, not the count: a write of 0
+    /// interrupts. If there is a count already, that interrupts once, now, and stays until the next signal.
+    ///
+    /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one, signals
+    /// are taken and lost.
+    ///
+    /// # Errors
+    ///
+    /// The event has an irqfd already, or the sink refuses. Nothing was assigned then.
+    pub fn assign(&self, event: &Arc<Event>, gsi: u32) -> Result<Irqfd, AssignError> {
+        self.assign_irqfd(event, gsi, None)
+    }
+
+    /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
+    /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` signalled, as are the
+    /// resample events of all irqfds of the GSI. A device that still has something to say signals `event` again, be it
+    /// inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
+    ///
+    /// A signal while the line is up is coalesced, so one that comes before the ack is not heard again after it: that is what
+    /// the resample event is for. On a GSI that is routed to a message, which has no level, each signal sends one.
+    ///
+    /// When the last resampling irqfd of a GSI is deassigned, the line goes down, unless somebody else holds it up.
+    ///
+    /// # Errors
+    ///
+    /// As for `assign`; or the two events are the same.
+    ///
+    /// ```
+    /// # use doorbell::irqfd::{InterruptSink, MsiMessage, Router, Routes};
+    /// # use doorbell::{Event, event::{Change, Interest, Observation}};
+    /// # use std::sync::{Arc, Mutex, atomic::{AtomicU32, Ordering}};
+    /// # #[derive(Default)]
+    /// # struct Ioapic(Mutex<Vec<bool>>);
+    /// # impl InterruptSink for Ioapic {
+    /// #     fn set_level(&self, _: u32, _: u32, level: bool) { self.0.lock().unwrap().push(level); }
+    /// #     fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    /// # }
+    /// # let ioapic = Arc::new(Ioapic::default());
+    /// let router = Router::new(ioapic.clone());
+    /// router.set_routes(Routes::identity(24))?;
+    ///
+    /// let (interrupt, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
+    /// let irqfd = router.assign_with_resample(&interrupt, 10, &resample)?;
+    /// // The device: raise the line again as long as there is something for the guest to do.
+    /// let requests = Arc::new(AtomicU32::new(2));
+    /// let device = Observation::new(Arc::clone(&resample), Interest::Signals, {
+    ///     let (interrupt, requests) = (Arc::clone(&interrupt), Arc::clone(&requests));
+    ///     Arc::new(move |_: Change| {
+    ///         resample.try_read();
+    ///         if requests.load(Ordering::Relaxed) != 0 {
+    ///             interrupt.signal();
+    ///         }
+    ///     })
+    /// });
+    /// interrupt.signal();
+    /// // The guest serves one request after the other.
+    /// for _ in 0..2 {
+    ///     requests.fetch_sub(1, Ordering::Relaxed);
+    ///     router.ack(10);
+    /// }
+    /// assert_eq!(*ioapic.0.lock().unwrap(), [true, false, true, false]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn assign_with_resample(
+        &self,
+        event: &Arc<Event>,
+        gsi: u32,
+        resample: &Arc<Event>,
+    ) -> Result<Irqfd, AssignError> {
+        if Arc::ptr_eq(event, resample) {
+            return Err(AssignError::SameEvent);
+        }
+        self.assign_irqfd(event, gsi, Some(resample))
+    }
+
+    fn assign_irqfd(
+        &self,
+        event: &Arc<Event>,
+        gsi: u32,
+        resample: Option<&Arc<Event>>,
+    ) -> Result<Irqfd, AssignError> {
+        let claim = Claim::on(event).ok_or(AssignError::Busy)?;
+        let core = &self.inner.core;
+        let line = core.board.line(gsi);
+        let way_back = Eoi {
+            board: Arc::downgrade(&core.board),
+            line: Arc::clone(&line),
+        };
+        let connected = core.board.sink().connect(way_back, resample.is_some());
+        connected.map_err(AssignError::Refused)?;
+        let counters = Arc::new(Counters::default());
+        if let Some(resample) = resample {
+            line.add_resampler(resample);
+        }
+        let injector = Arc::new(Injector {
+            core: Arc::clone(core),
+            line,
+            event: Arc::clone(event),
+            resampler: resample.cloned(),
+            counters: Arc::clone(&counters),
+        });
+        mem::forget(claim);
+        let observation = Observation::new(
+            Arc::clone(event),
+            Interest::Signals,
+            Arc::clone(&injector) as Arc<_>,
+        );
+        if event.count_after_asking() != 0 {
+            injector.inject();
+        }
+        // The observation has the last handle when somebody can drop it.
+        drop(injector);
+        self.lock().insert(
+            key(event),
+            Assigned {
+                gsi,
+                counters: Arc::clone(&counters),
+                _observation: observation,
+            },
+        );
+        Ok(Irqfd {
+            router: Some(self.clone()),
+            event: Arc::clone(event),
+            gsi,
+            counters,
+        })
+    }
+
+    /// Ends what [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
+    /// GSI began; if there was no such thing, does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
+    ///
+    /// When this returns, nothing is injected for the event any more, and its count, with what was in it, has been taken
+    /// away: it is an event like others, and may be assigned again. (If another thread deassigns the same at the same
+    /// time, that one's call returns so.) Inside an observer's or a sink's call, all this holds when the outermost call ends, or
+    /// a moment later, if another thread that changes something has taken it over.
+    pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
+        self.remove(event, |assigned| assigned.gsi == gsi);
+    }
+
+    fn remove(&self, event: &Arc<Event>, is: impl FnOnce(&Assigned) -> bool) {
+        let mut irqfds = self.lock();
+        let removed = match irqfds.get(&key(event)) {
+            Some(assigned) if is(assigned) => irqfds.remove(&key(event)),
+            _ => None,
+        };
+        drop(irqfds);
+        drop(removed);
+    }
+
+    /// Replaces all routes in one step. When this returns, nothing is injected by the old ones any more.
+    /// (`KVM_SET_GSI_ROUTING`)
+    ///
+    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and raised at
+    /// the new one. What was lost without a route stays lost.
+    ///
+    /// # Errors
+    ///
+    /// The sink refuses them. Then the routes are as they were.
+    pub fn set_routes(&self, routes: Routes) -> Result<(), RoutingError> {
+        self.board().reroute(|_| Ok(routes))
+    }
+
+    /// Gives one GSI another route, or none, as [`set_routes`](Self::set_routes).
+    ///
+    /// # Errors
+    ///
+    /// The route is invalid, or the sink refuses it.
+    pub fn set_route(&self, gsi: u32, route: Option<Route>) -> Result<(), RoutingError> {
+        self.board().reroute(|routes| {
+            let mut routes = routes.clone();
+            routes.set(gsi, route)?;
+            Ok(routes)
+        })
+    }
+
+    /// The routes now.
+    pub fn routes(&self) -> Routes {
+        self.board().routes()
+    }
+
+    /// Keeps interrupts of `gsi` back, as a guest has an MSI-X vector or a pin do. A state, not a count.
+    ///
+    /// Signals set the pending bit, or the level of the line, which the sink sees go down. When this returns, no
+    /// injection is under way.
+    pub fn mask(&self, gsi: u32) {
+        let board = self.board();
+        board.ask(&board.line(gsi), Request::Mask);
+        board.settle();
+    }
+
+    /// Ends a [`mask`](Self::mask), and injects what is pending, by the route there is now.
+    ///
+    /// A line that resampling irqfds assert is not raised. Their devices may have changed their minds, so their resample
+    /// events are signalled, as after an [`ack`](Self::ack), and who still wants to interrupt signals again.
+    pub fn unmask(&self, gsi: u32) {
+        let board = self.board();
+        board.ask(&board.line(gsi), Request::Unmask);
+    }
+
+    /// Gives a vector another route, then unmasks it: what is pending goes the new way, as does what is signalled in
+    /// between. So a guest moves a vector, with the masking, writing and unmasking of its MSI-X table entry.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_route`](Self::set_route). Then the GSI is still masked.
+    pub fn unmask_with_route(&self, gsi: u32, route: Route) -> Result<(), RoutingError> {
+        self.set_route(gsi, Some(route))?;
+        self.unmask(gsi);
+        Ok(())
+    }
+
+    /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
+    pub fn is_pending(&self, gsi: u32) -> bool {
+        let line = self.board().find(gsi);
+        line.is_some_and(|line| line.is_pending())
+    }
+
+    /// Takes the pending bit out, for a VMM that keeps the pending bit array itself: it is the VMM's to inject on unmask.
+    pub fn take_pending(&self, gsi: u32) -> bool {
+        let line = self.board().find(gsi);
+        line.is_some_and(|line| line.take_pending())
+    }
+
+    /// Holds a line up, or no more, for a device without an irqfd. The line is up as long as this or a resampling irqfd
+    /// holds it. (`KVM_IRQ_LINE`)
+    pub fn set_level(&self, gsi: u32, level: bool) {
+        let board = self.board();
+        board.ask(&board.line(gsi), Request::Hold(level));
+    }
+
+    /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are signalled,
+    /// whoever had raised it. If it is held up otherwise, it is raised again. To be called by the interrupt controller's
+    /// model, without a lock that the sink's calls take. A GSI without resampling irqfds needs no acks and ignores them.
+    ///
+    /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
+    pub fn ack(&self, gsi: u32) {
+        let line = self.board().find(gsi);
+        if let Some(line) = line.filter(|line| line.has_resamplers()) {
+            self.board().ask(&line, Request::Ack);
+        }
+    }
+
+    /// What has happened on the line of `gsi`.
+    pub fn line_counters(&self, gsi: u32) -> LineCounters {
+        let line = self.board().find(gsi);
+        line.map(|line| line.counters()).unwrap_or_default()
+    }
+
+    fn board(&self) -> &Board {
+        &self.inner.core.board
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Assigned>> {
+        // The map is whole at every point where a holder of the lock can panic.
+        let irqfds = self.inner.irqfds.lock();
+        irqfds.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ownership of an event, until an injector has it.
+struct Claim<'a>(&'a Event);
+
+impl<'a> Claim<'a> {
+    fn on(event: &'a Event) -> Option<Self> {
+        event.claim().then(|| Claim(event))
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.disclaim();
+    }
+}
+
+/// Of events that live, as assigned ones do.
+fn key(event: &Arc<Event>) -> usize {
+    Arc::as_ptr(event).addr()
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gsis: Vec<u32> = self.lock().values().map(|irqfd| irqfd.gsi).collect();
+        gsis.sort_unstable();
+        f.debug_struct("Router")
+            .field("irqfds", &gsis)
+            .field("routes", &self.routes())
+            .finish()
+    }
+}
+
+/// An event that interrupts until this is dropped. It keeps the router.
+///
+/// The event may be [deassigned](Router::deassign) before; this then does nothing, even if the event has been assigned
+/// again since.
+#[must_use = "the event is deassigned when its irqfd is dropped"]
+pub struct Irqfd {
+    /// `None` once nothing shall be done.
+    router: Option<Router>,
+    event: Arc<Event>,
+    gsi: u32,
+    counters: Arc<Counters>,
+}
+
+impl Irqfd {
+    /// The event.
+    pub fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+
+    /// Its GSI.
+    pub fn gsi(&self) -> u32 {
+        self.gsi
+    }
+
+    /// How often it was signalled, and what came of it.
+    pub fn counters(&self) -> IrqfdCounters {
+        self.counters.get()
+    }
+
+    /// Leaves the event assigned without a guard, to be [deassigned](Router::deassign) by name, or with the router.
+    pub fn keep(mut self) {
+        self.router = None;
+    }
+}
+
+impl Drop for Irqfd {
+    fn drop(&mut self) {
+        if let Some(router) = self.router.take() {
+            router.remove(&self.event, |assigned| {
+                Arc::ptr_eq(&assigned.counters, &self.counters)
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Irqfd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Irqfd")
+            .field("event", &*self.event)
+            .field("gsi", &self.gsi)
+            .field("counters", &self.counters())
+            .finish()
+    }
+}

@@ -1,0 +1,87 @@
+use super::board::Board;
+use super::line::{Line, Request};
+use super::{MsiMessage, Routes};
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Weak};
+
+/// What interrupts end in: an interrupt controller that the VMM emulates, or the hypervisor's.
+///
+/// Calls come on the threads that signal, from inside an [`Observer`](crate::event::Observer)'s call, so they are short
+/// and do not block; a sink that may has its router [hand them over](super::Router::with_worker) to a thread. They come
+/// on the threads that call the router's methods, too, or end a call inside which an irqfd was deassigned.
+///
+/// No lock of the router's is held. Calls for one line come one at a time, in order, except `signal_msi`, which any number
+/// of threads may be in at once. So a sink may call the router, be it for the same line: what it asks for there is done
+/// by whoever is driving the line, later. A sink that takes a lock must not hold it while it calls
+/// [`Router::ack`](super::Router::ack), whose first deed may be a call to the sink.
+///
+/// If a call panics, so does the signal or the method that it was made by. The line can be used further; its pin may be
+/// at the wrong level until the next change.
+pub trait InterruptSink: Send + Sync {
+    /// The level of a pin. `gsi` is the line that the pin belongs to (or belonged to, if it is lowered because there is
+    /// another route).
+    fn set_level(&self, gsi: u32, pin: u32, level: bool);
+
+    /// A message-signalled interrupt. What the guest has put into the message, the guest gets: there is no such thing as an
+    /// invalid one.
+    fn signal_msi(&self, gsi: u32, message: MsiMessage);
+
+    /// An edge on a pin that is low: up and down again.
+    fn pulse(&self, gsi: u32, pin: u32) {
+        self.set_level(gsi, pin, true);
+        self.set_level(gsi, pin, false);
+    }
+
+    /// The router is about to replace all routes by these. Whoever keeps a copy takes them now: injections are under way
+    /// all the time, by the old routes until this returns, and by the new ones soon after. Not to change routes from here.
+    ///
+    /// # Errors
+    ///
+    /// The sink cannot route like this. Then everything stays as it was.
+    fn set_routes(&self, routes: &Routes) -> io::Result<()> {
+        let _ = routes;
+        Ok(())
+    }
+
+    /// A line is about to get an irqfd, one with a resample event if `resample`. May come again for the same line. A
+    /// sink that learns of the guest's ends of interrupt by itself keeps the [`Eoi`] to tell the line.
+    ///
+    /// # Errors
+    ///
+    /// The sink cannot serve this line. Then the irqfd is not assigned.
+    fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
+        let _ = (line, resample);
+        Ok(())
+    }
+}
+
+/// A sink's way back to a line: the guest's end of interrupt.
+#[derive(Clone)]
+pub struct Eoi {
+    /// The router goes when its user lets it go, not when its sink does.
+    pub(super) board: Weak<Board>,
+    pub(super) line: Arc<Line>,
+}
+
+impl Eoi {
+    /// The line.
+    pub fn gsi(&self) -> u32 {
+        self.line.gsi
+    }
+
+    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may have
+    /// lowered it already, and is told to raise it again if somebody else holds it up. Does nothing when the router has
+    /// gone.
+    pub fn ack(&self) {
+        if let Some(board) = self.board.upgrade() {
+            board.ask(&self.line, Request::Ack);
+        }
+    }
+}
+
+impl fmt::Debug for Eoi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Eoi").field("gsi", &self.gsi()).finish()
+    }
+}

@@ -1,0 +1,121 @@
+//! A thread that drives lines, for sinks that may sleep.
+//!
+//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands in
+//! the backlog at most once: it is `BUSY` until the worker has done with it.
+
+use super::board::Board;
+use super::line::Line;
+use crate::Event;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crossbeam_queue::SegQueue;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle, ThreadId};
+
+pub(super) struct Backlog {
+    jobs: SegQueue<Job>,
+    /// Signalled after each push.
+    wake: Event,
+    /// No more will be pushed.
+    closed: AtomicBool,
+    worker: OnceLock<ThreadId>,
+}
+
+enum Job {
+    Drive(Arc<Line>),
+    /// Signals that everything pushed before is done.
+    Flush(Arc<Event>),
+}
+
+impl Backlog {
+    pub(super) fn new() -> Self {
+        Backlog {
+            jobs: SegQueue::new(),
+            wake: Event::new(0),
+            closed: AtomicBool::new(false),
+            worker: OnceLock::new(),
+        }
+    }
+
+    /// A line that the caller is the driver of.
+    pub(super) fn push(&self, line: Arc<Line>) {
+        self.jobs.push(Job::Drive(line));
+        self.wake.signal();
+    }
+
+    /// Waits until the worker has done what was pushed before; if this is the worker, not.
+    pub(super) fn flush(&self) {
+        if self.is_worker() {
+            return;
+        }
+        let done = Arc::new(Event::new(0));
+        self.jobs.push(Job::Flush(Arc::clone(&done)));
+        self.wake.signal();
+        done.read();
+    }
+
+    fn is_worker(&self) -> bool {
+        self.worker.get() == Some(&thread::current().id())
+    }
+
+    fn work(&self, board: &Board) {
+        // One thread runs this, so it is not set yet.
+        let _ = self.worker.set(thread::current().id());
+        loop {
+            // Acquire pairs with the Release in `drop`; looked at before the queue, so that nothing is left in it.
+            let closed = self.closed.load(Ordering::Acquire);
+            match self.jobs.pop() {
+                Some(Job::Drive(line)) => {
+                    // The panic has been reported, and the line can be driven again.
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| board.drive(&line)));
+                }
+                Some(Job::Flush(done)) => done.signal(),
+                None if closed => return,
+                None => {
+                    self.wake.read();
+                }
+            }
+        }
+    }
+}
+
+/// Its thread ends, with nothing left to do, when this is dropped.
+pub(super) struct Worker {
+    board: Arc<Board>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// For a board with a backlog.
+    pub(super) fn start(board: &Arc<Board>) -> io::Result<Self> {
+        let thread = {
+            let board = Arc::clone(board);
+            thread::Builder::new().name("irqfd".into()).spawn(move || {
+                if let Some(backlog) = board.backlog() {
+                    backlog.work(&board);
+                }
+            })?
+        };
+        Ok(Worker {
+            board: Arc::clone(board),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let (Some(backlog), Some(thread)) = (self.board.backlog(), self.thread.take()) else {
+            return;
+        };
+        // Release pairs with the Acquire in `work`.
+        backlog.closed.store(true, Ordering::Release);
+        backlog.wake.signal();
+        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned.
+        if !backlog.is_worker() {
+            // It catches what panics.
+            let _ = thread.join();
+        }
+    }
+}

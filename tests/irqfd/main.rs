@@ -1,0 +1,20 @@
+//! irqfds, through the public API: the rules of KVM's (`rules.rs`, with what became of each of its conformance cases), random
+//! scripts against a sequential model of a line (`script.rs`), and threads (`threads.rs`).
+
+mod rules;
+mod script;
+mod sink;
+mod threads;
+
+use arbitrary::{Arbitrary, Unstructured};
+use proptest::prelude::*;
+use script::Script;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn random_scripts(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes will do");
+        script.compare();
+    }
+}

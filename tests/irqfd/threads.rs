@@ -1,0 +1,316 @@
+//! Many threads. A `Controller` stands for the interrupt controller and the guest: it notices edges, and whether it is told
+//! of one line by two threads at a time.
+
+use super::sink::message;
+use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Router, Routes};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PIN: u32 = 5;
+const MSI: u32 = 24;
+
+#[derive(Default)]
+struct Controller {
+    level: AtomicBool,
+    telling: AtomicBool,
+    edges: AtomicU64,
+    messages: AtomicU64,
+    /// Of the last message.
+    data: AtomicU32,
+    sleeps: bool,
+}
+
+impl InterruptSink for Controller {
+    fn set_level(&self, _: u32, _: u32, level: bool) {
+        assert!(!self.telling.swap(true, Ordering::Acquire), "two at a time");
+        if self.sleeps {
+            thread::sleep(Duration::from_micros(50));
+        }
+        let before = self.level.swap(level, Ordering::Relaxed);
+        if level && !before {
+            self.edges.fetch_add(1, Ordering::Relaxed);
+        }
+        self.telling.store(false, Ordering::Release);
+    }
+
+    fn signal_msi(&self, _: u32, message: MsiMessage) {
+        self.data.store(message.data, Ordering::Relaxed);
+        // Release: who sees the number sees the message.
+        self.messages.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Controller {
+    fn edges(&self) -> u64 {
+        self.edges.load(Ordering::Relaxed)
+    }
+
+    fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Acquire)
+    }
+}
+
+fn routes(data: u32) -> Routes {
+    let mut routes = Routes::identity(24);
+    routes.set(MSI, Some(message(data))).unwrap();
+    routes
+}
+
+/// On the threads that signal, and on a thread of the router's.
+fn routers() -> [(Router, Arc<Controller>); 2] {
+    let (direct, handed_over) = (Arc::new(Controller::default()), Arc::default());
+    let routers = [
+        (Router::new(Arc::clone(&direct)), direct),
+        (
+            Router::with_worker(Arc::clone(&handed_over)).unwrap(),
+            handed_over,
+        ),
+    ];
+    for (router, _) in &routers {
+        router.set_routes(routes(0x41)).unwrap();
+    }
+    routers
+}
+
+/// Sets it at the end of a scope, also if that is a panic, so that the threads in it end.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn event() -> Arc<Event> {
+    Arc::new(Event::new(0))
+}
+
+/// Two irqfds on a pin and two on a vector: after the last signal there is an edge, and the counters agree.
+#[test]
+fn nothing_is_lost() {
+    const ROUNDS: u64 = 2_000;
+    for (router, controller) in routers() {
+        for gsi in [PIN, MSI] {
+            let events = [event(), event()];
+            let irqfds = events
+                .each_ref()
+                .map(|event| router.assign(event, gsi).unwrap());
+            let seen = || controller.edges() + controller.messages();
+            let start = Barrier::new(2);
+            let before = seen();
+            let lines_before = router.line_counters(gsi).edges;
+            thread::scope(|scope| {
+                for event in &events {
+                    scope.spawn(|| {
+                        start.wait();
+                        for round in 0..ROUNDS {
+                            event.signal();
+                            if round % 64 == 0 {
+                                thread::yield_now();
+                            }
+                        }
+                    });
+                }
+            });
+            // The last signal.
+            router.set_routes(routes(0x41)).unwrap(); // nothing is under way
+            let before_last = seen();
+            events[0].signal();
+            router.set_routes(routes(0x41)).unwrap();
+            assert_eq!(seen(), before_last + 1);
+
+            let injections: u64 = irqfds.iter().map(|irqfd| irqfd.counters().injections).sum();
+            let signals: u64 = irqfds.iter().map(|irqfd| irqfd.counters().signals).sum();
+            assert_eq!(signals, 2 * ROUNDS + 1);
+            assert_eq!(seen() - before, injections);
+            assert_eq!(router.line_counters(gsi).edges - lines_before, injections);
+            assert!(!controller.level.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// A hammering signaller, and an irqfd that comes and goes: when it has gone, nothing more comes through it.
+#[test]
+fn deassign_is_a_barrier() {
+    for (router, controller) in routers() {
+        for gsi in [PIN, MSI] {
+            for resample in [None, Some(event())] {
+                let (a, stop) = (event(), AtomicBool::new(false));
+                thread::scope(|scope| {
+                    let _stop = SetAtEnd(&stop);
+                    scope.spawn(|| {
+                        while !stop.load(Ordering::Relaxed) {
+                            a.signal();
+                        }
+                    });
+                    for _ in 0..100 {
+                        let irqfd: Irqfd = match &resample {
+                            None => router.assign(&a, gsi).unwrap(),
+                            Some(event) => router.assign_with_resample(&a, gsi, event).unwrap(),
+                        };
+                        thread::yield_now();
+                        drop(irqfd);
+                        let seen = (controller.edges(), controller.messages());
+                        assert!(!controller.level.load(Ordering::Relaxed));
+                        thread::yield_now();
+                        assert_eq!(seen, (controller.edges(), controller.messages()));
+                    }
+                });
+                // And it counts again.
+                let count = a.count();
+                a.signal();
+                assert_eq!(a.count(), count + 1);
+            }
+        }
+    }
+}
+
+/// When a mask returns nothing is injected; when a route has changed, nothing goes the old way; what was signalled while
+/// the line was masked comes afterwards.
+#[test]
+fn masks_and_routes_are_barriers() {
+    for (router, controller) in routers() {
+        let (a, stop) = (event(), AtomicBool::new(false));
+        let irqfd = router.assign(&a, MSI).unwrap();
+        thread::scope(|scope| {
+            let _stop = SetAtEnd(&stop);
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    a.signal();
+                }
+            });
+            for data in 1..200 {
+                router.mask(MSI);
+                let messages = controller.messages();
+                thread::yield_now();
+                assert_eq!(controller.messages(), messages);
+                router.unmask_with_route(MSI, message(data)).unwrap();
+                let start = Instant::now();
+                while controller.messages() == messages {
+                    assert!(start.elapsed() < Duration::from_secs(60), "{router:?}");
+                    thread::yield_now();
+                }
+                assert_eq!(controller.data.load(Ordering::Relaxed), data);
+            }
+        });
+        router.mask(MSI);
+        let pending = router.is_pending(MSI);
+        let counters = irqfd.counters();
+        assert_eq!(
+            controller.messages(),
+            counters.injections - u64::from(pending)
+        );
+    }
+}
+
+/// A level-triggered device with requests, and a guest that serves and acks them, on two threads: the guest is interrupted
+/// as long as there are requests, though half of the signals are swallowed.
+#[test]
+fn no_request_is_forgotten() {
+    const REQUESTS: u64 = 20_000;
+    for (router, controller) in routers() {
+        let (a, resample) = (event(), event());
+        let irqfd = router.assign_with_resample(&a, PIN, &resample).unwrap();
+        let outstanding = Arc::new(AtomicU64::new(0));
+        let device = {
+            let (a, outstanding) = (Arc::clone(&a), Arc::clone(&outstanding));
+            let observer = move |_: Change| {
+                if outstanding.load(Ordering::SeqCst) != 0 {
+                    a.signal();
+                }
+            };
+            Observation::new(resample, Interest::Signals, Arc::new(observer))
+        };
+        let (mut served, mut interrupts) = (0, 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for request in 0..REQUESTS {
+                    outstanding.fetch_add(1, Ordering::SeqCst);
+                    a.signal();
+                    if request % 16 == 0 {
+                        thread::yield_now();
+                    }
+                }
+            });
+            let mut start = Instant::now();
+            while served < REQUESTS {
+                if controller.level.load(Ordering::SeqCst) {
+                    served += outstanding.swap(0, Ordering::SeqCst);
+                    interrupts += 1;
+                    router.ack(PIN);
+                    start = Instant::now();
+                }
+                assert!(start.elapsed() < Duration::from_secs(60), "{served} served");
+            }
+        });
+        // The last signals may have been for what was served already.
+        while controller.level.load(Ordering::SeqCst) {
+            interrupts += 1;
+            router.ack(PIN);
+        }
+        drop(device);
+        drop(irqfd);
+        assert!(!controller.level.load(Ordering::SeqCst));
+        let line = router.line_counters(PIN);
+        eprintln!("{REQUESTS} requests, {interrupts} interrupts; {line:?}");
+        assert!(line.raises <= line.resamples);
+    }
+}
+
+/// Two virtual machines race for one event: it has one owner at a time. (R13)
+#[test]
+fn two_routers_race_for_an_event() {
+    let routers = routers();
+    let a = event();
+    let owners = AtomicU32::new(0);
+    let both = Barrier::new(2);
+    let assigned: [u32; 2] = thread::scope(|scope| {
+        let threads = routers.each_ref().map(|(router, _)| {
+            let (a, owners, both) = (&a, &owners, &both);
+            scope.spawn(move || {
+                both.wait();
+                let mut assigned = 0;
+                for _ in 0..2_000 {
+                    if let Ok(irqfd) = router.assign(a, MSI) {
+                        assert_eq!(owners.fetch_add(1, Ordering::Relaxed), 0);
+                        assigned += 1;
+                        owners.fetch_sub(1, Ordering::Relaxed);
+                        drop(irqfd);
+                    }
+                }
+                assigned
+            })
+        });
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert!(assigned.iter().sum::<u32>() > 0, "{assigned:?}");
+    drop(routers[0].0.assign(&a, MSI).unwrap());
+}
+
+/// A slow sink that its router hands over to: the signaller does not wait, many signals are one edge, and a router that
+/// goes leaves nothing undone.
+#[test]
+fn handed_over() {
+    let controller = Arc::new(Controller {
+        sleeps: true,
+        ..Controller::default()
+    });
+    let router = Router::with_worker(Arc::clone(&controller)).unwrap();
+    router.set_routes(routes(0x41)).unwrap();
+    let a = event();
+    let irqfd = router.assign(&a, PIN).unwrap();
+    for _ in 0..1_000 {
+        a.signal();
+    }
+    let counters = irqfd.counters();
+    assert_eq!(counters.signals, 1_000);
+    irqfd.keep();
+    drop(router);
+    assert_eq!(controller.edges(), counters.injections);
+    assert!(counters.coalesced > 0);
+    assert_eq!(Arc::strong_count(&controller), 1);
+}
