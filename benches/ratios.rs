@@ -14,12 +14,19 @@ mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    let mut turns = 1;
+    use cases::turns::{self, Samples, Turns, median, take_turns};
+    use std::time::Duration;
+
+    let mut turns = Turns {
+        most: 1,
+        each: Duration::from_millis(4),
+        within: Duration::MAX,
+    };
     let mut word = String::new();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             // `cargo test --benches` asks only whether it runs.
-            "--bench" => turns = 51,
+            "--bench" => turns.most = 51,
             "membarrier" => doorbell::use_membarrier().expect("membarrier is allowed"),
             _ => word = argument,
         }
@@ -33,7 +40,7 @@ fn main() {
         .collect::<Vec<_>>();
     for group in cases.chunk_by_mut(|a, b| a.group == b.group) {
         let name = group[0].group.clone();
-        let samples = take_turns(group, turns);
+        let samples = take_turns(group, &turns, || ());
         for (who, times) in &samples {
             println!("{name:<56}{who:<38}{:>12.1}", median(times));
         }
@@ -57,7 +64,7 @@ fn main() {
                 .1
         };
         let (over, under) = (of(ratio.over), of(ratio.under));
-        let ratios: Vec<f64> = over.iter().zip(under).map(|(a, b)| a / b).collect();
+        let ratios = turns::ratios(over, under);
         let shortest = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
         let what = format!("{} / {}", ratio.over, ratio.under);
         println!(
@@ -67,48 +74,6 @@ fn main() {
             ratio.target
         );
     }
-}
-
-/// Nanoseconds an iteration, a list for each case; the same place in two lists is the same turn.
-#[cfg(target_os = "linux")]
-type Samples = Vec<(&'static str, Vec<f64>)>;
-
-#[cfg(target_os = "linux")]
-fn take_turns(cases: &mut [cases::Case], turns: usize) -> Samples {
-    use std::time::Duration;
-    const TURN: Duration = Duration::from_millis(4);
-
-    let iterations: Vec<u64> = cases
-        .iter_mut()
-        .map(|case| {
-            let mut n = 16;
-            while (case.run)(n) < TURN / 2 {
-                n *= 2;
-            }
-            n
-        })
-        .collect();
-    let mut samples: Vec<_> = cases.iter().map(|case| (case.who, Vec::new())).collect();
-    let mut order: Vec<usize> = (0..cases.len()).collect();
-    for _ in 0..turns {
-        // Others on this machine may keep time with us; they shall not always meet the same case.
-        fastrand::shuffle(&mut order);
-        for &i in &order {
-            let n = iterations[i];
-            // The other cases have had the caches.
-            (cases[i].run)(n);
-            let time = (cases[i].run)(n);
-            samples[i].1.push(time.as_nanos() as f64 / n as f64);
-        }
-    }
-    samples
-}
-
-#[cfg(target_os = "linux")]
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -50,6 +50,8 @@ use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
+#[cfg(not(loom))]
+use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 /// What a read takes. Fixed when the event is made, as `EFD_SEMAPHORE` is for an eventfd.
@@ -110,9 +112,17 @@ pub struct Event {
     spin: Spinner,
 }
 
-/// All of it in one cache line of the usual size.
+/// All of it in one cache line of the usual size, of which the event has the whole.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<(Counter, Observers, Mode, AtomicBool, Spinner)>() <= 64);
+const _: () = {
+    const LINE: usize = 64;
+    assert!(align_of::<Event>() % LINE == 0 && size_of::<Event>() % LINE == 0);
+    assert!(offset_of!(Event, counter) + size_of::<Counter>() <= LINE);
+    assert!(offset_of!(Event, observers) + size_of::<Observers>() <= LINE);
+    assert!(offset_of!(Event, mode) + size_of::<Mode>() <= LINE);
+    assert!(offset_of!(Event, owned) + size_of::<AtomicBool>() <= LINE);
+    assert!(offset_of!(Event, spin) + size_of::<Spinner>() <= LINE);
+};
 
 impl Event {
     maybe_const! {

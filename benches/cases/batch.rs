@@ -106,9 +106,9 @@ pub fn ratios() -> Vec<Ratio> {
 const K: usize = 16;
 const EVENTS: usize = 64;
 
-const ONE_EVENT: &str = "batch: 16 signals of one event";
+pub const ONE_EVENT: &str = "batch: 16 signals of one event";
 const ONE_EVENT_SHARED: &str = "batch: 16 signals of one event, two threads";
-const MANY_EVENTS: &str = "batch: a signal of each of 64 events";
+pub const MANY_EVENTS: &str = "batch: a signal of each of 64 events";
 
 const ONE_BY_ONE: &str = "doorbell, one by one";
 const BATCH: &str = "doorbell, in a batch";

@@ -1,5 +1,6 @@
-//! The event: the same work done by an [`Event`], by the kernel's eventfd and by bare atomics.
+//! The event: the same work done by an [`Event`], by the kernel's eventfd, by its peers in other crates and by bare atomics.
 
+use super::bells::{self, for_each_asked, for_each_peer};
 use super::{Case, Ratio, Run, alone, two};
 use doorbell::{Event, Spin};
 use rustix::event::{EventfdFlags, eventfd};
@@ -23,8 +24,10 @@ pub fn all() -> Vec<Case> {
     );
     let event = Event::new(0);
     case(SIGNAL, DOORBELL, alone(move || event.signal()));
-    let fd = Eventfd::new();
-    case(SIGNAL, EVENTFD, alone(move || fd.write(1)));
+    case(SIGNAL, EVENTFD, bells::ring(Eventfd::new));
+    for (who, run) in for_each_peer!(bells::ring) {
+        case(SIGNAL, who, run);
+    }
 
     let event = Event::new(0);
     case(
@@ -60,6 +63,9 @@ pub fn all() -> Vec<Case> {
             fd.read()
         }),
     );
+    for (who, run) in for_each_peer!(bells::ring_and_wait) {
+        case(WRITE_READ, who, run);
+    }
 
     case(PRODUCERS, FETCH_ADD, {
         let counter = AtomicU64::new(0);
@@ -69,10 +75,10 @@ pub fn all() -> Vec<Case> {
         let event = Event::new(0);
         two(move |_| event.signal())
     });
-    case(PRODUCERS, EVENTFD, {
-        let fd = Eventfd::new();
-        two(move |_| fd.write(1))
-    });
+    case(PRODUCERS, EVENTFD, bells::ring_by_two(Eventfd::new));
+    for (who, run) in for_each_peer!(bells::ring_by_two) {
+        case(PRODUCERS, who, run);
+    }
 
     case(PING_PONG_SPINNING, RAW_SPIN, {
         // Whose turn it is, and no more: the least that two threads can do.
@@ -92,22 +98,20 @@ pub fn all() -> Vec<Case> {
         })
     });
     case(PING_PONG_SPINNING, DOORBELL, ping_pong(Spin::Always));
-    case(
-        PING_PONG_SPINNING,
-        DOORBELL_DEFAULT,
-        ping_pong(Spin::DEFAULT),
-    );
+    for (who, run) in for_each_asked!(bells::ping_pong, Spinning) {
+        case(PING_PONG_SPINNING, who, run);
+    }
+
+    case(PING_PONG_ADAPTIVE, DOORBELL, ping_pong(Spin::DEFAULT));
+    for (who, run) in for_each_asked!(bells::ping_pong, SpinThenSleep) {
+        case(PING_PONG_ADAPTIVE, who, run);
+    }
 
     case(PING_PONG_PARKED, DOORBELL, ping_pong(Spin::Never));
-    case(PING_PONG_PARKED, EVENTFD, {
-        let fds = [Eventfd::new(), Eventfd::new()];
-        fds[0].write(1);
-        two(move |me| {
-            let me = me as usize;
-            fds[me].read();
-            fds[1 - me].write(1);
-        })
-    });
+    case(PING_PONG_PARKED, EVENTFD, bells::ping_pong(Eventfd::new));
+    for (who, run) in for_each_peer!(bells::ping_pong) {
+        case(PING_PONG_PARKED, who, run);
+    }
     cases
 }
 
@@ -130,17 +134,17 @@ pub fn ratios() -> Vec<Ratio> {
     .into()
 }
 
-const SIGNAL: &str = "signal, nobody asleep";
-const WRITE: &str = "write";
-const READ: &str = "read";
-const WRITE_READ: &str = "write + read";
-const PRODUCERS: &str = "two producers at once";
-const PING_PONG_SPINNING: &str = "ping-pong, spinning";
-const PING_PONG_PARKED: &str = "ping-pong, parked";
+pub const SIGNAL: &str = "signal, nobody asleep";
+pub const WRITE: &str = "write";
+pub const READ: &str = "read";
+pub const WRITE_READ: &str = "write + read";
+pub const PRODUCERS: &str = "two producers at once";
+pub const PING_PONG_SPINNING: &str = "ping-pong, spinning";
+pub const PING_PONG_ADAPTIVE: &str = "ping-pong, spinning up to 20 µs";
+pub const PING_PONG_PARKED: &str = "ping-pong, parked";
 
 const DOORBELL: &str = "doorbell";
-const DOORBELL_DEFAULT: &str = "doorbell, default spin policy";
-const EVENTFD: &str = "kernel eventfd";
+const EVENTFD: &str = <Eventfd as bells::Bell>::NAME;
 const FETCH_ADD: &str = "fetch_add";
 const RAW_SPIN: &str = "raw spin";
 const RAW_SPIN_PAUSE: &str = "raw spin with PAUSE";
@@ -165,11 +169,15 @@ impl Eventfd {
         Eventfd(eventfd(0, flags).expect("the kernel has eventfds"))
     }
 
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
     pub fn write(&self, n: u64) {
         rustix::io::write(&self.0, &n.to_ne_bytes()).expect("there is room");
     }
 
-    fn read(&self) -> u64 {
+    pub fn read(&self) -> u64 {
         let mut value = [0; 8];
         rustix::io::read(&self.0, &mut value).expect("a read that blocks succeeds");
         u64::from_ne_bytes(value)

@@ -14,12 +14,12 @@ const DOORBELL: &str = "doorbell";
 const NOTIFY: &str = "tokio Notify";
 const LISTENER: &str = "event-listener";
 
-const READY: &str = "async, signal, then wait";
-const WAKE: &str = "async, wait, signal, go on";
-const WOKEN: &str = "async, signal, one is woken already";
-const IDLE: &str = "async, signal, nobody waits any more";
-const IN_LINE: &str = "async, wait in vain behind 16, be dropped";
-const PING_PONG: &str = "async, ping-pong of two in block_on";
+pub const READY: &str = "async, signal, then wait";
+pub const WAKE: &str = "async, wait, signal, go on";
+pub const WOKEN: &str = "async, signal, one is woken already";
+pub const IDLE: &str = "async, signal, nobody waits any more";
+pub const IN_LINE: &str = "async, wait in vain behind 16, be dropped";
+pub const PING_PONG: &str = "async, ping-pong of two in block_on";
 
 /// All cases, a group's one after the other.
 pub fn all() -> Vec<Case> {

@@ -4,13 +4,16 @@
 #![allow(dead_code)]
 
 pub mod batch;
+pub mod bells;
 pub mod event;
 pub mod futures;
 pub mod ioeventfd;
 pub mod irqfd;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
+pub mod latency;
 pub mod poll;
+pub mod turns;
 pub mod wait_any;
 
 use criterion::Criterion;

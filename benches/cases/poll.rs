@@ -210,15 +210,15 @@ const NUMBERS: [usize; 3] = [1, 64, 10_000];
 /// How many a wait reports at most.
 const ROOM: usize = 256;
 
-const SIGNAL: &str = "poll: signal to a busy poller";
-const SLEEPING: &str = "poll: ping-pong, sleeping";
-const SPINNING: &str = "poll: ping-pong, awake";
+pub const SIGNAL: &str = "poll: signal to a busy poller";
+pub const SLEEPING: &str = "poll: ping-pong, sleeping";
+pub const SPINNING: &str = "poll: ping-pong, awake";
 
-fn one_of(number: usize, trigger: &str) -> String {
+pub fn one_of(number: usize, trigger: &str) -> String {
     format!("poll: signal + wait + read, {trigger}, 1 ready of {number}")
 }
 
-fn all_of(number: usize) -> String {
+pub fn all_of(number: usize) -> String {
     format!("poll: signal + wait + read, all of {number}")
 }
 

@@ -1,22 +1,24 @@
-//! Waiting for one of several: `wait_any` and poll(2) over eventfds.
+//! Waiting for one of several: `wait_any`, and poll(2) and epoll over eventfds.
 
 use super::{Case, Ratio, alone, two};
 use doorbell::poll::wait_any;
 use doorbell::{Event, Spin};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 /// Up to 128 sleep in `futex_waitv(2)`, more in line.
-const SIZES: [usize; 5] = [1, 8, 64, 128, 1_000];
+pub const SIZES: [usize; 5] = [1, 8, 64, 128, 1_000];
 
 const DOORBELL: &str = "doorbell";
 const POLL: &str = "poll(2)";
+const EPOLL: &str = "epoll";
 
-fn ready(size: usize) -> String {
+pub fn ready(size: usize) -> String {
     format!("wait_any, the last of {size} is ready")
 }
 
-fn asleep(size: usize) -> String {
+pub fn asleep(size: usize) -> String {
     format!("wait_any, ping-pong of two asleep on {size} each")
 }
 
@@ -35,6 +37,9 @@ pub fn all() -> Vec<Case> {
         let fds = eventfds(size);
         write(&fds[size - 1]);
         case(ready(size), POLL, alone(move || wait_poll(&fds)));
+        let set = Epoll::new(size);
+        write(&set.fds[size - 1]);
+        case(ready(size), EPOLL, alone(move || set.wait()));
     }
     for size in SIZES {
         let sets = [events(size), events(size)];
@@ -60,22 +65,32 @@ pub fn all() -> Vec<Case> {
                 write(&sets[1 - me][size - 1]);
             }),
         );
+        let sets = [Epoll::new(size), Epoll::new(size)];
+        write(&sets[0].fds[size - 1]);
+        case(
+            asleep(size),
+            EPOLL,
+            two(move |me| {
+                let me = me as usize;
+                read(&sets[me].fds[sets[me].wait()]);
+                write(&sets[1 - me].fds[size - 1]);
+            }),
+        );
     }
     cases
 }
 
 /// What is wanted of them.
 pub fn ratios() -> Vec<Ratio> {
-    let ready = SIZES.map(|size| (ready(size), ""));
-    let asleep = SIZES.map(|size| (asleep(size), ""));
-    ready
-        .into_iter()
-        .chain(asleep)
-        .map(|(group, target)| Ratio {
-            group,
-            over: POLL,
-            under: DOORBELL,
-            target,
+    let groups = SIZES.map(ready).into_iter().chain(SIZES.map(asleep));
+    groups
+        .flat_map(|group| {
+            [POLL, EPOLL].map(|over| Ratio {
+                group: group.clone(),
+                over,
+                under: DOORBELL,
+                target: "",
+            })
         })
         .collect()
 }
@@ -101,6 +116,33 @@ fn wait_poll(fds: &[OwnedFd]) -> usize {
     poll(&mut list, None).expect("poll(2) works");
     let ready = |fd: &PollFd| !fd.revents().is_empty();
     list.iter().position(ready).expect("no timeout")
+}
+
+/// As a program has it that keeps the list in the kernel.
+struct Epoll {
+    epoll: OwnedFd,
+    fds: Vec<OwnedFd>,
+}
+
+impl Epoll {
+    fn new(size: usize) -> Self {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("the kernel has epolls");
+        let fds = eventfds(size);
+        for (index, fd) in fds.iter().enumerate() {
+            let index = EventData::new_u64(index as u64);
+            epoll::add(&epoll, fd, index, EventFlags::IN).expect("it is new");
+        }
+        Epoll { epoll, fds }
+    }
+
+    fn wait(&self) -> usize {
+        let mut found = [epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        }];
+        epoll::wait(&self.epoll, &mut found, None).expect("it waits");
+        found[0].data.u64() as usize
+    }
 }
 
 fn write(fd: &OwnedFd) {

@@ -76,7 +76,17 @@ impl<S: Scope> Counter<S> {
     /// Adds `n` up to `u64::MAX`, and wakes readers.
     #[inline(always)]
     pub(crate) fn signal(&self, n: u64, owner: &impl Owner) {
-        self.add_saturating(n);
+        match self.update_once(saturating(n)) {
+            Ok(_) => self.wake_readers(n, owner),
+            Err(now) => self.signal_after_a_race(now, n, owner),
+        }
+    }
+
+    /// The whole rest of a signal, so that nothing need be kept for after a call.
+    #[cold]
+    #[inline(never)]
+    fn signal_after_a_race(&self, now: u64, n: u64, owner: &impl Owner) {
+        self.add_saturating_after_a_race(now, n);
         self.wake_readers(n, owner);
     }
 
@@ -196,7 +206,15 @@ impl<S: Scope> Counter<S> {
     /// First half of a signal of `n`.
     #[inline(always)]
     pub(crate) fn add_saturating(&self, n: u64) {
-        let added = self.update(move |count| Some(count.saturating_add(n)));
+        if let Err(now) = self.update_once(saturating(n)) {
+            self.add_saturating_after_a_race(now, n);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_saturating_after_a_race(&self, now: u64, n: u64) {
+        let added = self.update_after_a_race(now, saturating(n));
         if added.is_none() {
             // Exact, unless the count wraps: with such a peer it means nothing anyway.
             self.count.fetch_add(n, DEKKER);
@@ -217,14 +235,22 @@ impl<S: Scope> Counter<S> {
     /// after its announcement.
     #[inline(always)]
     pub(super) fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-        let count = self.count.load(DEKKER);
-        match self
-            .count
-            .compare_exchange(count, next(count)?, DEKKER, DEKKER)
-        {
-            Ok(count) => Some(count),
+        match self.update_once(&next) {
+            Ok(done) => done,
             Err(now) => self.update_after_a_race(now, next),
         }
+    }
+
+    /// Changes the count unless `next` gives up; or returns what another thread has changed it to in between.
+    #[inline(always)]
+    fn update_once(&self, next: impl Fn(u64) -> Option<u64>) -> Result<Option<u64>, u64> {
+        let count = self.count.load(DEKKER);
+        let Some(new) = next(count) else {
+            return Ok(None);
+        };
+        self.count
+            .compare_exchange(count, new, DEKKER, DEKKER)
+            .map(Some)
     }
 
     /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that
@@ -270,6 +296,12 @@ impl<S: Scope> Counter<S> {
             owner.call(Change::Read, kinds);
         });
     }
+}
+
+/// What a signal of `n` makes of a count.
+#[inline(always)]
+fn saturating(n: u64) -> impl Fn(u64) -> Option<u64> {
+    move |count| Some(count.saturating_add(n))
 }
 
 /// Whether a write of `n` leaves the count below `u64::MAX`.

@@ -1,0 +1,204 @@
+//! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around it.
+
+use doorbell::event::{Batch, Change, Interest, Observation};
+use doorbell::ioeventfd::{Bus, Key, Reader, Table};
+use doorbell::{Event, Mode};
+use std::cell::{Cell, RefCell};
+use std::hint::black_box;
+use std::mem;
+use std::sync::Arc;
+
+/// The longest run.
+pub const MOST_TIMES: usize = 3_000;
+
+/// What the loop around the paths takes.
+pub const NOTHING: &str = "nothing";
+
+macro_rules! paths {
+    ($($name:literal: $make:expr, $path:expr;)*) => {
+        /// Their names, in the order in which they are shown.
+        pub const NAMES: &[&str] = &[$($name),*];
+
+        /// Goes along a path so many times, each time with another event.
+        pub fn run(name: &str, times: usize) {
+            match name {
+                $($name => {
+                    #[inline(never)]
+                    fn path(event: &Event, fixture: &Fixture) {
+                        let path: fn(&Event, &Fixture) = const { $path };
+                        path(event, fixture);
+                    }
+                    go($make, times, path);
+                })*
+                _ => panic!("no path has the name {name}"),
+            }
+        }
+    };
+}
+
+paths! {
+    "nothing": empty, |_, _| ();
+    "signal": empty, |event, _| event.signal();
+    "signal_n": empty, |event, _| event.signal_n(black_box(3));
+    "signal, semaphore": semaphore, |event, _| event.signal();
+    "try_write": empty, |event, _| _ = black_box(event.try_write(black_box(3)));
+    "try_write, no room": full, |event, _| _ = black_box(event.try_write(black_box(3)));
+    "try_read": three, |event, _| _ = black_box(event.try_read());
+    "try_read, nothing there": empty, |event, _| _ = black_box(event.try_read());
+    "try_read, semaphore": semaphore, |event, _| _ = black_box(event.try_read());
+    "try_read, semaphore, nothing there": empty_semaphore, |event, _| _ = black_box(event.try_read());
+    "read": three, |event, _| _ = black_box(event.read());
+    "signal, observed": observed, |event, _| event.signal();
+    "signal, observed on demand, not armed": quiet, |event, _| event.signal();
+    "signal, observed on demand, armed": armed, |event, _| event.signal();
+    "lookup: hit, repeated": empty, |_, it| it.ring(7);
+    "lookup: hit, random": empty, |_, it| it.ring(it.random());
+    "lookup: miss, repeated": empty, |_, it| it.miss(7);
+    "lookup: miss, random": empty, |_, it| it.miss(it.random());
+    "lookup without a reader: hit": empty, |_, it| it.ring_without_reader(7);
+    "batch: a signal, commit": empty, |_, it| it.signal_in_batch(&[0]);
+    "batch: 16 signals of one event, commit": empty, |_, it| it.signal_in_batch(&[0; 16]);
+    "batch: signals of 16 events, commit": empty, |_, it| it.signal_in_batch(&SIXTEEN);
+}
+
+fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Fixture)) {
+    let fixture = Fixture::new();
+    // As many in each run, and never dropped, so that what differs is the paths.
+    let events: Vec<Made> = (0..MOST_TIMES).map(|_| make()).collect();
+    let path = black_box(path);
+    for (event, _) in &events[..times] {
+        path(event, &fixture);
+    }
+    mem::forget(events);
+}
+
+/// An event, and what observes it.
+type Made = (Arc<Event>, Option<Observation>);
+
+fn with(count: u64, mode: Mode) -> Made {
+    (Arc::new(Event::with_mode(count, mode)), None)
+}
+
+fn empty() -> Made {
+    with(0, Mode::Counter)
+}
+
+fn three() -> Made {
+    with(3, Mode::Counter)
+}
+
+fn full() -> Made {
+    with(u64::MAX - 1, Mode::Counter)
+}
+
+fn semaphore() -> Made {
+    with(3, Mode::Semaphore)
+}
+
+fn empty_semaphore() -> Made {
+    with(0, Mode::Semaphore)
+}
+
+fn observed() -> Made {
+    let (event, _) = empty();
+    let observation = Observation::new(Arc::clone(&event), Interest::Signals, observer());
+    (event, Some(observation))
+}
+
+fn quiet() -> Made {
+    let (event, _) = empty();
+    let observation = Observation::on_demand(Arc::clone(&event), Interest::Signals, observer());
+    (event, Some(observation))
+}
+
+fn armed() -> Made {
+    let (event, observation) = quiet();
+    observation.iter().for_each(|it| it.arm(Interest::Signals));
+    (event, observation)
+}
+
+/// Does nothing, and the compiler does not know.
+fn observer() -> Arc<dyn doorbell::event::Observer> {
+    black_box(Arc::new(|change: Change| _ = black_box(change)))
+}
+
+/// A table with many doorbells for one event, and a batch of signals for many events.
+struct Fixture {
+    table: Table,
+    reader: Reader,
+    random: Cell<u64>,
+    batch: RefCell<Batch>,
+}
+
+const SIXTEEN: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// Doorbells in the table, a power of two,
+const DOORBELLS: u64 = 1024;
+/// and this far apart.
+const STRIDE: u64 = 8;
+
+impl Fixture {
+    fn new() -> Self {
+        let table = Table::new();
+        let event = Arc::new(Event::new(0));
+        let doorbell =
+            |index| doorbell::ioeventfd::Doorbell::new(Key::mmio(address(index), 4), &event);
+        let registrations = table.assign_all((0..DOORBELLS).map(doorbell));
+        let registrations = registrations.expect("no two at one address");
+        registrations.into_iter().for_each(|it| it.keep());
+        let reader = table.reader();
+        let mut batch = Batch::new();
+        for _ in SIXTEEN {
+            batch.add(Arc::new(Event::new(0)));
+        }
+        Fixture {
+            table,
+            reader,
+            random: Cell::new(1),
+            batch: RefCell::new(batch),
+        }
+    }
+
+    fn ring(&self, index: u64) {
+        black_box(
+            self.reader
+                .write(Bus::Mmio, address(index), black_box(&[0; 4])),
+        );
+    }
+
+    fn miss(&self, index: u64) {
+        black_box(
+            self.reader
+                .write(Bus::Mmio, address(index) + 4, black_box(&[0; 4])),
+        );
+    }
+
+    fn ring_without_reader(&self, index: u64) {
+        black_box(
+            self.table
+                .write(Bus::Mmio, address(index), black_box(&[0; 4])),
+        );
+    }
+
+    fn signal_in_batch(&self, events: &[usize]) {
+        let mut batch = self.batch.borrow_mut();
+        for &event in black_box(events) {
+            batch.signal(event);
+        }
+        _ = black_box(batch.commit());
+    }
+
+    /// The same numbers each time: an `xorshift`.
+    fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x % DOORBELLS
+    }
+}
+
+fn address(index: u64) -> u64 {
+    black_box(0xfe00_0000 + STRIDE * index)
+}

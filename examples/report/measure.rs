@@ -1,0 +1,149 @@
+//! Takes all the samples.
+
+use crate::cases::latency::{self, Sampler};
+use crate::cases::turns::{Samples, Turns, take_turns};
+use crate::cases::{self, Case};
+use crate::machine::{self, Machine};
+use crate::progress::Progress;
+use crate::results::{Comparison, Distribution, Report, Section};
+use crate::sections::{self, Plan};
+use std::mem;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How much of everything.
+struct Effort {
+    turns: Turns,
+    /// Single calls in a turn.
+    calls: usize,
+}
+
+const FULL: Effort = Effort {
+    turns: Turns {
+        most: 31,
+        each: Duration::from_millis(4),
+        within: Duration::from_secs(3),
+    },
+    calls: 64,
+};
+const QUICK: Effort = Effort {
+    turns: Turns {
+        most: 3,
+        each: Duration::from_millis(1),
+        within: Duration::ZERO,
+    },
+    calls: 16,
+};
+
+pub fn run(quick: bool) -> Report {
+    let effort = if quick { QUICK } else { FULL };
+    let load_before = machine::load();
+    let start = Instant::now();
+
+    let mut cases = cases();
+    let plans = sections::all();
+    let compared = |plan: &Plan, case: &Case| plan.groups.contains(&case.group);
+    let samples = plans
+        .iter()
+        .map(|plan| {
+            let of_cases = cases.iter().filter(|case| compared(plan, case)).count();
+            of_cases + if plan.latencies { latency_cases() } else { 0 }
+        })
+        .sum::<usize>()
+        * effort.turns.most;
+    let progress = Progress::new(samples);
+
+    let sections = plans.into_iter().map(|plan| {
+        let mut comparisons = Vec::new();
+        for name in &plan.groups {
+            progress.begin(name);
+            let mut group = take(&mut cases, name);
+            let samples = take_turns(&mut group, &effort.turns, || progress.step());
+            comparisons.push(Comparison::new(name.clone(), &samples));
+        }
+        let distributions = match plan.latencies {
+            true => distributions(&effort, &progress),
+            false => Vec::new(),
+        };
+        Section {
+            title: plan.title,
+            text: plan.text,
+            comparisons,
+            distributions,
+        }
+    });
+    let sections = sections.collect();
+    progress.clear();
+    Report {
+        doorbell: env!("CARGO_PKG_VERSION"),
+        time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        seconds: start.elapsed().as_secs_f64(),
+        quick,
+        machine: Machine::this(),
+        load_before,
+        sections,
+    }
+}
+
+/// Takes the cases of a group out.
+fn take(cases: &mut Vec<Case>, group: &str) -> Vec<Case> {
+    let (taken, left) = mem::take(cases)
+        .into_iter()
+        .partition(|case| case.group == group);
+    *cases = left;
+    taken
+}
+
+/// Of the benches.
+fn cases() -> Vec<Case> {
+    [
+        cases::event::all(),
+        cases::batch::all(),
+        cases::wait_any::all(),
+        cases::poll::all(),
+        cases::futures::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn latency_cases() -> usize {
+    latency::wake_ups().len() + latency::bursts().len()
+}
+
+fn distributions(effort: &Effort, progress: &Progress) -> Vec<Distribution> {
+    progress.begin(sections::WAKE_UP);
+    let [wake_calls, wake_ups] = latencies(latency::wake_ups(), effort, progress);
+    progress.begin(sections::BURST);
+    let [burst_calls, bursts] = latencies(latency::bursts(), effort, progress);
+    vec![
+        Distribution::new(sections::WAKE_UP, &wake_ups),
+        Distribution::new(sections::WAKE_CALL, &wake_calls),
+        Distribution::new(sections::BURST, &bursts),
+        Distribution::new(sections::BURST_CALL, &burst_calls),
+    ]
+}
+
+/// The calls, and the wake-ups.
+fn latencies(
+    mut samplers: Vec<(&'static str, Sampler)>,
+    effort: &Effort,
+    progress: &Progress,
+) -> [Samples; 2] {
+    let nothing: Samples = samplers.iter().map(|(who, _)| (*who, Vec::new())).collect();
+    let (mut calls, mut woken) = (nothing.clone(), nothing);
+    let mut order: Vec<usize> = (0..samplers.len()).collect();
+    let (start, mut taken) = (Instant::now(), 0);
+    while !effort.turns.over(taken, start) {
+        fastrand::shuffle(&mut order);
+        for &i in &order {
+            for sample in (samplers[i].1)(effort.calls) {
+                calls[i].1.push(sample.call.as_nanos() as f64);
+                woken[i].1.push(sample.woken.as_nanos() as f64);
+            }
+            progress.step();
+        }
+        taken += 1;
+    }
+    [calls, woken]
+}
