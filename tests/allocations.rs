@@ -1,4 +1,5 @@
-//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for.
+//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for, nor by
+//! batches once the events are in.
 
 #![cfg(target_os = "linux")]
 
@@ -7,12 +8,14 @@ mod common;
 use common::caller::wait_until;
 use common::watchdog;
 use doorbell::Event;
+use doorbell::event::Batch;
 use doorbell::poll::wait_any;
 use rustix::thread::ClockId;
 use rustix::thread::futex::{WaitvFlags, waitv};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
@@ -126,4 +129,24 @@ fn futures_take_no_memory_but_the_first() {
     for _ in 0..100 {
         assert_eq!(once(), 0);
     }
+}
+
+#[test]
+fn none_for_a_batch_that_knows_the_events() {
+    let mut batch = Batch::new();
+    let add = || (0..100).for_each(|_| _ = batch.add(Arc::new(Event::new(0))));
+    assert_ne!(allocations(add), 0);
+    let live = || {
+        for _ in 0..3 {
+            for index in 0..100 {
+                batch.signal(index);
+                batch.write(99 - index, 2).unwrap();
+            }
+            batch.commit().unwrap();
+        }
+        batch.write(7, u64::MAX - 1).unwrap();
+        batch.commit().unwrap_err();
+        batch.discard();
+    };
+    assert_eq!(allocations(live), 0);
 }

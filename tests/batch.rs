@@ -2,8 +2,6 @@
 
 use doorbell::event::{Batch, Change, Interest, Observation, Unwritten};
 use doorbell::{Event, Mode, WriteError};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,49 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 const FULL: u64 = u64::MAX - 1;
-
-/// Counts what each thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: it is the system's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as promised by the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as promised by the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-#[test]
-fn only_adding_events_allocates() {
-    let before = ALLOCATIONS.get();
-    let (_events, mut batch) = batch([0; 100]);
-    assert_ne!(ALLOCATIONS.get(), before, "the test counts nothing");
-    let before = ALLOCATIONS.get();
-    for _ in 0..3 {
-        for index in 0..100 {
-            batch.signal(index);
-            batch.write(99 - index, 2).unwrap();
-        }
-        batch.commit().unwrap();
-    }
-    batch.write(7, FULL).unwrap();
-    batch.commit().unwrap_err();
-    batch.discard();
-    assert_eq!(ALLOCATIONS.get(), before);
-}
 
 /// Events with these counts, and a batch that knows them by their indices.
 fn batch<const N: usize>(initial: [u64; N]) -> ([Arc<Event>; N], Batch) {

@@ -9,6 +9,10 @@ compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cf
 
 pub use doorbell::sync::futex::model as futex;
 
+use doorbell::{Event, Mode, Spin};
+use loom::cell::UnsafeCell;
+use loom::thread::{self, JoinHandle};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,3 +49,45 @@ pub fn check(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync + S
 
 /// A timeout for timed waits, which end when [`futex::expire`] says so and not before.
 pub const SOME_TIME: Duration = Duration::from_secs(3600);
+
+/// An event that several threads of a model share; loom knows of the handles.
+pub fn event(initial: u64, mode: Mode) -> loom::sync::Arc<Event> {
+    loom::sync::Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
+}
+
+/// Runs `f` on a thread of the model with a handle to what `handle` leads to.
+pub fn spawn<H: Clone + Deref + 'static, T: 'static>(
+    handle: &H,
+    f: impl FnOnce(&H::Target) -> T + 'static,
+) -> JoinHandle<T> {
+    let handle = handle.clone();
+    thread::spawn(move || f(&handle))
+}
+
+/// Data that is handed over by an event: loom reports an access that nothing orders.
+pub struct Cargo(UnsafeCell<u64>);
+
+// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
+unsafe impl Sync for Cargo {}
+// SAFETY: a number may be sent.
+unsafe impl Send for Cargo {}
+
+impl Default for Cargo {
+    fn default() -> Self {
+        Cargo(UnsafeCell::new(0))
+    }
+}
+
+impl Cargo {
+    /// Writes it.
+    pub fn put(&self, value: u64) {
+        // SAFETY: checked by loom.
+        self.0.with_mut(|cell| unsafe { *cell = value });
+    }
+
+    /// Reads it.
+    pub fn get(&self) -> u64 {
+        // SAFETY: checked by loom.
+        self.0.with(|cell| unsafe { *cell })
+    }
+}

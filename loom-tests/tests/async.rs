@@ -2,31 +2,16 @@
 //!
 //! `../breakages/async.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::{Event, Mode, Spin};
-use loom::cell::UnsafeCell;
+use doorbell::{Event, Mode};
 use loom::future::block_on;
 use loom::sync::Arc;
-use loom::thread;
-use loom_tests::check;
+use loom_tests::{Cargo, check, event, spawn};
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 /// The most that `write` can bring the count to.
 const FULL: u64 = u64::MAX - 1;
-
-fn event(initial: u64, mode: Mode) -> Arc<Event> {
-    Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
-}
-
-/// Runs `f` on a thread of the model with a handle to `event`.
-fn spawn<T: 'static>(
-    event: &Arc<Event>,
-    f: impl FnOnce(&Event) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let event = Arc::clone(event);
-    thread::spawn(move || f(&event))
-}
 
 /// A task that reads once.
 fn reader(event: &Event) -> u64 {
@@ -37,30 +22,20 @@ fn poll_once<T>(future: impl Future<Output = T> + Unpin) -> Poll<T> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Data that is handed over by an event: loom reports an access that nothing orders.
-struct Cargo(UnsafeCell<u64>);
-
-// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
-unsafe impl Sync for Cargo {}
-// SAFETY: a number may be sent.
-unsafe impl Send for Cargo {}
-
 /// A signal races a task that joins the line, and hands data over.
 #[test]
 fn signal_and_task() {
     check("signal_and_task", None, || {
         let event = event(0, Mode::Counter);
-        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let cargo = Arc::new(Cargo::default());
         let task = {
             let cargo = Arc::clone(&cargo);
             spawn(&event, move |event| {
                 assert_eq!(reader(event), 1);
-                // SAFETY: checked by loom.
-                assert_eq!(cargo.0.with(|cell| unsafe { *cell }), 7);
+                assert_eq!(cargo.get(), 7);
             })
         };
-        // SAFETY: checked by loom.
-        cargo.0.with_mut(|cell| unsafe { *cell = 7 });
+        cargo.put(7);
         event.signal();
         task.join().unwrap();
     });

@@ -3,21 +3,12 @@
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::{Event, Mode, Spin};
 use loom::thread;
-use loom_tests::{check, futex};
+use loom_tests::{check, futex, spawn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 fn event(initial: u64, mode: Mode) -> Arc<Event> {
     Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
-}
-
-/// Runs `f` on a thread of the model with a handle to `event`.
-fn spawn<T: 'static>(
-    event: &Arc<Event>,
-    f: impl FnOnce(&Event) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let event = Arc::clone(event);
-    thread::spawn(move || f(&event))
 }
 
 /// Both sleepers are woken, though there is another event's change between each change and its wake-up.

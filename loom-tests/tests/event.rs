@@ -2,54 +2,20 @@
 //!
 //! `../breakages/event.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::{Event, Mode, Spin};
-use loom::cell::UnsafeCell;
+use doorbell::Mode;
 use loom::sync::Arc;
 use loom::thread;
-use loom_tests::{SOME_TIME, check, futex};
+use loom_tests::{Cargo, SOME_TIME, check, event, futex, spawn};
 
 /// The most that `write` can bring the count to.
 const FULL: u64 = u64::MAX - 1;
-
-fn event(initial: u64, mode: Mode) -> Arc<Event> {
-    Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
-}
-
-/// Runs `f` on a thread of the model with a handle to `event`.
-fn spawn<T: 'static>(
-    event: &Arc<Event>,
-    f: impl FnOnce(&Event) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let event = Arc::clone(event);
-    thread::spawn(move || f(&event))
-}
-
-/// Data that is handed over by an event: loom reports an access that nothing orders.
-struct Cargo(UnsafeCell<u64>);
-
-// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
-unsafe impl Sync for Cargo {}
-// SAFETY: a number may be sent.
-unsafe impl Send for Cargo {}
-
-impl Cargo {
-    fn put(&self, value: u64) {
-        // SAFETY: checked by loom.
-        self.0.with_mut(|cell| unsafe { *cell = value });
-    }
-
-    fn get(&self) -> u64 {
-        // SAFETY: checked by loom.
-        self.0.with(|cell| unsafe { *cell })
-    }
-}
 
 /// A signal races a reader that goes to sleep, and hands data over.
 #[test]
 fn signal_and_reader() {
     check("signal_and_reader", None, || {
         let event = event(0, Mode::Counter);
-        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let cargo = Arc::new(Cargo::default());
         let device = {
             let cargo = Arc::clone(&cargo);
             spawn(&event, move |event| {
@@ -68,7 +34,7 @@ fn signal_and_reader() {
 fn two_writers_and_a_reader() {
     check("two_writers_and_a_reader", Some(3), || {
         let event = event(0, Mode::Counter);
-        let cargo = Arc::new([Cargo(UnsafeCell::new(0)), Cargo(UnsafeCell::new(0))]);
+        let cargo = Arc::new([Cargo::default(), Cargo::default()]);
         let writer = {
             let cargo = Arc::clone(&cargo);
             spawn(&event, move |event| {
@@ -204,7 +170,7 @@ fn semaphore_thief() {
 fn overflow_released_by_reader() {
     check("overflow_released_by_reader", None, || {
         let event = event(FULL, Mode::Counter);
-        let cargo = Arc::new(Cargo(UnsafeCell::new(0)));
+        let cargo = Arc::new(Cargo::default());
         let writer = {
             let cargo = Arc::clone(&cargo);
             spawn(&event, move |event| {

@@ -7,8 +7,7 @@ use doorbell::{Event, Spin};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc as Shared;
 use loom::sync::atomic::{AtomicU32, Ordering};
-use loom::thread;
-use loom_tests::check;
+use loom_tests::{check, spawn};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -26,14 +25,6 @@ impl Deref for Handle {
 
 fn event() -> Handle {
     Handle(Shared::new(Event::new(0).with_spin(Spin::Never)))
-}
-
-fn spawn<T: 'static>(
-    event: &Handle,
-    f: impl FnOnce(&Event) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let event = event.clone();
-    thread::spawn(move || f(&event))
 }
 
 /// Counts its calls, and has loom check that none comes after its end.

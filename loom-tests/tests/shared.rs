@@ -6,7 +6,7 @@
 use doorbell::event::Interest;
 use doorbell::{Mode, SharedEvent, Spin};
 use loom::thread;
-use loom_tests::{SOME_TIME, check, futex};
+use loom_tests::{SOME_TIME, check, futex, spawn};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -16,15 +16,6 @@ const FULL: u64 = u64::MAX - 1;
 /// An event as two processes have it.
 fn event(initial: u64, mode: Mode) -> [Arc<SharedEvent>; 2] {
     SharedEvent::modelled(initial, mode).map(|side| Arc::new(side.with_spin(Spin::Never)))
-}
-
-/// Runs `f` on a thread of the model with a handle to `event`.
-fn spawn<T: 'static>(
-    event: &Arc<SharedEvent>,
-    f: impl FnOnce(&SharedEvent) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let event = Arc::clone(event);
-    thread::spawn(move || f(&event))
 }
 
 #[test]

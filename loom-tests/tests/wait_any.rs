@@ -8,21 +8,12 @@ use doorbell::{Event, Mode, Spin};
 use loom::future::block_on;
 use loom::sync::Arc;
 use loom::thread;
-use loom_tests::{SOME_TIME, check, futex};
+use loom_tests::{SOME_TIME, check, futex, spawn};
 
 type Events = Arc<[Event; 2]>;
 
 fn events(mode: Mode) -> Events {
     Arc::new([(); 2].map(|()| Event::with_mode(0, mode).with_spin(Spin::Never)))
-}
-
-/// Runs `f` on a thread of the model with a handle to the events.
-fn spawn<T: 'static>(
-    events: &Events,
-    f: impl FnOnce(&[Event; 2]) -> T + 'static,
-) -> thread::JoinHandle<T> {
-    let events = Arc::clone(events);
-    thread::spawn(move || f(&events))
 }
 
 fn with_vectors(name: &str, preemptions: usize, model: fn()) {
