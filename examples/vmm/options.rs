@@ -64,7 +64,7 @@ Columns:
   kick to device thread from the guest's RDTSC before the kick to RDTSC in the device thread after its read; the guest
                         runs with a TSC offset of 0, which is checked by comparison
   syscalls per kick     of the vCPU thread and the device threads from DRIVER_OK to reset, KVM_RUN included, by the
-                        tracepoint raw_syscalls:sys_enter; needs tracefs";
+                        tracepoint raw_syscalls:sys_enter; needs tracefs. Not of the thread that hears of ends";
 
 /// How a kick reaches its device thread, and an interrupt the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
