@@ -41,7 +41,10 @@ struct Row {
     /// Those that reached the VMM.
     exited: u64,
     seen: u64,
+    /// Signals, injected, coalesced, ends: of doorbell's irqfds, where the interrupts go through them.
+    irqfd: Option<[u64; 4]>,
     interrupts: u64,
+    spurious: u64,
     /// Median, 99th percentile, maximum. Not known everywhere, as the next.
     latency: Option<[f64; 3]>,
     syscalls: Option<f64>,
@@ -59,7 +62,7 @@ fn small_run(more: &[&str]) -> (Vec<Row>, String) {
 
 fn parse(line: &str) -> Row {
     let cells: Vec<&str> = line.split_whitespace().collect();
-    assert_eq!(cells.len(), 10, "{line}");
+    assert_eq!(cells.len(), 15, "{line}");
     let whole = |i: usize| cells[i].parse().unwrap_or_else(|e| panic!("{line}: {e}"));
     let measured = |i: usize| match cells[i] {
         "n/a" => None,
@@ -71,9 +74,11 @@ fn parse(line: &str) -> Row {
         sent: whole(2),
         exited: whole(3),
         seen: whole(4),
-        interrupts: whole(5),
-        latency: measured(6).map(|median| [median, measured(7).unwrap(), measured(8).unwrap()]),
-        syscalls: measured(9),
+        irqfd: (cells[5] != "-").then(|| [5, 6, 7, 8].map(whole)),
+        interrupts: whole(9),
+        spurious: whole(10),
+        latency: measured(11).map(|median| [median, measured(12).unwrap(), measured(13).unwrap()]),
+        syscalls: measured(14),
     }
 }
 
@@ -101,6 +106,7 @@ fn assert_adds_up(rows: &[Row], setups: &[&str]) {
             "{}",
             row.setup
         );
+        assert_interrupts_add_up(row, batches);
         if let Some([median, p99, max]) = row.latency {
             assert!(
                 0.0 < median && median <= p99 && p99 <= max,
@@ -110,10 +116,33 @@ fn assert_adds_up(rows: &[Row], setups: &[&str]) {
     }
 }
 
+/// What doorbell's irqfds told, of one interrupt for each batch.
+#[track_caller]
+fn assert_interrupts_add_up(row: &Row, batches: u64) {
+    let setup = row.setup.as_str();
+    match (setup, row.irqfd) {
+        // Two rounds with two lines, each of which may be up at the end.
+        ("level", Some([signals, injected, coalesced, ends])) => {
+            assert_eq!(signals, injected + coalesced);
+            assert!(signals >= batches, "{signals}");
+            assert_eq!(ends, batches + row.spurious);
+            assert!((ends..=ends + 4).contains(&injected), "{injected} {ends}");
+        }
+        ("doorbell" | "listener", irqfd) => {
+            assert_eq!(irqfd, Some([batches, batches, 0, 0]), "{setup}");
+            assert_eq!(row.spurious, 0, "{setup}");
+        }
+        ("eventfd" | "kernel", irqfd) => {
+            assert_eq!((irqfd, row.spurious), (None, 0), "{setup}");
+        }
+        (_, irqfd) => panic!("{setup}: {irqfd:?}"),
+    }
+}
+
 const SOFTWARE_SETUPS: &[&str] = if cfg!(target_os = "linux") {
-    &["doorbell", "eventfd"]
+    &["doorbell", "level", "eventfd"]
 } else {
-    &["doorbell"]
+    &["doorbell", "level"]
 };
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -126,7 +155,10 @@ fn a_kvm_guest_rings_and_all_adds_up() {
     }
     let (rows, stderr) = small_run(&[]);
     assert_eq!(stderr, "");
-    assert_adds_up(&rows, &["doorbell", "eventfd", "listener", "kernel"]);
+    assert_adds_up(
+        &rows,
+        &["doorbell", "level", "eventfd", "listener", "kernel"],
+    );
 
     let calls = |setup| {
         rows.iter()
@@ -190,7 +222,7 @@ fn bad_options_are_told_and_exit_with_2() {
         ),
         (
             ["--setups", "vhost"],
-            "possible values: doorbell, eventfd, listener, kernel",
+            "possible values: doorbell, level, eventfd, listener, kernel",
         ),
         (
             ["--spin", "forever"],

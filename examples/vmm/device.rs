@@ -12,6 +12,7 @@
 
 use crate::clock::Clock;
 use crate::doorbells::{Doorbells, Interrupt};
+use crate::irqfds::Told;
 use crate::map::{QUEUES, cell, doorbells, notify_address, port, status};
 use crate::memory::Memory;
 use crate::syscalls::Syscalls;
@@ -45,6 +46,8 @@ pub struct Served {
     pub clock_holds: bool,
     /// Writes to a doorbell's address after the reset, which have no effect.
     pub ignored: u64,
+    /// What the irqfds tell, if the interrupts go through doorbell's.
+    pub told: Option<Told>,
     /// System calls of the vCPU thread and the device threads, if they can be counted.
     pub syscalls: Option<u64>,
 }
@@ -57,6 +60,7 @@ impl Served {
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
             clock_holds: true,
             ignored: 0,
+            told: None,
             syscalls: Some(0),
         }
     }
@@ -66,6 +70,9 @@ impl Served {
         self.latency.add(&other.latency).expect("equal bounds");
         self.ignored += other.ignored;
         self.clock_holds &= other.clock_holds;
+        if let Some(told) = &other.told {
+            self.told.get_or_insert_default().add(told);
+        }
         self.syscalls = self.syscalls.zip(other.syscalls).map(|(a, b)| a + b);
     }
 }
@@ -134,7 +141,15 @@ impl Device {
 
     /// The guest reads, as many bytes as the register has.
     pub fn read(&self, bus: Bus, address: u64) -> Option<u8> {
-        ((bus, address) == (Bus::Pio, port::STATUS.into())).then_some(self.status)
+        match (bus, u16::try_from(address).ok()?) {
+            (Bus::Pio, port::STATUS) => Some(self.status),
+            (Bus::Pio, port) => {
+                let queue = port.checked_sub(port::INTERRUPT_STATUS)?;
+                let interrupt = self.shared.interrupts.get(usize::from(queue))?;
+                Some(interrupt.take_status().into())
+            }
+            _ => None,
+        }
     }
 
     /// What the device did until the guest reset it, if it did.
@@ -215,6 +230,9 @@ impl Device {
             served.add(&thread.join().expect("a device thread panicked"));
             // The read once more; and the signal that stopped the thread was no kick.
             served.seen = served.seen + counter.take() - 1;
+            if let Some(told) = self.shared.told(queue) {
+                served.told.get_or_insert_default().add(&told);
+            }
         }
         self.served = Some(served);
         Ok(())
@@ -222,6 +240,12 @@ impl Device {
 }
 
 impl Shared {
+    /// What a queue's irqfd tells of the interrupts until now. The device thread has ended.
+    fn told(&self, queue: usize) -> Option<Told> {
+        let spurious = self.memory.get(cell::spurious(queue));
+        self.interrupts[queue].told(self.memory.get(cell::interrupts(queue)) + spurious)
+    }
+
     /// A device thread: sees the kicks of a queue until the device is reset.
     fn serve(&self, queue: usize) -> Served {
         let counter = self.doorbells.counter(queue);

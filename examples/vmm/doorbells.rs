@@ -13,6 +13,7 @@ pub use kernel::InKernel;
 pub use list::{InList, eventfds};
 pub use space::InSpace;
 
+use crate::irqfds::Told;
 use doorbell::Event;
 use doorbell::ioeventfd::{Bus, Key};
 use std::fmt;
@@ -60,6 +61,17 @@ pub trait Doorbells: fmt::Debug + Send + Sync {
 /// A queue's interrupt line.
 pub trait Interrupt: fmt::Debug + Send + Sync {
     fn raise(&self) -> anyhow::Result<()>;
+
+    /// The interrupt status, if there is one: whether the line was raised since this was last asked.
+    fn take_status(&self) -> bool {
+        false
+    }
+
+    /// What became of the interrupts, if they go through an irqfd of doorbell's. The guest has taken `taken` of them.
+    fn told(&self, taken: u64) -> Option<Told> {
+        let _ = taken;
+        None
+    }
 }
 
 /// An eventfd that is an irqfd, or the line to a software vCPU, which waits for the counter.

@@ -14,7 +14,7 @@
 //!
 //! [`soft`](crate::soft) does the same without KVM.
 
-use crate::map::{BRING_UP, BUSES, NOTIFY_MMIO, QUEUES, cell, notify_address, port, status};
+use crate::map::{BRING_UP, BUSES, LINES, NOTIFY_MMIO, QUEUES, cell, notify_address, port, status};
 use crate::memory::Memory;
 use crate::plan::Plan;
 use doorbell::ioeventfd::Bus;
@@ -27,9 +27,6 @@ pub const ENTRY: u64 = 0x1000;
 /// The port that the program ends by: 0 if it has done its work, 1 if the device refused its features.
 pub const EXIT: u16 = 0x00f4;
 
-/// The interrupt line of each queue, on the first PIC. KVM's default routing gives the GSI of the same number to it.
-pub const LINES: [u8; QUEUES] = [5, 6];
-
 /// Interrupt handlers.
 const HANDLERS: [u64; QUEUES] = [0x0800, 0x0900];
 /// The stack grows down from here.
@@ -41,24 +38,40 @@ const AWAITED: u64 = 0x8000;
 const PIC_COMMAND: i32 = 0x20;
 const PIC_DATA: i32 = 0x21;
 const VECTORS: u8 = 0x20;
+/// Its edge/level control register: a bit for each level-triggered line.
+const ELCR: u16 = 0x4d0;
 
 /// Writes the program to guest memory.
 pub fn load(memory: &Memory, plan: &Plan) -> Result<(), IcedError> {
     for (queue, address) in HANDLERS.into_iter().enumerate() {
-        memory.load(address, &handler(queue)?);
+        memory.load(address, &handler(queue, plan)?);
     }
     memory.load(ENTRY, &program(plan)?);
     Ok(())
 }
 
-/// Counts a queue's interrupt.
-fn handler(queue: usize) -> Result<Vec<u8>, IcedError> {
+/// Counts a queue's interrupt. If it is level-triggered, first sees whether the queue has a reason, and takes it away.
+fn handler(queue: usize, plan: &Plan) -> Result<Vec<u8>, IcedError> {
     const END_OF_INTERRUPT: i32 = 0x20;
     let mut a = CodeAssembler::new(16)?;
+    let mut spurious = a.create_label();
+    let mut end = a.create_label();
     a.push(ax)?;
+    a.push(dx)?;
+    if plan.setup.is_level() {
+        a.mov(dx, u32::from(port::INTERRUPT_STATUS) + queue as u32)?;
+        a.in_(al, dx)?;
+        a.test(al, al)?;
+        a.jz(spurious)?;
+    }
     a.inc(dword_ptr(cell::interrupts(queue)))?;
+    a.jmp(end)?;
+    a.set_label(&mut spurious)?;
+    a.inc(dword_ptr(cell::spurious(queue)))?;
+    a.set_label(&mut end)?;
     a.mov(al, END_OF_INTERRUPT)?;
     a.out(PIC_COMMAND, al)?;
+    a.pop(dx)?;
     a.pop(ax)?;
     a.iret()?;
     a.assemble(HANDLERS[queue])
@@ -69,7 +82,7 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
     let mut refused = a.create_label();
 
     set_up_cpu(&mut a)?;
-    set_up_pic(&mut a)?;
+    set_up_pic(&mut a, plan)?;
     out8(&mut a, port::CLOCK, 0)?;
     stamp(&mut a, cell::CLOCK)?;
     out8(&mut a, port::CLOCK, 0)?;
@@ -133,9 +146,12 @@ fn set_up_cpu(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// Edge-triggered, our lines open, all others masked.
-fn set_up_pic(a: &mut CodeAssembler) -> Result<(), IcedError> {
+/// Our lines open, edge- or level-triggered, all others masked.
+fn set_up_pic(a: &mut CodeAssembler, plan: &Plan) -> Result<(), IcedError> {
     let open = LINES.iter().fold(0, |bits, line| bits | 1 << line);
+    if plan.setup.is_level() {
+        out8(a, ELCR, open as u8)?;
+    }
     // The initialisation command words 1 to 4, then the mask.
     for (port, value) in [
         (PIC_COMMAND, 0x11),

@@ -4,14 +4,17 @@ use crate::bus::Buses;
 use crate::clock::Clock;
 use crate::doorbells::{Counter, Doorbells, InKernel, InList, InSpace, Interrupt};
 use crate::guest;
+use crate::irqfds;
 use crate::machine::{Machine, Vcpu};
-use crate::map::MEMORY_SIZE;
+use crate::map::{LINES, MEMORY_SIZE};
 use crate::memory::Memory;
 use crate::options::Setup;
 use crate::plan::Plan;
 use anyhow::{Context, bail, ensure};
 use doorbell::Spin;
 use doorbell::ioeventfd::Bus;
+use doorbell::irqfd::Router;
+use doorbell::kvm::{Injection, KvmSink};
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_userspace_memory_region,
 };
@@ -27,6 +30,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 
 pub const SETUPS: &[Setup] = &[
     Setup::Doorbell,
+    Setup::Level,
     Setup::Eventfd,
     Setup::Listener,
     Setup::Kernel,
@@ -75,21 +79,20 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
 
     let vm = Arc::new(vm);
     let doorbells: Arc<dyn Doorbells> = match plan.setup {
-        Setup::Doorbell => Arc::new(InSpace::new(spin)?),
+        Setup::Doorbell | Setup::Level => Arc::new(InSpace::new(spin)?),
         Setup::Eventfd => Arc::new(InList::new()?),
         Setup::Listener => Arc::new(InSpace::with_listener(&vm)?),
         Setup::Kernel => Arc::new(InKernel::new(&vm)?),
     };
-    let mut interrupts = Vec::new();
-    for gsi in guest::LINES {
-        interrupts.push(match plan.setup {
-            Setup::Listener | Setup::Kernel => irqfd(&vm, gsi.into())?,
-            _ => Box::new(IrqLine {
-                vm: Arc::clone(&vm),
-                gsi: gsi.into(),
-            }),
-        });
-    }
+    let interrupts = match plan.setup {
+        Setup::Doorbell | Setup::Level => routed(&vm, plan.setup, Injection::Userspace)?,
+        Setup::Listener => routed(&vm, plan.setup, Injection::Kernel)?,
+        Setup::Eventfd => LINES.map(|gsi| IrqLine::boxed(&vm, gsi.into())).into(),
+        Setup::Kernel => {
+            let irqfds = LINES.map(|gsi| irqfd(&vm, gsi.into()));
+            irqfds.into_iter().collect::<anyhow::Result<_>>()?
+        }
+    };
     Ok(Machine {
         vcpu: Box::new(KvmVcpu {
             vcpu,
@@ -161,11 +164,28 @@ impl Vcpu for KvmVcpu {
     }
 }
 
+/// Interrupt lines through doorbell's irqfd.
+fn routed(
+    vm: &Arc<VmFd>,
+    setup: Setup,
+    injection: Injection,
+) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
+    let sink = KvmSink::new(Arc::clone(vm), injection)?;
+    irqfds::interrupts(&Router::new(Arc::new(sink)), setup)
+}
+
 /// An interrupt line that is raised and lowered by ioctl.
 #[derive(Debug)]
 struct IrqLine {
     vm: Arc<VmFd>,
     gsi: u32,
+}
+
+impl IrqLine {
+    fn boxed(vm: &Arc<VmFd>, gsi: u32) -> Box<dyn Interrupt> {
+        let vm = Arc::clone(vm);
+        Box::new(IrqLine { vm, gsi })
+    }
 }
 
 impl Interrupt for IrqLine {

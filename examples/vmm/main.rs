@@ -4,14 +4,15 @@
 //!                 set-up doorbell                                     set-ups listener, kernel
 //!     guest       OUT / MOV to a doorbell ──▶ exit                    OUT / MOV to a doorbell ──▶ KVM_IOEVENTFD
 //!     vCPU thread KVM_RUN returns ─▶ AddressSpace::write ─▶ Event                                      │
-//!     device      Event::read returns ─▶ KVM_IRQ_LINE                 poll(2) or read(2) returns  ◀────┘
-//!                                                                       └─▶ KVM_IRQFD
+//!     device      Event::read returns ─▶ Event ─▶ irqfd::Router       poll(2) or read(2) returns  ◀────┘
+//!                                        ─▶ KVM_IRQ_LINE                └─▶ (Event ─▶ Router ─▶) KVM_IRQFD
 //!     guest       takes the interrupt                                 takes the interrupt
 //! ```
 //!
 //! `doorbell` and `listener` are one address space, without KVM's listener and with it; `kernel` does what the listener
 //! does by hand. The set-up `eventfd` is the first with a list and an eventfd in the place of the table and the event:
-//! what there is to do without doorbell where KVM cannot take the doorbell. All run the same guest and the same device:
+//! what there is to do without doorbell where KVM cannot take the doorbell. `level` is `doorbell` with level-triggered
+//! interrupts, which the guest ends and the device resamples. All run the same guest and the same device:
 //!
 //! | what | where |
 //! |---|---|
@@ -20,7 +21,7 @@
 //! | the VM and the vCPU loop | [`kvm`] |
 //! | from a guest's write to a doorbell or a register | [`bus`] |
 //! | the device and its threads | [`device`] |
-//! | kicks and interrupts, by set-up | [`doorbells`] and what is in it, [`kvm`] |
+//! | kicks and interrupts, by set-up | [`doorbells`] and what is in it, [`irqfds`], [`kvm`] |
 //!
 //! `cargo run --release --example vmm -- --help` tells the options.
 
@@ -30,6 +31,7 @@ mod device;
 mod doorbells;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod guest;
+mod irqfds;
 #[cfg_attr(
     not(all(target_os = "linux", target_arch = "x86_64")),
     path = "no_kvm.rs"
@@ -150,7 +152,7 @@ impl Cpu {
         match self {
             Cpu::Kvm(_) => "KVM's, in real mode",
             Cpu::Software => {
-                "a thread; its interrupts are counters like its doorbells, Event or eventfd"
+                "a thread; its interrupts end in counters like its doorbells, Event or eventfd"
             }
         }
     }

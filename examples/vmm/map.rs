@@ -5,10 +5,15 @@ use doorbell::ioeventfd::{Bus, Key};
 /// Each has two doorbells, one on each bus, and a device thread of its own.
 pub const QUEUES: usize = 2;
 
+/// The interrupt line of each queue, on the first PIC. The GSI of the same number leads there.
+pub const LINES: [u8; QUEUES] = [5, 6];
+
 /// The device's registers, in I/O ports.
 pub mod port {
     /// One byte: the virtio device status.
     pub const STATUS: u16 = 0xc000;
+    /// One byte for each queue: its interrupt status, which reading clears, if its line is level-triggered.
+    pub const INTERRUPT_STATUS: u16 = 0xc002;
     /// Two bytes: after how many kicks a queue interrupts the guest; 0: never.
     pub const COALESCE: u16 = 0xc004;
     /// Two bytes: the index of the queue to kick, as in virtio's legacy PCI transport.
@@ -100,6 +105,11 @@ pub mod cell {
     /// Interrupts taken from a queue, counted by the guest.
     pub fn interrupts(queue: usize) -> u64 {
         0x9200 + 8 * queue as u64
+    }
+
+    /// Those for which the queue had no reason (any more), counted by the guest beside the others.
+    pub fn spurious(queue: usize) -> u64 {
+        0x9300 + 8 * queue as u64
     }
 
     /// When the guest made each kick of a queue's current batch: an array.

@@ -56,30 +56,47 @@ Columns:
   kicks sent            counted by the guest
   of which exited       counted by the vCPU thread: the others KVM took
   events seen           the sum of what the device threads read from their doorbells
-  interrupts            counted by the guest's interrupt handlers
+  irqfd                 of the set-ups whose interrupts go through doorbell's irqfd, by its counters: signals of the
+                        device = injected + coalesced with one that was due already
+  ends                  of level-triggered interrupts, of which the irqfd told the device by its resample event
+  interrupts            counted by the guest's interrupt handlers: one for each batch
+  spurious              the same, when a level-triggered device had no reason any more: ends = interrupts + spurious
   kick to device thread from the guest's RDTSC before the kick to RDTSC in the device thread after its read; the guest
                         runs with a TSC offset of 0, which is checked by comparison
   syscalls per kick     of the vCPU thread and the device threads from DRIVER_OK to reset, KVM_RUN included, by the
-                        tracepoint raw_syscalls:sys_enter; needs tracefs";
+                        tracepoint raw_syscalls:sys_enter; needs tracefs. Not of the thread that hears of ends";
 
 /// How a kick reaches its device thread, and an interrupt the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Setup {
-    /// A kick exits, and goes by the vCPU thread and the table of doorbell's AddressSpace to an Event
+    /// A kick exits, and goes by the vCPU thread and the table of doorbell's AddressSpace to an Event; an interrupt goes by
+    /// an Event and doorbell's irqfd, whose sink calls KVM_IRQ_LINE
     Doorbell,
-    /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd
+    /// The same, with level-triggered interrupts: the guest reads and clears a status and ends the interrupt, and the
+    /// irqfd has the device look whether there is more (resample)
+    Level,
+    /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd; an interrupt goes by KVM_IRQ_LINE by
+    /// hand
     Eventfd,
     /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an interrupt
-    /// by KVM_IRQFD, else by KVM_IRQ_LINE
+    /// by doorbell's irqfd, whose sink hands it to KVM_IRQFD
     Listener,
     /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds
     Kernel,
+}
+
+impl Setup {
+    /// Whether its interrupts are level-triggered.
+    pub fn is_level(self) -> bool {
+        self == Setup::Level
+    }
 }
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Setup::Doorbell => "doorbell",
+            Setup::Level => "level",
             Setup::Eventfd => "eventfd",
             Setup::Listener => "listener",
             Setup::Kernel => "kernel",

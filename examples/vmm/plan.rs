@@ -23,6 +23,8 @@ pub struct Outcome {
     pub exited: u64,
     /// Interrupts, counted by the guest.
     pub interrupts: u64,
+    /// Interrupts without a reason, counted by the guest beside the others.
+    pub spurious: u64,
     /// What the device saw.
     pub served: Served,
 }
@@ -47,6 +49,7 @@ impl Outcome {
             sent: 0,
             exited: 0,
             interrupts: 0,
+            spurious: 0,
             served: Served::nothing(),
         }
     }
@@ -58,6 +61,7 @@ impl Outcome {
             sent: sum(cell::sent),
             exited,
             interrupts: sum(cell::interrupts),
+            spurious: sum(cell::spurious),
             served,
         }
     }
@@ -79,6 +83,23 @@ impl Outcome {
             interrupts == batches,
             "{of}: {batches} batches, but {interrupts} interrupts taken"
         );
+        if let Some(told) = &self.served.told {
+            let in_order = match plan.setup.is_level() {
+                // A line may be up at the end for an interrupt that would be spurious.
+                true => {
+                    let ends = interrupts + self.spurious;
+                    told.acks == ends && (ends..=ends + QUEUES as u64).contains(&told.injections)
+                }
+                false => told.acks == 0 && told.injections == interrupts && told.coalesced == 0,
+            };
+            ensure!(
+                in_order
+                    && told.signals == told.made
+                    && told.signals == told.injections + told.coalesced,
+                "{of}: {interrupts} interrupts taken and {} spurious, but {told:?}",
+                self.spurious
+            );
+        }
         let ignored = self.served.ignored;
         ensure!(
             ignored == DOORBELLS,
@@ -91,6 +112,7 @@ impl Outcome {
         self.sent += other.sent;
         self.exited += other.exited;
         self.interrupts += other.interrupts;
+        self.spurious += other.spurious;
         self.served.add(&other.served);
     }
 }

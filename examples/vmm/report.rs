@@ -1,5 +1,6 @@
 //! The table, and the lines around it.
 
+use crate::irqfds::Told;
 use crate::options::Setup;
 use crate::plan::{Outcome, Plan};
 use crate::syscalls::Syscalls;
@@ -23,15 +24,24 @@ impl Row {
 
 /// What is not known.
 const UNKNOWN: &str = "n/a";
+/// What there is not: the counters of an irqfd that is not doorbell's.
+const NONE: &str = "-";
+
+const COLUMNS: usize = 15;
 
 pub fn header() -> String {
-    let line = |cells: [&str; 10]| format_row(cells.map(String::from));
+    let line = |cells: [&str; COLUMNS]| format_row(cells.map(String::from));
     let above = line([
         "",
         "",
         "kicks",
         "of which",
         "events",
+        "irqfd",
+        "",
+        "",
+        "",
+        "",
         "",
         "kick to device thread, µs",
         "",
@@ -44,7 +54,12 @@ pub fn header() -> String {
         "sent",
         "exited",
         "seen",
+        "signals",
+        "injected",
+        "coalesced",
+        "ends",
         "interrupts",
+        "spurious",
         "median",
         "p99",
         "max",
@@ -59,6 +74,7 @@ impl fmt::Display for Row {
             sent,
             exited,
             interrupts,
+            spurious,
             served,
         } = &self.outcome;
         let latency = |quantile| match served.clock_holds {
@@ -72,13 +88,22 @@ impl fmt::Display for Row {
             Some(calls) => format!("{:.2}", calls as f64 / *sent as f64),
             None => UNKNOWN.into(),
         };
+        let told = |count: fn(&Told) -> u64| match &served.told {
+            Some(told) => count(told).to_string(),
+            None => NONE.into(),
+        };
         f.write_str(&format_row([
             self.plan.setup.to_string(),
             self.plan.batch.to_string(),
             sent.to_string(),
             exited.to_string(),
             served.seen.to_string(),
+            told(|told| told.signals),
+            told(|told| told.injections),
+            told(|told| told.coalesced),
+            told(|told| told.acks),
             interrupts.to_string(),
+            spurious.to_string(),
             latency(0.5),
             latency(0.99),
             latency(1.0),
@@ -94,16 +119,22 @@ fn format_row(
         sent,
         exited,
         seen,
+        signals,
+        injected,
+        coalesced,
+        ends,
         interrupts,
+        spurious,
         median,
         p99,
         max,
         syscalls,
-    ]: [String; 10],
+    ]: [String; COLUMNS],
 ) -> String {
-    format!(
-        "{setup:<9} {batch:>6} {sent:>9} {exited:>9} {seen:>9} {interrupts:>11} {median:>9} {p99:>9} {max:>9} {syscalls:>10}"
-    )
+    let kicks = format!("{setup:<9} {batch:>6} {sent:>9} {exited:>9} {seen:>9}");
+    let irqfd = format!("{signals:>8} {injected:>8} {coalesced:>9} {ends:>8}");
+    let taken = format!("{interrupts:>10} {spurious:>8}");
+    format!("{kicks} {irqfd} {taken} {median:>9} {p99:>9} {max:>9} {syscalls:>10}")
 }
 
 /// What the set-ups are, and why something is not known.

@@ -6,58 +6,85 @@
 use crate::bus::Buses;
 use crate::clock::Clock;
 use crate::doorbells::{Counter, Doorbells, InSpace, Interrupt};
+use crate::irqfds;
 use crate::machine::{Machine, Vcpu};
-use crate::map::{BRING_UP, BUSES, QUEUES, cell, notify_address, port, status};
+use crate::map::{BRING_UP, BUSES, LINES, QUEUES, cell, notify_address, port, status};
 use crate::memory::Memory;
 use crate::options::Setup;
 use crate::plan::Plan;
 use anyhow::ensure;
 use doorbell::ioeventfd::Bus;
+use doorbell::irqfd::{InterruptSink, MsiMessage, Router};
 use doorbell::{Event, Spin};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// The set-ups that need no KVM.
 pub const SETUPS: &[Setup] = if cfg!(target_os = "linux") {
-    &[Setup::Doorbell, Setup::Eventfd]
+    &[Setup::Doorbell, Setup::Level, Setup::Eventfd]
 } else {
-    &[Setup::Doorbell]
+    &[Setup::Doorbell, Setup::Level]
 };
 
-/// An interrupt line is a counter of the same kind as the doorbells of the set-up.
+/// What a vCPU's interrupts end in: counters of the same kind as the doorbells of the set-up.
 type Lines = [Arc<dyn Counter>; QUEUES];
+
+/// The interrupt controller behind doorbell's irqfd.
+struct Pic(Lines);
+
+impl InterruptSink for Pic {
+    fn set_level(&self, _: u32, pin: u32, level: bool) {
+        let queue = LINES.iter().position(|&line| u32::from(line) == pin);
+        // Going down, a line has been acked: the vCPU has taken its interrupt.
+        if let (Some(queue), true) = (queue, level) {
+            self.0[queue].signal();
+        }
+    }
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {
+        unreachable!("all routes are to pins")
+    }
+}
 
 struct SoftVcpu {
     plan: Plan,
     memory: Memory,
     clock: Clock,
     lines: Lines,
+    /// To be told of ends of interrupts, if the set-up has one.
+    router: Option<Router>,
 }
 
 pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
-    let (doorbells, lines): (Arc<dyn Doorbells>, Lines) = match plan.setup {
+    let mut router = None;
+    let (doorbells, lines, interrupts): (Arc<dyn Doorbells>, Lines, Vec<_>) = match plan.setup {
         #[cfg(target_os = "linux")]
         Setup::Eventfd => {
             use crate::doorbells::{InList, eventfds};
             let lines = eventfds()?.map(|fd| Arc::new(fd) as Arc<dyn Counter>);
-            (Arc::new(InList::new()?), lines)
+            let interrupts = lines
+                .clone()
+                .map(|line| Box::new(line) as Box<dyn Interrupt>);
+            (Arc::new(InList::new()?), lines, interrupts.into())
         }
         _ => {
             let line = |_| Arc::new(Arc::new(Event::new(0).with_spin(spin))) as Arc<dyn Counter>;
-            (Arc::new(InSpace::new(spin)?), std::array::from_fn(line))
+            let lines: Lines = std::array::from_fn(line);
+            let routed = router.insert(Router::new(Arc::new(Pic(lines.clone()))));
+            let interrupts = irqfds::interrupts(routed, plan.setup)?;
+            (Arc::new(InSpace::new(spin)?), lines, interrupts)
         }
     };
     let memory = Memory::new();
     let clock = Clock::Since(Instant::now());
     Ok(Machine {
-        interrupts: lines
-            .clone()
-            .map(|line| Box::new(line) as Box<dyn Interrupt>),
+        interrupts: interrupts.try_into().expect("one for each queue"),
         vcpu: Box::new(SoftVcpu {
             plan: *plan,
             memory: memory.clone(),
             clock,
             lines,
+            router,
         }),
         memory,
         clock,
@@ -93,8 +120,7 @@ impl Vcpu for SoftVcpu {
                             .set(cell::stamps(queue) + 8 * kick, self.clock.now());
                         self.kick(buses, bus, queue)?;
                     }
-                    let interrupts = self.lines[queue].wait();
-                    self.count(cell::interrupts(queue), interrupts);
+                    self.wait_for_interrupt(buses, queue)?;
                 }
             }
         }
@@ -120,6 +146,30 @@ impl SoftVcpu {
         ring(buses, bus, queue)?;
         self.count(cell::sent(queue), 1);
         Ok(())
+    }
+
+    /// Waits until the queue has interrupted with a reason.
+    fn wait_for_interrupt(&self, buses: &Buses, queue: usize) -> anyhow::Result<()> {
+        loop {
+            let interrupts = self.lines[queue].wait();
+            if !self.plan.setup.is_level() {
+                self.count(cell::interrupts(queue), interrupts);
+                return Ok(());
+            }
+            let mut reason = [0];
+            let status = port::INTERRUPT_STATUS + queue as u16;
+            buses.read(Bus::Pio, status.into(), &mut reason)?;
+            match reason {
+                [0] => self.count(cell::spurious(queue), interrupts),
+                _ => self.count(cell::interrupts(queue), interrupts),
+            }
+            if let Some(router) = &self.router {
+                router.ack(LINES[queue].into());
+            }
+            if reason != [0] {
+                return Ok(());
+            }
+        }
     }
 
     /// This thread alone writes the guest's counts.
