@@ -46,9 +46,8 @@ pub fn all() -> Vec<Plan> {
             text: "Two threads on two CPUs wait for each other by turns; a round is one turn of each. First both \
                    spin, by asking without blocking again and again; then they do so for up to 20 µs and sleep after \
                    that, an event by its default policy; then they sleep at once. A Parker cannot be asked. A raw \
-                   spin is one word that says whose turn it is. Two threads that spin fall into one of \
-                   several rhythms, which differ by a factor of two or more, and ratios change from report to report \
-                   with them.",
+                   spin is one word that says whose turn it is. The rounds of threads that spin vary by a factor of \
+                   two or more, and so do their ratios from report to report.",
             groups: strings(&[
                 event::PING_PONG_SPINNING,
                 event::PING_PONG_ADAPTIVE,
