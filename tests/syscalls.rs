@@ -1004,3 +1004,67 @@ fn the_list_of_calls_is_complete() {
     }
     done()
 }
+
+/// The same for `wait_any` and for futures, on a thread that waits and on one that wakes it.
+#[test]
+fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_calls_of_wait_any_and_futures_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let listed = [
+        libc::SYS_futex,
+        libc::SYS_futex_waitv,
+        libc::SYS_getpid,
+        libc::SYS_sched_yield,
+        libc::SYS_clock_nanosleep,
+    ];
+    let memory = [
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+    ];
+    let allowed: BTreeMap<_, _> = listed
+        .into_iter()
+        .chain(memory)
+        .map(|number| (number, Vec::new()))
+        .collect();
+    const ROUNDS: usize = 20;
+    // More than fit into one futex_waitv, and an answer to each.
+    let bells: Arc<[Event; 129]> = Arc::new([const { Event::new(0) }; 129]);
+    let answers = Arc::new(Event::new(0));
+    // The process's first call that blocks has counted the CPUs.
+    answers.read_timeout(NAP);
+    thread::spawn({
+        let (bells, answers, allowed) = (Arc::clone(&bells), Arc::clone(&answers), allowed.clone());
+        move || {
+            allow_system_calls(allowed);
+            for number in [1, 2, bells.len()] {
+                for _ in 0..ROUNDS {
+                    wait_any(&bells[..number], None).unwrap();
+                    bells[number - 1].read();
+                    answers.signal();
+                }
+            }
+            for _ in 0..ROUNDS {
+                pollster::block_on(bells[0].read_async());
+                answers.signal();
+            }
+            // A thread's end has calls of its own.
+            bells[0].read();
+        }
+    });
+    allow_system_calls(allowed);
+    for number in [1, 2, bells.len(), 1] {
+        for _ in 0..ROUNDS {
+            // Long enough for the other to fall asleep.
+            assert!(wait_any(&[&*answers], Some(NAP)).is_none());
+            bells[number - 1].signal();
+            assert_eq!(pollster::block_on(answers.read_async()), 1);
+        }
+    }
+    done()
+}
