@@ -42,7 +42,9 @@ pub use readiness::Readiness;
 
 pub(crate) use wakers::Place;
 
-use counter::{Counter, Owner};
+pub(crate) use counter::Owner;
+
+use counter::Counter;
 use observer::Observers;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -332,16 +334,7 @@ impl Event {
     /// Asks for one call of every observer that is attached to be armed. For an observer that has no
     /// [`Observation`] at hand, as in its call; see [`Observation::arm`].
     pub(crate) fn arm(&self, interest: Interest) {
-        for (waiters, change) in self.sides() {
-            if interest.includes(change) {
-                waiters.set(ARMED);
-            }
-        }
-    }
-
-    /// How this event's blocking calls spin.
-    pub(crate) fn spinner(&self) -> &Spinner {
-        &self.spin
+        self.counter.arm(interest);
     }
 
     /// Who waits for a change.
@@ -354,10 +347,7 @@ impl Event {
 
     /// Who waits for which change.
     fn sides(&self) -> [(&Waiters, Change); 2] {
-        [
-            (self.counter.readers(), Change::Signalled),
-            (self.counter.writers(), Change::Read),
-        ]
+        self.counter.sides()
     }
 }
 
@@ -391,12 +381,8 @@ impl Default for Event {
 impl fmt::Debug for Event {
     /// A snapshot: what a debugger wants to know of an event that seems stuck.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Event")
-            .field("count", &self.count())
-            .field("mode", &self.mode)
-            .field("waiting_readers", &self.counter.readers().count())
-            .field("waiting_writers", &self.counter.writers().count())
-            .field("spin", &self.spin())
-            .finish()
+        let mut fields = f.debug_struct("Event");
+        self.counter.describe(self, &mut fields);
+        fields.finish()
     }
 }

@@ -423,12 +423,7 @@ impl SharedEvent {
     /// ```
     pub fn arm(&self, interest: Interest) -> Readiness {
         let counter = &self.place.counter;
-        if interest.includes(Change::Signalled) {
-            counter.readers().set(ARMED);
-        }
-        if interest.includes(Change::Read) {
-            counter.writers().set(ARMED);
-        }
+        counter.arm(interest);
         Readiness::of(counter.look())
     }
 }
@@ -462,14 +457,8 @@ impl Owner for SharedEvent {
 impl fmt::Debug for SharedEvent {
     /// A snapshot: what a debugger wants to know of an event that seems stuck.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counter = &self.place.counter;
-        f.debug_struct("SharedEvent")
-            .field("count", &self.count())
-            .field("mode", &self.mode)
-            .field("waiting_readers", &counter.readers().count())
-            .field("waiting_writers", &counter.writers().count())
-            .field("spin", &self.spin())
-            .field("wakers", &self.wakers.len())
-            .finish()
+        let mut fields = f.debug_struct("SharedEvent");
+        self.place.counter.describe(self, &mut fields);
+        fields.field("wakers", &self.wakers.len()).finish()
     }
 }

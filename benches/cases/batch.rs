@@ -94,12 +94,7 @@ pub fn ratios() -> Vec<Ratio> {
         (MANY_EVENTS, EVENTFD, BATCH, ">= 50"),
         (MANY_EVENTS, ONE_BY_ONE, BATCH, ""),
     ]
-    .map(|(group, over, under, target)| Ratio {
-        group: group.to_owned(),
-        over,
-        under,
-        target,
-    })
+    .map(Ratio::from)
     .into()
 }
 

@@ -125,12 +125,7 @@ pub fn ratios() -> Vec<Ratio> {
         (PING_PONG_SPINNING, DOORBELL, RAW_SPIN, "<= 2.5"),
         (PING_PONG_PARKED, DOORBELL, EVENTFD, "<= 1"),
     ]
-    .map(|(group, over, under, target)| Ratio {
-        group: group.to_owned(),
-        over,
-        under,
-        target,
-    })
+    .map(Ratio::from)
     .into()
 }
 

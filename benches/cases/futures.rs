@@ -130,12 +130,7 @@ pub fn ratios() -> Vec<Ratio> {
         (PING_PONG, NOTIFY),
         (PING_PONG, LISTENER),
     ]
-    .map(|(group, over)| Ratio {
-        group: group.to_owned(),
-        over,
-        under: DOORBELL,
-        target: "",
-    })
+    .map(|(group, over)| (group, over, DOORBELL, "").into())
     .into()
 }
 

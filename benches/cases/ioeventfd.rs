@@ -114,13 +114,7 @@ pub fn all() -> Vec<Case> {
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = Vec::new();
     let mut ratio = |group: &str, over, under, target| {
-        let group = group.to_owned();
-        ratios.push(Ratio {
-            group,
-            over,
-            under,
-            target,
-        });
+        ratios.push(Ratio::from((group, over, under, target)));
     };
     for lookups in Lookups::all() {
         let group = lookups.to_string();

@@ -38,12 +38,7 @@ pub fn ratios() -> Vec<Ratio> {
         (MESSAGE, OBSERVED),
         (PULSE, BARE),
     ] {
-        ratios.push(Ratio {
-            group: IN_PROCESS.into(),
-            over,
-            under,
-            target: "",
-        });
+        ratios.push(Ratio::from((IN_PROCESS, over, under, "")));
     }
     #[cfg(target_arch = "x86_64")]
     ratios.extend(kvm::ratios());
@@ -219,12 +214,7 @@ mod kvm {
 
     pub fn ratios() -> Vec<Ratio> {
         let ratios = TO_KVM.iter().flat_map(|(group, _)| {
-            [BY_IOCTL, BY_KERNEL].map(|over| Ratio {
-                group: (*group).into(),
-                over,
-                under: WRITE,
-                target: "",
-            })
+            [BY_IOCTL, BY_KERNEL].map(|over| Ratio::from((*group, over, WRITE, "")))
         });
         ratios.collect()
     }

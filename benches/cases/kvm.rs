@@ -55,12 +55,8 @@ pub fn all() -> Vec<Case> {
 /// What to compare.
 pub fn ratios() -> Vec<Ratio> {
     let ratios = KEYS.iter().flat_map(|(group, _)| {
-        [(LISTENER, "<= 1.05"), (TABLE, "")].map(|(over, target)| Ratio {
-            group: (*group).to_owned(),
-            over,
-            under: BY_HAND,
-            target,
-        })
+        [(LISTENER, "<= 1.05"), (TABLE, "")]
+            .map(|(over, target)| Ratio::from((*group, over, BY_HAND, target)))
     });
     ratios.collect()
 }

@@ -44,6 +44,17 @@ pub struct Ratio {
     pub target: &'static str,
 }
 
+impl<G: Into<String>> From<(G, &'static str, &'static str, &'static str)> for Ratio {
+    fn from((group, over, under, target): (G, &'static str, &'static str, &'static str)) -> Self {
+        Ratio {
+            group: group.into(),
+            over,
+            under,
+            target,
+        }
+    }
+}
+
 /// The cases of all modules, a group's one after the other.
 pub fn all() -> Vec<Case> {
     let mut cases = event::all();

@@ -193,15 +193,7 @@ pub fn ratios() -> Vec<Ratio> {
         (SLEEPING.to_owned(), POLLING, DOORBELL, ""),
         (SPINNING.to_owned(), EPOLL, DOORBELL, ""),
     ]);
-    ratios
-        .into_iter()
-        .map(|(group, over, under, target)| Ratio {
-            group,
-            over,
-            under,
-            target,
-        })
-        .collect()
+    ratios.into_iter().map(Ratio::from).collect()
 }
 
 /// How many are registered.

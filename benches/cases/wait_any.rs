@@ -85,12 +85,7 @@ pub fn ratios() -> Vec<Ratio> {
     let groups = SIZES.map(ready).into_iter().chain(SIZES.map(asleep));
     groups
         .flat_map(|group| {
-            [POLL, EPOLL].map(|over| Ratio {
-                group: group.clone(),
-                over,
-                under: DOORBELL,
-                target: "",
-            })
+            [POLL, EPOLL].map(|over| Ratio::from((group.as_str(), over, DOORBELL, "")))
         })
         .collect()
 }

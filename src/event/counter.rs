@@ -5,12 +5,13 @@
 //! once: what each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who
 //! else is to be called is up to the [`Owner`].
 
-use super::{Change, Mode, WriteError};
+use super::{Change, Interest, Mode, WriteError};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, Waiters};
+use crate::sync::waiters::{ALL, ARMED, Waiters};
+use std::fmt;
 use std::time::Instant;
 
 /// Its layout is part of what `src/shared.rs` documents.
@@ -29,7 +30,7 @@ pub(crate) trait Owner {
 
     fn spinner(&self) -> &Spinner;
 
-    /// The kinds of observers that may be here: [`ARMED`](crate::sync::waiters::ARMED), `OBSERVED`, both or neither.
+    /// The kinds of observers that may be here: [`ARMED`], `OBSERVED`, both or neither.
     fn kinds(&self) -> u32;
 
     /// Calls those of the kinds given, which have been claimed.
@@ -60,7 +61,7 @@ impl<S: Scope> Counter<S> {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The count, with the [`DEKKER`] load that is due after [arming](crate::sync::waiters::ARMED).
+    /// The count, with the [`DEKKER`] load that is due after [arming](ARMED).
     pub(crate) fn look(&self) -> u64 {
         self.count.load(DEKKER)
     }
@@ -71,6 +72,33 @@ impl<S: Scope> Counter<S> {
 
     pub(crate) fn writers(&self) -> &Waiters<S> {
         &self.writers
+    }
+
+    /// Who waits for which change.
+    pub(crate) fn sides(&self) -> [(&Waiters<S>, Change); 2] {
+        [
+            (&self.readers, Change::Signalled),
+            (&self.writers, Change::Read),
+        ]
+    }
+
+    /// Asks for one call after the next change of interest. The count is to be [looked at](Self::look) afterwards.
+    pub(crate) fn arm(&self, interest: Interest) {
+        for (waiters, change) in self.sides() {
+            if interest.includes(change) {
+                waiters.set(ARMED);
+            }
+        }
+    }
+
+    /// A snapshot for `Debug`: what is wanted to be known of an event that seems stuck.
+    pub(crate) fn describe(&self, owner: &impl Owner, fields: &mut fmt::DebugStruct<'_, '_>) {
+        fields
+            .field("count", &self.load())
+            .field("mode", &owner.mode())
+            .field("waiting_readers", &self.readers.count())
+            .field("waiting_writers", &self.writers.count())
+            .field("spin", &owner.spinner().policy());
     }
 
     /// Adds `n` up to `u64::MAX`, and wakes readers.
@@ -284,7 +312,7 @@ impl<S: Scope> Counter<S> {
             Mode::Counter => 1,
             Mode::Semaphore => saturate(n),
         };
-        self.readers.notify_kinds(count, owner.kinds(), |kinds| {
+        self.readers.notify(count, owner.kinds(), |kinds| {
             owner.call(Change::Signalled, kinds);
         });
     }
@@ -292,7 +320,7 @@ impl<S: Scope> Counter<S> {
     /// Second half of a read.
     #[inline(always)]
     pub(super) fn wake_writers(&self, owner: &impl Owner) {
-        self.writers.notify_kinds(ALL, owner.kinds(), |kinds| {
+        self.writers.notify(ALL, owner.kinds(), |kinds| {
             owner.call(Change::Read, kinds);
         });
     }

@@ -25,8 +25,8 @@ impl Event {
 
     /// Has all who sleep find out that the count has moved.
     pub(crate) fn wake_moved(&self) {
-        self.counter.readers().notify(ALL, |_| ());
-        self.counter.writers().notify(ALL, |_| ());
+        self.counter.readers().notify(ALL, 0, |_| ());
+        self.counter.writers().notify(ALL, 0, |_| ());
     }
 
     /// A read. `None` if the count is 0 and the call is not to block.

@@ -186,19 +186,24 @@ impl Poller {
     /// [`Os`](PollError::Os). What kind of descriptor it is, is asked of `/proc`; if that is not there, it is taken for an
     /// eventfd.
     ///
-    /// ```no_run
-    /// # use doorbell::{Event, poll::{Events, Poller, Watch}};
-    /// # use std::sync::Arc;
-    /// # fn eventfd_of_vhost() -> std::fs::File { unimplemented!() }
+    /// ```
+    /// use doorbell::Event;
+    /// use doorbell::poll::{Events, Poller, Watch};
+    /// use rustix::event::{EventfdFlags, eventfd};
+    /// use std::sync::Arc;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let vhost = eventfd(0, EventfdFlags::NONBLOCK)?;
     /// let call = Arc::new(Event::new(0));
     /// let poller = Poller::new();
-    /// poller.bind(&eventfd_of_vhost(), &call, 1)?;
+    /// poller.bind(&vhost, &call, 1)?;
     /// poller.add(&call, 2, Watch::READABLE)?;
     ///
-    /// let mut events = Events::with_capacity(8);
-    /// poller.wait(&mut events, None)?; // vhost writes to its eventfd …
-    /// assert!(call.try_read().is_some()); // … and the event has it
-    /// # Ok::<(), doorbell::poll::PollError>(())
+    /// rustix::io::write(&vhost, &3_u64.to_ne_bytes())?; // vhost writes to its eventfd …
+    /// poller.wait(&mut Events::with_capacity(8), None)?;
+    /// assert_eq!(call.try_read(), Some(3)); // … and the event has it
+    /// # Ok(())
+    /// # }
     /// ```
     pub fn bind(&self, fd: impl AsFd, event: &Arc<Event>, key: usize) -> Result<(), PollError> {
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(PollError::of)?;

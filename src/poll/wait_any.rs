@@ -14,7 +14,7 @@
 //! something to read, and if there is, wakes the next, be that a reader or another `wait_any`, which does the same. If
 //! it goes on sleeping instead, it announces everybody at every event anew and then looks.
 
-use crate::event::{Change, Event, Place};
+use crate::event::{Change, Event, Owner, Place};
 use crate::sync::parker::Parker;
 use crate::sync::waiters::{MOST_WORDS, Outcome, Refused, Waiters, most_words, sleep_at_all};
 use std::borrow::Borrow;

@@ -90,17 +90,11 @@ impl<S: Scope> Waiters<S> {
         self.state.load(Ordering::Relaxed) / WAITER
     }
 
-    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given
-    /// ([`ARMED`], [`OBSERVED`], or both), if there are any. To be called after the condition was made true with a
-    /// [`DEKKER`] store.
+    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given:
+    /// those of `kinds` ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called
+    /// after the condition was made true with a [`DEKKER`] store.
     #[inline(always)]
-    pub(crate) fn notify(&self, count: u32, call: impl FnOnce(u32)) {
-        self.notify_kinds(count, ARMED | OBSERVED, call);
-    }
-
-    /// The same for who can call observers of these kinds only, and leaves the others to others.
-    #[inline(always)]
-    pub(crate) fn notify_kinds(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
+    pub(crate) fn notify(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
         // Second half of the handshake with `announce` and `set`.
         let state = dekker_load(&self.state);
         if state & (ANNOUNCED | kinds) != 0 {
@@ -225,7 +219,7 @@ impl<S: Scope> Waiters<S> {
     /// Is killed in `notify` between the claim and the wake-up.
     #[cfg(loom)]
     pub(crate) fn claim_for_nothing(&self) {
-        if dekker_load(&self.state) & ANNOUNCED != 0 {
+        if self.is_announced() {
             self.claim(ANNOUNCED);
         }
     }
