@@ -5,6 +5,7 @@
 
 pub use super::event::Eventfd;
 use super::{Run, alone, two};
+use crossbeam_utils::CachePadded;
 use crossbeam_utils::sync::{Parker, Unparker};
 use doorbell::{Event, Spin};
 use event_listener::Listener;
@@ -92,7 +93,8 @@ pub fn ring_by_two<B: Bell>(make: fn() -> B) -> Run {
 
 /// Two threads wait for each other by turns.
 pub fn ping_pong<B: Bell>(make: fn() -> B) -> Run {
-    let bells = [make(), make()];
+    // On cache lines of their own, as an event is: two that happen to share one travel together.
+    let bells = [CachePadded::new(make()), CachePadded::new(make())];
     bells[0].ring();
     two(move |me| {
         let me = me as usize;
@@ -273,7 +275,7 @@ impl TryBell for ParkingLot {
 }
 
 /// libc's semaphore. It cannot be moved once it is made.
-pub struct Semaphore(Box<UnsafeCell<MaybeUninit<libc::sem_t>>>);
+pub struct Semaphore(Box<CachePadded<UnsafeCell<MaybeUninit<libc::sem_t>>>>);
 
 // SAFETY: threads share a semaphore.
 unsafe impl Send for Semaphore {}
@@ -288,7 +290,9 @@ impl Semaphore {
 
 impl Default for Semaphore {
     fn default() -> Self {
-        let semaphore = Semaphore(Box::new(UnsafeCell::new(MaybeUninit::uninit())));
+        let semaphore = Semaphore(Box::new(CachePadded::new(UnsafeCell::new(
+            MaybeUninit::uninit(),
+        ))));
         // SAFETY: the memory is there, and nobody uses it yet.
         let done = unsafe { libc::sem_init(semaphore.raw(), 0, 0) };
         assert_eq!(done, 0, "0 is a value for a semaphore");

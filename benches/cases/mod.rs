@@ -13,6 +13,7 @@ pub mod irqfd;
 pub mod kvm;
 pub mod latency;
 pub mod poll;
+pub mod spin;
 pub mod turns;
 pub mod wait_any;
 
@@ -160,8 +161,12 @@ fn two_with<S, T>(
 }
 
 fn pin(cpu: usize) {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu);
-    // A machine without this CPU measures what it can.
-    let _ = sched_setaffinity(None, &cpus);
+    pin_to(&[cpu]);
+}
+
+fn pin_to(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    // A machine without these CPUs measures what it can.
+    let _ = sched_setaffinity(None, &set);
 }

@@ -2,13 +2,26 @@
 //!
 //! A sleep and a wake-up cost two system calls, two context switches and, in a virtual machine, often an interrupt to
 //! another CPU and a wake from `HLT`: 5 to 50 µs. An event that is due within that time is cheaper to wait for awake.
-//! KVM's counterpart is `halt_poll_ns`, and its way of growing and shrinking is followed here.
+//! KVM's counterpart is `halt_poll_ns`, QEMU's `poll-max-ns`; the way in which they grow and shrink is followed here. One
+//! thing is added. From within the kernel, KVM sees whether another thread wants the CPU. Here that shows only by its
+//! effect: spinning is in vain, and the event comes soon after the sleep has begun, because the signaller was waiting for
+//! this CPU, or for one that another spinner held. So spins that have had the whole longest window must succeed about
+//! every other time, or spinning rests:
 //!
-//! Spinning only loads, so it takes nothing from the signaller but a shared cache line, and it comes before the
-//! announcement, so a signal to a spinning thread makes no system call. It is measured in time, since a `PAUSE` takes
-//! 10 cycles on one x86 and 140 on another.
+//! ```text
+//!                    soon: double                       in vain, no credit
+//!     window:  2 µs ──────────────▶ … ──────▶ longest ──────────────────────▶ none, for 2, 4, … 1024 short waits
+//!               ▲   ◀────────────── …                                              │
+//!               │     late: halve                                                  │
+//!               └──────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It is
+//! measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look at
+//! the clock, and nothing else of the event is touched: a line that its last owner leaves alone for some 40 ns moves to the
+//! signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning threads.
 
-use super::atomic::{AtomicU32, Ordering};
+use super::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -35,13 +48,14 @@ pub enum Spin {
     /// Sleep at once.
     Never,
     /// Spin for a time that doubles when a little more spinning would have saved a sleep, and halves when the wait turned
-    /// out long, down to none. On a machine with one CPU: like `Never`.
+    /// out long, down to none. Where spinning does not win, because the machine has one CPU, or the signaller shares this
+    /// one, or there are more threads at work than CPUs: like `Never`, but for one attempt in about two hundred waits.
     Adaptive {
         /// The longest time to spin before one sleep. More than about four seconds count as that.
         max: Duration,
     },
-    /// Never sleep: spin until the call can return or its deadline passes. On a machine with one CPU, let other threads
-    /// run in between.
+    /// Never sleep: spin until the call can return or its deadline passes. Let other threads run in between: every
+    /// 50 µs, and all the time on a machine with one CPU.
     Always,
 }
 
@@ -58,14 +72,11 @@ impl Default for Spin {
     }
 }
 
-/// Where the adaptive window starts, and the least it grows to.
-const FIRST_WINDOW_NS: u32 = 2_000;
-
 /// A [`Spin`] policy and what it has learnt at one event.
 pub(crate) struct Spinner {
     policy: Spin,
-    /// Nanoseconds to spin before the next sleep, if the policy is adaptive.
-    window: AtomicU32,
+    /// A [`Lesson`].
+    learnt: AtomicU64,
 }
 
 impl Spinner {
@@ -73,7 +84,7 @@ impl Spinner {
         pub(crate) fn new(policy: Spin) -> Self {
             Spinner {
                 policy,
-                window: AtomicU32::new(FIRST_WINDOW_NS),
+                learnt: AtomicU64::new(Lesson::FIRST.to_bits()),
             }
         }
     }
@@ -96,86 +107,150 @@ impl Spinner {
         if cfg!(loom) || self.policy == Spin::Never {
             return sleep();
         }
-        if let Some(taken) = look(BARE_LOOKS, || {}, &ready, &mut attempt) {
-            return Some(taken);
-        }
-        let start = Instant::now();
-        let end = earlier(self.window_end(start), deadline);
+        // Before the clock: what is in the event's line is not touched between two looks.
+        let window = self.window();
         let relax = if single_cpu() {
             std::thread::yield_now
         } else {
             std::hint::spin_loop
         };
-        while end.is_none_or(|end| Instant::now() < end) {
-            if let Some(taken) = look(LOOKS_PER_CLOCK, relax, &ready, &mut attempt) {
-                return Some(taken);
+        let start = Instant::now();
+        let end = earlier(window.map(|window| start + window), deadline);
+        let mut turn = start;
+        loop {
+            relax();
+            let now = Instant::now();
+            if end.is_some_and(|end| now >= end) {
+                break;
+            }
+            if ready() {
+                if let Some(taken) = attempt() {
+                    self.learn(|lesson, _| lesson.spun_well());
+                    return Some(taken);
+                }
+            }
+            if now - turn > TURN {
+                std::thread::yield_now();
+                turn = now;
             }
         }
         let result = sleep();
-        self.adapt(start.elapsed());
+        let (waited, got) = (start.elapsed(), result.is_some());
+        self.learn(|lesson, max| lesson.slept(waited, got, max));
         result
     }
 
-    /// When to stop spinning; `None` is never.
-    fn window_end(&self, start: Instant) -> Option<Instant> {
+    /// How long to spin; `None` is for ever.
+    fn window(&self) -> Option<Duration> {
         match self.policy {
             Spin::Always => None,
             Spin::Adaptive { max } if !single_cpu() => {
-                let window = Duration::from_nanos(self.window.load(Ordering::Relaxed).into());
-                Some(start + window.min(max))
+                let window = Lesson::from_bits(self.learnt.load(Ordering::Relaxed)).window;
+                Some(Duration::from_nanos(window.into()).min(max))
             }
-            Spin::Adaptive { .. } | Spin::Never => Some(start),
+            Spin::Adaptive { .. } | Spin::Never => Some(Duration::ZERO),
         }
     }
 
-    /// Learns from a wait that took `waited` and ended asleep. Threads that learn at the same time may overwrite each
-    /// other's lesson.
-    fn adapt(&self, waited: Duration) {
-        if let Spin::Adaptive { max } = self.policy {
-            let window = self.window.load(Ordering::Relaxed);
-            self.window
-                .store(next_window(window, waited, max), Ordering::Relaxed);
+    /// If the policy is adaptive. Threads that learn at the same time may overwrite each other's lesson.
+    fn learn(&self, next: impl FnOnce(Lesson, Duration) -> Lesson) {
+        let Spin::Adaptive { max } = self.policy else {
+            return;
+        };
+        let bits = self.learnt.load(Ordering::Relaxed);
+        let learnt = next(Lesson::from_bits(bits), max).to_bits();
+        if learnt != bits {
+            self.learnt.store(learnt, Ordering::Relaxed);
         }
     }
 }
 
-/// The window after a wait of `waited` that a window of `window` nanoseconds was too short for.
-fn next_window(window: u32, waited: Duration, max: Duration) -> u32 {
-    let max_ns = u32::try_from(max.as_nanos()).unwrap_or(u32::MAX);
-    // What was waited includes the waking up, so an event that came within `max` shows as this much.
-    if waited <= max + WAKE_UP {
-        window.saturating_mul(2).max(FIRST_WINDOW_NS).min(max_ns)
-    } else if window < 2 * FIRST_WINDOW_NS {
-        0
-    } else {
-        window / 2
-    }
-}
+/// How long a spin that knows no end keeps others from the CPU.
+const TURN: Duration = Duration::from_micros(50);
 
 /// What falling asleep and waking up may add to a wait: about what it costs in a virtual machine.
 const WAKE_UP: Duration = Duration::from_micros(50);
 
-/// Looks before the first look at the clock and the first pause: a few dozen nanoseconds.
-const BARE_LOOKS: u32 = 32;
+/// What an adaptive spinner knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lesson {
+    /// Nanoseconds to spin before the next sleep.
+    window: u32,
+    /// How many more spins of the longest window may be in vain.
+    credit: u8,
+    /// The window grows again from none after as many short waits as this power of two.
+    patience: u8,
+    /// Short waits since there is no window.
+    short_waits: u16,
+}
 
-/// Looks between two looks at the clock, which costs about as much as one `PAUSE` of the slow kind.
-const LOOKS_PER_CLOCK: u32 = 16;
+impl Lesson {
+    /// Where the window starts, and the least it grows to.
+    const FIRST_WINDOW_NS: u32 = 2_000;
+    const MOST_CREDIT: u8 = 4;
+    const MOST_PATIENCE: u8 = 10;
 
-fn look<T>(
-    times: u32,
-    relax: impl Fn(),
-    ready: impl Fn() -> bool,
-    mut attempt: impl FnMut() -> Option<T>,
-) -> Option<T> {
-    for _ in 0..times {
-        if ready() {
-            if let Some(taken) = attempt() {
-                return Some(taken);
-            }
-        }
-        relax();
+    const FIRST: Lesson = Lesson {
+        window: Self::FIRST_WINDOW_NS,
+        credit: 0,
+        patience: 0,
+        short_waits: 0,
+    };
+
+    const fn to_bits(self) -> u64 {
+        self.window as u64
+            | (self.credit as u64) << 32
+            | (self.patience as u64) << 40
+            | (self.short_waits as u64) << 48
     }
-    None
+
+    const fn from_bits(bits: u64) -> Self {
+        Lesson {
+            window: bits as u32,
+            credit: (bits >> 32) as u8,
+            patience: (bits >> 40) as u8,
+            short_waits: (bits >> 48) as u16,
+        }
+    }
+
+    /// After a spin that saved a sleep.
+    fn spun_well(self) -> Self {
+        Lesson {
+            credit: Self::MOST_CREDIT.min(self.credit + 1),
+            patience: 0,
+            short_waits: 0,
+            ..self
+        }
+    }
+
+    /// After a wait of `waited`, which ended asleep: with something or with a timeout.
+    fn slept(mut self, waited: Duration, got: bool, max: Duration) -> Self {
+        let max_ns = u32::try_from(max.as_nanos()).unwrap_or(u32::MAX);
+        self.window = self.window.min(max_ns);
+        // What was waited includes the waking up, so an event that came within `max` shows as this much.
+        if waited > max.saturating_add(WAKE_UP) {
+            self.window = match self.window / 2 {
+                half if half < Self::FIRST_WINDOW_NS => 0,
+                half => half,
+            };
+        } else if !got {
+            // How long it would have taken is not known.
+        } else if self.window == 0 {
+            self.short_waits += 1;
+            if self.short_waits >= 1 << self.patience {
+                self.short_waits = 0;
+                self.window = Self::FIRST_WINDOW_NS.min(max_ns);
+            }
+        } else if self.window < max_ns {
+            self.window = self.window.saturating_mul(2).min(max_ns);
+        } else if self.credit > 0 {
+            self.credit -= 1;
+        } else {
+            self.window = 0;
+            self.patience = Self::MOST_PATIENCE.min(self.patience + 1);
+        }
+        self
+    }
 }
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
@@ -227,28 +302,104 @@ mod tests {
     const US: u32 = 1_000;
     const MAX: Duration = Duration::from_micros(20);
 
+    fn with_window(window: u32) -> Lesson {
+        Lesson {
+            window,
+            ..Lesson::FIRST
+        }
+    }
+
     #[test]
     fn the_window_follows_what_waits_last() {
         let short = MAX + WAKE_UP;
         let long = short + Duration::from_nanos(1);
+        let after = |window, waited, max| with_window(window).slept(waited, true, max).window;
         // A little longer would have saved the sleep: double, up to the longest.
-        assert_eq!(next_window(4 * US, short, MAX), 8 * US);
-        assert_eq!(next_window(16 * US, short, MAX), 20 * US);
-        assert_eq!(next_window(20 * US, Duration::ZERO, MAX), 20 * US);
+        assert_eq!(after(4 * US, short, MAX), 8 * US);
+        assert_eq!(after(16 * US, short, MAX), 20 * US);
+        assert_eq!(after(19 * US, Duration::ZERO, MAX), 20 * US);
         // It would not: halve, down to nothing.
-        assert_eq!(next_window(8 * US, long, MAX), 4 * US);
-        assert_eq!(next_window(4 * US, long, MAX), 2 * US);
-        assert_eq!(next_window(4 * US - 1, long, MAX), 0);
-        assert_eq!(next_window(0, long, MAX), 0);
+        assert_eq!(after(8 * US, long, MAX), 4 * US);
+        assert_eq!(after(4 * US, long, MAX), 2 * US);
+        assert_eq!(after(4 * US - 1, long, MAX), 0);
+        assert_eq!(after(0, long, MAX), 0);
         // From nothing it comes back.
-        assert_eq!(next_window(0, short, MAX), 2 * US);
+        assert_eq!(after(0, short, MAX), 2 * US);
         // A longest time below the first window is kept, and one beyond the type's range is cut.
-        assert_eq!(next_window(0, Duration::ZERO, Duration::from_nanos(5)), 5);
-        assert_eq!(next_window(0, Duration::ZERO, Duration::ZERO), 0);
-        assert_eq!(
-            next_window(u32::MAX - 1, Duration::ZERO, Duration::from_secs(60)),
-            u32::MAX
-        );
+        assert_eq!(after(0, Duration::ZERO, Duration::from_nanos(5)), 5);
+        assert_eq!(after(0, Duration::ZERO, Duration::ZERO), 0);
+        assert_eq!(after(u32::MAX - 1, Duration::ZERO, Duration::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_timeout_teaches_only_that_it_was_long() {
+        let lesson = with_window(8 * US);
+        assert_eq!(lesson.slept(MAX, false, MAX), lesson);
+        assert_eq!(lesson.slept(2 * (MAX + WAKE_UP), false, MAX).window, 4 * US);
+        let resting = with_window(0);
+        assert_eq!(resting.slept(MAX, false, MAX), resting);
+    }
+
+    #[test]
+    fn what_is_in_vain_rests_for_longer_and_longer() {
+        let climb = |mut lesson: Lesson| {
+            let mut rest = 0;
+            while lesson.window == 0 {
+                lesson = lesson.slept(MAX, true, MAX);
+                rest += 1;
+            }
+            while lesson.window != 0 {
+                lesson = lesson.slept(MAX, true, MAX);
+            }
+            (rest, lesson)
+        };
+        let mut lesson = with_window(0);
+        let mut rests = Vec::new();
+        for _ in 0..12 {
+            let (rest, next) = climb(lesson);
+            rests.push(rest);
+            lesson = next;
+        }
+        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024]);
+        // One that was not in vain begins anew.
+        assert_eq!(climb(lesson.spun_well()).0, 1);
+    }
+
+    #[test]
+    fn spins_that_succeed_every_other_time_go_on() {
+        let mut lesson = with_window(20 * US);
+        for _ in 0..100 {
+            lesson = lesson.spun_well();
+            assert_eq!(lesson.slept(MAX, true, MAX).window, 20 * US);
+            lesson = lesson.slept(MAX, true, MAX);
+        }
+        // A run of good ones pays for a few, and no more, in vain.
+        for _ in 0..100 {
+            lesson = lesson.spun_well();
+        }
+        for _ in 0..Lesson::MOST_CREDIT {
+            lesson = lesson.slept(MAX, true, MAX);
+            assert_eq!(lesson.window, 20 * US);
+        }
+        assert_eq!(lesson.slept(MAX, true, MAX).window, 0);
+    }
+
+    #[test]
+    fn a_lesson_is_kept_whole() {
+        let lesson = Lesson {
+            window: u32::MAX,
+            credit: 3,
+            patience: 9,
+            short_waits: 1000,
+        };
+        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
+        let lesson = Lesson {
+            window: 1,
+            credit: u8::MAX,
+            patience: 0,
+            short_waits: u16::MAX,
+        };
+        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
     }
 
     /// Waits for something that is there from the `nth` look on, and returns what it got and from where.
@@ -278,24 +429,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_soon_is_got_without_the_clock() {
-        let spinner = Spinner::new(Spin::DEFAULT);
-        assert_eq!(wait(&spinner, None, BARE_LOOKS), ("spinning", BARE_LOOKS));
-        let past = Some(Instant::now());
-        assert_eq!(wait(&spinner, past, BARE_LOOKS), ("spinning", BARE_LOOKS));
-        let (got, looks) = wait(&spinner, past, BARE_LOOKS + 1);
-        assert_eq!((got, looks), ("asleep", BARE_LOOKS));
-    }
-
-    #[test]
     fn what_another_took_is_waited_for_again() {
         let spinner = Spinner::new(Spin::Always);
         let attempts = Cell::new(0);
         let attempt = || {
             attempts.set(attempts.get() + 1);
-            (attempts.get() == 3 * BARE_LOOKS).then_some(())
+            (attempts.get() == 100).then_some(())
         };
         assert!(spinner.wait(None, || true, attempt, || None).is_some());
+    }
+
+    fn learnt(spinner: &Spinner) -> Lesson {
+        Lesson::from_bits(spinner.learnt.load(Ordering::Relaxed))
     }
 
     #[test]
@@ -306,23 +451,47 @@ mod tests {
             None::<()>
         };
         spinner.wait(None, || false, || None, long);
-        assert_eq!(spinner.window.load(Ordering::Relaxed), 0);
-        let start = Instant::now();
-        assert_eq!(spinner.window_end(start), Some(start));
-        // However slow the machine is, a wait that ends at once is one that a longer window would have caught.
-        spinner.adapt(Duration::ZERO);
-        assert_eq!(spinner.window.load(Ordering::Relaxed), FIRST_WINDOW_NS);
+        assert_eq!(learnt(&spinner).window, 0);
+        assert_eq!(spinner.window(), Some(Duration::ZERO));
+        spinner.learn(|_, _| with_window(8 * US));
         if !single_cpu() {
-            let end = start + Duration::from_nanos(FIRST_WINDOW_NS.into());
-            assert_eq!(spinner.window_end(start), Some(end));
+            assert_eq!(spinner.window(), Some(Duration::from_micros(8)));
+            spinner.learn(|_, _| with_window(21 * US));
+            assert_eq!(spinner.window(), Some(MAX));
         }
+    }
+
+    #[test]
+    fn the_adaptive_window_is_learnt_from_spins() {
+        let max = Duration::from_secs(1);
+        let spinner = Spinner::new(Spin::Adaptive { max });
+        spinner.learn(|_, _| with_window(u32::MAX));
+        let got = wait(&spinner, None, 1).0;
+        if !single_cpu() {
+            assert_eq!((got, learnt(&spinner).credit), ("spinning", 1));
+        }
+    }
+
+    /// As where the signaller shares the CPU: whatever comes, comes as soon as the waiter sleeps.
+    #[test]
+    fn where_spinning_does_not_win_there_is_next_to_none() {
+        let spinner = Spinner::new(Spin::DEFAULT);
+        let waits = 10_000;
+        let mut spins = 0;
+        for _ in 0..waits {
+            spins += u32::from(spinner.window() != Some(Duration::ZERO));
+            assert_eq!(wait(&spinner, None, u32::MAX).0, "asleep");
+        }
+        assert!(spins < waits / 50, "{spins} spins in {waits} waits");
+        assert!(single_cpu() || spins > 0);
     }
 
     #[test]
     fn other_policies_learn_nothing() {
         let spinner = Spinner::new(Spin::Always);
-        spinner.adapt(Duration::ZERO);
-        assert_eq!(spinner.window.load(Ordering::Relaxed), FIRST_WINDOW_NS);
+        assert_eq!(wait(&spinner, None, 1).0, "spinning");
+        assert_eq!(wait(&spinner, Some(Instant::now()), u32::MAX).0, "asleep");
+        assert_eq!(learnt(&spinner), Lesson::FIRST);
     }
 
     #[test]
