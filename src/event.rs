@@ -204,6 +204,7 @@ impl Event {
     /// # Errors
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`, at once, whatever the count.
+    #[inline]
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
         self.counter.write_until(n, None, self)
     }
@@ -249,6 +250,7 @@ impl Event {
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
+    #[inline]
     pub fn read(&self) -> u64 {
         match self.counter.read_until(None, self) {
             Some(value) => value,

@@ -63,8 +63,19 @@ pub fn all() -> Vec<Case> {
             fd.read()
         }),
     );
+
+    let event = Event::new(0);
+    case(
+        SIGNAL_READ,
+        DOORBELL,
+        alone(move || {
+            event.signal();
+            event.read()
+        }),
+    );
+    case(SIGNAL_READ, EVENTFD, bells::ring_and_wait(Eventfd::new));
     for (who, run) in for_each_peer!(bells::ring_and_wait) {
-        case(WRITE_READ, who, run);
+        case(SIGNAL_READ, who, run);
     }
 
     case(PRODUCERS, FETCH_ADD, {
@@ -133,6 +144,7 @@ pub const SIGNAL: &str = "signal, nobody asleep";
 pub const WRITE: &str = "write";
 pub const READ: &str = "read";
 pub const WRITE_READ: &str = "write + read";
+pub const SIGNAL_READ: &str = "signal + read";
 pub const PRODUCERS: &str = "two producers at once";
 pub const PING_PONG_SPINNING: &str = "ping-pong, spinning";
 pub const PING_PONG_ADAPTIVE: &str = "ping-pong, spinning up to 20 µs";

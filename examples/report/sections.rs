@@ -30,7 +30,7 @@ pub fn all() -> Vec<Plan> {
                    that any counter has to do. Mutexes and event-listener have a counter beside or inside them; \
                    Parker and Notify keep one token and do not count: a Parker is rung by one exchange, where a \
                    counter that saturates has to look first.",
-            groups: strings(&[event::SIGNAL, event::WRITE_READ, event::PRODUCERS]),
+            groups: strings(&[event::SIGNAL, event::SIGNAL_READ, event::PRODUCERS]),
             latencies: false,
         },
         Plan {

@@ -150,6 +150,22 @@ fn counter_two_readers_two_signals() {
     });
 }
 
+/// Of two writes at once, one loses the race for the count, and wakes all the same.
+#[test]
+fn two_writes_and_a_reader() {
+    check("two_writes_and_a_reader", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let writers = [(); 2].map(|()| spawn(&event, |event| event.write(1).unwrap()));
+        let mut read = 0;
+        while read < 2 {
+            read += event.read();
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    });
+}
+
 /// A thread that never sleeps takes what a sleeper was woken for.
 #[test]
 fn semaphore_thief() {
@@ -194,6 +210,20 @@ fn overflow_semaphore() {
         event.read();
         event.read();
         writer.join().unwrap();
+        assert_eq!(event.count(), FULL);
+    });
+}
+
+/// The same with two readers at once, of which one loses the race for the count, and wakes all the same.
+#[test]
+fn overflow_semaphore_two_readers() {
+    check("overflow_semaphore_two_readers", Some(3), || {
+        let event = event(FULL, Mode::Semaphore);
+        let writer = spawn(&event, |event| event.write(2).unwrap());
+        let reader = spawn(&event, |event| event.read());
+        event.read();
+        writer.join().unwrap();
+        reader.join().unwrap();
         assert_eq!(event.count(), FULL);
     });
 }

@@ -104,17 +104,17 @@ impl<S: Scope> Counter<S> {
     /// Adds `n` up to `u64::MAX`, and wakes readers.
     #[inline(always)]
     pub(crate) fn signal(&self, n: u64, owner: &impl Owner) {
-        match self.update_once(saturating(n)) {
+        match self.add_once(n) {
             Ok(_) => self.wake_readers(n, owner),
-            Err(now) => self.signal_after_a_race(now, n, owner),
+            Err(now) => self.signal_the_long_way(now, n, owner),
         }
     }
 
     /// The whole rest of a signal, so that nothing need be kept for after a call.
     #[cold]
     #[inline(never)]
-    fn signal_after_a_race(&self, now: u64, n: u64, owner: &impl Owner) {
-        self.add_saturating_after_a_race(now, n);
+    fn signal_the_long_way(&self, now: u64, n: u64, owner: &impl Owner) {
+        self.add_saturating_the_long_way(now, n);
         self.wake_readers(n, owner);
     }
 
@@ -123,11 +123,31 @@ impl<S: Scope> Counter<S> {
         if n == u64::MAX {
             return Err(WriteError::Invalid);
         }
-        self.add(n).ok_or(WriteError::WouldBlock)?;
+        match self.update_once(room_for(n)) {
+            Ok(None) => Err(WriteError::WouldBlock),
+            Ok(Some(_)) if self.readers.are_wanted(owner.kinds()) => self.written(n, owner),
+            Ok(Some(_)) => Ok(()),
+            Err(now) => self.write_after_a_race(now, n, owner),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_after_a_race(&self, now: u64, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
+        self.update_after_a_race(now, room_for(n))
+            .ok_or(WriteError::WouldBlock)?;
+        self.written(n, owner)
+    }
+
+    /// Second half of a write.
+    #[cold]
+    #[inline(never)]
+    fn written(&self, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
         self.wake_readers(n, owner);
         Ok(())
     }
 
+    #[inline(always)]
     pub(crate) fn write_until(
         &self,
         n: u64,
@@ -135,48 +155,80 @@ impl<S: Scope> Counter<S> {
         owner: &impl Owner,
     ) -> Result<(), WriteError> {
         match self.try_write(n, owner) {
-            Err(WriteError::WouldBlock) => {
-                self.wait_to_add(n, deadline, owner.spinner())
-                    .ok_or(WriteError::TimedOut)?;
-                self.wake_readers(n, owner);
-                Ok(())
-            }
+            Err(WriteError::WouldBlock) => self.wait_to_write(n, deadline, owner),
             done => done,
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn try_read(&self, owner: &impl Owner) -> Option<u64> {
-        let value = self.take(owner.mode())?;
-        self.wake_writers(owner);
-        Some(value)
+    #[cold]
+    #[inline(never)]
+    fn wait_to_write(
+        &self,
+        n: u64,
+        deadline: Option<Instant>,
+        owner: &impl Owner,
+    ) -> Result<(), WriteError> {
+        let add = || self.add(n);
+        let added = owner.spinner().wait(
+            deadline,
+            || fits(self.load(), n),
+            add,
+            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
+            || self.writers.wait(deadline, add, || 0),
+        );
+        added.ok_or(WriteError::TimedOut)?;
+        self.written(n, owner)
     }
 
-    pub(crate) fn read_until(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
-        let value = match self.take(owner.mode()) {
-            Some(value) => value,
-            None => self.wait_to_take(deadline, owner.mode(), owner.spinner())?,
+    #[inline(always)]
+    pub(crate) fn try_read(&self, owner: &impl Owner) -> Option<u64> {
+        let value = match owner.mode() {
+            Mode::Counter => self.take_count()?,
+            Mode::Semaphore => match self.update_once(one_less) {
+                Ok(count) => count.map(|_| 1)?,
+                Err(now) => return self.read_one_after_a_race(now, owner),
+            },
         };
-        self.wake_writers(owner);
+        if self.writers.are_wanted(owner.kinds()) {
+            return self.have_read(value, owner);
+        }
         Some(value)
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_to_take(
-        &self,
-        deadline: Option<Instant>,
-        mode: Mode,
-        spinner: &Spinner,
-    ) -> Option<u64> {
+    fn read_one_after_a_race(&self, now: u64, owner: &impl Owner) -> Option<u64> {
+        self.update_after_a_race(now, one_less)?;
+        self.have_read(1, owner)
+    }
+
+    /// Second half of a read of `value`.
+    #[cold]
+    #[inline(never)]
+    fn have_read(&self, value: u64, owner: &impl Owner) -> Option<u64> {
+        self.wake_writers(owner);
+        Some(value)
+    }
+
+    #[inline(always)]
+    pub(crate) fn read_until(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
+        self.try_read(owner)
+            .or_else(|| self.wait_to_read(deadline, owner))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_read(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
+        let mode = owner.mode();
         let take = || self.take(mode);
         let units = || self.units(mode);
-        spinner.wait(
+        let value = owner.spinner().wait(
             deadline,
             || self.load() != 0,
             take,
             || self.readers.wait(deadline, take, units),
-        )
+        )?;
+        self.have_read(value, owner)
     }
 
     /// How many reads could succeed now, with a [`DEKKER`] load.
@@ -190,7 +242,7 @@ impl<S: Scope> Counter<S> {
     /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(super) fn take_all(&self) -> u64 {
-        self.take(Mode::Counter).unwrap_or(0)
+        self.take_count().unwrap_or(0)
     }
 
     /// Puts `count` in place of what is there, and tells nobody.
@@ -199,50 +251,49 @@ impl<S: Scope> Counter<S> {
         self.count.swap(count, DEKKER)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn wait_to_add(&self, n: u64, deadline: Option<Instant>, spinner: &Spinner) -> Option<()> {
-        let add = || self.add(n);
-        spinner.wait(
-            deadline,
-            || fits(self.load(), n),
-            add,
-            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
-            || self.writers.wait(deadline, add, || 0),
-        )
-    }
-
     /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
     #[inline(always)]
     fn take(&self, mode: Mode) -> Option<u64> {
         match mode {
-            Mode::Counter => {
-                // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every
-                // writer since the last read, which a load and a store would not.
-                let count = self.count.load(DEKKER);
-                let count = if count == 0 {
-                    0
-                } else {
-                    self.count.swap(0, DEKKER)
-                };
-                (count != 0).then_some(count)
-            }
-            Mode::Semaphore => self.update(|count| count.checked_sub(1)).map(|_| 1),
+            Mode::Counter => self.take_count(),
+            Mode::Semaphore => self.update(one_less).map(|_| 1),
         }
+    }
+
+    #[inline(always)]
+    fn take_count(&self) -> Option<u64> {
+        // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every writer since
+        // the last read, which a load and a store would not.
+        let count = self.count.load(DEKKER);
+        let count = if count == 0 {
+            0
+        } else {
+            self.count.swap(0, DEKKER)
+        };
+        (count != 0).then_some(count)
     }
 
     /// First half of a signal of `n`.
     #[inline(always)]
     pub(crate) fn add_saturating(&self, n: u64) {
-        if let Err(now) = self.update_once(saturating(n)) {
-            self.add_saturating_after_a_race(now, n);
+        if let Err(now) = self.add_once(n) {
+            self.add_saturating_the_long_way(now, n);
         }
+    }
+
+    /// Adds `n`, unless there is no room for it or another thread is faster; then the count is what is returned. A sum
+    /// that saturates is left to others, since choosing between the two would take as long as half an addition.
+    #[inline(always)]
+    fn add_once(&self, n: u64) -> Result<u64, u64> {
+        let count = self.count.load(DEKKER);
+        let sum = count.checked_add(n).ok_or(count)?;
+        self.count.compare_exchange(count, sum, DEKKER, DEKKER)
     }
 
     #[cold]
     #[inline(never)]
-    fn add_saturating_after_a_race(&self, now: u64, n: u64) {
-        let added = self.update_after_a_race(now, saturating(n));
+    fn add_saturating_the_long_way(&self, now: u64, n: u64) {
+        let added = self.update_after_a_race(now, |count| Some(count.saturating_add(n)));
         if added.is_none() {
             // Exact, unless the count wraps: with such a peer it means nothing anyway.
             self.count.fetch_add(n, DEKKER);
@@ -252,8 +303,7 @@ impl<S: Scope> Counter<S> {
     /// First half of a write of `n`: adds it if it fits. `None`, with a [`DEKKER`] load, if not.
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) -> Option<()> {
-        self.update(move |count| fits(count, n).then(|| count + n))
-            .map(|_| ())
+        self.update(room_for(n)).map(|_| ())
     }
 
     /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
@@ -326,10 +376,16 @@ impl<S: Scope> Counter<S> {
     }
 }
 
-/// What a signal of `n` makes of a count.
+/// What a write of `n` makes of a count, if it fits.
 #[inline(always)]
-fn saturating(n: u64) -> impl Fn(u64) -> Option<u64> {
-    move |count| Some(count.saturating_add(n))
+fn room_for(n: u64) -> impl Fn(u64) -> Option<u64> {
+    move |count| fits(count, n).then(|| count + n)
+}
+
+/// What a read of a semaphore makes of a count.
+#[inline(always)]
+fn one_less(count: u64) -> Option<u64> {
+    count.checked_sub(1)
 }
 
 /// Whether a write of `n` leaves the count below `u64::MAX`.

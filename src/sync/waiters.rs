@@ -95,11 +95,17 @@ impl<S: Scope> Waiters<S> {
     /// after the condition was made true with a [`DEKKER`] store.
     #[inline(always)]
     pub(crate) fn notify(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
-        // Second half of the handshake with `announce` and `set`.
-        let state = dekker_load(&self.state);
-        if state & (ANNOUNCED | kinds) != 0 {
+        if self.are_wanted(kinds) {
             self.wake(count, kinds, call);
         }
+    }
+
+    /// Whether there is somebody for [`notify`](Self::notify) to wake or call. To be called after the condition was made
+    /// true with a [`DEKKER`] store.
+    #[inline(always)]
+    pub(crate) fn are_wanted(&self, kinds: u32) -> bool {
+        // Second half of the handshake with `announce` and `set`.
+        dekker_load(&self.state) & (ANNOUNCED | kinds) != 0
     }
 
     #[cold]
@@ -135,7 +141,7 @@ impl<S: Scope> Waiters<S> {
     /// Whether anybody may sleep who has not been woken yet. To be called after the condition was made true with a
     /// [`DEKKER`] store: second half of the handshake with `announce`.
     pub(crate) fn is_announced(&self) -> bool {
-        dekker_load(&self.state) & ANNOUNCED != 0
+        self.are_wanted(0)
     }
 
     /// Wakes everybody who sleeps here or is about to, announced or not.
