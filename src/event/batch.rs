@@ -123,7 +123,11 @@ impl<E: Deref<Target = Event>> Batch<E> {
     pub fn signal_n(&mut self, index: usize, n: u64) {
         let entry = &mut self.entries[index];
         if let Some(sum) = &mut entry.signals {
-            *sum = sum.saturating_add(n);
+            // The next signal of the event waits for the sum, and would for a choice between it and the limit.
+            match sum.checked_add(n) {
+                Some(more) => *sum = more,
+                None => saturate(sum),
+            }
             return;
         }
         entry.signals = Some(n);
@@ -225,6 +229,12 @@ impl<E: Deref<Target = Event>> Entry<E> {
             self.event.counter.wake_readers(n, &*self.event);
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn saturate(sum: &mut u64) {
+    *sum = u64::MAX;
 }
 
 /// Calls `f` for all, even if it panics for one. Returns the first panic.
