@@ -948,7 +948,10 @@ fn the_list_of_calls_is_complete() {
         libc::SYS_write,
         libc::SYS_fcntl,
         libc::SYS_preadv2,
+        #[cfg(target_arch = "x86_64")]
         libc::SYS_readlink,
+        #[cfg(not(target_arch = "x86_64"))]
+        libc::SYS_readlinkat,
         libc::SYS_close,
         libc::SYS_getpid,
         libc::SYS_sched_yield,

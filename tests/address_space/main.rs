@@ -4,6 +4,8 @@
 #![cfg(target_endian = "little")]
 
 mod accelerator;
+#[path = "../common/errors.rs"]
+mod errors;
 mod model;
 mod rules;
 mod threads;
