@@ -93,6 +93,13 @@ impl<T> Caller<T> {
         let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
             return false;
         };
+        // A processor of 32 bits has second numbers, for calls that take a time of 64. All have the same.
+        #[cfg(target_pointer_width = "32")]
+        let number = match number {
+            414 => libc::SYS_ppoll,
+            422 => libc::SYS_futex,
+            number => number,
+        };
         let mut next = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         let (argument, second) = (next(), next());
         match (&self.place, number) {
