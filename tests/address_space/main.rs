@@ -6,6 +6,8 @@
 mod accelerator;
 #[path = "../common/errors.rs"]
 mod errors;
+#[path = "../common/freed.rs"]
+mod freed;
 mod model;
 mod rules;
 mod threads;
