@@ -763,8 +763,8 @@ fn calls_between_marks(test: &str, scene: impl FnOnce()) -> Option<Vec<String>> 
         .skip_while(|line| !is_mark(line))
         .skip(1)
         .take_while(|line| !is_mark(line))
-        // The end of the first mark, if strace has written it down in two parts.
-        .filter(|(_, call)| !call.starts_with("<... getppid"))
+        // The end of a call that strace has written down in two parts.
+        .filter(|(_, call)| !call.starts_with("<... "))
         .map(|(_, call)| (*call).to_owned());
     Some(calls.collect())
 }
