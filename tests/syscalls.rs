@@ -897,7 +897,6 @@ fn twice_each_in_a_batch(events: &[Arc<Event>]) {
 /// How a burst to a poller that sleeps in a futex calls the system: once, to wake it, but for memory.
 fn one_wake_up(test: &str, ring: fn(&[Arc<Event>])) {
     if let Some(calls) = calls_between_marks(test, || burst_to_a_poller(false, ring)) {
-        // strace may have written the call down in two parts.
         let wakes = calls
             .iter()
             .filter(|call| call.contains("FUTEX_WAKE_PRIVATE"));
