@@ -13,8 +13,6 @@ pub(crate) enum Errno {
     NoEntry,
     NoSystemCall,
     NotPermitted,
-    #[cfg(all(feature = "kvm", target_os = "linux"))]
-    NotSupported,
     TimedOut,
 }
 
@@ -31,8 +29,6 @@ impl From<Errno> for io::Error {
             Errno::NoEntry => Os::NOENT,
             Errno::NoSystemCall => Os::NOSYS,
             Errno::NotPermitted => Os::PERM,
-            #[cfg(all(feature = "kvm", target_os = "linux"))]
-            Errno::NotSupported => Os::OPNOTSUPP,
             Errno::TimedOut => Os::TIMEDOUT,
         }
         .into()

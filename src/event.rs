@@ -318,6 +318,7 @@ impl Event {
     }
 
     /// Second half of a read.
+    #[cfg(target_os = "linux")]
     pub(crate) fn wake_writers(&self) {
         self.counter.wake_writers(self);
     }

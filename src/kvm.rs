@@ -13,7 +13,7 @@ pub use ioeventfd::{KernelCount, KvmListener};
 #[cfg(target_arch = "x86_64")]
 pub use irqfd::{Injection, KvmSink};
 
-use crate::errno::Errno;
+use rustix::io::Errno;
 use std::{error, fmt, io};
 
 /// A system call that the kernel refused.
@@ -56,7 +56,7 @@ impl error::Error for Unsupported {}
 
 impl From<Unsupported> for io::Error {
     fn from(_: Unsupported) -> Self {
-        Errno::NotSupported.into()
+        Errno::OPNOTSUPP.into()
     }
 }
 

@@ -19,7 +19,15 @@ pub mod event;
 pub mod fd;
 pub mod ioeventfd;
 pub mod irqfd;
-#[cfg(all(feature = "kvm", target_os = "linux"))]
+#[cfg(all(
+    feature = "kvm",
+    target_os = "linux",
+    any(
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "x86_64"
+    )
+))]
 pub mod kvm;
 pub mod poll;
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -1,7 +1,7 @@
 //! `wait_any` beside poll(2) over real eventfds, and beside readers that block.
 //!
 //! Bodies that both can run are made a test for each, as in `conformance.rs`. The whole file runs twice more in
-//! processes in which a seccomp filter refuses `futex_waitv(2)`, see `again_without_futex_waitv`.
+//! processes in which a seccomp filter refuses `futex_waitv(2)`, see `refused`.
 //!
 //! The cases of the poll reference (P1 to P45) that are about waiting without a set of interests:
 //!
@@ -29,10 +29,6 @@ use common::watchdog::{self, Watchdog};
 use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::thread::futex::{Wait, WaitvFlags, waitv};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use std::env;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -441,45 +437,58 @@ fn nothing_is_left_behind() {
     }
 }
 
-// Where futex_waitv is refused
+/// For these seccompiler writes filters.
+#[cfg(any(
+    target_arch = "aarch64",
+    target_arch = "riscv64",
+    target_arch = "x86_64"
+))]
+mod refused {
+    use rustix::io::Errno;
+    use rustix::thread::futex::{Wait, WaitvFlags, waitv};
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    use std::env;
+    use std::process::Command;
+    use std::thread;
 
-/// Set, to an errno, in a process in which `futex_waitv(2)` fails with it.
-const REFUSED: &str = "DOORBELL_TEST_WAITV_REFUSED";
+    /// Set, to an errno, in a process in which `futex_waitv(2)` fails with it.
+    const REFUSED: &str = "DOORBELL_TEST_WAITV_REFUSED";
 
-/// Runs the other tests of this file in processes in which a seccomp filter stands before `futex_waitv(2)`, as an older
-/// kernel or a container may have it.
-#[test]
-fn again_without_futex_waitv() {
-    if let Some(errno) = env::var_os(REFUSED) {
-        let error = waitv(
-            &[Wait::new(); 2],
-            WaitvFlags::empty(),
-            None,
-            rustix::thread::ClockId::Monotonic,
-        )
-        .unwrap_err();
-        assert_eq!(error.raw_os_error().to_string(), errno.to_str().unwrap());
-        return;
-    }
-    for errno in [Errno::NOSYS, Errno::PERM] {
-        let errno = errno.raw_os_error();
-        // A thread of its own, for a filter is for ever; the process that it starts inherits it.
-        let again = thread::spawn(move || {
-            let filter = SeccompFilter::new(
-                [(libc::SYS_futex_waitv, Vec::new())].into(),
-                SeccompAction::Allow,
-                SeccompAction::Errno(errno as u32),
-                env::consts::ARCH.try_into().unwrap(),
-            );
-            let program = BpfProgram::try_from(filter.unwrap()).unwrap();
-            seccompiler::apply_filter(&program).unwrap();
-            Command::new(env::current_exe().unwrap())
-                .args(["--skip", "kernel::"])
-                .env(REFUSED, errno.to_string())
-                .output()
-                .unwrap()
-        });
-        let output = again.join().unwrap();
-        assert!(output.status.success(), "{output:?}");
+    /// Runs the other tests of this file in processes in which a seccomp filter stands before `futex_waitv(2)`, as an older
+    /// kernel or a container may have it.
+    #[test]
+    fn again_without_futex_waitv() {
+        if let Some(errno) = env::var_os(REFUSED) {
+            let error = waitv(
+                &[Wait::new(); 2],
+                WaitvFlags::empty(),
+                None,
+                rustix::thread::ClockId::Monotonic,
+            )
+            .unwrap_err();
+            assert_eq!(error.raw_os_error().to_string(), errno.to_str().unwrap());
+            return;
+        }
+        for errno in [Errno::NOSYS, Errno::PERM] {
+            let errno = errno.raw_os_error();
+            // A thread of its own, for a filter is for ever; the process that it starts inherits it.
+            let again = thread::spawn(move || {
+                let filter = SeccompFilter::new(
+                    [(libc::SYS_futex_waitv, Vec::new())].into(),
+                    SeccompAction::Allow,
+                    SeccompAction::Errno(errno as u32),
+                    env::consts::ARCH.try_into().unwrap(),
+                );
+                let program = BpfProgram::try_from(filter.unwrap()).unwrap();
+                seccompiler::apply_filter(&program).unwrap();
+                Command::new(env::current_exe().unwrap())
+                    .args(["--skip", "kernel::"])
+                    .env(REFUSED, errno.to_string())
+                    .output()
+                    .unwrap()
+            });
+            let output = again.join().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
     }
 }

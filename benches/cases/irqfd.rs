@@ -23,9 +23,9 @@ const LEVEL_PIN: u32 = 6;
 
 /// All cases, a group's one after the other.
 pub fn all() -> Vec<Case> {
-    let mut cases = in_process();
+    let cases = in_process();
     #[cfg(target_arch = "x86_64")]
-    cases.extend(kvm::all());
+    let cases = cases.into_iter().chain(kvm::all()).collect();
     cases
 }
 

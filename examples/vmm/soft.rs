@@ -5,7 +5,7 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, InSpace, Interrupt};
+use crate::doorbells::{Counter, Doorbells, InSpace};
 use crate::irqfds;
 use crate::machine::{Machine, Vcpu};
 use crate::map::{BRING_UP, BUSES, LINES, QUEUES, cell, notify_address, port, status};
@@ -60,7 +60,7 @@ pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
     let (doorbells, lines, interrupts): (Arc<dyn Doorbells>, Lines, Vec<_>) = match plan.setup {
         #[cfg(target_os = "linux")]
         Setup::Eventfd => {
-            use crate::doorbells::{InList, eventfds};
+            use crate::doorbells::{InList, Interrupt, eventfds};
             let lines = eventfds()?.map(|fd| Arc::new(fd) as Arc<dyn Counter>);
             let interrupts = lines
                 .clone()

@@ -307,8 +307,9 @@ impl Drop for Nesting {
 ///
 /// When the drop returns, no call of the observer is under way on any thread and none will come, except if it is dropped
 /// inside an observer's call, its own or another: then no call *begins* on this thread any more, calls on other threads
-/// may still be under way until the outermost call on this thread returns, and the observer is freed after that. So it is
-/// inside a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace), until that ends.
+/// may still be under way until the outermost call on this thread returns, and the observer is freed after that, by another
+/// thread if that changes observers or doorbells at the time. So it is inside a transaction of an
+/// [`AddressSpace`](crate::ioeventfd::space::AddressSpace), until that ends.
 ///
 /// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is dropped.
 ///

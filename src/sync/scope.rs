@@ -14,7 +14,7 @@
 
 use super::atomic::AtomicU32;
 use super::futex::{self, Outcome};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// With whom a word is shared.
 pub(crate) trait Scope: 'static {
@@ -62,7 +62,8 @@ impl Scope for Shared {
 
 /// The longest that a sleeper among other processes goes without a look at its condition. An idle one costs as many
 /// wake-ups; one whose waker was killed at the wrong instruction is late by so much.
-pub(crate) const LOOK_UP: Duration = Duration::from_millis(250);
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const LOOK_UP: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// Lost races after which it is no use.
 pub(crate) const MANY: u32 = 1024;

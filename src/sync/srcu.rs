@@ -550,7 +550,7 @@ impl<T: Send + Sync + 'static> Writer<'_, T> {
     /// and `outdated`, which it may have pointed to.
     ///
     /// Inside a section of this thread's it does not wait; the waiting and the dropping come when its outermost section
-    /// ends, if no other writer has seen to the latter before.
+    /// ends, if no other writer has taken on the latter before; it may not have finished then.
     ///
     /// # Panics
     ///

@@ -4,6 +4,10 @@
 #![cfg(target_endian = "little")]
 
 mod accelerator;
+#[path = "../common/errors.rs"]
+mod errors;
+#[path = "../common/freed.rs"]
+mod freed;
 mod model;
 mod rules;
 mod threads;

@@ -11,12 +11,6 @@ use std::time::{Duration, Instant};
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// poll(2), where the processor has it.
-#[cfg(target_arch = "x86_64")]
-const POLL: libc::c_long = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-const POLL: libc::c_long = libc::SYS_ppoll;
-
 /// A thread that makes one call.
 pub struct Caller<T> {
     thread: JoinHandle<()>,
@@ -99,6 +93,13 @@ impl<T> Caller<T> {
         let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
             return false;
         };
+        // A processor of 32 bits has second numbers, for calls that take a time of 64. All have the same.
+        #[cfg(target_pointer_width = "32")]
+        let number = match number {
+            414 => libc::SYS_ppoll,
+            422 => libc::SYS_futex,
+            number => number,
+        };
         let mut next = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         let (argument, second) = (next(), next());
         match (&self.place, number) {
@@ -111,9 +112,9 @@ impl<T> Caller<T> {
             (Place::Descriptor(fd), libc::SYS_read | libc::SYS_write) => {
                 argument == Some(*fd as usize)
             }
-            (Place::Several, POLL | libc::SYS_ppoll | libc::SYS_futex_waitv | libc::SYS_futex) => {
-                true
-            }
+            (Place::Several, libc::SYS_ppoll | libc::SYS_futex_waitv | libc::SYS_futex) => true,
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            (Place::Several, libc::SYS_poll) => true,
             // The timed forms.
             (Place::Descriptor(_), libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2) => true,
             _ => false,
@@ -128,7 +129,8 @@ impl<T> Caller<T> {
     /// Sends the thread a signal, and waits until its handler has been called.
     pub fn interrupt(&self, signal: libc::c_int) {
         // SAFETY: the thread has not been joined, so its handle is valid.
-        let error = unsafe { libc::pthread_kill(self.thread.as_pthread_t(), signal) };
+        let error =
+            unsafe { libc::pthread_kill(self.thread.as_pthread_t() as libc::pthread_t, signal) };
         assert_eq!(error, 0);
         wait_until("a signal to be taken", || {
             // No such line: the thread has ended.

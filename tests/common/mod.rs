@@ -7,6 +7,7 @@
 pub mod caller;
 pub mod counter;
 pub mod eventfd;
+pub mod freed;
 pub mod kernel;
 pub mod ours;
 pub mod script;

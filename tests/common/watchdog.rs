@@ -1,5 +1,6 @@
 //! An end to tests that hang.
 
+use std::io::{self, Write};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -27,7 +28,7 @@ impl Watchdog {
             if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 // Past libtest's capture, which an abort would leave unprinted.
                 let text = format!("hung for {limit:?}: {}\n", report());
-                let _ = rustix::io::write(std::io::stderr(), text.as_bytes());
+                let _ = io::stderr().write_all(text.as_bytes());
                 std::process::abort();
             }
         });

@@ -1,6 +1,7 @@
 //! The descriptor of a mirror follows the event.
 
 use crate::common::counter::rules;
+use crate::common::freed::wait_until_alone;
 use crate::common::watchdog::{self, Watchdog};
 use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
@@ -261,7 +262,7 @@ fn dropped_and_made_in_a_callback() {
         assert!(!is_readable(slot.lock().unwrap().as_ref().unwrap()));
         assert!(is_readable(&copy), "it is gone");
         *slot.lock().unwrap() = None;
-        assert_eq!(Arc::strong_count(&event), 1);
+        wait_until_alone(&event);
     });
 }
 

@@ -4,6 +4,8 @@
 //! Under a sanitizer they also notice memory that is used after it was freed, or not freed. AddressSanitizer found nothing:
 //! `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test ioeventfd`.
 
+#[path = "../common/errors.rs"]
+mod errors;
 mod script;
 mod threads;
 
@@ -12,9 +14,10 @@ use doorbell::Event;
 use doorbell::ioeventfd::{
     AssignError, BatchError, Bus, DeassignError, Doorbell, Key, Kick, Latest, Queue, Range, Table,
 };
+use errors::assert_becomes;
 use proptest::prelude::*;
 use script::Script;
-use std::io;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 const A: u64 = 0xe000_3000;
@@ -101,25 +104,25 @@ fn batches_are_all_or_nothing() {
             vec![at(A, 4), at(A, 3)],
             1,
             AssignError::Length,
-            libc::EINVAL,
+            ErrorKind::InvalidInput,
         ),
         (
             vec![at(A, 4), at(A + 8, 4)],
             1,
             AssignError::Collision,
-            libc::EEXIST,
+            ErrorKind::AlreadyExists,
         ),
         (
             vec![at(A, 4), at(A + 4, 4), at(A, 0)],
             2,
             AssignError::Collision,
-            libc::EEXIST,
+            ErrorKind::AlreadyExists,
         ),
     ];
-    for (batch, index, error, errno) in cases {
+    for (batch, index, error, kind) in cases {
         let result = table.assign_all(batch).unwrap_err();
         assert_eq!(result, BatchError { index, error });
-        assert_eq!(io::Error::from(result).raw_os_error(), Some(errno));
+        assert_becomes(result, kind);
         assert_eq!(table.doorbells().len(), 1);
         assert!(!table.write(Bus::Mmio, A, &[0; 4]));
     }
@@ -133,7 +136,7 @@ fn batches_are_all_or_nothing() {
             error: DeassignError
         }
     );
-    assert_eq!(io::Error::from(result).raw_os_error(), Some(libc::ENOENT));
+    assert_becomes(result, ErrorKind::NotFound);
     assert!(table.write(Bus::Mmio, A + 8, &[0; 4]));
     drop(standing);
 }
@@ -233,31 +236,24 @@ fn range_validation() {
     let event = event();
     let assign = |range, targets| {
         let result = table.assign_range(range, vec![&event; targets]).map(drop);
-        result.map_err(|error| (error, io::Error::from(error).raw_os_error()))
+        result.inspect_err(|&error| assert_becomes(error, ErrorKind::InvalidInput))
     };
-    let invalid = |error| Err((error, Some(libc::EINVAL)));
-    assert_eq!(
-        assign(Range::mmio(A, 0, 1), 1),
-        invalid(AssignError::Stride)
-    );
-    assert_eq!(
-        assign(Range::mmio(A, 12, 1), 1),
-        invalid(AssignError::Stride)
-    );
-    assert_eq!(assign(Range::mmio(A, 4, 0), 0), invalid(AssignError::Slots));
-    assert_eq!(assign(Range::mmio(A, 4, 2), 3), invalid(AssignError::Slots));
+    assert_eq!(assign(Range::mmio(A, 0, 1), 1), Err(AssignError::Stride));
+    assert_eq!(assign(Range::mmio(A, 12, 1), 1), Err(AssignError::Stride));
+    assert_eq!(assign(Range::mmio(A, 4, 0), 0), Err(AssignError::Slots));
+    assert_eq!(assign(Range::mmio(A, 4, 2), 3), Err(AssignError::Slots));
     assert_eq!(
         assign(Range::mmio(A, 1 << 63, 2), 2),
-        invalid(AssignError::Wrap)
+        Err(AssignError::Wrap)
     );
     assert_eq!(
         assign(Range::mmio(u64::MAX - 7, 4, 2), 2),
-        invalid(AssignError::Wrap)
+        Err(AssignError::Wrap)
     );
     assert_eq!(assign(Range::mmio(u64::MAX - 8, 4, 2), 2), Ok(()));
     assert_eq!(
         assign(Range::mmio(A, 4, 1).with_length(3), 1),
-        invalid(AssignError::Length)
+        Err(AssignError::Length)
     );
 }
 
