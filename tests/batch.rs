@@ -171,6 +171,13 @@ fn what_is_discarded_can_come_again() {
     assert_eq!(counts(&events), [0, 1]);
 }
 
+#[test]
+fn debug_shows_what_is_pending() {
+    let (_, mut batch) = batch([0, 0, 0]);
+    batch.signal(2);
+    assert_eq!(format!("{batch:?}"), "Batch { events: 3, pending: 1 }");
+}
+
 /// Every observer sees the counts of all events changed, and each is called once.
 #[test]
 fn observers_are_called_after_all_counts() {
