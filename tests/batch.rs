@@ -171,6 +171,13 @@ fn what_is_discarded_can_come_again() {
     assert_eq!(counts(&events), [0, 1]);
 }
 
+#[test]
+fn debug_shows_what_is_pending() {
+    let (_, mut batch) = batch([0, 0, 0]);
+    batch.signal(2);
+    assert_eq!(format!("{batch:?}"), "Batch { events: 3, pending: 1 }");
+}
+
 /// Every observer sees the counts of all events changed, and each is called once.
 #[test]
 fn observers_are_called_after_all_counts() {
@@ -255,6 +262,15 @@ fn a_panic_keeps_nobody_from_being_called() {
     assert_eq!(counts(&events), [1, 1, 1]);
 }
 
+/// Tells the sleepers that it is over, be it by a panic.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Sleepers on several events; what a batch gives them is conserved.
 #[test]
 fn sleepers_get_what_was_committed() {
@@ -275,6 +291,7 @@ fn sleepers_get_what_was_committed() {
                     })
                 })
                 .collect();
+            let ending = End(&end);
             let mut batch = Batch::new();
             let indices = events.each_ref().map(|event| batch.add(event));
             for round in 0..ROUNDS {
@@ -291,7 +308,7 @@ fn sleepers_get_what_was_committed() {
             while events.iter().any(|event| event.count() != 0) {
                 thread::yield_now();
             }
-            end.store(true, Ordering::SeqCst);
+            drop(ending);
             let sum: u64 = readers
                 .into_iter()
                 .map(|reader| reader.join().unwrap())

@@ -956,9 +956,11 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
 /// What has no counterpart in the kernel.
 mod only_ours {
     use super::{Caller, FULL, call, wait_until};
-    use crate::common::counter::Counter;
+    use crate::common::caller::call_at;
+    use crate::common::counter::{Counter, Place};
     use crate::common::ours::NeverSpin;
     use ::doorbell::{Event, Mode, Spin, WriteError};
+    use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
 
@@ -998,21 +1000,28 @@ mod only_ours {
     #[test]
     fn an_event_that_never_sleeps() {
         let limit = Duration::from_millis(5);
-        let event = Event::new(0).with_spin(Spin::Always);
+        let event = Arc::new(Event::new(0).with_spin(Spin::Always));
+        // A call that has had the time to begin to spin.
+        fn spinning<T: Send + 'static>(
+            event: &Arc<Event>,
+            body: impl FnOnce(&Event) -> T + Send + 'static,
+        ) -> Caller<T> {
+            let event = Arc::clone(event);
+            let caller = call_at(Place::Futex, move || body(&event));
+            thread::sleep(Duration::from_millis(5));
+            assert!(!caller.has_returned() && !caller.is_asleep());
+            caller
+        }
         assert_eq!(event.read_timeout(limit), None);
-        thread::scope(|scope| {
-            let reader = scope.spawn(|| event.read());
-            event.write(FULL).unwrap();
-            assert_eq!(reader.join().unwrap(), FULL);
-        });
+        let reader = spinning(&event, Event::read);
+        event.write(FULL).unwrap();
+        assert_eq!(reader.finish(), FULL);
         event.write(FULL).unwrap();
         assert_eq!(event.write_timeout(1, limit), Err(WriteError::TimedOut));
         assert_eq!(event.count(), FULL);
-        thread::scope(|scope| {
-            let writer = scope.spawn(|| event.write(3));
-            assert_eq!(event.read(), FULL);
-            assert_eq!(writer.join().unwrap(), Ok(()));
-        });
+        let writer = spinning(&event, |event| event.write(3));
+        assert_eq!(event.read(), FULL);
+        assert_eq!(writer.finish(), Ok(()));
         assert_eq!(event.count(), 3);
     }
 }

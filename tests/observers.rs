@@ -520,6 +520,15 @@ fn a_forgotten_observation() {
 
 /// Signals of a thread whose thread-local values are being destroyed.
 #[test]
+fn debug_shows_the_event_and_the_interest() {
+    let event = Event::new(7);
+    let (_calls, observation) = counted(&event, Interest::Reads);
+    let text = format!("{observation:?}");
+    assert!(text.contains("count: 7"), "{text}");
+    assert!(text.contains("interest: Reads"), "{text}");
+}
+
+#[test]
 fn signals_of_an_ending_thread() {
     limit("signals_of_an_ending_thread", || {
         struct Last(Arc<Event>);

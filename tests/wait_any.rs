@@ -427,6 +427,18 @@ fn the_rest_is_looked_up_as_it_is_asked_for() {
     assert_eq!((ready.next(), ready.next()), (None, None));
 }
 
+#[test]
+fn debug_shows_what_was_found() {
+    let events = [Event::new(0), Event::new(1)];
+    let mut ready = wait_any(&events, None).unwrap();
+    assert_eq!(
+        format!("{ready:?}"),
+        "Ready { found: Some(1), next: 0, .. }"
+    );
+    ready.next();
+    assert_eq!(format!("{ready:?}"), "Ready { found: None, next: 2, .. }");
+}
+
 /// Nobody is left standing at an event after a wait.
 #[test]
 fn nothing_is_left_behind() {

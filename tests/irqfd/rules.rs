@@ -35,6 +35,7 @@ use doorbell::irqfd::{
     AssignError, Eoi, InterruptSink, MsiMessage, Route, RouteError, Router, Routes, RoutingError,
 };
 use doorbell::{Event, Mode};
+use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -720,7 +721,9 @@ fn a_sink_that_calls_back() {
     drop(irqfd);
     drop(router);
     // The way back leads nowhere now.
-    eager.eoi.get().unwrap().ack();
+    let eoi = eager.eoi.get().unwrap();
+    assert_eq!(format!("{eoi:?}"), "Eoi { gsi: 5 }");
+    eoi.ack();
 }
 
 #[test]
@@ -755,6 +758,48 @@ fn the_sink_refuses() {
         [(0, message(1))]
     );
     assert_eq!(sink.0.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let refusal = || io::Error::other("as told");
+    for (text, error) in [
+        ("has an irqfd", AssignError::Busy),
+        ("resample", AssignError::SameEvent),
+        ("as told", AssignError::Refused(refusal())),
+    ] {
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(error.source().is_some(), text == "as told");
+    }
+    for (text, error) in [
+        ("out of range", RoutingError::Invalid(RouteError::Gsi)),
+        ("GSI", RoutingError::Invalid(RouteError::GsiTwice)),
+        ("pin", RoutingError::Invalid(RouteError::PinTwice)),
+        ("as told", RoutingError::Refused(refusal())),
+    ] {
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(error.source().is_some(), text == "as told");
+    }
+}
+
+#[test]
+fn debug_shows_who_interrupts_and_where() {
+    let (router, _) = router();
+    router
+        .set_routes(Routes::from_entries([(MSI, Route::Pin(7))]).unwrap())
+        .unwrap();
+    let (a, b) = (event(), event());
+    let irqfds = [
+        router.assign(&a, MSI).unwrap(),
+        router.assign(&b, 3).unwrap(),
+    ];
+    assert_eq!(
+        format!("{router:?}"),
+        "Router { irqfds: [3, 24], routes: {24: Pin(7)} }"
+    );
+    let text = format!("{:?}", irqfds[0]);
+    assert!(text.contains("count: 0"), "{text}");
+    assert!(text.contains("gsi: 24, counters: IrqfdCounters"), "{text}");
 }
 
 /// A sink that panics fails the signal, and the line can be used again.

@@ -4,9 +4,9 @@ use crate::common::caller::{call_at, wait_until};
 use crate::common::counter::Place;
 use crate::common::watchdog;
 use crate::set::errno;
-use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::poll::{Events, PollError, Poller, Watch};
+use doorbell::{Event, Spin};
 use rustix::io::Errno;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -87,6 +87,32 @@ fn what_was_in_the_buffer_goes() {
     event.read();
     assert_eq!(poller.wait(&mut events, AT_ONCE), Ok(0));
     assert!(events.is_empty());
+}
+
+#[test]
+fn debug_shows_what_is_there() {
+    let poller = Poller::with_spin(Spin::Never);
+    let shows = |text: &str| format!("{poller:?}").contains(text);
+    assert!(shows("registered: 0, queued: 0, incoming: false"));
+    assert!(shows("notified: false, waiting: 0, spin: Never"));
+    let event = Arc::new(Event::new(1));
+    poller.add(&event, 5, Watch::READABLE).unwrap();
+    assert!(shows("registered: 1, queued: 0, incoming: true"));
+    let mut events = Events::with_capacity(1);
+    poller.wait(&mut events, None).unwrap();
+    assert!(shows("registered: 1, queued: 1, incoming: false"));
+    assert_eq!(
+        format!("{events:?}"),
+        "[Report { key: 5, readable: true, writable: false, error: false, hang_up: false }]"
+    );
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let says = |error: PollError, text: &str| assert!(error.to_string().contains(text), "{error}");
+    says(PollError::KeyExists, "registered");
+    says(PollError::Bound, "bound");
+    says(PollError::Os(Errno::NOMEM.raw_os_error()), "memory");
 }
 
 #[test]
