@@ -11,7 +11,8 @@
 //! ```
 //!
 //! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
-//! is the line in which tasks wait, see `src/event/wakers.rs`.
+//! is the line in which tasks wait, see `src/event/wakers.rs`. A reader that sleeps at other events too is known as a
+//! visitor, see `src/event/visitor.rs`.
 //!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
@@ -30,6 +31,7 @@ mod error;
 mod handover;
 mod observer;
 mod readiness;
+mod visitor;
 mod wakers;
 
 pub use crate::sync::spin::Spin;
@@ -40,12 +42,12 @@ pub(crate) use handover::Moved;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
 
-pub(crate) use wakers::Place;
-
 pub(crate) use counter::Owner;
+pub(crate) use wakers::Place;
 
 use counter::Counter;
 use observer::Observers;
+use visitor::Visitor;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::spin::Spinner;
@@ -108,6 +110,8 @@ pub struct Event {
     _line: [CachePadded<()>; 0],
     counter: Counter,
     observers: Observers,
+    /// Who reads here and elsewhere.
+    visitor: Visitor,
     mode: Mode,
     /// An irqfd takes what arrives, and there may be one at most.
     owned: AtomicBool,
@@ -121,6 +125,7 @@ const _: () = {
     assert!(align_of::<Event>() % LINE == 0 && size_of::<Event>() % LINE == 0);
     assert!(offset_of!(Event, counter) + size_of::<Counter>() <= LINE);
     assert!(offset_of!(Event, observers) + size_of::<Observers>() <= LINE);
+    assert!(offset_of!(Event, visitor) + size_of::<Visitor>() <= LINE);
     assert!(offset_of!(Event, mode) + size_of::<Mode>() <= LINE);
     assert!(offset_of!(Event, owned) + size_of::<AtomicBool>() <= LINE);
     assert!(offset_of!(Event, spin) + size_of::<Spinner>() <= LINE);
@@ -158,6 +163,7 @@ impl Event {
                 _line: [],
                 counter: Counter::new(initial),
                 observers: Observers::new(),
+                visitor: Visitor::new(),
                 mode,
                 owned: AtomicBool::new(false),
                 spin: Spinner::new(Spin::DEFAULT),

@@ -18,7 +18,8 @@
 //! An event that is watched is an [`Observer`](crate::event::Observer) that asks for one call: the call puts it into the
 //! queue, and from then on signals cost what they cost without a poller, until a thread in [`wait`](Poller::wait) has looked
 //! at it. So a burst of signals to one event or to many costs one wake-up, a busy thread learns of events without a system
-//! call, and what is not ready costs nothing.
+//! call, and what is not ready costs nothing. If a [`Batch`](crate::event::Batch) signals many, or an observer in its call,
+//! the wake-up comes when all of them are in the queue, however fast the thread would be.
 //!
 //! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It differs on
 //! purpose in this:

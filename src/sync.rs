@@ -10,12 +10,14 @@
 //! | [`futex`] | sleep while a word has a value; wake sleepers |
 //! | [`scope`] | whether a word is shared with threads of this process or with other processes |
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
+//! | [`wake_queue`] | wake-ups held back, and each sleeper woken once |
 //! | [`parker`] | a thread asleep behind a `Waker` |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
 //! | [`membarrier`] | which barriers `srcu` uses |
 //! | [`Tally`] | how often something has happened |
+//! | [`Numbers`] | names for what is not to be mistaken for something else |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 
 #[cfg(not(loom))]
@@ -32,6 +34,7 @@ pub(crate) mod srcu;
 #[cfg(loom)]
 pub mod srcu;
 pub(crate) mod waiters;
+pub(crate) mod wake_queue;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic;
@@ -64,6 +67,7 @@ macro_rules! const_thread_local {
 pub(crate) use const_thread_local;
 
 use atomic::Ordering;
+use std::num::NonZero;
 
 /// The ordering of all accesses in a store-then-load (Dekker) handshake.
 ///
@@ -124,6 +128,21 @@ impl Tally {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Numbers, each of which is given out once, until they come again after 2^32. They order nothing, and which they are
+/// does not matter, so it is std's under loom too.
+pub(crate) struct Numbers(std::sync::atomic::AtomicU32);
+
+impl Numbers {
+    pub(crate) const fn new() -> Self {
+        Numbers(std::sync::atomic::AtomicU32::new(1))
+    }
+
+    pub(crate) fn next(&self) -> NonZero<u32> {
+        let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        NonZero::new(number).unwrap_or(NonZero::<u32>::MAX)
     }
 }
 

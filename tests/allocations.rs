@@ -5,11 +5,13 @@
 
 mod common;
 
-use common::caller::wait_until;
+use common::caller::{call_at, wait_until};
+use common::counter::Place;
 use common::watchdog;
 use doorbell::Event;
+use doorbell::Spin;
 use doorbell::event::Batch;
-use doorbell::poll::wait_any;
+use doorbell::poll::{Events, Poller, Watch, wait_any};
 use rustix::thread::ClockId;
 use rustix::thread::futex::{WaitvFlags, waitv};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -149,4 +151,56 @@ fn none_for_a_batch_that_knows_the_events() {
         batch.discard();
     };
     assert_eq!(allocations(live), 0);
+}
+
+/// Nor if it wakes a thread that sleeps in a poller, or one that sleeps at all events.
+#[test]
+fn none_for_a_batch_that_wakes() {
+    watchdog::limit("none_for_a_batch_that_wakes", || {
+        let events: Vec<_> = (0..64)
+            .map(|_| Arc::new(Event::new(0).with_spin(Spin::Never)))
+            .collect();
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        for (key, event) in events.iter().enumerate() {
+            poller.add(event, key, Watch::READABLE).unwrap();
+        }
+        let mut batch = Batch::new();
+        for event in &events {
+            batch.add(Arc::clone(event));
+        }
+        let mut round = || {
+            let in_poller = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || poller.wait(&mut Events::with_capacity(64), None).unwrap()
+            });
+            let visitor = call_at(Place::Several, {
+                let events = events.clone();
+                move || wait_any(&events, None).is_some()
+            });
+            let waits = || {
+                format!("{poller:?}").contains("waiting: 1")
+                    && format!("{:?}", events[63]).contains("waiting_readers: 1")
+            };
+            wait_until("both to wait", waits);
+            in_poller.wait_asleep();
+            visitor.wait_asleep();
+            let taken = allocations(|| {
+                (0..64).for_each(|index| batch.signal(index));
+                batch.commit().unwrap();
+            });
+            assert_eq!(in_poller.finish(), 64);
+            assert!(visitor.finish());
+            events.iter().for_each(|event| _ = event.read());
+            // What is not ready any more leaves the poller's queue.
+            poller
+                .wait(&mut Events::with_capacity(64), Some(Duration::ZERO))
+                .unwrap();
+            taken
+        };
+        // The thread's first time, which shows that there is something to keep.
+        assert_ne!(round(), 0);
+        for _ in 0..3 {
+            assert_eq!(round(), 0);
+        }
+    });
 }

@@ -1,7 +1,8 @@
 //! Batches: what they add up to, what does not fit, who is woken and called, and how often.
 
 use doorbell::event::{Batch, Change, Interest, Observation, Unwritten};
-use doorbell::{Event, Mode, WriteError};
+use doorbell::poll::{Events, Poller, Watch};
+use doorbell::{Event, Mode, Spin, WriteError};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -315,5 +316,39 @@ fn sleepers_get_what_was_committed() {
                 .sum();
             assert_eq!(sum, goal);
         });
+    }
+}
+
+/// An observer that waits, in a call of this crate, for an answer from who sleeps in a poller gets it.
+#[test]
+fn an_observer_waits_for_a_poller() {
+    for spin in [Spin::Never, Spin::Always] {
+        let (events, mut batch) = batch([0, 0]);
+        let answer = Arc::new(Event::new(0).with_spin(spin));
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        poller.add(&events[0], 0, Watch::READABLE).unwrap();
+        let waiter = thread::spawn({
+            let (poller, answer) = (Arc::clone(&poller), Arc::clone(&answer));
+            move || {
+                poller.wait(&mut Events::with_capacity(1), None).unwrap();
+                answer.signal();
+            }
+        });
+        let _observation = Observation::new(
+            Arc::clone(&events[1]),
+            Interest::Signals,
+            Arc::new(move |_: Change| {
+                let patience = Duration::from_secs(20);
+                assert_eq!(answer.read_timeout(patience), Some(1));
+            }),
+        );
+        while !format!("{poller:?}").contains("waiting: 1") {
+            thread::yield_now();
+        }
+        // Whether it is asleep or about to be.
+        thread::sleep(Duration::from_millis(20));
+        (0..2).for_each(|index| batch.signal(index));
+        batch.commit().unwrap();
+        waiter.join().unwrap();
     }
 }

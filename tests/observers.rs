@@ -6,6 +6,7 @@ mod freed;
 mod watchdog;
 
 use doorbell::event::{Change, Interest, Observation, Observer};
+use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Mode};
 use freed::wait_until_alone;
 use std::panic::{self, AssertUnwindSafe};
@@ -615,5 +616,42 @@ fn observers_come_and_go() {
         let signals = (2 * SIGNALS + rounds) as u64;
         assert_eq!(event.read(), signals);
         assert_eq!(permanent.take(), (signals, 0));
+    });
+}
+
+/// A poller is woken before a long chain of nested signals has come to its end.
+#[test]
+fn a_poller_beside_a_long_chain() {
+    limit("a_poller_beside_a_long_chain", || {
+        let (watched, first, last) = (event(), event(), event());
+        let poller = Arc::new(Poller::new());
+        poller.add(&watched, 0, Watch::READABLE).unwrap();
+        let (tell, told) = mpsc::channel();
+        let waiter = thread::spawn({
+            let poller = Arc::clone(&poller);
+            move || {
+                poller.wait(&mut Events::with_capacity(1), None).unwrap();
+                tell.send(()).unwrap();
+            }
+        });
+        while !format!("{poller:?}").contains("waiting: 1") {
+            thread::yield_now();
+        }
+        // Whether it is asleep or about to be.
+        thread::sleep(Duration::from_millis(20));
+        let told = Mutex::new(told);
+        let _at_the_end = observe(&last, move |_| {
+            let patience = Duration::from_secs(20);
+            told.lock().unwrap().recv_timeout(patience).unwrap();
+        });
+        let links: Vec<_> = (0..600).map(|_| event()).collect();
+        let _links: Vec<_> = links.iter().map(|link| observe(link, |_| ())).collect();
+        let _first = observe(&first, move |_| {
+            watched.signal();
+            links.iter().for_each(|link| link.signal());
+            last.signal();
+        });
+        first.signal();
+        waiter.join().unwrap();
     });
 }

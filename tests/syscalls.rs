@@ -21,7 +21,7 @@ use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
-use doorbell::event::Batch;
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
@@ -41,6 +41,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -926,6 +927,145 @@ fn one_wake_up_for_a_batch_of_64_events_of_a_poller() {
         "one_wake_up_for_a_batch_of_64_events_of_a_poller",
         twice_each_in_a_batch,
     );
+}
+
+/// Rings two events of a poller in which a thread sleeps and, between the two, one whose observer takes so long that the
+/// thread, were it awake, would have had the first and sleep again.
+fn ring_slowly(with_fd: bool, ring: impl FnOnce(&[Arc<Event>; 3])) {
+    let events = [(); 3].map(|()| Arc::new(Event::new(0)));
+    let [first, slow, second] = &events;
+    let poller = poller(
+        &[Arc::clone(first), Arc::clone(second)],
+        Watch::READABLE.edge(),
+    );
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    if with_fd {
+        poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
+    }
+    let sleeper = {
+        let poller = Arc::clone(&poller);
+        let place = if with_fd {
+            Place::Descriptor(0)
+        } else {
+            Place::Futex
+        };
+        call_at(place, move || {
+            let mut found = Events::with_capacity(2);
+            let mut seen = 0;
+            while seen < 2 {
+                seen += wait(&poller, &mut found, None);
+            }
+        })
+    };
+    let _slow = Observation::new(
+        Arc::clone(slow),
+        Interest::Signals,
+        Arc::new(|_: Change| thread::sleep(50 * NAP)),
+    );
+    sleeper.wait_asleep();
+    // It may have been another futex than the poller's, on the way there.
+    thread::sleep(20 * NAP);
+    sleeper.wait_asleep();
+    mark();
+    ring(&events);
+    mark();
+    sleeper.finish();
+}
+
+fn in_a_batch(events: &[Arc<Event>; 3]) {
+    let mut batch = Batch::new();
+    for event in events {
+        let index = batch.add(Arc::clone(event));
+        batch.signal(index);
+    }
+    batch.commit().unwrap();
+}
+
+/// In one call of an observer.
+fn nested(events: &[Arc<Event>; 3]) {
+    let first = Arc::new(Event::new(0));
+    let events = events.clone();
+    let observation = Observation::new(
+        first,
+        Interest::Signals,
+        Arc::new(move |_: Change| events.iter().for_each(|event| event.signal())),
+    );
+    observation.event().signal();
+}
+
+/// How many calls with `name` in them it takes.
+fn calls_to_wake(test: &str, name: &str, scene: impl FnOnce()) -> Option<usize> {
+    let calls = calls_between_marks(test, scene)?;
+    // strace may have written one down in two parts.
+    let wakes = calls
+        .iter()
+        .filter(|call| call.contains(name) && !call.starts_with("<..."));
+    Some(wakes.count())
+}
+
+#[test]
+fn one_wake_up_for_a_batch_however_long_it_takes() {
+    let test = "one_wake_up_for_a_batch_however_long_it_takes";
+    let wakes = calls_to_wake(test, "FUTEX_WAKE", || ring_slowly(false, in_a_batch));
+    assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
+}
+
+#[test]
+fn one_write_for_a_batch_however_long_it_takes() {
+    let test = "one_write_for_a_batch_however_long_it_takes";
+    let writes = calls_to_wake(test, "write(", || ring_slowly(true, in_a_batch));
+    assert!(matches!(writes, None | Some(1)), "{writes:?}");
+}
+
+#[test]
+fn one_wake_up_for_what_an_observer_rings() {
+    let test = "one_wake_up_for_what_an_observer_rings";
+    let wakes = calls_to_wake(test, "FUTEX_WAKE", || ring_slowly(false, nested));
+    assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
+}
+
+/// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save calls.
+fn batch_to_a_visitor() {
+    static GO: AtomicBool = AtomicBool::new(false);
+    extern "C" fn handler(_: libc::c_int) {
+        while !GO.load(Ordering::Relaxed) {
+            thread::sleep(NAP);
+        }
+    }
+    // SAFETY: the handler sleeps, and allocates nothing; the action is complete.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+    }
+    let event = || Arc::new(Event::new(0).with_spin(Spin::Never));
+    let events: Vec<_> = (0..8).map(|_| event()).collect();
+    let visitor = {
+        let events = events.clone();
+        call_at(Place::Several, move || wait_any(&events, None).is_some())
+    };
+    let mut batch = Batch::new();
+    for event in &events {
+        let index = batch.add(&**event);
+        batch.signal(index);
+    }
+    visitor.wait_asleep();
+    // It may have been another futex, on the way there.
+    thread::sleep(20 * NAP);
+    visitor.wait_asleep();
+    visitor.interrupt(libc::SIGUSR1);
+    mark();
+    batch.commit().unwrap();
+    mark();
+    GO.store(true, Ordering::Relaxed);
+    assert!(visitor.finish());
+}
+
+#[test]
+fn one_wake_up_for_a_batch_to_who_waits_for_several() {
+    let test = "one_wake_up_for_a_batch_to_who_waits_for_several";
+    let wakes = calls_to_wake(test, "FUTEX_WAKE", batch_to_a_visitor);
+    assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
 }
 
 #[test]

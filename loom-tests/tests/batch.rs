@@ -1,9 +1,11 @@
 //! Batches against those who wait for their events.
 
 use doorbell::event::{Batch, Change, Interest, Observation};
+use doorbell::poll::{Events, Poller, Watch, wait_any};
 use doorbell::{Event, Mode, Spin};
 use loom::thread;
 use loom_tests::{check, futex, spawn};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -119,5 +121,232 @@ fn commit_and_observer() {
             seen || calls.load(Ordering::Relaxed) == 1,
             "nobody is called"
         );
+    });
+}
+
+/// Events in a poller, by edges, under their indices.
+fn poller(events: &[Arc<Event>]) -> Arc<Poller> {
+    let poller = Arc::new(Poller::with_spin(Spin::Never));
+    for (key, event) in events.iter().enumerate() {
+        poller.add(event, key, Watch::READABLE.edge()).unwrap();
+    }
+    poller
+}
+
+/// Waits on a thread of the model until so many edges were reported.
+fn wait_for(poller: &Arc<Poller>, edges: usize) -> thread::JoinHandle<()> {
+    let poller = Arc::clone(poller);
+    thread::spawn(move || {
+        let mut found = Events::with_capacity(edges);
+        let mut seen = 0;
+        while seen < edges {
+            seen += poller.wait(&mut found, None).unwrap();
+        }
+    })
+}
+
+fn signal_each(events: impl IntoIterator<Item = Arc<Event>>) -> Batch {
+    let mut batch = Batch::new();
+    for event in events {
+        let index = batch.add(event);
+        batch.signal(index);
+    }
+    batch
+}
+
+/// A thread that sleeps in a poller is woken when both events are in the queue, wherever it falls asleep.
+#[test]
+fn commit_and_poller() {
+    check("commit_and_poller", Some(3), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let poller = poller(&events);
+        let waiter = wait_for(&poller, 2);
+        signal_each(events).commit().unwrap();
+        waiter.join().unwrap();
+        assert!(futex::wakes() <= 1);
+    });
+}
+
+/// One that has had both and sleeps again is left alone.
+#[test]
+fn commit_and_poller_that_sleeps_on() {
+    check("commit_and_poller_that_sleeps_on", Some(3), || {
+        let [first, second, last] = [(); 3].map(|()| event(0, Mode::Counter));
+        let poller = poller(&[&first, &second, &last].map(Arc::clone));
+        let waiter = wait_for(&poller, 3);
+        signal_each([first, second]).commit().unwrap();
+        assert!(futex::wakes() <= 1);
+        last.signal();
+        waiter.join().unwrap();
+        assert!(futex::wakes() <= 2);
+    });
+}
+
+/// A panic between two of a poller's events takes nothing away from it.
+#[test]
+fn commit_with_a_panic_and_poller() {
+    check("commit_with_a_panic_and_poller", Some(2), || {
+        let [first, second, broken] = [(); 3].map(|()| event(0, Mode::Counter));
+        let poller = poller(&[Arc::clone(&first), Arc::clone(&second)]);
+        let observation = Observation::new(
+            Arc::clone(&broken),
+            Interest::Signals,
+            // Without a message to the terminal.
+            Arc::new(|_: Change| panic::resume_unwind(Box::new(()))),
+        );
+        let waiter = wait_for(&poller, 2);
+        let mut batch = signal_each([first, broken, second]);
+        panic::catch_unwind(AssertUnwindSafe(|| batch.commit())).unwrap_err();
+        waiter.join().unwrap();
+        assert!(futex::wakes() <= 1);
+        drop(observation);
+    });
+}
+
+/// What an observer rings in one call wakes a poller once, too.
+#[test]
+fn nested_signals_and_poller() {
+    check("nested_signals_and_poller", Some(2), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let poller = poller(&events);
+        let first = event(0, Mode::Counter);
+        let observation = Observation::new(
+            Arc::clone(&first),
+            Interest::Signals,
+            Arc::new(move |_: Change| events.iter().for_each(|event| event.signal())),
+        );
+        let waiter = wait_for(&poller, 2);
+        first.signal();
+        waiter.join().unwrap();
+        assert!(futex::wakes() <= 1);
+        drop(observation);
+    });
+}
+
+/// An observer that waits for an answer from who is woken by the same commit gets it.
+#[test]
+fn an_observer_waits_for_the_poller() {
+    check("an_observer_waits_for_the_poller", Some(2), || {
+        let [first, second, answer] = [(); 3].map(|()| event(0, Mode::Counter));
+        let poller = poller(&[Arc::clone(&first)]);
+        let waiter = {
+            let (poller, answer) = (Arc::clone(&poller), Arc::clone(&answer));
+            thread::spawn(move || {
+                poller.wait(&mut Events::with_capacity(1), None).unwrap();
+                answer.signal();
+            })
+        };
+        let observation = Observation::new(
+            Arc::clone(&second),
+            Interest::Signals,
+            Arc::new(move |_: Change| _ = answer.read()),
+        );
+        signal_each([first, second]).commit().unwrap();
+        waiter.join().unwrap();
+        drop(observation);
+    });
+}
+
+/// A thread that sleeps at both events is woken once.
+#[test]
+fn commit_and_visitor() {
+    check("commit_and_visitor", Some(4), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let visitor = visit(&events);
+        signal_each(events).commit().unwrap();
+        visitor.join().unwrap();
+        assert!(futex::woken() <= 1);
+    });
+}
+
+/// So is one that stands in line at both.
+#[test]
+fn commit_and_visitor_in_line() {
+    check("commit_and_visitor_in_line", Some(3), || {
+        futex::refuse_wait_any();
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let visitor = visit(&events);
+        signal_each(events.clone()).commit().unwrap();
+        visitor.join().unwrap();
+        assert!(futex::wakes() <= 1);
+        drop(events);
+    });
+}
+
+/// Waits on a thread of the model for one of the events.
+fn visit(events: &[Arc<Event>; 2]) -> thread::JoinHandle<()> {
+    let events = events.clone();
+    thread::spawn(move || _ = wait_any(&events, None).expect("no timeout"))
+}
+
+/// A reader sleeps beside the visitor where that is woken for both events.
+#[test]
+fn commit_and_visitor_beside_a_reader() {
+    check("commit_and_visitor_beside_a_reader", Some(2), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let visitor = visit(&events);
+        let reader = spawn(&events[1], |event| event.read());
+        signal_each(events).commit().unwrap();
+        visitor.join().unwrap();
+        assert_eq!(reader.join().unwrap(), 1);
+    });
+}
+
+/// What woke the visitor is gone, it sleeps on, and is woken by what comes next.
+#[test]
+fn commit_and_visitor_that_sleeps_on() {
+    check("commit_and_visitor_that_sleeps_on", Some(4), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let visitor = visit(&events);
+        let [first, second] = events.clone();
+        let thief = Observation::new(
+            Arc::clone(&first),
+            Interest::Signals,
+            Arc::new(move |_: Change| events.iter().for_each(|event| _ = event.try_read())),
+        );
+        signal_each([second, Arc::clone(&first)]).commit().unwrap();
+        drop(thief);
+        first.signal();
+        visitor.join().unwrap();
+        assert!(futex::woken() <= 2);
+    });
+}
+
+/// A visitor comes back to one of the events, and a reader comes to the other.
+#[test]
+fn commit_and_visitor_that_comes_back() {
+    check("commit_and_visitor_that_comes_back", Some(2), || {
+        let events = [(); 2].map(|()| event(0, Mode::Semaphore));
+        let visitor = {
+            let events = events.clone();
+            thread::spawn(move || {
+                wait_any(&events, None).expect("no timeout");
+                events.iter().for_each(|event| _ = event.try_read());
+                wait_any(&events[..1], None).expect("no timeout");
+            })
+        };
+        let reader = spawn(&events[1], |event| event.read());
+        let [first, second] = events.clone();
+        signal_each([second, first]).commit().unwrap();
+        events.iter().for_each(|event| event.signal());
+        visitor.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+/// Two visitors are two, wherever else they sleep.
+#[test]
+fn commit_and_two_visitors() {
+    check("commit_and_two_visitors", Some(2), || {
+        let events = [(); 2].map(|()| event(0, Mode::Counter));
+        let visitors = events.each_ref().map(|event| {
+            spawn(event, |event| {
+                _ = wait_any(&[event], None).expect("no timeout")
+            })
+        });
+        signal_each(events).commit().unwrap();
+        for visitor in visitors {
+            visitor.join().unwrap();
+        }
     });
 }

@@ -6,19 +6,32 @@
 //! ```text
 //!     signal(queue)  ──▶  pending: 5  0  9  2          plain additions, no atomics
 //!     commit()       ──▶  1  each pending number is added to its event's count, by one atomic operation
-//!                         2  each of these events wakes its sleepers and calls its observers
+//!                         2  does anybody wait for these events?  no: done
+//!                         3  those who do: their observers are called
+//!                         4  their sleepers are claimed
+//!                         5  who sleeps is woken: in the events, then in pollers
 //! ```
 //!
-//! The two passes matter to whoever waits for several of the events: when the first wake-up or call reaches it, all
-//! the counts have changed, so it finds all of them ready, and those after the first find it awake. Between a count's
-//! change and the look for sleepers there may be other events' changes; the handshake of `src/sync/waiters.rs` does
-//! not mind.
+//! The passes matter to whoever waits for several of the events. When the first call or wake-up reaches it, all the
+//! counts have changed, so it finds all of them ready. And it is woken once, for it is woken last:
 //!
-//! Each event that somebody sleeps in costs one `FUTEX_WAKE`. Sixteen of them as one submission of io_uring, or two
-//! at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into waking the
-//! threads.
+//! * A poller is put into the [wake queue](crate::sync::wake_queue) by each call that finds it asleep, and that knows it
+//!   once. When it is woken, all its events are in its queue.
+//! * A thread in `wait_any` that is the only reader of several of the events is claimed at each, and woken at the last,
+//!   see `src/event/visitor.rs`. (If others read there too, each event wakes somebody for itself.)
+//!
+//! Between a count's change and the look for sleepers there may be other events' changes, and observers' calls before the
+//! wake-up; the handshake of `src/sync/waiters.rs` does not mind. Nothing is claimed while observers run, so one that
+//! blocks or takes its time keeps nobody asleep whom others signal too.
+//!
+//! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one submission
+//! of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into
+//! waking the threads.
 
-use super::{Event, Unwritten, WriteError};
+use super::visitor::Number;
+use super::{Event, Owner, Unwritten, WriteError};
+use crate::sync::waiters::Claimed;
+use crate::sync::wake_queue::Hold;
 use std::any::Any;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
@@ -31,8 +44,9 @@ use std::{fmt, ptr, thread};
 /// and [committing](Self::commit) allocate nothing, over and over.
 ///
 /// * Signals to one event become one, of their sum. Writes become one write, which fits as a whole or not at all.
-/// * First the counts of all events change, then their sleepers are woken and their observers called. A thread that
-///   sleeps in one of them, or in a poller for all of them, is woken once.
+/// * First the counts of all events change, then their observers are called, then sleepers are woken. A thread that
+///   sleeps in one of them, in [`wait_any`](crate::poll::wait_any()) on several that nobody else reads, or in a
+///   [`Poller`](crate::poll::Poller) for any number of them, is woken once.
 /// * An event that is signalled and written to is written to first.
 ///
 /// **Dropping a batch commits it**: a signal that was accepted is delivered. Only writes that do not fit are lost then.
@@ -59,6 +73,8 @@ pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
     entries: Vec<Entry<E>>,
     /// The entries with something pending, in the order in which they came to have it. Never longer than `entries`.
     pending: Vec<usize>,
+    /// Of use during a commit. Never longer than `entries`.
+    rung: Vec<Rung>,
 }
 
 /// It stands in `pending` if there are signals or a write, be it of 0.
@@ -74,6 +90,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
         Batch {
             entries: Vec::new(),
             pending: Vec::new(),
+            rung: Vec::new(),
         }
     }
 
@@ -91,6 +108,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
         });
         self.pending
             .reserve(self.entries.len() - self.pending.len());
+        self.rung.reserve(self.entries.len());
         self.entries.len() - 1
     }
 
@@ -162,7 +180,11 @@ impl<E: Deref<Target = Event>> Batch<E> {
         Ok(())
     }
 
-    /// Delivers what is pending: first all counts change, then sleepers are woken and observers called. Never blocks.
+    /// Delivers what is pending: first all counts change, then observers are called, then sleepers are woken. Never blocks.
+    ///
+    /// An observer must not block, and less so here: if it waits for a thread that this very commit is to wake, it waits
+    /// for ever. (Not for one that sleeps in a poller, if it waits in a call of this crate: such a call first wakes
+    /// whoever is to be woken in pollers.)
     ///
     /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
     ///
@@ -171,12 +193,25 @@ impl<E: Deref<Target = Event>> Batch<E> {
     /// [`Unwritten`] if there are writes for which there was no room. They have changed nothing and stay pending, for
     /// the next commit; see [`unwritten`](Self::unwritten). All else has been delivered.
     pub fn commit(&mut self) -> Result<(), Unwritten> {
-        let Batch { entries, pending } = self;
+        let Batch {
+            entries,
+            pending,
+            rung,
+        } = self;
         let mut unwritten = 0;
         for &index in &*pending {
             unwritten += usize::from(!entries[index].apply());
         }
-        let panicked = for_each(pending, |index| entries[index].wake());
+        for &index in &*pending {
+            if let Some(signals) = entries[index].take_awaited() {
+                rung.push(Rung::new(index, signals));
+            }
+        }
+        let panicked = if rung.is_empty() {
+            None
+        } else {
+            deliver(entries, rung)
+        };
         if unwritten == 0 {
             pending.clear();
         } else {
@@ -222,11 +257,30 @@ impl<E: Deref<Target = Event>> Entry<E> {
         self.write.is_none()
     }
 
-    /// Second pass: wakes and calls whom the first pass concerns.
+    /// Second pass: the signals, if anybody waits for them.
     #[inline(always)]
-    fn wake(&mut self) {
-        if let Some(n) = self.signals.take() {
-            self.event.counter.wake_readers(n, &*self.event);
+    fn take_awaited(&mut self) -> Option<u64> {
+        let n = self.signals.take()?;
+        let readers = self.event.counter.readers();
+        readers.are_wanted(self.event.kinds()).then_some(n)
+    }
+}
+
+/// An event that somebody waits for, and whom the commit under way is to wake there.
+struct Rung {
+    index: usize,
+    signals: u64,
+    sleepers: Claimed,
+    visitor: Option<Number>,
+}
+
+impl Rung {
+    fn new(index: usize, signals: u64) -> Self {
+        Rung {
+            index,
+            signals,
+            sleepers: Claimed::default(),
+            visitor: None,
         }
     }
 }
@@ -237,12 +291,37 @@ fn saturate(sum: &mut u64) {
     *sum = u64::MAX;
 }
 
+/// The passes after the second.
+#[cold]
+#[inline(never)]
+fn deliver<E: Deref<Target = Event>>(
+    entries: &[Entry<E>],
+    rung: &mut Vec<Rung>,
+) -> Option<Box<dyn Any + Send>> {
+    let event = |rung: &Rung| &*entries[rung.index].event;
+    let _held = Hold::begin();
+    let panicked = for_each(rung, |rung| event(rung).call_signalled());
+    for place in 0..rung.len() {
+        let (before, after) = rung.split_at_mut(place);
+        let it = &mut after[0];
+        (it.sleepers, it.visitor) = event(it).claim_readers(it.signals);
+        let same = |other: &&mut Rung| it.visitor.is_some() && other.visitor == it.visitor;
+        if let Some(other) = before.iter_mut().rev().find(same) {
+            (other.sleepers, other.visitor) = (Claimed::default(), None);
+        }
+    }
+    for it in rung.drain(..) {
+        event(&it).wake_claimed(it.sleepers);
+    }
+    panicked
+}
+
 /// Calls `f` for all, even if it panics for one. Returns the first panic.
-fn for_each(indices: &[usize], mut f: impl FnMut(usize)) -> Option<Box<dyn Any + Send>> {
-    let mut indices = indices.iter();
+fn for_each<T>(items: &[T], mut f: impl FnMut(&T)) -> Option<Box<dyn Any + Send>> {
+    let mut items = items.iter();
     let mut panicked = None;
     loop {
-        let rest = AssertUnwindSafe(|| indices.by_ref().for_each(|&index| f(index)));
+        let rest = AssertUnwindSafe(|| items.by_ref().for_each(&mut f));
         match panic::catch_unwind(rest) {
             Ok(()) => return panicked,
             Err(payload) => _ = panicked.get_or_insert(payload),

@@ -356,15 +356,10 @@ impl<S: Scope> Counter<S> {
     /// Second half of a signal or write of `n`.
     #[inline(always)]
     pub(crate) fn wake_readers(&self, n: u64, owner: &impl Owner) {
-        // Nothing came of a write of 0, so nobody is released, and nobody's announcement is used up.
-        let count = match owner.mode() {
-            _ if n == 0 => 0,
-            Mode::Counter => 1,
-            Mode::Semaphore => saturate(n),
-        };
-        self.readers.notify(count, owner.kinds(), |kinds| {
-            owner.call(Change::Signalled, kinds);
-        });
+        self.readers
+            .notify(released(n, owner.mode()), owner.kinds(), |kinds| {
+                owner.call(Change::Signalled, kinds);
+            });
     }
 
     /// Second half of a read.
@@ -392,6 +387,17 @@ fn one_less(count: u64) -> Option<u64> {
 #[inline(always)]
 pub(super) fn fits(count: u64, n: u64) -> bool {
     n < u64::MAX - count
+}
+
+/// How many readers a signal or write of `n` releases.
+#[inline(always)]
+pub(super) fn released(n: u64, mode: Mode) -> u32 {
+    match mode {
+        // Nothing came of it, so nobody's announcement is to be used up.
+        _ if n == 0 => 0,
+        Mode::Counter => 1,
+        Mode::Semaphore => saturate(n),
+    }
 }
 
 fn saturate(n: u64) -> u32 {

@@ -16,8 +16,9 @@
 //! **Nesting.** A callback may signal and read events, its own included. What that is to call is not called from there: it is
 //! put into a queue of the thread's, and called by the outermost signal or read, one after the other, when the callback has
 //! returned. So a chain of a hundred thousand events needs no more stack than one of two, and no callback is ever
-//! entered a second time by its own thread. The count changes at once, and sleepers are woken at once. The queue holds
-//! on to the lists it is to call, and it is worked off in the section of the outermost call.
+//! entered a second time by its own thread. The count changes at once, and sleepers are woken at once; but those who sleep
+//! in a poller are woken when the queue has been worked off, or 256 calls of it, once for all their events (see
+//! [`wake_queue`]). The queue holds on to the lists it is to call, and it is worked off in the section of the outermost call.
 
 use super::Event;
 use super::wakers::Wakers;
@@ -26,6 +27,7 @@ use crate::sync::const_thread_local;
 use crate::sync::lazy::Lazy;
 use crate::sync::srcu::{Srcu, with_section};
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
+use crate::sync::wake_queue::{self, Hold};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -95,6 +97,9 @@ impl<F: Fn(Change) + Send + Sync> Observer for F {
 
 /// Calls of observers that one outermost signal may cause by signals of observers.
 const NESTED_CALLS: u32 = 1 << 20;
+
+/// Nested calls after which pollers are woken though there are more to come.
+const CALLS_PER_WAKE: u32 = 256;
 
 /// An observer in the list.
 struct Entry {
@@ -273,9 +278,15 @@ impl Nesting {
     }
 
     fn work_off(&self, panicked: &mut Option<Payload>) {
-        if DEPTH.with(|depth| depth.get() != Depth::Deferring) {
-            return;
+        if DEPTH.with(|depth| depth.get() == Depth::Deferring) {
+            Self::work_off_queue(panicked);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn work_off_queue(panicked: &mut Option<Payload>) {
+        let _held = Hold::begin();
         let mut calls = 0;
         let next = || DEFERRED.with(|queue| queue.borrow_mut().pop_front());
         while let Some(Deferred {
@@ -291,6 +302,9 @@ impl Nesting {
                 kinds & ARMED
             };
             calls += 1;
+            if calls % CALLS_PER_WAKE == 0 {
+                wake_queue::let_go();
+            }
             call_each(&list, change, kinds, panicked);
         }
         DEFERRED.with(|queue| queue.borrow_mut().shrink_to_fit());

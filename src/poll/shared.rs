@@ -7,6 +7,7 @@ use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lazy::Lazy;
 use crate::sync::waiters::Waiters;
+use crate::sync::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 
 pub(super) struct Shared {
@@ -28,10 +29,11 @@ impl Shared {
         }
     }
 
-    /// On any thread, without a lock, and without a system call unless a thread sleeps.
-    pub(super) fn push(&self, item: Arc<Item>) {
-        if self.incoming.push(item) {
-            self.wake();
+    /// On any thread, without a lock, and without a system call unless a thread sleeps. Wakes one then, now or, if more may
+    /// come, after that; see [`wake_queue`].
+    pub(super) fn push(self: &Arc<Self>, item: Arc<Item>) {
+        if self.incoming.push(item) && self.waiters.is_announced() {
+            wake_queue::wake(self);
         }
     }
 
@@ -53,11 +55,17 @@ impl Shared {
         self.incoming.seems_empty() && !self.notified.load(Ordering::Relaxed)
     }
 
-    /// Wakes one thread, if any is announced. It wakes the next if it leaves anything.
+    /// Wakes one thread, if any is announced.
     pub(super) fn wake(&self) {
-        if !self.waiters.is_announced() {
-            return;
+        if self.waiters.is_announced() {
+            self.wake_now();
         }
+    }
+}
+
+impl Sleeper for Shared {
+    /// One thread, if it has not been woken yet. It wakes the next if it leaves anything.
+    fn wake_now(&self) {
         let sleepers = self.waiters.claim_sleepers(1);
         match self.fds.get() {
             None => drop(sleepers),

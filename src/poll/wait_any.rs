@@ -13,6 +13,8 @@
 //! leave sees to it (`src/sync/waiters.rs`, step 7): at *every* event this thread leaves, it looks whether there is
 //! something to read, and if there is, wakes the next, be that a reader or another `wait_any`, which does the same. If
 //! it goes on sleeping instead, it announces everybody at every event anew and then looks.
+//!
+//! So that a batch wakes it once, it is known as a visitor at each event, see `src/event/visitor.rs`.
 
 use crate::event::{Change, Event, Owner, Place};
 use crate::sync::parker::Parker;
@@ -169,6 +171,7 @@ fn sleep_at_readers<E: Borrow<Event>>(
     for (event, key) in events.iter().zip(&mut keys) {
         *key = readers(event).enter();
     }
+    events.iter().for_each(|event| event.borrow().visit());
     let result = loop {
         events.iter().for_each(|event| readers(event).announce());
         if let Some(found) = look(events, 0) {
@@ -185,8 +188,8 @@ fn sleep_at_readers<E: Borrow<Event>>(
             outcome => break outcome.map(|_| found),
         }
     };
-    for event in events.iter().map(E::borrow) {
-        readers(event).leave(|| event.units());
+    for event in events {
+        event.borrow().end_visit();
     }
     result
 }

@@ -5,6 +5,7 @@
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Outcome};
+use super::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 use std::task::Wake;
 use std::time::Instant;
@@ -40,7 +41,13 @@ impl Wake for Parker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.woken.swap(1, Ordering::Release) == 0 {
-            futex::wake(&self.woken, 1);
+            wake_queue::wake(self);
         }
+    }
+}
+
+impl Sleeper for Parker {
+    fn wake_now(&self) {
+        futex::wake(&self.woken, 1);
     }
 }

@@ -22,6 +22,7 @@
 //! signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning threads.
 
 use super::atomic::{AtomicU64, Ordering};
+use super::wake_queue;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,8 @@ impl Spinner {
         mut attempt: impl FnMut() -> Option<T>,
         sleep: impl FnOnce() -> Option<T>,
     ) -> Option<T> {
+        // Who is to end the wait may be among those.
+        wake_queue::let_go();
         // Time does not pass in a model of loom's.
         if cfg!(loom) || self.policy == Spin::Never {
             return sleep();

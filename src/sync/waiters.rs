@@ -45,6 +45,7 @@ pub(crate) use super::futex::{MOST_WORDS, Outcome, Refused, most_words};
 use super::scope::{Private, Races, Scope};
 use super::{DEKKER, dekker_load};
 use std::marker::PhantomData;
+use std::mem;
 use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
@@ -108,6 +109,14 @@ impl<S: Scope> Waiters<S> {
         dekker_load(&self.state) & (ANNOUNCED | kinds) != 0
     }
 
+    /// What [`notify`](Self::notify) does of it for observers.
+    pub(crate) fn notify_observers(&self, kinds: u32, call: impl FnOnce(u32)) {
+        let claimed = self.claim(kinds & ARMED);
+        if claimed & kinds != 0 {
+            call(claimed & kinds);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn wake(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
@@ -135,6 +144,13 @@ impl<S: Scope> Waiters<S> {
             waiters: self,
             state: self.claim(ANNOUNCED),
             count,
+        }
+    }
+
+    /// Wakes those who were claimed, and who sleep.
+    pub(crate) fn wake_claimed(&self, claimed: Claimed) {
+        if claimed.threads != 0 {
+            S::wake(&self.generation, claimed.threads);
         }
     }
 
@@ -331,17 +347,46 @@ impl<S: Scope> Sleepers<'_, S> {
     pub(crate) fn wake_elsewhere(mut self) {
         self.count = 0;
     }
+
+    /// Leaves it to the caller to wake them later. None of them falls asleep from now on without having looked again.
+    pub(crate) fn wake_later(mut self) -> Claimed {
+        self.end_generation()
+    }
+
+    fn end_generation(&mut self) -> Claimed {
+        let count = mem::take(&mut self.count);
+        if !self.are_claimed() || count == 0 {
+            return Claimed::default();
+        }
+        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
+        self.waiters.generation.fetch_add(1, Ordering::Release);
+        let waiters = self.state / WAITER;
+        Claimed {
+            threads: if count >= waiters { ALL } else { count },
+            alone: waiters == 1,
+        }
+    }
 }
 
 impl<S: Scope> Drop for Sleepers<'_, S> {
     fn drop(&mut self) {
-        if self.state & ANNOUNCED == 0 || self.count == 0 {
-            return;
-        }
-        let generation = &self.waiters.generation;
-        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
-        generation.fetch_add(1, Ordering::Release);
-        let everybody = self.count >= self.state / WAITER;
-        S::wake(generation, if everybody { ALL } else { self.count });
+        let claimed = self.end_generation();
+        self.waiters.wake_claimed(claimed);
+    }
+}
+
+/// What a waker that has made a claim still has to do.
+#[derive(Default)]
+pub(crate) struct Claimed {
+    /// How many of those who sleep are to be woken.
+    threads: u32,
+    /// One thread stood there at the time of the claim, and no other.
+    alone: bool,
+}
+
+impl Claimed {
+    /// Whether there is somebody to wake, who stood there alone at the time of the claim.
+    pub(crate) fn is_one_alone(&self) -> bool {
+        self.alone
     }
 }

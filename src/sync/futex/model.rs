@@ -30,6 +30,7 @@ struct Queue {
     expired: bool,
     lapsed: bool,
     wakes: u64,
+    woken: u64,
     no_wait_any: bool,
 }
 
@@ -108,6 +109,11 @@ pub fn refuse_wait_any() {
 /// How many system calls to wake somebody there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
+}
+
+/// How many places in the queue they have reached.
+pub fn woken() -> u64 {
+    QUEUE.with_borrow(|queue| queue.woken)
 }
 
 /// Stands before each step that looks at or changes the queue: it shows loom that those steps depend on one another, so
@@ -218,11 +224,13 @@ pub(crate) fn wake(word: &AtomicU32, count: u32) {
     touch();
     QUEUE.with_borrow_mut(|queue| {
         queue.wakes += 1;
+        let before = queue.sleepers.len();
         queue.release(
             count as usize,
             |s| s.address == address(word),
             Outcome::Woken,
         );
+        queue.woken += (before - queue.sleepers.len()) as u64;
     });
 }
 
