@@ -230,12 +230,15 @@ impl Poller {
         fds.check_reads()?;
         let flags = EventFlags::IN | EventFlags::ET;
         let registration = registered.fds.add(fds, bound.fd.as_fd(), key, flags)?;
-        let bound = Registration::Bound {
-            item,
-            _observation: observation,
-            registration,
-        };
-        registered.registrations.insert(key, bound);
+        registered.register(
+            key,
+            &item,
+            Registration::Bound {
+                item: Arc::clone(&item),
+                _observation: observation,
+                registration,
+            },
+        );
         Ok(())
     }
 }

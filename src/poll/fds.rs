@@ -20,7 +20,6 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The epoll instance and its bell.
@@ -200,9 +199,7 @@ impl Registered {
             match self.registrations.get(key) {
                 Some(Registration::Fd(_)) => events.push(*key, reported(found.flags)),
                 Some(Registration::Bound { item, .. }) => {
-                    if item.set_queued() {
-                        self.ready.push_back(Arc::clone(item));
-                    }
+                    self.ready.extend(item.enter_queue());
                 }
                 Some(Registration::Watched { .. }) | None => {}
             }

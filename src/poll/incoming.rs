@@ -8,8 +8,10 @@
 //! set its `QUEUED` bit, and the bit is cleared after it was taken, so it is never on the stack twice. As only the whole
 //! stack is ever taken, and under the poller's lock, there is no ABA.
 //!
-//! The stack owns a count of each item's `Arc`. When the poller goes, it is closed: an observer's call may still be under
-//! way then, and what it would push nobody would free.
+//! The queue owns a count of the `Arc` of each item that is registered, wherever it is: in this stack, with those who
+//! have taken it from here or, between two times, [kept](Link::keep) in the item itself. So a signal need not count. When
+//! the poller goes, the stack is closed: an observer's call may still be under way then, and what it would push nobody
+//! would free.
 
 use super::item::Item;
 use crate::sync::DEKKER;
@@ -21,7 +23,8 @@ pub(super) struct Incoming {
     head: AtomicPtr<Item>,
 }
 
-/// The place of an item in the stack. Of whoever has set the item's `QUEUED` bit, then of who took it.
+/// The place of an item in the stack, or of the queue's count of it outside. Of whoever has set the item's `QUEUED` bit,
+/// then of who took it.
 pub(super) struct Link(AtomicPtr<Item>);
 
 /// The head of a closed stack.
@@ -112,5 +115,20 @@ impl Incoming {
 impl Link {
     pub(super) fn new() -> Self {
         Link(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    /// Keeps a count, the item's own, until somebody takes it out.
+    pub(super) fn keep(&self, item: Arc<Item>) {
+        self.0
+            .store(Arc::into_raw(item).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// # Safety
+    ///
+    /// The last that happened to it is a [`keep`](Self::keep), and it happens once after that.
+    pub(super) unsafe fn take(&self) -> Arc<Item> {
+        let item = self.0.load(Ordering::Relaxed);
+        // SAFETY: it comes from `keep`, and nobody else takes it over, as promised.
+        unsafe { Arc::from_raw(item) }
     }
 }

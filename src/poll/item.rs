@@ -28,7 +28,7 @@ use super::watch::Watch;
 use crate::Event;
 use crate::event::{Change, Interest, Observer, Readiness};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 const READABLE: u32 = 1;
 const WRITABLE: u32 = 2;
@@ -47,8 +47,6 @@ pub(super) struct Item {
     pub(super) key: usize,
     pub(super) what: What,
     shared: Arc<Shared>,
-    /// Itself, for the queue's count.
-    me: Weak<Item>,
 }
 
 pub(super) enum What {
@@ -63,19 +61,19 @@ pub(super) enum Found {
     /// It has left the queue, and these are the flags to be reported.
     Ready(u8),
     /// The same, but it stays in the queue.
-    StillReady(u8),
+    StillReady(Arc<Item>, u8),
 }
 
 impl Item {
-    /// An item that is disabled until there is a [`watch`](Self::watch).
+    /// An item that is disabled until there is a [`watch`](Self::watch), and counts as queued until it
+    /// [leaves](Self::leave_queue) the queue for the first time.
     pub(super) fn new(key: usize, what: What, shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new_cyclic(|me| Item {
+        Arc::new(Item {
             link: Link::new(),
-            state: AtomicU32::new(0),
+            state: AtomicU32::new(QUEUED),
             key,
             what,
             shared,
-            me: me.clone(),
         })
     }
 
@@ -115,7 +113,14 @@ impl Item {
 
     /// Takes it out for good. Returns whether it may still be in the queue. Under the poller's lock.
     pub(super) fn delete(&self) -> bool {
-        self.state.swap(QUEUED | DELETED, Ordering::Relaxed) & QUEUED != 0
+        // Acquire pairs with the Release in `leave_queue`.
+        let before = self.state.swap(QUEUED | DELETED, Ordering::Acquire);
+        let queued = before & QUEUED != 0;
+        if !queued {
+            // SAFETY: the bit was clear, so it has been kept; who sets it takes it, and that is this thread.
+            drop(unsafe { self.link.take() });
+        }
+        queued
     }
 
     pub(super) fn is_deleted(&self) -> bool {
@@ -124,53 +129,66 @@ impl Item {
 
     /// Puts it into the queue and wakes a thread, unless it is there.
     pub(super) fn enqueue(&self) {
-        if self.set_queued() {
-            // An item that is going away, and not through `delete`, cannot be called.
-            if let Some(me) = self.me.upgrade() {
-                self.shared.push(me);
-            }
+        if let Some(item) = self.enter_queue() {
+            self.shared.push(item);
         }
     }
 
-    /// Returns whether the caller has to put it into the queue.
-    pub(super) fn set_queued(&self) -> bool {
-        // AcqRel pairs with itself in `clear_queued`: the link is handed over with the bit.
-        self.state.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0
+    /// What the caller has to put into the queue, unless it is there.
+    pub(super) fn enter_queue(&self) -> Option<Arc<Self>> {
+        // AcqRel pairs with itself in `leave_queue`: the link is handed over with the bit.
+        let before = self.state.fetch_or(QUEUED, Ordering::AcqRel);
+        // SAFETY: the bit was clear, so it has been kept; who sets it takes it, and that is this thread.
+        (before & QUEUED == 0).then(|| unsafe { self.link.take() })
     }
 
-    /// Whoever has taken it from the queue.
-    pub(super) fn clear_queued(&self) {
-        self.state.fetch_and(!QUEUED, Ordering::AcqRel);
+    /// Whoever has taken it from the queue. From then on somebody else may put it there.
+    ///
+    /// # Safety
+    ///
+    /// It is registered, and stays so as long as the reference is used: the caller has the poller's lock.
+    pub(super) unsafe fn leave_queue<'a>(self: Arc<Self>) -> &'a Self {
+        // SAFETY: the registration holds a count too.
+        let item = unsafe { &*Arc::as_ptr(&self) };
+        item.link.keep(self);
+        item.state.fetch_and(!QUEUED, Ordering::AcqRel);
+        item
     }
 
-    /// Whoever has taken it from the queue, under the poller's lock, looks at a watched event. It has not been deleted.
-    pub(super) fn look(&self) -> Found {
+    /// Whoever has taken it from the queue looks at a watched event.
+    ///
+    /// # Safety
+    ///
+    /// It is registered, and the caller has the poller's lock.
+    pub(super) unsafe fn look(self: Arc<Self>) -> Found {
         let state = self.state.load(Ordering::Relaxed);
-        if state & ENABLED == 0 {
-            self.clear_queued();
-            return Found::Nothing;
-        }
         let stays = state & (EDGE | ONE_SHOT) == 0;
-        if stays {
+        if stays && state & ENABLED != 0 {
             let flags = self.level(state);
             if flags != 0 {
-                return Found::StillReady(flags);
+                return Found::StillReady(self, flags);
             }
         }
-        self.clear_queued();
-        self.arm(state);
-        let flags = self.level(state);
+        // SAFETY: as promised.
+        let item = unsafe { self.leave_queue() };
+        if state & ENABLED == 0 {
+            return Found::Nothing;
+        }
+        item.arm(state);
+        let flags = item.level(state);
         if flags == 0 {
             return Found::Nothing;
         }
         if state & ONE_SHOT != 0 {
-            self.state.fetch_and(QUEUED, Ordering::Relaxed);
+            item.state.fetch_and(QUEUED, Ordering::Relaxed);
         }
-        match stays {
-            // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
-            true if self.set_queued() => Found::StillReady(flags),
-            true => Found::Nothing,
-            false => Found::Ready(flags),
+        if !stays {
+            return Found::Ready(flags);
+        }
+        // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
+        match item.enter_queue() {
+            Some(item) => Found::StillReady(item, flags),
+            None => Found::Nothing,
         }
     }
 
@@ -209,7 +227,7 @@ impl Item {
 
 impl Observer for Item {
     fn notified(&self, change: Change) {
-        // Acquire pairs with the Release in `clear_queued`.
+        // Acquire pairs with the Release in `leave_queue`.
         let state = self.state.load(Ordering::Acquire);
         if state & QUEUED != 0 {
             return;

@@ -134,11 +134,11 @@ impl Poller {
             let mut registered = self.registered();
             registered.check_vacant(key)?;
             item.watch(watch);
-            let item = Arc::clone(&item);
-            registered.registrations.insert(
+            registered.register(
                 key,
+                &item,
                 Registration::Watched {
-                    item,
+                    item: Arc::clone(&item),
                     _observation: observation,
                 },
             );
@@ -347,15 +347,18 @@ impl Poller {
                     continue;
                 }
                 if let What::Bound(_) = &item.what {
-                    item.clear_queued();
-                    bindings.0.push(item);
+                    bindings.0.push(Arc::clone(&item));
+                    // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+                    unsafe { item.leave_queue() };
                     continue;
                 }
-                match item.look() {
+                let key = item.key;
+                // SAFETY: as above.
+                match unsafe { item.look() } {
                     Found::Nothing => {}
-                    Found::Ready(flags) => events.push(item.key, flags),
-                    Found::StillReady(flags) => {
-                        events.push(item.key, flags);
+                    Found::Ready(flags) => events.push(key, flags),
+                    Found::StillReady(item, flags) => {
+                        events.push(key, flags);
                         ready.push_back(item);
                     }
                 }
@@ -411,6 +414,13 @@ impl Registered {
             true => Err(PollError::KeyExists),
             false => Ok(()),
         }
+    }
+
+    /// Registers what has an item, for which the key is vacant.
+    pub(super) fn register(&mut self, key: usize, item: &Arc<Item>, registration: Registration) {
+        self.registrations.insert(key, registration);
+        // SAFETY: it is registered, and this is under the lock.
+        unsafe { Arc::clone(item).leave_queue() };
     }
 
     fn take_in(&mut self, shared: &Shared) {
