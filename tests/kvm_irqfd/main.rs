@@ -8,12 +8,14 @@
 mod guest;
 mod script;
 mod sides;
+#[path = "../common/vm.rs"]
+mod vm;
 
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes, RoutingError};
 use doorbell::kvm::{Injection, KvmSink};
-use guest::{LEVEL, MESSAGE_VECTORS, VECTORS};
+use guest::{LEVEL, MESSAGE_VECTORS};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::Kvm;
 use proptest::prelude::*;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use vm::VECTORS;
 
 const EDGE: u32 = 6;
 const OTHER_EDGE: u32 = 4;

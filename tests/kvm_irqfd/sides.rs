@@ -1,7 +1,8 @@
 //! KVM's irqfds, and ours with a model of the interrupt controllers.
 
-use super::guest::{FENCE, LEVEL, LINES, Machine, VECTORS, is_requested};
+use super::guest::{FENCE, LEVEL, LINES, Machine, is_requested};
 use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
+use crate::vm::VECTORS;
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use doorbell::{Event, Mode};
