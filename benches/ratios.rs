@@ -1,7 +1,7 @@
 //! Ratios, from samples taken in turns: the event against kernel eventfd and bare atomics, lookups in the ioeventfd
 //! table against other ways of keeping one, and many doorbells assigned in one batch against one by one; `wait_any`
 //! against poll(2), futures against those of others, the poller against epoll, a guest's kicks through the KVM listener
-//! against KVM_IOEVENTFD by hand, irqfds against KVM's.
+//! against KVM_IOEVENTFD by hand, irqfds against KVM's, and a guest's whole round trip to a device thread and back.
 //!
 //! `cargo bench --bench ratios [-- [membarrier] [WORD]]`, for all groups of cases or those with this in their name, and
 //! with `use_membarrier` if the word says so. A machine that is shared may be twice as slow a second later, so the cases of

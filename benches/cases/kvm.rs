@@ -4,11 +4,11 @@
 //! Each has a VM of its own. Without /dev/kvm there are no cases, which is said.
 
 #[path = "../../tests/common/vm.rs"]
-mod vm;
+pub mod vm;
 
 use super::{Case, Ratio, Run};
 use doorbell::Event;
-use doorbell::ioeventfd::space::AddressSpace;
+use doorbell::ioeventfd::space::{AddressSpace, Region};
 use doorbell::ioeventfd::{Bus, Key};
 use doorbell::kvm::KvmListener;
 use kvm_bindings::kvm_regs;
@@ -29,10 +29,10 @@ const KEYS: [(&str, Key); 2] = [
     ),
     ("kvm: guest kick by MMIO", Key::mmio(0xd_0000, 0)),
 ];
-const KICK: u64 = 1;
+pub const KICK: u64 = 1;
 
-const MEMORY: u64 = 0x4000;
-const ENTRY: u64 = 0x1000;
+pub const MEMORY: u64 = 0x4000;
+pub const ENTRY: u64 = 0x1000;
 
 /// All cases, a group's one after the other.
 pub fn all() -> Vec<Case> {
@@ -69,16 +69,21 @@ fn in_space(key: &Key, listener: bool) -> Option<Run> {
         let kvm = KvmListener::new(vm.fd()).expect("a descriptor");
         assert!(space.add_listener(Arc::new(kvm)).is_clean());
     }
-    let region = space.region(key.bus, 0x1000);
-    assert!(region.map(key.address).expect("an address").is_clean());
-    let event = Arc::new(Event::new(0));
-    let added = region.add_eventfd(0, key.length, key.datamatch, &event);
-    assert!(added.expect("a valid doorbell").is_clean());
+    let region = assign(&space, key, &Arc::new(Event::new(0)));
     Some(kicks(vm, *key, move |bus, address, data| {
         // The region stands there as long as the guest may kick.
         let _region = &region;
         !listener && space.write(bus, address, data)
     }))
+}
+
+/// The doorbell is there as long as its region.
+pub fn assign(space: &AddressSpace, key: &Key, event: &Arc<Event>) -> Region {
+    let region = space.region(key.bus, 0x1000);
+    assert!(region.map(key.address).expect("an address").is_clean());
+    let added = region.add_eventfd(0, key.length, key.datamatch, event);
+    assert!(added.expect("a valid doorbell").is_clean());
+    region
 }
 
 fn by_hand(key: &Key) -> Option<Run> {

@@ -13,6 +13,8 @@ pub mod irqfd;
 pub mod kvm;
 pub mod latency;
 pub mod poll;
+#[cfg(target_arch = "x86_64")]
+pub mod round_trip;
 pub mod spin;
 pub mod turns;
 pub mod wait_any;
@@ -66,7 +68,10 @@ pub fn all() -> Vec<Case> {
     cases.extend(poll::all());
     cases.extend(irqfd::all());
     #[cfg(target_arch = "x86_64")]
-    cases.extend(kvm::all());
+    {
+        cases.extend(kvm::all());
+        cases.extend(round_trip::all());
+    }
     cases
 }
 
@@ -80,7 +85,10 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.extend(poll::ratios());
     ratios.extend(irqfd::ratios());
     #[cfg(target_arch = "x86_64")]
-    ratios.extend(kvm::ratios());
+    {
+        ratios.extend(kvm::ratios());
+        ratios.extend(round_trip::ratios());
+    }
     ratios
 }
 

@@ -1,6 +1,7 @@
-//! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds.
+//! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds and,
+//! if asked for, KVM's interrupt controllers.
 //!
-//! There is no interrupt controller, so a HLT comes back from KVM_RUN.
+//! Without interrupt controllers, a HLT comes back from KVM_RUN; with them, the vCPU sleeps there until it is interrupted.
 
 // Who uses it uses a part of it.
 #![allow(dead_code)]
@@ -45,6 +46,15 @@ impl Memory {
             self.cell(at).store(cell, Ordering::Relaxed);
         }
     }
+
+    /// Has an interrupt vector of real mode point to a handler below 64 KiB.
+    pub fn set_vector(&self, vector: u8, handler: u64) {
+        // An offset and a segment of 16 bits each, two vectors in a cell.
+        let cell = self.cell(4 * u64::from(vector & !1));
+        let shift = 32 * u64::from(vector & 1);
+        let other = cell.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
+        cell.store(other | handler << shift, Ordering::Relaxed);
+    }
 }
 
 /// A real-mode program that stands at `address`, with a HLT behind it.
@@ -57,6 +67,40 @@ pub fn assemble(
         .and_then(|()| a.hlt())
         .and_then(|()| a.assemble(address));
     code.expect("a real-mode program")
+}
+
+/// The first PIC's ports, and its register of a bit for each line: edge- or level-triggered.
+const PIC_COMMAND: i32 = 0x20;
+const PIC_DATA: i32 = 0x21;
+const ELCR: u32 = 0x4d0;
+/// Line n of the first PIC interrupts by vector 32 + n.
+pub const VECTORS: u8 = 0x20;
+
+/// Sets up the first PIC with the lines in `open` unmasked, and those in `level` level-triggered. Changes AL and DX.
+pub fn set_up_pic(a: &mut CodeAssembler, open: &[u8], level: &[u8]) -> Result<(), IcedError> {
+    use iced_x86::code_asm::{al, dx};
+    let bits = |lines: &[u8]| lines.iter().fold(0, |bits, line| bits | 1 << line);
+    // The initialisation command words 1 to 4, then the mask.
+    for (port, value) in [
+        (PIC_COMMAND, 0x11),
+        (PIC_DATA, i32::from(VECTORS)),
+        (PIC_DATA, 1 << 2), // the second PIC is on line 2
+        (PIC_DATA, 1),      // 8086 mode
+        (PIC_DATA, 0xff & !bits(open)),
+    ] {
+        a.mov(al, value)?;
+        a.out(port, al)?;
+    }
+    a.mov(dx, ELCR)?;
+    a.mov(al, bits(level))?;
+    a.out(dx, al)
+}
+
+/// Non-specific end of interrupt. Changes AL.
+pub fn end_of_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    use iced_x86::code_asm::al;
+    a.mov(al, 0x20)?;
+    a.out(PIC_COMMAND, al)
 }
 
 /// Where a run of the vCPU ended. No ioeventfd took the access: it is for whoever runs the vCPU.
@@ -88,17 +132,33 @@ pub struct Vm {
 impl Vm {
     /// With as much guest memory; above it, an access is MMIO. `None`, and says so, where there is no KVM to be used.
     pub fn new(memory_size: u64) -> Option<Self> {
-        let made = Self::try_new(memory_size);
+        Self::with(memory_size, |_| Ok(()))
+    }
+
+    /// The same, with KVM's interrupt controllers.
+    pub fn with_interrupts(memory_size: u64) -> Option<Self> {
+        Self::with(memory_size, VmFd::create_irq_chip)
+    }
+
+    fn with(
+        memory_size: u64,
+        add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
+    ) -> Option<Self> {
+        let made = Self::try_new(memory_size, add);
         if let Err(e) = &made {
             eprintln!("skipped: no usable /dev/kvm ({e})");
         }
         made.ok()
     }
 
-    fn try_new(memory_size: u64) -> Result<Self, kvm_ioctls::Error> {
+    fn try_new(
+        memory_size: u64,
+        add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
+    ) -> Result<Self, kvm_ioctls::Error> {
         let vm = Kvm::new()?.create_vm()?;
         // Intel's CPUs want three pages of their own for real mode. This is where QEMU puts them.
         vm.set_tss_address(0xfffb_d000)?;
+        add(&vm)?;
         let page = || Page([const { AtomicU64::new(0) }; PAGE as usize / 8]);
         let memory = Memory((0..memory_size / PAGE).map(|_| page()).collect());
         let region = kvm_userspace_memory_region {

@@ -8,16 +8,18 @@
 mod guest;
 mod script;
 mod sides;
+#[path = "../common/vm.rs"]
+mod vm;
 
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes, RoutingError};
 use doorbell::kvm::{Injection, KvmSink};
-use guest::{LEVEL, MESSAGE_VECTORS, VECTORS};
+use guest::{LEVEL, MESSAGE_VECTORS};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::Kvm;
 use proptest::prelude::*;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use script::{
     EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, Side, assign, deassign, look, play, resampling,
     route, run, write,
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use vm::VECTORS;
 
 const EDGE: u32 = 6;
 const OTHER_EDGE: u32 = 4;
@@ -36,10 +39,15 @@ const MSI: u32 = 24;
 const UNROUTED: u32 = 30;
 
 /// The fence of [`sides::Fence`] stands behind what was signalled on the same CPU.
+///
+/// On the first, where the kernel ends what KVM_IRQFD waits for (the grace periods of a small SRCU): if that CPU is busy,
+/// each such wait from another takes until its next tick.
 fn stay() {
+    let may = sched_getaffinity(None).expect("those it may run on");
+    let first = (0..CpuSet::MAX_CPU).find(|&cpu| may.is_set(cpu));
     let mut cpus = CpuSet::new();
-    cpus.set(rustix::thread::sched_getcpu());
-    sched_setaffinity(None, &cpus).expect("this CPU");
+    cpus.set(first.expect("it runs"));
+    sched_setaffinity(None, &cpus).expect("one that it may run on");
 }
 
 /// What all sides make of it.
@@ -441,14 +449,24 @@ fn guest_and_signaller(name: &str, side: &mut dyn Side, signal: &Signal, gsi: u3
         }
     });
     taken += take(side, vector);
+    if taken == 0 {
+        taken = await_one(name, side, vector);
+    }
     eprintln!("{name}, GSI {gsi}: {SIGNALS} signals, {taken} interrupts");
-    assert!((1..=SIGNALS).contains(&taken));
+    assert!(taken <= SIGNALS);
     for _ in 0..10 {
         side.act(&write(0, 1));
-        // KVM's workers may be on their way, on another CPU.
-        let start = Instant::now();
-        while take(side, vector) == 0 {
-            assert!(start.elapsed() < Duration::from_secs(60), "{name}: lost");
+        await_one(name, side, vector);
+    }
+}
+
+/// Until the guest takes one: KVM's workers may be on their way, on another CPU.
+fn await_one(name: &str, side: &mut dyn Side, vector: u8) -> u64 {
+    let start = Instant::now();
+    loop {
+        match take(side, vector) {
+            0 => assert!(start.elapsed() < Duration::from_secs(60), "{name}: lost"),
+            taken => return taken,
         }
     }
 }
@@ -532,6 +550,7 @@ fn levels_that_are_masked_and_moved() {
         };
         let router = ours.router().clone();
         let interrupted = |ours: &mut OursInKvm| {
+            ours.pass_fence();
             // Until the VMM's own level is taken away, it interrupts again and again.
             !run(ours, &[]).is_empty()
         };

@@ -1,7 +1,8 @@
 //! KVM's irqfds, and ours with a model of the interrupt controllers.
 
-use super::guest::{FENCE, LEVEL, LINES, Machine, VECTORS, is_requested};
+use super::guest::{FENCE, LEVEL, LINES, Machine, is_requested};
 use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
+use crate::vm::VECTORS;
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use doorbell::{Event, Mode};
@@ -147,7 +148,10 @@ impl Side for Hands {
             }
             Op::Run(_) => unreachable!("the player does that"),
         };
-        self.fence.pass(&self.vm);
+        // What else KVM leaves to its workers, it waits for.
+        if matches!(op, Op::Write { .. } | Op::Assign { .. }) {
+            self.fence.pass(&self.vm);
+        }
         outcome
     }
 
@@ -163,9 +167,11 @@ impl Side for Kernel {
 
     fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
         let Kernel { machine, hands } = self;
-        machine.run(&mut |vector| match vector {
-            Some(vector) => in_service(hands, vector),
-            None => hands.fence.pass(&hands.vm),
+        // What the end of an interrupt sets off in KVM, it does then and there.
+        machine.run(&mut |vector| {
+            if let Some(vector) = vector {
+                in_service(hands, vector);
+            }
         });
     }
 }
@@ -375,6 +381,11 @@ impl OursInKvm {
         &self.hands.events[event]
     }
 
+    /// Waits for what was set off past [`Side::act`].
+    pub fn pass_fence(&self) {
+        self.hands.fence.pass(&self.hands.vm);
+    }
+
     pub fn signal(&self, event: usize) -> Signal {
         let event = Arc::clone(self.event(event));
         Box::new(move || event.signal())
@@ -382,15 +393,17 @@ impl OursInKvm {
 }
 
 impl RouterHands {
+    /// Waits for what the end of an interrupt sets off.
     fn settle(&mut self) {
-        if let Some((line, before)) = self.ending.take() {
-            while self.router.line_counters(line).resamples == before {
-                thread::yield_now();
-            }
-            // Returns when the thread that has counted this has also raised what is still held up.
-            let routes = self.router.routes();
-            self.router.set_routes(routes).expect("they are the same");
+        let Some((line, before)) = self.ending.take() else {
+            return;
+        };
+        while self.router.line_counters(line).resamples == before {
+            thread::yield_now();
         }
+        // Returns when the thread that has counted this has also raised what is still held up.
+        let routes = self.router.routes();
+        self.router.set_routes(routes).expect("they are the same");
         self.fence.pass(&self.vm);
     }
 
@@ -416,7 +429,9 @@ impl Side for RouterHands {
             }
             _ => {}
         }
-        self.settle();
+        if !matches!(op, Op::Read(_)) {
+            self.fence.pass(&self.vm);
+        }
         outcome
     }
 
