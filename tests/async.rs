@@ -203,6 +203,8 @@ fn a_read_wakes_all_who_want_to_write() {
     assert!(tasks[0].poll().is_ready());
     assert!(tasks[1].poll().is_pending());
     assert!(tasks[2].poll().is_ready());
+    // Who leaves makes no room for the others.
+    assert_eq!(woken(&tasks), [1, 1, 1]);
     assert_eq!(block_on(event.read_async()), 3);
     assert_eq!(woken(&tasks), [1, 2, 1]);
     assert!(tasks[1].poll().is_ready());

@@ -519,7 +519,6 @@ fn a_forgotten_observation() {
     assert_eq!(Arc::strong_count(&calls), 1 + 1, "the observation's own");
 }
 
-/// Signals of a thread whose thread-local values are being destroyed.
 #[test]
 fn debug_shows_the_event_and_the_interest() {
     let event = Event::new(7);
@@ -529,6 +528,7 @@ fn debug_shows_the_event_and_the_interest() {
     assert!(text.contains("interest: Reads"), "{text}");
 }
 
+/// Signals of a thread whose thread-local values are being destroyed.
 #[test]
 fn signals_of_an_ending_thread() {
     limit("signals_of_an_ending_thread", || {

@@ -447,3 +447,27 @@ impl<E: Deref<Target = Event>> fmt::Debug for Observation<E> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Once the last of its kind has gone, a signal does not look for one, whoever else is there.
+    #[test]
+    fn the_last_of_a_kind_takes_its_bit_along() {
+        let event = Event::new(0);
+        let observer = || Arc::new(|_: Change| ());
+        let wanted = || {
+            [Change::Signalled, Change::Read]
+                .map(|change| event.waiters(change).are_wanted(OBSERVED))
+        };
+        let _armed = Observation::on_demand(&event, Interest::Both, observer());
+        let reads = Observation::new(&event, Interest::Reads, observer());
+        let both = Observation::new(&event, Interest::Both, observer());
+        assert_eq!(wanted(), [true, true]);
+        drop(both);
+        assert_eq!(wanted(), [false, true]);
+        drop(reads);
+        assert_eq!(wanted(), [false, false]);
+    }
+}

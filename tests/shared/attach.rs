@@ -41,12 +41,35 @@ fn both_sides_of_a_memfd() {
     }
 }
 
-/// The size of what `create` makes is settled: no peer can cut it off under our feet.
+/// The size of what `create` makes is settled: no peer can cut it off under our feet. Nor can one seal it against those
+/// who have yet to attach.
 #[test]
 fn the_size_is_sealed() {
     let (event, memfd) = SharedEvent::create(1, Mode::Counter).unwrap();
-    assert_eq!(rustix::fs::ftruncate(&memfd, 0), Err(Errno::PERM));
+    for size in [0, 128] {
+        assert_eq!(rustix::fs::ftruncate(&memfd, size), Err(Errno::PERM));
+    }
+    let sealed = rustix::fs::fcntl_add_seals(&memfd, SealFlags::FUTURE_WRITE);
+    assert_eq!(sealed, Err(Errno::PERM));
     assert_eq!(event.read(), 1);
+}
+
+/// Nothing stays mapped of an event that is dropped.
+#[test]
+fn what_was_mapped_is_unmapped() {
+    let (event, memfd) = SharedEvent::create(0, Mode::Counter).unwrap();
+    let inode = format!(" {} ", rustix::fs::fstat(&memfd).unwrap().st_ino);
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ours = |line: &&str| line.contains(&inode) && line.contains("memfd:doorbell");
+        maps.lines().filter(ours).count()
+    };
+    let attached = SharedEvent::attach(&memfd, 0).unwrap();
+    assert_eq!(mapped(), 2);
+    drop(attached);
+    assert_eq!(mapped(), 1);
+    drop(event);
+    assert_eq!(mapped(), 0);
 }
 
 /// At the edges of pages, and after the first one.
