@@ -1213,6 +1213,8 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
         }
     });
     allow_system_calls(allowed);
+    // Which looks for the clock that `futex_waitv` knows, for the first time.
+    assert!(wait_any(&bells[..2], Some(NAP)).is_none());
     for number in [1, 2, bells.len(), 1] {
         for _ in 0..ROUNDS {
             // Long enough for the other to fall asleep.

@@ -29,6 +29,7 @@ use common::watchdog::{self, Watchdog};
 use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -78,6 +79,10 @@ impl<F: Handle + Sync> Any for Kernel<F> {
 }
 
 fn counters<C: Counter>(number: usize) -> Vec<C> {
+    // The usual limit is 1024 descriptors for all tests that run at the time.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
     (0..number).map(|_| C::new(0, Mode::Counter)).collect()
 }
 
