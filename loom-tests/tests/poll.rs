@@ -233,6 +233,40 @@ fn delete_and_signal() {
     });
 }
 
+/// What leaves the queue in one thread is put there again by another, which did not wait for that to arm it.
+#[test]
+fn wait_and_modify() {
+    check("wait_and_modify", None, || {
+        let watch = Watch::READABLE.edge();
+        let (poller, event) = one(watch);
+        event.signal();
+        let modifier = spawn((&poller, &event), move |poller, _| {
+            poller.modify(1, watch).unwrap();
+        });
+        let mut found = now(&poller);
+        modifier.join().unwrap();
+        found.extend(now(&poller));
+        assert!(matches!(found[..], [1] | [1, 1]), "{found:?}");
+        assert_eq!(now(&poller), []);
+    });
+}
+
+/// An event is in the poller twice: a signal that one of the two has armed for calls both.
+#[test]
+fn one_event_twice() {
+    check("one_event_twice", Some(3), || {
+        let (poller, event) = one(Watch::READABLE.edge());
+        poller.add(&event, 2, Watch::READABLE.edge()).unwrap();
+        event.signal();
+        let signaller = spawn((&poller, &event), |_, event| event.signal());
+        assert_eq!(now(&poller), [2, 1]);
+        signaller.join().unwrap();
+        // Each that had been reported when the signal came.
+        now(&poller);
+        assert_eq!(now(&poller), []);
+    });
+}
+
 /// A one-shot that begins anew while it is signalled is reported.
 #[test]
 fn modify_and_signal() {
