@@ -844,26 +844,32 @@ fn a_look_at_descriptors_is_noticed() {
     done()
 }
 
+/// A thread that sleeps in a poller, in a futex or, if there is a descriptor in it, in epoll.
+fn sleep_in<T: Send + 'static>(
+    poller: Arc<Poller>,
+    with_fd: bool,
+    body: impl FnOnce(&Poller) -> T + Send + 'static,
+) -> Caller<T> {
+    if !with_fd {
+        return call_at(Place::Futex, move || body(&poller));
+    }
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    poller.add_fd(&fd, usize::MAX, Watch::READABLE).unwrap();
+    call_at(Place::Descriptor(0), move || {
+        let result = body(&poller);
+        drop(fd);
+        result
+    })
+}
+
 /// Signals to 64 events, and as many again, of a poller in which a thread sleeps.
 fn burst_to_a_poller(with_fd: bool, ring: impl FnOnce(&[Arc<Event>])) {
     let events: Vec<_> = (0..64).map(|_| Arc::new(Event::new(0))).collect();
     let poller = poller(&events, Watch::READABLE);
-    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
-    if with_fd {
-        poller.add_fd(&fd, 64, Watch::READABLE).unwrap();
-    }
-    let sleeper = {
-        let poller = Arc::clone(&poller);
-        let place = if with_fd {
-            Place::Descriptor(0)
-        } else {
-            Place::Futex
-        };
-        call_at(place, move || {
-            let mut found = Events::with_capacity(64);
-            wait(&poller, &mut found, None)
-        })
-    };
+    let sleeper = sleep_in(poller, with_fd, |poller| {
+        let mut found = Events::with_capacity(64);
+        wait(poller, &mut found, None)
+    });
     sleeper.wait_asleep();
     // It may have been another futex than the poller's, on the way there.
     thread::sleep(20 * NAP);
@@ -938,25 +944,13 @@ fn ring_slowly(with_fd: bool, ring: impl FnOnce(&[Arc<Event>; 3])) {
         &[Arc::clone(first), Arc::clone(second)],
         Watch::READABLE.edge(),
     );
-    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
-    if with_fd {
-        poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
-    }
-    let sleeper = {
-        let poller = Arc::clone(&poller);
-        let place = if with_fd {
-            Place::Descriptor(0)
-        } else {
-            Place::Futex
-        };
-        call_at(place, move || {
-            let mut found = Events::with_capacity(2);
-            let mut seen = 0;
-            while seen < 2 {
-                seen += wait(&poller, &mut found, None);
-            }
-        })
-    };
+    let sleeper = sleep_in(poller, with_fd, |poller| {
+        let mut found = Events::with_capacity(2);
+        let mut seen = 0;
+        while seen < 2 {
+            seen += wait(poller, &mut found, None);
+        }
+    });
     let _slow = Observation::new(
         Arc::clone(slow),
         Interest::Signals,
