@@ -45,9 +45,10 @@ pub fn all() -> Vec<Plan> {
             title: "Ping-pong",
             text: "Two threads on two CPUs wait for each other by turns; a round is one turn of each. First both \
                    spin, by asking without blocking again and again; then they do so for up to 20 µs and sleep after \
-                   that, an event by its default policy; then they sleep at once. A Parker cannot be asked. A raw \
-                   spin is one word that says whose turn it is. The rounds of threads that spin vary by a factor of \
-                   two or more, and so do their ratios from report to report.",
+                   that, an event by its default policy; then they sleep at once. A Parker cannot be asked. All \
+                   have cache lines of their own, as an event always has. A raw spin is one word that says whose \
+                   turn it is, in one line that moves once a turn; a bell for each thread makes two lines that do. \
+                   The rounds of threads that spin vary by a third from report to report, and their ratios with them.",
             groups: strings(&[
                 event::PING_PONG_SPINNING,
                 event::PING_PONG_ADAPTIVE,
