@@ -1068,6 +1068,21 @@ fn one_write_for_64_signals_to_a_poller_with_descriptors() {
     }
 }
 
+/// What an allocator calls in a thread that may be new.
+const MEMORY: [libc::c_long; 5] = [
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+];
+
+fn whatever_the_arguments(
+    calls: impl Iterator<Item = libc::c_long>,
+) -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    calls.map(|number| (number, Vec::new())).collect()
+}
+
 /// The calls that the documentation of `poll` lists, those of the memory allocator, and the end.
 #[test]
 fn the_list_of_calls_is_complete() {
@@ -1094,20 +1109,8 @@ fn the_list_of_calls_is_complete() {
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
     ];
-    let others = [
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-        libc::SYS_clock_gettime,
-        libc::SYS_exit_group,
-    ];
-    let allowed: BTreeMap<_, _> = listed
-        .into_iter()
-        .chain(others)
-        .map(|number| (number, Vec::new()))
-        .collect();
+    let ends = [libc::SYS_clock_gettime, libc::SYS_exit_group];
+    let allowed = whatever_the_arguments(listed.into_iter().chain(MEMORY).chain(ends));
     let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
     let (to_sleeper, sleepers) = mpsc::channel::<Arc<Poller>>();
     // On the two threads of this test, for the others may still be starting.
@@ -1165,18 +1168,7 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
     ];
-    let memory = [
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-    ];
-    let allowed: BTreeMap<_, _> = listed
-        .into_iter()
-        .chain(memory)
-        .map(|number| (number, Vec::new()))
-        .collect();
+    let allowed = whatever_the_arguments(listed.into_iter().chain(MEMORY));
     const ROUNDS: usize = 20;
     // More than fit into one futex_waitv, and an answer to each.
     let bells: Arc<[Event; 129]> = Arc::new([const { Event::new(0) }; 129]);

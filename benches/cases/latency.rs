@@ -9,7 +9,7 @@
 //! ```
 
 use super::bells::{Bell, Eventfd, Sleeping, for_each_peer};
-use super::pin;
+use super::{cpu_time, pin};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -53,16 +53,26 @@ pub fn bursts() -> Vec<(&'static str, Sampler)> {
 }
 
 fn one_ring<B: Bell>(make: fn() -> B) -> Sampler {
-    let bell = make();
-    Box::new(move |samples| sample(&bell, 1, samples))
+    sampler(make(), 1)
 }
 
 fn burst<B: Bell>(make: fn() -> B) -> Sampler {
-    let bell = make();
-    Box::new(move |samples| sample(&bell, BURST, samples))
+    sampler(make(), BURST)
 }
 
-fn sample<B: Bell>(bell: &B, rings: u32, samples: usize) -> Vec<Sample> {
+fn sampler<B: Bell>(bell: B, rings: u32) -> Sampler {
+    Box::new(move |samples| sample(|| bell.ring(), || bell.wait(), rings, PAUSE, samples).0)
+}
+
+/// Takes so many samples, with this pause before the first ring of each. Returns also the CPU time of the thread that
+/// waits.
+pub fn sample(
+    ring: impl Fn() + Sync,
+    wait: impl Fn() + Sync,
+    rings: u32,
+    pause: Duration,
+    samples: usize,
+) -> (Vec<Sample>, Duration) {
     let start = Barrier::new(2);
     // The number of the sample that the sleeper waits for.
     let waiting = AtomicU64::new(0);
@@ -73,45 +83,47 @@ fn sample<B: Bell>(bell: &B, rings: u32, samples: usize) -> Vec<Sample> {
     let sleeper = || {
         pin(0);
         start.wait();
+        let cpu = cpu_time();
         let sleep = |number| {
             waiting.store(number, Ordering::Release);
             loop {
-                bell.wait();
+                wait();
                 if last.load(Ordering::Acquire) == number {
                     return Instant::now();
                 }
             }
         };
-        numbers.clone().map(sleep).collect::<Vec<_>>()
+        let woken: Vec<_> = numbers.clone().map(sleep).collect();
+        (woken, cpu_time() - cpu)
     };
     let ringer = || {
         pin(1);
         start.wait();
-        let ring = |number| {
+        let sample = |number| {
             while waiting.load(Ordering::Acquire) != number {
                 thread::yield_now();
             }
-            let pause = Instant::now();
-            while pause.elapsed() < PAUSE {}
+            let begun = Instant::now();
+            while begun.elapsed() < pause {}
             let before = Instant::now();
             for _ in 1..rings {
-                bell.ring();
+                ring();
             }
             last.store(number, Ordering::Release);
-            bell.ring();
+            ring();
             (before, before.elapsed())
         };
-        numbers.clone().map(ring).collect::<Vec<_>>()
+        numbers.clone().map(sample).collect::<Vec<_>>()
     };
-    let (woken, rung) = thread::scope(|scope| {
+    let ((woken, cpu), rung) = thread::scope(|scope| {
         let threads = (scope.spawn(sleeper), scope.spawn(ringer));
         let woken = threads.0.join().expect("nobody panics");
         (woken, threads.1.join().expect("nobody panics"))
     });
     let both = woken.into_iter().zip(rung);
-    both.map(|(woken, (before, call))| Sample {
+    let samples = both.map(|(woken, (before, call))| Sample {
         call,
         woken: woken - before,
-    })
-    .collect()
+    });
+    (samples.collect(), cpu)
 }

@@ -1,11 +1,11 @@
 //! What spinning earns and costs.
 
 use super::event::Eventfd;
+use super::latency::{Sample, sample};
 use super::turns::median;
-use super::{cpu_time, pin, pin_to};
+use super::{cpu_time, pin_to};
 use doorbell::{Event, Spin};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ struct Costs {
 }
 
 /// Two threads, each on its CPU: one waits, the other knows since when, and rings when it is due.
-pub fn due(turns: usize, waits: u64) {
+pub fn due(turns: usize, waits: usize) {
     let policies = policies();
     let mut rows = Vec::new();
     for ns in [
@@ -113,55 +113,18 @@ fn table(
     println!();
 }
 
-fn one_turn(bell: &Bell, after: Duration, waits: u64, costs: &mut Costs) {
-    let start = Barrier::new(2);
-    // The number of the wait that is about to begin.
-    let waiting = AtomicU64::new(0);
-    let waiter = || {
-        pin(0);
-        start.wait();
-        let cpu = cpu_time();
-        let wait = |number| {
-            waiting.store(number, Ordering::Release);
-            bell.wait();
-            Instant::now()
-        };
-        let woken: Vec<_> = (1..=waits).map(wait).collect();
-        (woken, cpu_time() - cpu)
+fn one_turn(bell: &Bell, after: Duration, waits: usize, costs: &mut Costs) {
+    let (samples, waiter) = sample(|| bell.ring(), || bell.wait(), 1, after, waits);
+    let median_of = |time: fn(&Sample) -> Duration| {
+        median(&samples.iter().map(|s| micros(time(s))).collect::<Vec<_>>())
     };
-    let ringer = || {
-        pin(1);
-        start.wait();
-        let ring = |number| {
-            while waiting.load(Ordering::Acquire) != number {
-                std::hint::spin_loop();
-            }
-            let begun = Instant::now();
-            while begun.elapsed() < after {}
-            let before = Instant::now();
-            bell.ring();
-            (before, before.elapsed())
-        };
-        (1..=waits).map(ring).collect::<Vec<_>>()
-    };
-    let ((woken, cpu), rung) = thread::scope(|scope| {
-        let threads = (scope.spawn(waiter), scope.spawn(ringer));
-        let waiter = threads.0.join().expect("nobody panics");
-        (waiter, threads.1.join().expect("nobody panics"))
-    });
-    let late: Vec<_> = woken
-        .iter()
-        .zip(&rung)
-        .map(|(woken, (before, _))| micros(*woken - *before))
-        .collect();
-    let call: Vec<_> = rung.iter().map(|(_, call)| micros(*call)).collect();
-    costs.late.push(median(&late));
-    costs.call.push(median(&call));
-    costs.waiter.push(micros(cpu) / waits as f64);
+    costs.late.push(median_of(|sample| sample.woken));
+    costs.call.push(median_of(|sample| sample.call));
+    costs.waiter.push(micros(waiter) / waits as f64);
 }
 
 /// Threads that wait for each other by turns where spinning holds back the very thread that is waited for, or another.
-pub fn in_vain(turns: usize, rounds: u64) {
+pub fn in_vain(turns: usize, rounds: usize) {
     let policies = policies();
     for (title, pairs, cpus) in [
         ("ping-pong on one CPU", 1, &[0][..]),
@@ -186,7 +149,7 @@ pub fn in_vain(turns: usize, rounds: u64) {
 }
 
 /// Microseconds a round: those that pass, and those of CPU time.
-fn ping_pong(spin: Option<Spin>, pairs: usize, cpus: &[usize], rounds: u64) -> (f64, f64) {
+fn ping_pong(spin: Option<Spin>, pairs: usize, cpus: &[usize], rounds: usize) -> (f64, f64) {
     let bells: Vec<_> = (0..pairs)
         .map(|_| [Bell::new(spin), Bell::new(spin)])
         .collect();
@@ -213,7 +176,7 @@ fn ping_pong(spin: Option<Spin>, pairs: usize, cpus: &[usize], rounds: u64) -> (
         let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().expect("nobody panics");
         threads.into_iter().map(join).collect()
     });
-    let all = (pairs as u64 * rounds) as f64;
+    let all = (pairs * rounds) as f64;
     let wall = times
         .iter()
         .map(|(wall, _)| micros(*wall))

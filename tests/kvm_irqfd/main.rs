@@ -21,7 +21,7 @@ use kvm_ioctls::Kvm;
 use proptest::prelude::*;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use script::{
-    EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, Side, assign, deassign, look, play, resampling,
+    Act, EVENTS, Op, Outcome, RESAMPLE, SEMAPHORE, Side, assign, deassign, look, play, resampling,
     route, run, write,
 };
 use sides::{Kernel, Ours, OursInKvm, Signal};

@@ -44,11 +44,15 @@ pub enum Outcome {
     Interrupts(Vec<(u8, Vec<Outcome>)>),
 }
 
-/// Events, interrupt controllers and a guest.
-pub trait Side {
+/// Events and interrupt controllers.
+pub trait Act {
     /// Anything but `Run`.
     fn act(&mut self, op: &Op) -> Outcome;
-    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8));
+}
+
+/// The same and a guest. While it has an interrupt in service, it does not run.
+pub trait Side: Act {
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8));
 }
 
 pub fn play(side: &mut dyn Side, script: &[Op]) -> Vec<Outcome> {

@@ -1,7 +1,7 @@
 //! KVM's irqfds, and ours with a model of the interrupt controllers.
 
 use super::guest::{FENCE, LEVEL, LINES, Machine, is_requested};
-use super::script::{EVENTS, Op, Outcome, SEMAPHORE, Side};
+use super::script::{Act, EVENTS, Op, Outcome, SEMAPHORE, Side};
 use crate::vm::VECTORS;
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
@@ -113,7 +113,7 @@ fn outcome(result: Result<(), kvm_ioctls::Error>) -> Outcome {
     }
 }
 
-impl Side for Hands {
+impl Act for Hands {
     fn act(&mut self, op: &Op) -> Outcome {
         let outcome = match *op {
             Op::Assign {
@@ -154,18 +154,16 @@ impl Side for Hands {
         }
         outcome
     }
+}
 
-    fn run(&mut self, _: &mut dyn FnMut(&mut dyn Side, u8)) {
-        unreachable!("an interrupt is in service");
+impl Act for Kernel {
+    fn act(&mut self, op: &Op) -> Outcome {
+        self.hands.act(op)
     }
 }
 
 impl Side for Kernel {
-    fn act(&mut self, op: &Op) -> Outcome {
-        self.hands.act(op)
-    }
-
-    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8)) {
         let Kernel { machine, hands } = self;
         // What the end of an interrupt sets off in KVM, it does then and there.
         machine.run(&mut |vector| {
@@ -313,12 +311,14 @@ pub fn act(router: &Router, events: &[Arc<Event>; EVENTS], op: &Op) -> Outcome {
     }
 }
 
-impl Side for Ours {
+impl Act for Ours {
     fn act(&mut self, op: &Op) -> Outcome {
         act(&self.router, &self.events, op)
     }
+}
 
-    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+impl Side for Ours {
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8)) {
         loop {
             if let Some(line) = self.chips.take_line() {
                 in_service(self, VECTORS + line);
@@ -416,7 +416,7 @@ impl RouterHands {
     }
 }
 
-impl Side for RouterHands {
+impl Act for RouterHands {
     fn act(&mut self, op: &Op) -> Outcome {
         let outcome = act(&self.router, &self.events, op);
         match *op {
@@ -434,18 +434,16 @@ impl Side for RouterHands {
         }
         outcome
     }
+}
 
-    fn run(&mut self, _: &mut dyn FnMut(&mut dyn Side, u8)) {
-        unreachable!("an interrupt is in service");
+impl Act for OursInKvm {
+    fn act(&mut self, op: &Op) -> Outcome {
+        self.hands.act(op)
     }
 }
 
 impl Side for OursInKvm {
-    fn act(&mut self, op: &Op) -> Outcome {
-        self.hands.act(op)
-    }
-
-    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Side, u8)) {
+    fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8)) {
         let OursInKvm { machine, hands } = self;
         machine.run(&mut |vector| {
             hands.settle();
