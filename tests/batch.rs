@@ -8,7 +8,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FULL: u64 = u64::MAX - 1;
 
@@ -317,6 +317,35 @@ fn sleepers_get_what_was_committed() {
             assert_eq!(sum, goal);
         });
     }
+}
+
+/// A write of 0 releases no reader that sleeps, and leaves it to the next signal to do so.
+#[test]
+fn a_write_of_nothing_leaves_a_sleeper_to_the_next_signal() {
+    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
+    let reader = thread::spawn({
+        let event = Arc::clone(&event);
+        move || event.read()
+    });
+    let mut batch = Batch::new();
+    let index = batch.add(Arc::clone(&event));
+    // Before, while and after it falls asleep.
+    for _ in 0..100 {
+        batch.write(index, 0).unwrap();
+        batch.commit().unwrap();
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!reader.is_finished());
+    event.signal();
+    let signalled = Instant::now();
+    while !reader.is_finished() {
+        assert!(
+            signalled.elapsed() < Duration::from_secs(30),
+            "it sleeps on"
+        );
+        thread::yield_now();
+    }
+    assert_eq!(reader.join().unwrap(), 1);
 }
 
 /// An observer that waits, in a call of this crate, for an answer from who sleeps in a poller gets it.

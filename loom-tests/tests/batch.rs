@@ -31,6 +31,21 @@ fn commit_and_sleepers() {
     });
 }
 
+/// A write of 0 in a batch releases no reader, and leaves it to the next signal to do so.
+#[test]
+fn nothing_committed_and_a_reader() {
+    check("nothing_committed_and_a_reader", None, || {
+        let event = event(0, Mode::Counter);
+        let reader = spawn(&event, |event| event.read());
+        let mut batch = Batch::new();
+        let index = batch.add(Arc::clone(&event));
+        batch.write(index, 0).unwrap();
+        batch.commit().unwrap();
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+    });
+}
+
 /// k signals to one event are one change and at most one wake-up.
 #[test]
 fn merged_signals_are_one() {

@@ -120,16 +120,10 @@ impl<S: Scope> Waiters<S> {
     #[cold]
     #[inline(never)]
     fn wake(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
-        let threads = if count == 0 { 0 } else { ANNOUNCED };
-        let claimed = self.claim(threads | kinds & ARMED);
         // The threads are woken even if an observer panics.
-        let _sleepers = Sleepers {
-            waiters: self,
-            state: claimed,
-            count,
-        };
-        if claimed & kinds != 0 {
-            call(claimed & kinds);
+        let sleepers = self.claim_sleepers_and(kinds & ARMED, count);
+        if sleepers.state & kinds != 0 {
+            call(sleepers.state & kinds);
         }
     }
 
@@ -140,9 +134,15 @@ impl<S: Scope> Waiters<S> {
 
     /// Claims the announcement, if there is one. What is returned wakes up to `count` threads when it is dropped.
     pub(crate) fn claim_sleepers(&self, count: u32) -> Sleepers<'_, S> {
+        self.claim_sleepers_and(0, count)
+    }
+
+    fn claim_sleepers_and(&self, bits: u32, count: u32) -> Sleepers<'_, S> {
+        // Who wakes nobody leaves the announcement to who does.
+        let threads = if count == 0 { 0 } else { ANNOUNCED };
         Sleepers {
             waiters: self,
-            state: self.claim(ANNOUNCED),
+            state: self.claim(threads | bits),
             count,
         }
     }
