@@ -23,11 +23,11 @@
 use super::Event;
 use super::wakers::Wakers;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::const_thread_local;
 use crate::sync::lazy::Lazy;
-use crate::sync::srcu::{Srcu, with_section};
+use crate::sync::srcu::{self, Srcu, with_section};
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use crate::sync::wake_queue::{self, Hold};
+use crate::sync::{UnsafeCell, const_thread_local};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -102,8 +102,11 @@ const NESTED_CALLS: u32 = 1 << 20;
 const CALLS_PER_WAKE: u32 = 256;
 
 /// An observer in the list.
+///
+/// The lists that it stands in may be freed by any thread, so they do not own the observer: it is dropped with the
+/// [`Leaving`] that the entry becomes when it is taken out of the list, on the thread that has taken it out.
 struct Entry {
-    observer: Arc<dyn Observer>,
+    observer: UnsafeCell<ManuallyDrop<Arc<dyn Observer>>>,
     interest: Interest,
     /// The bit of [`Waiters`] that it is called for: each time or when armed.
     kind: u32,
@@ -111,14 +114,47 @@ struct Entry {
     detached: AtomicBool,
 }
 
+// SAFETY: the cell is written to once, by `Leaving`, when nobody can look at it any more; the rest is `Sync`.
+unsafe impl Sync for Entry {}
+
 impl Entry {
     fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32) -> Arc<Self> {
         Arc::new(Entry {
-            observer,
+            observer: UnsafeCell::new(ManuallyDrop::new(observer)),
             interest,
             kind,
             detached: AtomicBool::new(false),
         })
+    }
+
+    /// # Safety
+    ///
+    /// The entry was found in a list in a section that is under way.
+    unsafe fn call(&self, change: Change) {
+        let observer = self.observer.get();
+        // SAFETY: `Leaving` writes to it after all such sections.
+        unsafe { observer.deref() }.notified(change);
+    }
+
+    /// # Safety
+    ///
+    /// The entry stands in the current list, under its lock.
+    unsafe fn is(&self, wakers: &Arc<Wakers>) -> bool {
+        // SAFETY: as in `call`.
+        let observer = unsafe { Arc::as_ptr(self.observer.get().deref()) };
+        ptr::addr_eq(observer, Arc::as_ptr(wakers))
+    }
+}
+
+/// An entry that no list has any more. To be dropped after a grace period.
+struct Leaving(Arc<Entry>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // SAFETY: nobody finds the entry any more, and it is made into this once.
+        self.0
+            .observer
+            .with_mut(|it| unsafe { ManuallyDrop::drop(&mut *it) });
     }
 }
 
@@ -141,6 +177,25 @@ impl Attached {
             list: Srcu::new(List::from([])),
             wakers: Lazy::new(),
             wakers_listed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Drop for Attached {
+    /// What is there still was forgotten, but for the wakers. A call of it may stand in the queue of a thread that has let go
+    /// of the event.
+    fn drop(&mut self) {
+        let entries = self.list.write().read().to_vec();
+        let wakers = self.wakers.get();
+        let (wakers, forgotten): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| {
+            // SAFETY: the list is the current one.
+            wakers.is_some_and(|wakers| unsafe { entry.is(wakers) })
+        });
+        for entry in wakers {
+            srcu::retire_memory(Leaving(entry));
+        }
+        for entry in forgotten {
+            srcu::retire(Leaving(entry));
         }
     }
 }
@@ -177,15 +232,32 @@ impl Observers {
         });
     }
 
-    fn change(
-        &self,
-        make: impl FnOnce(&[Arc<Entry>]) -> Vec<Arc<Entry>>,
-        before: impl FnOnce(&[Arc<Entry>]),
-    ) {
+    /// Puts an entry before the others.
+    fn add(&self, entry: &Arc<Entry>) {
         let writer = self.0.get_or_make(Attached::new).list.write();
-        let entries = make(&writer.read());
-        before(&entries);
-        writer.publish(entries.into(), ());
+        let list = [entry]
+            .into_iter()
+            .chain(&**writer.read())
+            .cloned()
+            .collect();
+        writer.publish_without_waiting(list);
+    }
+
+    /// Takes an entry out. `before` is told who stays.
+    fn remove(&self, entry: &Arc<Entry>, before: impl FnOnce(&[Arc<Entry>])) {
+        let Some(attached) = self.0.get() else {
+            return;
+        };
+        let writer = attached.list.write();
+        let (leaving, others): (Vec<_>, Vec<_>) = {
+            let list = writer.read();
+            list.iter()
+                .cloned()
+                .partition(|other| Arc::ptr_eq(other, entry))
+        };
+        before(&others);
+        let leaving: Vec<Leaving> = leaving.into_iter().map(Leaving).collect();
+        writer.publish(others.into(), leaving);
     }
 
     /// The wakers of this event, which are in the list. They are put there when they are first asked for.
@@ -203,16 +275,13 @@ impl Observers {
     fn list_wakers(attached: &Attached, wakers: &Arc<Wakers>) {
         let writer = attached.list.write();
         // Of several who come here at once, one is the first to hold the lock.
-        let listed = {
-            let same = |entry: &Arc<Entry>| {
-                ptr::addr_eq(Arc::as_ptr(&entry.observer), Arc::as_ptr(wakers))
-            };
-            writer.read().iter().any(same)
-        };
+        // SAFETY: the list is the current one.
+        let same = |entry: &Arc<Entry>| unsafe { entry.is(wakers) };
+        let listed = writer.read().iter().any(same);
         if !listed {
             let entry = Entry::new(Arc::<Wakers>::clone(wakers), Interest::Both, ARMED);
             let entries = writer.read().iter().cloned().chain([entry]).collect();
-            writer.publish(entries, ());
+            writer.publish_without_waiting(entries);
         }
         attached.wakers_listed.store(true, Ordering::Release);
     }
@@ -228,7 +297,8 @@ fn call_each(list: &[Arc<Entry>], change: Change, kinds: u32, panicked: &mut Opt
             && entry.interest.includes(change)
             && !entry.detached.load(Ordering::Relaxed);
         if called {
-            let call = AssertUnwindSafe(|| entry.observer.notified(change));
+            // SAFETY: the section in which the list was found lasts until all that is in the queue has been called.
+            let call = AssertUnwindSafe(|| unsafe { entry.call(change) });
             if let Err(payload) = panic::catch_unwind(call) {
                 panicked.get_or_insert(payload);
             }
@@ -381,11 +451,8 @@ impl<E: Deref<Target = Event>> Observation<E> {
 
     fn attach(event: E, interest: Interest, observer: Arc<dyn Observer>, kind: u32) -> Self {
         let entry = Entry::new(observer, interest, kind);
-        event.observers.change(
-            // Newest first, as in the kernel's wait queue.
-            |list| [&entry].into_iter().chain(list).cloned().collect(),
-            |_| (),
-        );
+        // Newest first, as in the kernel's wait queue.
+        event.observers.add(&entry);
         Observation { event, entry }
     }
 
@@ -419,23 +486,17 @@ impl<E: Deref<Target = Event>> Observation<E> {
 impl<E: Deref<Target = Event>> Drop for Observation<E> {
     fn drop(&mut self) {
         self.entry.detached.store(true, Ordering::Relaxed);
-        self.event.observers.change(
-            |list| {
-                let others = list.iter().filter(|other| !Arc::ptr_eq(other, &self.entry));
-                others.cloned().collect()
-            },
-            // Under the list's lock: whoever attaches sets its bit after it has had the lock.
-            |others| {
-                self.for_each_side(|waiters, change| {
-                    let same = |other: &Arc<Entry>| {
-                        other.kind == self.entry.kind && other.interest.includes(change)
-                    };
-                    if !others.iter().any(same) {
-                        waiters.clear(self.entry.kind);
-                    }
-                });
-            },
-        );
+        // Under the list's lock: whoever attaches sets its bit after it has had the lock.
+        self.event.observers.remove(&self.entry, |others| {
+            self.for_each_side(|waiters, change| {
+                let same = |other: &Arc<Entry>| {
+                    other.kind == self.entry.kind && other.interest.includes(change)
+                };
+                if !others.iter().any(same) {
+                    waiters.clear(self.entry.kind);
+                }
+            });
+        });
     }
 }
 

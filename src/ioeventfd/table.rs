@@ -1,7 +1,7 @@
 use super::doorbell::{Doorbell, Target};
 use super::lines::{Access, Lines, Registered};
 use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
-use crate::sync::srcu::{self, Section, Srcu, Writer};
+use crate::sync::srcu::{self, Light, Section, Srcu, Writer};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -47,7 +47,7 @@ struct Inner {
     /// The lines of the snapshot own the doorbells: each pointer in the current one stands for one count of an [`Arc`]. A
     /// change hands the counts of what stays from one snapshot to the next, and takes the others into an `Arc` again,
     /// which is dropped when the snapshot is.
-    buses: Srcu<Buses>,
+    buses: Srcu<Buses, Light>,
 }
 
 /// In the order of [`Bus`].
@@ -78,7 +78,7 @@ impl Inner {
     #[inline(always)]
     fn ring(
         &self,
-        section: &Section<'_>,
+        section: &Section<'_, Light>,
         hints: &Hints,
         bus: Bus,
         address: u64,
@@ -243,7 +243,7 @@ impl Table {
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        srcu::with_section(|section| {
+        srcu::with_light_section(|section| {
             self.inner
                 .ring(section, &Hints::default(), bus, address, data)
         })
@@ -303,7 +303,7 @@ fn find(
 
 /// Publishes a snapshot without `removals` and with `additions`, and waits until nobody holds the one before.
 fn change(
-    writer: Writer<'_, Buses>,
+    writer: Writer<'_, Buses, Light>,
     removals: Removals,
     additions: &[Arc<Registered>],
 ) -> Result<(), BatchError<AssignError>> {
@@ -336,7 +336,11 @@ fn change(
         // The counts of those that are new there.
         let _ = Arc::into_raw(Arc::clone(new));
     }
-    writer.publish(buses, leaving);
+    if leaving.is_empty() {
+        writer.publish_without_waiting(buses);
+    } else {
+        writer.publish(buses, leaving);
+    }
     Ok(())
 }
 
@@ -376,9 +380,13 @@ impl Reader {
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        self.table
-            .inner
-            .ring(&self.sections.enter(), &self.hints, bus, address, data)
+        self.table.inner.ring(
+            &self.sections.enter_light(),
+            &self.hints,
+            bus,
+            address,
+            data,
+        )
     }
 
     /// What it looks up in.

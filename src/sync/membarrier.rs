@@ -82,7 +82,7 @@ pub fn use_membarrier() -> Result<(), MembarrierError> {
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(loom)))]
 mod choice {
     use super::MembarrierError;
-    use crate::sync::atomic::{AtomicU8, Ordering, compiler_fence};
+    use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering, compiler_fence};
     use rustix::io::Errno;
     use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -130,11 +130,28 @@ mod choice {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// How many heavy barriers have begun, in the order of their numbers.
+    static BEGUN: AtomicU64 = AtomicU64::new(0);
+    /// The number of the latest of those that have ended.
+    static ENDED: AtomicU64 = AtomicU64::new(0);
+
     pub(crate) fn heavy() {
         if is_light() {
+            // Sequentially consistent, as `begun` is: it comes after the change of whoever counted fewer.
+            let number = BEGUN.fetch_add(1, Ordering::SeqCst) + 1;
             membarrier(MembarrierCommand::PrivateExpedited)
                 .expect("membarrier works once it has been registered");
+            // Release pairs with the Acquire in `ended_since`.
+            ENDED.fetch_max(number, Ordering::Release);
         }
+    }
+
+    pub(crate) fn begun() -> u64 {
+        BEGUN.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn ended_since(begun: u64) -> bool {
+        ENDED.load(Ordering::Acquire) > begun
     }
 }
 
@@ -157,10 +174,20 @@ mod choice {
     pub(crate) fn light() {}
 
     pub(crate) fn heavy() {}
+
+    pub(crate) fn begun() -> u64 {
+        0
+    }
+
+    pub(crate) fn ended_since(_: u64) -> bool {
+        true
+    }
 }
 
 /// * [`settle`]: from here on the choice stands. Readers and writers call it before they rely on one another.
 /// * [`is_light`]: whether readers do without a fence; to be asked after `settle`.
 /// * [`light`]: the barrier of a reader that does without, for the compiler only.
 /// * [`heavy`]: the barrier of a writer whose readers do without. Every thread of the process executes a full one.
-pub(crate) use choice::{heavy, is_light, light, settle};
+/// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to others. It asks how many have begun after its
+///   change; when one that began later has ended, all threads have executed a full one since the change.
+pub(crate) use choice::{begun, ended_since, heavy, is_light, light, settle};

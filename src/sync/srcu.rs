@@ -1,14 +1,14 @@
 //! Snapshots that are read often and replaced seldom: a small sleepable RCU.
 //!
 //! The kernel's counterpart is `srcu_struct`, under which KVM keeps its I/O buses and interrupt routes. An [`Srcu`] holds
-//! the current snapshot. Readers look at it inside a [`Section`]; a writer publishes another one and returns when no
-//! reader holds the old one any more. All `Srcu`s of the process share one set of readers:
+//! the current snapshot. Readers look at it inside a [`Section`]; a writer publishes another one, and the old one is freed
+//! when no reader holds it any more. All `Srcu`s of the process share one set of readers:
 //!
 //! ```text
 //!     slot        one per reader, on cache lines of its own; kept for the next reader when its own has gone
 //!       seq       odd: inside a section             the reader alone changes it
 //!       owner     the thread that is inside
-//!       owes      a writer inside the section has left a grace period to its end
+//!       owes      what the end of the section has to see to
 //!
 //!     reader                                        writer
 //!     1  seq: even -> odd                           1  lock; build the new snapshot; swap the pointer; unlock
@@ -19,39 +19,67 @@
 //! Why a writer frees nothing that is in use:
 //!
 //! * Reader 1 and 2 against writer 1 and 2 is a [`DEKKER`] handshake: the reader loads the new pointer, or the writer
-//!   finds the slot odd. If [`use_membarrier`](super::membarrier) is in force, the reader's accesses are plain ones in
-//!   program order, and the writer makes every thread execute a full barrier between its own two. If a reader's store
-//!   comes before that barrier in its program, the writer sees the store; if not, its load comes after too, and sees the
-//!   new pointer.
+//!   finds the slot odd. For [`Light`] sections, if [`use_membarrier`](super::membarrier) is in force, the reader's
+//!   accesses are plain ones in program order, and the writer makes every thread execute a full barrier between its own
+//!   two. If a reader's store comes before that barrier in its program, the writer sees the store; if not, its load comes
+//!   after too, and sees the new pointer. A [`Fenced`] section inside a light one publishes the sequence once more, with a
+//!   fence, so writers of what is read in fenced sections need no such barrier.
 //! * Reader 3 releases and the writer's load acquires: the free comes after the last use.
 //! * The sequence tells a reader that has left and come back from one that has stayed, so readers in a tight loop do
 //!   not hold up writers.
 //!
 //! A section may stand inside another one of the same thread, of this `Srcu` or any other. A writer that is inside a
-//! section itself cannot wait for it, and must not wait for the others, who might be writers waiting for this one. It
-//! publishes and returns; the last section of the thread to end waits in its place. That all share their readers is
-//! what makes this enough: with readers of their own, two `Srcu`s could wait for each other. The price is that a writer
-//! waits for readers of snapshots that it has nothing to do with, so what runs inside a section must be short.
+//! section itself cannot wait for it, and must not wait for the others, who might be writers waiting for this one. That all
+//! share their readers makes the rule simple: inside a section nobody waits. The price is that a writer waits for readers of
+//! snapshots that it has nothing to do with, so what runs inside a section must be short.
+//!
+//! # Who frees
+//!
+//! What is freed may be an observer, whose destructor is foreign code and may take any lock. So a thread frees what it has
+//! retired itself, at a point where its caller expects that, and nothing of others':
+//!
+//! ```text
+//!     a writer outside sections            waits for the readers, then frees what it retired, and what its thread has left
+//!     a writer inside a section            leaves it in a pile of its thread's
+//!     the end of the outermost section,    looks which readers are inside, without waiting; frees the pile if there are
+//!     if something was left in it          none, else writes them down, and the pile waits for the next such end
+//!     publish_without_waiting              leaves the old snapshot, which runs no foreign destructor, in everybody's pile
+//!     reclaim                              waits for the readers, then frees all piles
+//! ```
+//!
+//! ```text
+//!     pile     waiting   freed when the readers written down have left, or have come back since
+//!              next      came later; becomes `waiting` when that has been freed
+//! ```
+//!
+//! A pile is looked at by its thread each time it grows, and a look costs no more than there are readers, however much lies
+//! in it. So a thread that retires for ever inside sections holds what it has retired in the course of one section of
+//! another thread's, or two. After [`use_membarrier`](super::membarrier), what was read in light sections stays in a pile
+//! until some thread has called `membarrier` since: the end of a section does not.
+//!
+//! Destructors run at the end of a section run when it has ended, outside of all locks; changes that they make wait for
+//! nothing. One that panics does not keep the others from being run.
 //!
 //! Writers wait after they have unlocked, so a reader may become a writer inside its section. A caller that publishes while
 //! it holds a lock of its own, which readers may want, takes a [`Deferral`] before the lock: then it does not wait before
-//! the deferral's end. They spin, yield, then sleep
-//! for up to a millisecond at a time; readers never make a system call for them.
+//! the deferral's end. They spin, yield, then sleep for up to a millisecond at a time; readers never make a system call for
+//! them.
 //!
-//! A process that forks takes the slots along but not the threads: where one was inside a section, a writer in the child
-//! waits for nobody. It panics after a second rather than for ever. Not for use in signal handlers.
+//! A process that forks takes the slots along but not the threads: see [`fork`]. Not for use in signal handlers.
 
 use super::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use super::{
-    ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, dekker_load, membarrier, release_store,
+    ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, const_thread_local, dekker_load, membarrier,
+    release_store,
 };
 use crossbeam_utils::{Backoff, CachePadded};
 use std::any::Any;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
-use std::process;
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::PoisonError;
 use std::thread;
@@ -63,12 +91,10 @@ struct Slot {
     seq: AtomicU32,
     /// [`this_thread`] as of the last section.
     owner: AtomicUsize,
-    /// A grace period is due when the section ends. Of the owner only.
-    owes: AtomicBool,
+    /// What is to be seen to when the section ends: [`FREE`], [`FREE_OWN`]. Of the owner only.
+    owes: AtomicU32,
     /// Belongs to a [`Reader`].
     claimed: AtomicBool,
-    /// The process that claimed it.
-    process: AtomicU32,
     /// Set before the slot can be found.
     next: AtomicPtr<CachePadded<Slot>>,
 }
@@ -76,22 +102,127 @@ struct Slot {
 /// The bit of `seq` that says so.
 const INSIDE: u32 = 1;
 
+/// To free what is due of everybody's pile.
+const FREE: u32 = 1;
+/// To free what is due of the thread's own piles, too.
+const FREE_OWN: u32 = FREE | 2;
+/// To wait for readers before, those in fenced sections.
+const WAIT: u32 = FREE_OWN | 4;
+/// To wait for readers in light sections, too.
+const WAIT_LIGHT: u32 = WAIT | 8;
+
+/// How sections are entered. See the module.
+pub trait Kind: 'static {
+    /// Whether a reader may leave the fence to the writers.
+    const LIGHT: bool;
+}
+
+/// With a fence, always.
+pub struct Fenced;
+
+/// Without a fence, if [`use_membarrier`](super::membarrier) is in force. For what is looked up so often, and changed so
+/// seldom, that it pays.
+pub struct Light;
+
+impl Kind for Fenced {
+    const LIGHT: bool = false;
+}
+
+impl Kind for Light {
+    const LIGHT: bool = true;
+}
+
+fn wait_for<K: Kind>() -> u32 {
+    if K::LIGHT { WAIT_LIGHT } else { WAIT }
+}
+
 /// What the writers of all `Srcu`s share.
 struct Domain {
     /// The slots, newest first. None is ever taken out.
     head: AtomicPtr<CachePadded<Slot>>,
-    /// Out of date, and to be freed after the next grace period, by whoever waits for it.
-    outdated: Mutex<Vec<Outdated>>,
+    /// Held for a moment, and never while something is freed.
+    piles: Mutex<Piles>,
 }
 
 type Outdated = Box<dyn Any + Send>;
+
+type Piles = BTreeMap<Owner, Pile>;
+
+/// Readers inside a section, and their sequences.
+type Readers = Vec<(&'static Slot, u32)>;
+
+/// Whose a pile is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
+    thread: u64,
+    /// Whether light sections have read what lies there.
+    light: bool,
+}
+
+/// In the place of a thread's number.
+const EVERYBODY: u64 = 0;
+
+/// What is out of date, and may be in use.
+#[derive(Default)]
+struct Pile {
+    /// Is freed when all of the readers have left.
+    waiting: Vec<Outdated>,
+    /// Those that were inside when `waiting` was complete, and have not left.
+    readers: Readers,
+    /// What has come since.
+    next: Vec<Outdated>,
+    /// [`membarrier::begun`] when the last of `next` came.
+    barriers: u64,
+}
+
+impl Pile {
+    /// Takes out what is due.
+    fn take_due(&mut self, light: bool, inside: impl FnOnce() -> Readers) -> Vec<Outdated> {
+        let mut due = self.take_waiting();
+        self.begin_to_wait(light, inside);
+        due.append(&mut self.take_waiting());
+        due
+    }
+
+    /// `waiting`, if all have left.
+    fn take_waiting(&mut self) -> Vec<Outdated> {
+        self.readers
+            .retain(|(slot, seq)| dekker_load(&slot.seq) == *seq);
+        if self.readers.is_empty() {
+            mem::take(&mut self.waiting)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Makes `next` what waits, if nothing does, for the readers that are inside now.
+    fn begin_to_wait(&mut self, light: bool, inside: impl FnOnce() -> Readers) {
+        let are_seen =
+            || !light || !membarrier::is_light() || membarrier::ended_since(self.barriers);
+        if self.waiting.is_empty() && !self.next.is_empty() && are_seen() {
+            self.readers = inside();
+            self.waiting = mem::take(&mut self.next);
+        }
+    }
+
+    fn take_all(&mut self) -> Vec<Outdated> {
+        self.readers.clear();
+        let mut all = mem::take(&mut self.waiting);
+        all.append(&mut self.next);
+        all
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.next.is_empty()
+    }
+}
 
 impl Domain {
     maybe_const! {
         fn new() -> Self {
             Domain {
                 head: AtomicPtr::new(ptr::null_mut()),
-                outdated: Mutex::new(Vec::new()),
+                piles: Mutex::new(BTreeMap::new()),
             }
         }
     }
@@ -110,6 +241,7 @@ impl Domain {
     /// A slot for a new reader: one that was left by another, or a new one.
     fn claim(&self) -> &'static Slot {
         membarrier::settle();
+        fork::watch();
         let left = self.slots().find(|slot| {
             !slot.claimed.load(Ordering::Relaxed)
                 && slot
@@ -118,69 +250,206 @@ impl Domain {
                     .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
         });
-        let slot = left.unwrap_or_else(|| {
-            let slot: &'static CachePadded<Slot> = Box::leak(Box::new(CachePadded::new(Slot {
-                seq: AtomicU32::new(0),
-                owner: AtomicUsize::new(0),
-                owes: AtomicBool::new(false),
-                claimed: AtomicBool::new(true),
-                process: AtomicU32::new(0),
-                next: AtomicPtr::new(ptr::null_mut()),
-            })));
-            let mut head = self.head.load(Ordering::Relaxed);
-            loop {
-                slot.next.store(head, Ordering::Relaxed);
-                // The store of a handshake, as that of `seq` is: before this reader loads its first pointer, and after a
-                // writer has swapped it, the writer loads the head.
-                match self.head.compare_exchange_weak(
-                    head,
-                    ptr::from_ref(slot).cast_mut(),
-                    DEKKER,
-                    Ordering::Relaxed,
-                ) {
-                    Ok(_) => return slot,
-                    Err(now) => head = now,
-                }
+        if let Some(slot) = left {
+            return slot;
+        }
+        let slot: &'static CachePadded<Slot> = Box::leak(Box::new(CachePadded::new(Slot {
+            seq: AtomicU32::new(0),
+            owner: AtomicUsize::new(0),
+            owes: AtomicU32::new(0),
+            claimed: AtomicBool::new(true),
+            next: AtomicPtr::new(ptr::null_mut()),
+        })));
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            slot.next.store(head, Ordering::Relaxed);
+            // The store of a handshake, as that of `seq` is: before this reader loads its first pointer, and after a
+            // writer has swapped it, the writer loads the head.
+            match self.head.compare_exchange_weak(
+                head,
+                ptr::from_ref(slot).cast_mut(),
+                DEKKER,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return slot,
+                Err(now) => head = now,
             }
-        });
-        slot.process.store(process::id(), Ordering::Relaxed);
-        slot
+        }
     }
 
-    /// Waits until every section that is under way has ended, and frees what was out of date before; or, inside a section
-    /// of this thread's or while it has a [`Deferral`], leaves that to its end. Returns whether it has waited.
-    fn synchronize(&self, outdated: Option<Outdated>) -> bool {
-        if Deferral::owe() || self.leave_to_section() {
-            self.lock().extend(outdated);
+    /// Waits until every section that is under way has ended, then frees `outdated` and what this thread has left; or, where
+    /// this thread is not to wait, leaves it all to later. Returns whether it has waited.
+    fn synchronize<K: Kind>(&self, outdated: Option<Outdated>) -> bool {
+        if !self.may_wait(wait_for::<K>()) {
+            if let Some(outdated) = outdated {
+                self.leave::<K>(this_threads_number(), outdated);
+            }
             return false;
         }
         // Leaked, rather than freed too early, if the waiting fails.
-        let outdated = ManuallyDrop::new((outdated, std::mem::take(&mut *self.lock())));
-        membarrier::settle();
-        membarrier::heavy();
-        for slot in self.slots() {
-            slot.wait_for_end();
-        }
-        drop(ManuallyDrop::into_inner(outdated));
+        let outdated = ManuallyDrop::new(outdated);
+        self.wait_for_readers(K::LIGHT);
+        let mut due = self.take_own(K::LIGHT);
+        due.extend(ManuallyDrop::into_inner(outdated));
+        due.append(&mut self.take_due(false));
+        free(due);
         true
     }
 
-    /// Whether this thread is inside a section. If it is, it owes a grace period.
-    fn leave_to_section(&self) -> bool {
+    /// Waits until the sections that are under way have ended; the light ones, too, or only those that are fenced.
+    fn wait_for_readers(&self, light: bool) {
+        membarrier::settle();
+        if light {
+            membarrier::heavy();
+        }
+        for slot in self.slots() {
+            slot.wait_for_end();
+        }
+    }
+
+    /// Puts it into a pile of this kind.
+    fn leave<K: Kind>(&self, thread: u64, outdated: Outdated) {
+        membarrier::settle();
+        let owner = Owner {
+            thread,
+            light: K::LIGHT,
+        };
+        let mut piles = self.lock();
+        let pile = piles.entry(owner).or_default();
+        if K::LIGHT {
+            // A barrier that does for what is there may have come, which does not do for what comes now.
+            pile.begin_to_wait(true, || self.inside());
+            pile.barriers = membarrier::begun();
+        }
+        pile.next.push(outdated);
+    }
+
+    /// Whether this thread may wait for readers, or free anything, now. If not, the end of whatever is in the way sees to
+    /// what is `owed`.
+    fn may_wait(&self, owed: u32) -> bool {
+        !FREEING.with(Cell::get) && !Deferral::owe(owed) && !self.leave_to_section(owed)
+    }
+
+    /// Whether this thread is inside a section. If it is, that one owes.
+    fn leave_to_section(&self, owed: u32) -> bool {
         let mut inside = false;
         for slot in self.slots() {
             // Acquire pairs with the Release of the entry: the owner is the one who entered, or a later one.
             let seq = slot.seq.load(Ordering::Acquire);
             if seq & INSIDE != 0 && slot.owner.load(Ordering::Relaxed) == this_thread() {
-                slot.owes.store(true, Ordering::Relaxed);
+                let owes = slot.owes.load(Ordering::Relaxed);
+                slot.owes.store(owes | owed & FREE_OWN, Ordering::Relaxed);
                 inside = true;
             }
         }
         inside
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Outdated>> {
-        self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Frees what is due, without waiting for anything; or leaves that to later.
+    fn free_due(&self, owed: u32) {
+        if !self.may_wait(owed) {
+            return;
+        }
+        let own = owed & FREE_OWN == FREE_OWN;
+        let mut panicked = None;
+        FREEING.with(|freeing| freeing.set(true));
+        loop {
+            let due = self.take_due(own);
+            if due.is_empty() {
+                break;
+            }
+            free_each(due, &mut panicked);
+        }
+        FREEING.with(|freeing| freeing.set(false));
+        go_on(panicked);
+    }
+
+    /// What is due of everybody's pile, and of this thread's.
+    fn take_due(&self, own: bool) -> Vec<Outdated> {
+        let mut due = Vec::new();
+        let mut piles = self.lock();
+        if piles.is_empty() {
+            return due;
+        }
+        for owner in owners(own) {
+            if let Some(pile) = piles.get_mut(&owner) {
+                due.append(&mut pile.take_due(owner.light, || self.inside()));
+                if pile.is_empty() {
+                    piles.remove(&owner);
+                }
+            }
+        }
+        due
+    }
+
+    /// All of this thread's piles, after it has waited.
+    fn take_own(&self, light: bool) -> Vec<Outdated> {
+        let thread = this_threads_number();
+        let mut piles = self.lock();
+        let mut taken = Vec::new();
+        for owner in [false, true].map(|light| Owner { thread, light }) {
+            if owner.light && !light && membarrier::is_light() {
+                continue;
+            }
+            if let Some(mut pile) = piles.remove(&owner) {
+                taken.append(&mut pile.take_all());
+            }
+        }
+        taken
+    }
+
+    /// Who is inside a section now.
+    fn inside(&self) -> Readers {
+        let seen = self.slots().map(|slot| (slot, dekker_load(&slot.seq)));
+        seen.filter(|(_, seq)| seq & INSIDE != 0).collect()
+    }
+
+    fn reclaim(&self) -> bool {
+        if !self.may_wait(FREE_OWN) {
+            return false;
+        }
+        // Leaked, rather than freed too early, if the waiting fails.
+        let piles = ManuallyDrop::new(mem::take(&mut *self.lock()));
+        self.wait_for_readers(true);
+        let piles = ManuallyDrop::into_inner(piles).into_values();
+        free(piles.flat_map(|mut pile| pile.take_all()).collect());
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Piles> {
+        self.piles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn owners(own: bool) -> impl Iterator<Item = Owner> {
+    let threads = [Some(EVERYBODY), own.then(this_threads_number)];
+    let of = |thread| [false, true].map(|light| Owner { thread, light });
+    threads.into_iter().flatten().flat_map(of)
+}
+
+type Payload = Box<dyn Any + Send>;
+
+/// Drops all of it, even if there is a panic. The first is kept.
+fn free_each(due: Vec<Outdated>, panicked: &mut Option<Payload>) {
+    for outdated in due {
+        if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(outdated))) {
+            panicked.get_or_insert(payload);
+        }
+    }
+}
+
+fn free(due: Vec<Outdated>) {
+    let mut panicked = None;
+    free_each(due, &mut panicked);
+    go_on(panicked);
+}
+
+/// Hands a panic on, unless that would end the process.
+fn go_on(panicked: Option<Payload>) {
+    if let Some(payload) = panicked {
+        if !thread::panicking() {
+            panic::resume_unwind(payload);
+        }
     }
 }
 
@@ -194,7 +463,7 @@ fn load_head<T>(head: &AtomicPtr<T>) -> *mut T {
 
 impl Slot {
     fn wait_for_end(&self) {
-        // Second half of the handshake with `Reader::enter`. It and the loads below acquire what the reader's leaving
+        // Second half of the handshake with `Reader::begin`. It and the loads below acquire what the reader's leaving
         // released.
         let seq = dekker_load(&self.seq);
         if seq & INSIDE == 0 {
@@ -203,11 +472,6 @@ impl Slot {
         let mut patience = Patience::default();
         while dekker_load(&self.seq) == seq {
             patience.pause();
-            if patience.is_over() && self.process.load(Ordering::Relaxed) != process::id() {
-                panic!(
-                    "a table was changed in a forked process: a reader that existed before the fork may not have come along"
-                );
-            }
         }
     }
 }
@@ -230,10 +494,6 @@ impl Patience {
         } else {
             self.backoff.snooze();
         }
-    }
-
-    fn is_over(&self) -> bool {
-        self.slept >= Duration::from_secs(1)
     }
 }
 
@@ -273,14 +533,102 @@ fn this_thread() -> usize {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(loom::thread::current().id()) as usize
 }
 
+/// A number that no other thread ever has, and not [`EVERYBODY`].
+fn this_threads_number() -> u64 {
+    // It orders nothing: std's under loom too.
+    static LAST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(EVERYBODY);
+    const_thread_local! {
+        static OWN: Cell<u64> = { Cell::new(EVERYBODY) };
+    }
+    OWN.with(|own| {
+        if own.get() == EVERYBODY {
+            own.set(LAST.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
+        }
+        own.get()
+    })
+}
+
+/// What becomes of readers in a process that was forked.
+///
+/// The child has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never
+/// leave it, and hold nothing: the child's handler of `pthread_atfork` says so. The slots themselves stay with their
+/// readers, some of which the child may go on to use.
+#[cfg(all(unix, not(loom)))]
+mod fork {
+    use super::{Domain, INSIDE, MutexGuard, Ordering, Piles, domain, this_thread};
+    use crate::sync::atomic::AtomicBool;
+    use std::cell::UnsafeCell;
+
+    unsafe extern "C" {
+        fn pthread_atfork(
+            prepare: Option<unsafe extern "C" fn()>,
+            parent: Option<unsafe extern "C" fn()>,
+            child: Option<unsafe extern "C" fn()>,
+        ) -> std::ffi::c_int;
+    }
+
+    /// Held during a fork, so that no other thread holds it in the child for ever.
+    struct Held(UnsafeCell<Option<MutexGuard<'static, Piles>>>);
+
+    // SAFETY: the C library makes forks, with their handlers, take turns, and who forks runs them all.
+    unsafe impl Sync for Held {}
+
+    static HELD: Held = Held(UnsafeCell::new(None));
+
+    /// To be called before the first section.
+    pub(super) fn watch() {
+        static WATCHED: AtomicBool = AtomicBool::new(false);
+        if WATCHED.load(Ordering::Relaxed) || WATCHED.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: functions that live as long as this code, which the C library forgets if the code is unloaded. If there is
+        // no memory for it, a child is as it was without.
+        unsafe { pthread_atfork(Some(prepare), Some(release), Some(child)) };
+    }
+
+    unsafe extern "C" fn prepare() {
+        let held = domain().lock();
+        // SAFETY: see `Held`.
+        unsafe { *HELD.0.get() = Some(held) };
+    }
+
+    unsafe extern "C" fn release() {
+        // SAFETY: see `Held`.
+        drop(unsafe { (*HELD.0.get()).take() });
+    }
+
+    unsafe extern "C" fn child() {
+        let domain: &Domain = domain();
+        for slot in domain.slots() {
+            let seq = slot.seq.load(Ordering::Relaxed);
+            if seq & INSIDE != 0 && slot.owner.load(Ordering::Relaxed) != this_thread() {
+                slot.owes.store(0, Ordering::Relaxed);
+                // Relaxed: there is no other thread.
+                slot.seq.store(seq.wrapping_add(INSIDE), Ordering::Relaxed);
+            }
+        }
+        // SAFETY: as of this thread, which is the one that has run `prepare`.
+        unsafe { release() };
+    }
+}
+
+#[cfg(not(all(unix, not(loom))))]
+mod fork {
+    pub(super) fn watch() {}
+}
+
 /// The means to enter sections, for a thread that often does.
 ///
 /// It may move to another thread between sections.
 pub struct Reader {
     slot: &'static Slot,
-    /// Sections of this reader's that are under way, one inside the other.
+    /// [`SECTION`] for each section of this reader's that is under way, one inside the other; and [`PUBLISHED`].
     depth: Cell<usize>,
 }
+
+/// Set once the sequence has been published with a fence, until the outermost section ends.
+const PUBLISHED: usize = 1;
+const SECTION: usize = 2;
 
 impl Reader {
     /// A reader of all snapshots.
@@ -294,44 +642,76 @@ impl Reader {
     /// Begins a section.
     #[inline(always)]
     pub fn enter(&self) -> Section<'_> {
+        self.begin()
+    }
+
+    /// Begins a light section.
+    #[inline(always)]
+    pub fn enter_light(&self) -> Section<'_, Light> {
+        self.begin()
+    }
+
+    #[inline(always)]
+    fn begin<K: Kind>(&self) -> Section<'_, K> {
         let depth = self.depth.get();
-        if depth == 0 {
+        let depth = if depth == 0 {
             let slot = self.slot;
             slot.owner.store(this_thread(), Ordering::Relaxed);
             let seq = slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
-            // First half of the handshake with `Slot::wait_for_end`; the second is the load in `Srcu::read`. Releases the
-            // owner to `leave_to_section`.
-            if membarrier::is_light() {
+            // First half of the handshake with `Slot::wait_for_end` and `Domain::inside`; the second is the load in
+            // `Srcu::read`. Releases the owner to `leave_to_section`.
+            if K::LIGHT && membarrier::is_light() {
                 slot.seq.store(seq, Ordering::Release);
                 membarrier::light();
+                0
             } else {
                 slot.seq.swap(seq, DEKKER);
+                PUBLISHED
             }
+        } else if K::LIGHT || depth & PUBLISHED != 0 {
+            depth
+        } else {
+            self.publish();
+            depth | PUBLISHED
+        };
+        self.depth.set(depth + SECTION);
+        Section {
+            reader: self,
+            _kind: PhantomData,
         }
-        self.depth.set(depth + 1);
-        Section { reader: self }
+    }
+
+    /// The first half of the handshake, for a fenced section inside a light one.
+    #[cold]
+    #[inline(never)]
+    fn publish(&self) {
+        let seq = self.slot.seq.load(Ordering::Relaxed);
+        self.slot.seq.swap(seq, DEKKER);
     }
 
     #[inline(always)]
     fn leave(&self) {
-        let depth = self.depth.get() - 1;
-        self.depth.set(depth);
-        if depth == 0 {
-            let seq = self.slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
-            // Pairs with the loads in `Slot::wait_for_end`.
-            release_store(&self.slot.seq, seq);
-            if self.slot.owes.load(Ordering::Relaxed) {
-                self.pay();
-            }
+        let depth = self.depth.get() - SECTION;
+        if depth >= SECTION {
+            self.depth.set(depth);
+            return;
+        }
+        self.depth.set(0);
+        let seq = self.slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
+        // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
+        release_store(&self.slot.seq, seq);
+        if self.slot.owes.load(Ordering::Relaxed) != 0 {
+            self.pay();
         }
     }
 
-    /// Waits for the grace period that a writer inside the section could not wait for.
+    /// Frees what can be freed of what was left to the end of the section.
     #[cold]
     #[inline(never)]
     fn pay(&self) {
-        self.slot.owes.store(false, Ordering::Relaxed);
-        domain().synchronize(None);
+        let owed = self.slot.owes.load(Ordering::Relaxed);
+        self.slot.owes.store(0, Ordering::Relaxed);
+        domain().free_due(owed);
     }
 }
 
@@ -340,10 +720,10 @@ impl Drop for Reader {
         // A section that was forgotten ends here at the latest: it borrowed the reader.
         let seq = self.slot.seq.load(Ordering::Relaxed);
         if seq & INSIDE != 0 {
-            // Pairs with the loads in `Slot::wait_for_end`.
+            // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
             release_store(&self.slot.seq, seq.wrapping_add(INSIDE));
         }
-        self.slot.owes.store(false, Ordering::Relaxed);
+        self.slot.owes.store(0, Ordering::Relaxed);
         // Pairs with the Acquire in `Domain::claim`.
         self.slot.claimed.store(false, Ordering::Release);
     }
@@ -352,26 +732,30 @@ impl Drop for Reader {
 /// A time in which no snapshot that this thread can find is freed.
 ///
 /// It ends with the value. Forgetting it holds up all writers until its reader is dropped, but is safe.
-pub struct Section<'a> {
+pub struct Section<'a, K: Kind = Fenced> {
     reader: &'a Reader,
+    _kind: PhantomData<K>,
 }
 
-impl Drop for Section<'_> {
+impl<K: Kind> Drop for Section<'_, K> {
     #[inline(always)]
     fn drop(&mut self) {
         self.reader.leave();
     }
 }
 
-thread_local! {
-    static DEFERRALS: Cell<usize> = Cell::default();
-    static DEFERRED: Cell<bool> = Cell::default();
+const_thread_local! {
+    static DEFERRALS: Cell<usize> = { Cell::new(0) };
+    /// What their end is to see to.
+    static DEFERRED: Cell<u32> = { Cell::new(0) };
+    /// This thread frees at the end of a section.
+    static FREEING: Cell<bool> = { Cell::new(false) };
 }
 
 /// A time in which the writers of this thread do not wait for readers. The waiting comes at its end.
 ///
 /// It is for the time in which a thread holds a lock that a reader may wait for inside its section, so it ends after the
-/// lock. Forgetting it is safe; what is out of date is then freed by other threads.
+/// lock. Forgetting it is safe; nobody but [`reclaim`] frees what the thread retires then.
 pub struct Deferral {
     /// Of the thread that began it.
     _thread: PhantomData<*const ()>,
@@ -386,11 +770,11 @@ impl Deferral {
         }
     }
 
-    /// Whether this thread has one. If it has, it owes a grace period.
-    fn owe() -> bool {
+    /// Whether this thread has one. If it has, its end sees to what is `owed`.
+    fn owe(owed: u32) -> bool {
         let deferred = DEFERRALS.with(Cell::get) != 0;
         if deferred {
-            DEFERRED.with(|owed| owed.set(true));
+            DEFERRED.with(|all| all.set(all.get() | owed));
         }
         deferred
     }
@@ -402,8 +786,14 @@ impl Drop for Deferral {
             deferrals.set(deferrals.get() - 1);
             deferrals.get()
         });
-        if left == 0 && DEFERRED.with(|owed| owed.replace(false)) {
-            domain().synchronize(None);
+        if left != 0 {
+            return;
+        }
+        match DEFERRED.with(|owed| owed.replace(0)) {
+            0 => {}
+            owed if owed & WAIT_LIGHT == WAIT_LIGHT => _ = domain().synchronize::<Light>(None),
+            owed if owed & WAIT == WAIT => _ = domain().synchronize::<Fenced>(None),
+            owed => domain().free_due(owed),
         }
     }
 }
@@ -411,11 +801,22 @@ impl Drop for Deferral {
 /// Runs `f` in a section of the thread's own reader.
 #[inline]
 pub fn with_section<R>(f: impl FnOnce(&Section<'_>) -> R) -> R {
+    with_own(|reader| f(&reader.enter()))
+}
+
+/// Runs `f` in a light section of the thread's own reader.
+#[inline]
+pub fn with_light_section<R>(f: impl FnOnce(&Section<'_, Light>) -> R) -> R {
+    with_own(|reader| f(&reader.enter_light()))
+}
+
+#[inline(always)]
+fn with_own<R>(f: impl FnOnce(&Reader) -> R) -> R {
     thread_local! {
         static READER: Reader = Reader::new();
     }
     let mut f = Some(f);
-    let mut run = |reader: &Reader| f.take().map(|f| f(&reader.enter()));
+    let mut run = |reader: &Reader| f.take().map(|f| f(reader));
     let result = match READER.try_with(&mut run) {
         Ok(result) => result,
         // The thread is ending, and its reader is gone already.
@@ -427,29 +828,92 @@ pub fn with_section<R>(f: impl FnOnce(&Section<'_>) -> R) -> R {
     }
 }
 
-/// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that sections
-/// look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's it does not.
-///
-/// # Panics
-///
-/// As [`Writer::publish`].
+/// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that fenced
+/// sections look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's, or while it
+/// has a [`Deferral`], it does not.
 pub fn synchronize() -> bool {
-    domain().synchronize(None)
+    domain().synchronize::<Fenced>(None)
+}
+
+/// Drops `outdated` on this thread, when no section is under way any more that has begun before: at once, or in a later
+/// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced sections
+/// only, and cannot any more.
+pub fn retire(outdated: impl Send + 'static) {
+    let domain = domain();
+    domain.leave::<Fenced>(this_threads_number(), Box::new(outdated));
+    domain.free_due(FREE_OWN);
+}
+
+/// As [`retire`], for what runs no foreign code when it is dropped: any thread may do it.
+pub fn retire_memory(outdated: impl Send + 'static) {
+    let domain = domain();
+    domain.leave::<Fenced>(EVERYBODY, Box::new(outdated));
+    domain.free_due(FREE);
+}
+
+/// Frees what detaching and deassigning inside callbacks has left behind, of all threads, on this thread.
+///
+/// An observer that is detached inside an observer's call cannot be dropped there, for another thread may be calling it.
+/// The thread that detached it drops it when its outermost call ends, unless another thread is inside a call or a lookup at
+/// that moment, of whatever event or table. Then it is dropped by the same thread later: when another of its outermost calls
+/// ends in which something was attached or detached, or in a change that it makes outside of calls and that waits. Or here.
+/// No other call drops anything of another thread's, and a signal drops nothing but what its own thread's callbacks have
+/// detached.
+///
+/// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and then,
+/// from a thread that does such things, or when something must be gone: tests, or before the memory that an observer refers
+/// to is unmapped.
+///
+/// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So the
+/// caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are run
+/// nevertheless, and this panics with the first payload.
+///
+/// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction of
+/// an address space, or such a destructor.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::event::{Change, Interest, Observation};
+/// use std::sync::{Arc, Mutex};
+///
+/// let event = Arc::new(Event::new(0));
+/// let state = Arc::new(());
+/// let own = Arc::new(Mutex::new(None));
+/// *own.lock().unwrap() = Some(Observation::new(Arc::clone(&event), Interest::Signals, {
+///     let (own, _state) = (Arc::downgrade(&own), Arc::clone(&state));
+///     // Detaches itself in its first call.
+///     Arc::new(move |_: Change| {
+///         let _state = &_state;
+///         let observation = own.upgrade().and_then(|own| own.lock().unwrap().take());
+///         drop(observation);
+///     })
+/// }));
+/// event.signal();
+/// doorbell::reclaim();
+/// assert_eq!(Arc::strong_count(&state), 1);
+/// ```
+pub fn reclaim() -> bool {
+    domain().reclaim()
 }
 
 /// The current snapshot of what readers share with one another and with writers.
-pub struct Srcu<T> {
+///
+/// The destructor of a snapshot runs on whatever thread, so it must run no foreign code: what it leads to is owned
+/// elsewhere, and goes as the `outdated` of the writer that takes it out.
+pub struct Srcu<T, K: Kind = Fenced> {
     /// Never null. On lines of its own: writers contend for the lock, and readers shall not notice.
     current: CachePadded<AtomicPtr<UnsafeCell<T>>>,
     writer: Mutex<()>,
+    _kind: PhantomData<K>,
 }
 
-impl<T: Send + Sync + 'static> Srcu<T> {
+impl<T: Send + Sync + 'static, K: Kind> Srcu<T, K> {
     /// With `value` as the first snapshot.
     pub fn new(value: T) -> Self {
         Srcu {
             current: CachePadded::new(AtomicPtr::new(boxed(value))),
             writer: Mutex::new(()),
+            _kind: PhantomData,
         }
     }
 
@@ -457,7 +921,7 @@ impl<T: Send + Sync + 'static> Srcu<T> {
     ///
     /// A later call inside the same section may see a newer one.
     #[inline(always)]
-    pub fn read<'a>(&'a self, _section: &'a Section<'_>) -> Snapshot<'a, T> {
+    pub fn read<'a>(&'a self, _section: &'a Section<'_, K>) -> Snapshot<'a, T> {
         // The load of the handshake with `Writer::publish`; acquires the value.
         let current = self.current.load(DEKKER);
         // SAFETY: it came from `boxed`, and was current after this section had begun. It is freed by `Writer::publish`
@@ -467,11 +931,12 @@ impl<T: Send + Sync + 'static> Srcu<T> {
     }
 
     /// Keeps other writers out.
-    pub fn write(&self) -> Writer<'_, T> {
+    pub fn write(&self) -> Writer<'_, T, K> {
         Writer {
             current: &self.current,
             // There is nothing behind it that a panic could have left half done.
             _lock: self.writer.lock().unwrap_or_else(PoisonError::into_inner),
+            _kind: PhantomData,
         }
     }
 }
@@ -506,10 +971,10 @@ impl<T> Deref for Snapshot<'_, T> {
     }
 }
 
-impl<T> Drop for Srcu<T> {
+impl<T, K: Kind> Drop for Srcu<T, K> {
     fn drop(&mut self) {
         // SAFETY: it came from `boxed`, and there are no readers: they borrow `self`.
-        unsafe { free(self.current.load(Ordering::Relaxed)) };
+        unsafe { free_snapshot(self.current.load(Ordering::Relaxed)) };
     }
 }
 
@@ -520,7 +985,7 @@ fn boxed<T>(value: T) -> *mut UnsafeCell<T> {
 /// # Safety
 ///
 /// `snapshot` came from [`boxed`], nobody else has access to it, and it is not freed again.
-unsafe fn free<T>(snapshot: *mut UnsafeCell<T>) {
+unsafe fn free_snapshot<T>(snapshot: *mut UnsafeCell<T>) {
     // SAFETY: as promised.
     unsafe {
         // Nothing but a check of that promise, by loom.
@@ -532,12 +997,13 @@ unsafe fn free<T>(snapshot: *mut UnsafeCell<T>) {
 /// The right to publish.
 ///
 /// It must not be held while waiting for a reader: a reader may be waiting for it.
-pub struct Writer<'a, T> {
+pub struct Writer<'a, T, K: Kind = Fenced> {
     current: &'a AtomicPtr<UnsafeCell<T>>,
     _lock: MutexGuard<'a, ()>,
+    _kind: PhantomData<K>,
 }
 
-impl<T: Send + Sync + 'static> Writer<'_, T> {
+impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
     /// The current snapshot.
     pub fn read(&self) -> Snapshot<'_, T> {
         // The lock orders it after the last swap.
@@ -549,19 +1015,39 @@ impl<T: Send + Sync + 'static> Writer<'_, T> {
     /// Makes `value` the snapshot, lets other writers in, and waits until nobody holds the one before. Then drops that
     /// and `outdated`, which it may have pointed to.
     ///
-    /// Inside a section of this thread's it does not wait; the waiting and the dropping come when its outermost section
-    /// ends, if no other writer has taken on the latter before; it may not have finished then.
+    /// Inside a section of this thread's it does not wait; this thread drops both later, see the module. While the thread
+    /// has a [`Deferral`], all that comes at its end.
     ///
     /// # Panics
     ///
-    /// If it cannot find out who is still reading (see [`membarrier`]), or waits in vain in a forked process. `value` is
-    /// published then, and what was before is leaked.
+    /// If it cannot find out who is still reading (see [`membarrier`]); `value` is published then, and what was before is
+    /// leaked. And if a destructor does.
     pub fn publish(self, value: T, outdated: impl Send + 'static) {
-        // First half of the handshake with `Reader::enter`. Releases the new value to the readers, and acquires the old
+        let old = self.swap(value);
+        domain().synchronize::<K>(Some(Box::new(Replaced { old, outdated })));
+    }
+
+    /// Makes `value` the snapshot, lets other writers in, and returns, while readers may still hold the one before. That
+    /// is for who has only added something. (`call_srcu`)
+    ///
+    /// # Panics
+    ///
+    /// As [`publish`](Self::publish).
+    pub fn publish_without_waiting(self, value: T) {
+        let old = self.swap(value);
+        let domain = domain();
+        domain.leave::<K>(EVERYBODY, Box::new(Replaced { old, outdated: () }));
+        if K::LIGHT && domain.may_wait(FREE) {
+            // Nobody else might ever, and then old snapshots would pile up.
+            membarrier::heavy();
+        }
+        domain.free_due(FREE);
+    }
+
+    fn swap(self, value: T) -> *mut UnsafeCell<T> {
+        // First half of the handshake with `Reader::begin`. Releases the new value to the readers, and acquires the old
         // one from whoever published it, for the sake of its drop.
-        let old = self.current.swap(boxed(value), DEKKER);
-        drop(self);
-        domain().synchronize(Some(Box::new(Replaced { old, outdated })));
+        self.current.swap(boxed(value), DEKKER)
     }
 }
 
@@ -580,8 +1066,8 @@ unsafe impl<T: Send, G: Send> Send for Replaced<T, G> {}
 
 impl<T, G> Drop for Replaced<T, G> {
     fn drop(&mut self) {
-        // SAFETY: it came from `boxed`, `publish` made it unreachable, and `synchronize` drops this after a grace period.
-        unsafe { free(self.old) };
+        // SAFETY: it came from `boxed`, a writer made it unreachable, and this is dropped after a grace period.
+        unsafe { free_snapshot(self.old) };
     }
 }
 
@@ -593,8 +1079,7 @@ mod tests {
 
     type Book = Srcu<Arc<u32>>;
 
-    /// All writers of a process wait for all its readers, and free what others have left. The tests take turns, so that each
-    /// knows who frees what.
+    /// All writers of a process wait for all its readers. The tests take turns, so that each knows who frees what.
     fn alone() -> impl Drop {
         static TURN: Mutex<()> = Mutex::new(());
         TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -801,7 +1286,8 @@ mod tests {
         );
     }
 
-    /// In a forked child there is nobody to end a section that another thread was in: a writer panics and frees nothing.
+    /// In a forked child there is nobody to end a section that another thread was in: a writer does not wait for it. It does
+    /// for one of the forking thread's.
     #[cfg(unix)]
     #[test]
     fn fork_while_another_thread_is_inside() {
@@ -822,11 +1308,10 @@ mod tests {
         if child == 0 {
             // SAFETY: plain system calls.
             unsafe { libc::alarm(30) };
-            let write = std::panic::AssertUnwindSafe(|| publish(&book, 1));
-            let panicked = std::panic::catch_unwind(write).is_err();
-            let leaked = Arc::strong_count(&first) == 2;
+            publish(&book, 1);
+            let freed = Arc::strong_count(&first) == 1;
             // SAFETY: as above.
-            unsafe { libc::_exit(if panicked && leaked { 0 } else { 1 }) };
+            unsafe { libc::_exit(if freed { 0 } else { 1 }) };
         }
         let mut status = 0;
         // SAFETY: the status is there during the call.

@@ -5,10 +5,11 @@ use std::thread;
 
 /// Waits until nobody else holds it, under a watchdog of the caller's.
 ///
-/// What a change of observers or doorbells leaves to the end of a call or a transaction is freed by whoever comes first: a
-/// thread of another test that makes such a change at the same time, perhaps.
+/// What a callback has detached is freed at the end of the outermost call, unless a thread of another test is inside a call
+/// of its own at that moment: then it stays behind.
 pub fn wait_until_alone<T>(held: &Arc<T>) {
     while Arc::strong_count(held) > 1 {
+        doorbell::reclaim();
         thread::yield_now();
     }
 }
