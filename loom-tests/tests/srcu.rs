@@ -2,7 +2,7 @@
 //!
 //! `../breakages/srcu.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::sync::srcu::{Deferral, Reader, Section, Srcu, with_section};
+use doorbell::sync::srcu::{self, Deferral, Reader, Section, Srcu, reclaim, with_section};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Mutex};
@@ -233,5 +233,142 @@ fn changes_across_sections() {
             page.look();
         });
         other.join().unwrap();
+    });
+}
+
+/// A page that tells where it ends.
+struct Leaf {
+    _page: Page,
+    ends_on: loom::thread::ThreadId,
+}
+
+impl Leaf {
+    /// To be retired by this thread.
+    fn new() -> Self {
+        Leaf {
+            _page: Page::new(0),
+            ends_on: thread::current().id(),
+        }
+    }
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        assert_eq!(thread::current().id(), self.ends_on);
+    }
+}
+
+/// What a thread retires inside a section is dropped by that thread, or in `reclaim`; not by a writer that waits at the same
+/// time, and not by a reader.
+#[test]
+fn who_retires_drops() {
+    check("who_retires_drops", Some(3), || {
+        let book = book();
+        let other = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                let reader = Reader::new();
+                for _ in 0..2 {
+                    let section = reader.enter();
+                    with_page(&book, &section, |page| _ = page.look());
+                    srcu::retire(Leaf::new());
+                }
+                // Outside of a section, nobody waits.
+                book.write().publish(Page::new(1), Leaf::new());
+            })
+        };
+        turn_to(&book, 2);
+        other.join().unwrap();
+    });
+}
+
+/// A thread that retires in several sections, without ever waiting, frees nothing that a reader may hold; what is left is
+/// freed by `reclaim`, at the latest.
+#[test]
+fn retired_in_several_sections() {
+    check("retired_in_several_sections", Some(3), || {
+        let book = book();
+        let reader = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                let reader = Reader::new();
+                for _ in 0..2 {
+                    with_page(&book, &reader.enter(), |page| _ = page.look());
+                }
+            })
+        };
+        let own = Reader::new();
+        for number in 1..=3 {
+            let section = own.enter();
+            turn_to(&book, number);
+            assert_eq!(book.read(&section).look(), number);
+        }
+        reader.join().unwrap();
+        assert!(reclaim());
+    });
+}
+
+/// Writers that do not wait, and a reader: what they replace is freed by either of them, after it.
+#[test]
+fn published_without_waiting() {
+    check("published_without_waiting", Some(3), || {
+        let book = book();
+        let writer = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || book.write().publish_without_waiting(Page::new(1)))
+        };
+        let reader = Reader::new();
+        with_page(&book, &reader.enter(), |page| _ = page.look());
+        book.write().publish_without_waiting(Page::new(2));
+        with_page(&book, &reader.enter(), |page| assert_ne!(page.look(), 0));
+        writer.join().unwrap();
+        assert!(reclaim());
+    });
+}
+
+/// `reclaim` beside a thread that is inside a section, and retires what it looks at.
+#[test]
+fn reclaim_and_a_section() {
+    check("reclaim_and_a_section", Some(3), || {
+        let book = book();
+        let other = {
+            let book = Arc::clone(&book);
+            thread::spawn(move || {
+                let reader = Reader::new();
+                with_page(&book, &reader.enter(), |page| {
+                    turn_to(&book, 1);
+                    page.look();
+                });
+            })
+        };
+        assert!(reclaim());
+        other.join().unwrap();
+        assert!(reclaim());
+    });
+}
+
+/// A reader whose section ends, in which it has retired something, may hold a lock that another reader wants inside its own
+/// section: it does not wait for it.
+#[test]
+fn a_section_ends_under_a_lock() {
+    check("a_section_ends_under_a_lock", Some(3), || {
+        let shared = Arc::new((Mutex::new(()), book()));
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let (lock, book) = &*shared;
+                let reader = Reader::new();
+                with_page(book, &reader.enter(), |page| {
+                    drop(lock.lock().unwrap());
+                    page.look();
+                });
+            })
+        };
+        let (lock, book) = &*shared;
+        let locked = lock.lock().unwrap();
+        with_section(|_| turn_to(book, 1));
+        drop(locked);
+        other.join().unwrap();
+        assert!(reclaim());
     });
 }

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The list is read in a section of [`srcu`](crate::sync::srcu), so whoever takes an observer out returns when no call
-//! of it is under way.
+//! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is taken
+//! out there is dropped by the same thread when no call is under way any more, at the end of its outermost call or later.
 //!
 //! **Nesting.** A callback may signal and read events, its own included. What that is to call is not called from there: it is
 //! put into a queue of the thread's, and called by the outermost signal or read, one after the other, when the callback has
@@ -74,12 +75,16 @@ impl Interest {
 /// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
 /// newest first, as in the kernel. Several threads may call at the same time.
 ///
-/// It must be short, and must not block: it holds up the signaller, and every thread that changes an address table or a list of
-/// observers anywhere in the process waits until it has returned. So it must not take a lock that another thread holds
-/// while it [detaches](Observation) an observer or deassigns a doorbell: the two would wait for each other.
+/// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer, deassigns a
+/// doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the process, waits until
+/// it has returned. So it must not take a lock that another thread holds while it does one of these: the two would wait for
+/// each other. Attaching, assigning and signalling wait for no call, and may be done under any lock.
 ///
 /// It may signal, write to and read any event without blocking, attach and detach observers, itself included, change
-/// address spaces, and drop events. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
+/// address spaces, and drop events. None of that waits for other threads, nor does the signal from outside when it ends. So
+/// what is said elsewhere to hold when a detaching or deassigning call returns ("no call is under way") holds for calls on
+/// this thread only: those that other threads have begun before may outlast it, and the outermost call too. What is detached
+/// inside a call is dropped when no call is under way any more: see [`reclaim`](crate::reclaim) for when and where. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
 /// signal from outside, further signals by callbacks change the counts, but observers are not called for them.
 ///
 /// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`, `write`
@@ -389,11 +394,16 @@ impl Drop for Nesting {
 
 /// An observer's place at an event. Dropping it detaches the observer.
 ///
-/// When the drop returns, no call of the observer is under way on any thread and none will come, except if it is dropped
-/// inside an observer's call, its own or another: then no call *begins* on this thread any more, calls on other threads
-/// may still be under way until the outermost call on this thread returns, and the observer is freed after that, by another
-/// thread if that changes observers or doorbells at the time. So it is inside a transaction of an
-/// [`AddressSpace`](crate::ioeventfd::space::AddressSpace), until that ends.
+/// When the drop returns, no call of the observer is under way on any thread, none will come, and the observer has been
+/// dropped, on this thread, unless others hold it. To that end the drop blocks while another thread is inside a callback or a
+/// lookup, of whatever event or table, that began before: so the caller holds no lock that any callback may take, nor one
+/// that the destructor of the observer takes.
+///
+/// Inside an observer's call, its own or another, or a guest write that a table serves, the drop waits for nothing. Then no
+/// call *begins* on this thread any more. Calls on other threads that are under way may outlast this thread's outermost call,
+/// and the observer is dropped after them, by this thread at the end of its outermost call or later, or by
+/// [`reclaim`](crate::reclaim). While the thread has a transaction of an
+/// [`AddressSpace`](crate::ioeventfd::space::AddressSpace) open, the waiting and the dropping come when that ends.
 ///
 /// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is dropped.
 ///
@@ -429,9 +439,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     /// Attaches an observer that is called for every change of interest from now on.
     ///
     /// Changes that another thread makes during the call may or may not reach it. What was there before does not: look
-    /// at the count afterwards.
-    ///
-    /// Waits until no other thread is inside a callback or a table lookup that began before, unless called from inside one.
+    /// at the count afterwards. Waits for nobody.
     pub fn new(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
         let observation = Self::attach(event, interest, observer, OBSERVED);
         observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
@@ -442,9 +450,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     /// [armed](Self::arm); not before the first time.
     ///
     /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it has
-    /// looked and armed again, signals cost what they cost without observers.
-    ///
-    /// Waits as [`new`](Self::new) does.
+    /// looked and armed again, signals cost what they cost without observers. Waits for nobody.
     pub fn on_demand(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
         Self::attach(event, interest, observer, ARMED)
     }
