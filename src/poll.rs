@@ -48,18 +48,16 @@
 //!
 //! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a moment:
 //! `futex`, if two meet there. The first future that waits for an event, and the first `wait_any` on it that cannot
-//! use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, which waits for callbacks and lookups
-//! under way in other threads and may call `sched_yield`, `nanosleep` and (after `use_membarrier`) `membarrier`, as a
-//! change of a table does. A thread calls `getpid` before it runs a waker for the first time.
+//! use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under a mutex.
 //!
 //! A poller, and what the memory allocator calls:
 //!
 //! | what | calls |
 //! |---|---|
-//! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken. A thread's first: `getpid` |
+//! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
 //! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls |
-//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep` while other threads are in observers' calls; `membarrier` after [`use_membarrier`](crate::use_membarrier); `futex` for the lock |
+//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` for the lock |
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
 //! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |

@@ -1,5 +1,5 @@
 //! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for, nor by
-//! batches once the events are in.
+//! batches once the events are in. And that callbacks which attach and detach keep none.
 
 #![cfg(target_os = "linux")]
 
@@ -10,7 +10,8 @@ use common::counter::Place;
 use common::watchdog;
 use doorbell::Event;
 use doorbell::Spin;
-use doorbell::event::Batch;
+use doorbell::event::{Batch, Change, Interest, Observation, Observer};
+use doorbell::ioeventfd::{Key, Table};
 use doorbell::poll::{Events, Poller, Watch, wait_any};
 use rustix::thread::ClockId;
 use rustix::thread::futex::{WaitvFlags, waitv};
@@ -18,6 +19,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
@@ -27,17 +29,21 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Less what it frees.
+    static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: it is the system's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size().cast_signed());
         // SAFETY: as promised by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        BYTES.set(BYTES.get() - layout.size().cast_signed());
         // SAFETY: as promised by the caller; it came from `alloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -202,5 +208,53 @@ fn none_for_a_batch_that_wakes() {
         for _ in 0..3 {
             assert_eq!(round(), 0);
         }
+    });
+}
+
+/// A thread whose callbacks attach and detach for ever keeps what it has retired in the course of a call of another thread,
+/// or two, and no more: nobody else ever frees anything.
+#[test]
+fn attaching_and_detaching_in_callbacks_for_ever() {
+    watchdog::limit("attaching_and_detaching_in_callbacks_for_ever", || {
+        let watched = Arc::new(Event::new(0));
+        let observe = |event: &Arc<Event>, call: Arc<dyn Observer>| {
+            Observation::new(Arc::clone(event), Interest::Signals, call)
+        };
+        let trigger = Arc::new(Event::new(0));
+        let table = Table::new();
+        let _observation = observe(&trigger, {
+            let (watched, table) = (Arc::clone(&watched), table.clone());
+            Arc::new(move |_: Change| {
+                let observer = Arc::new(|_: Change| ());
+                drop(Observation::new(
+                    Arc::clone(&watched),
+                    Interest::Signals,
+                    observer,
+                ));
+                drop(table.assign(Key::mmio(0, 4), &watched).unwrap());
+            })
+        });
+        let others = Arc::new(Event::new(0));
+        let _called = observe(&others, Arc::new(|_: Change| ()));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // It is inside a call at almost any moment, but never in the same one for long.
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    others.signal();
+                }
+            });
+            let before = BYTES.get();
+            let mut most = 0;
+            for _ in 0..30_000 {
+                trigger.signal();
+                most = most.max(BYTES.get() - before);
+            }
+            stop.store(true, Relaxed);
+            // 30,000 of them are some megabytes. A call of the other thread lasts for a time slice at most.
+            trigger.signal();
+            let kept = BYTES.get() - before;
+            assert!(kept < 100_000, "{kept} bytes kept, {most} at most");
+        });
     });
 }

@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::{Event, MembarrierError, use_membarrier};
 use std::io;
@@ -126,6 +127,92 @@ fn lookups_and_changes() {
             stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(signals, taken.load(Ordering::Relaxed));
+    });
+}
+
+/// Observers need no barrier: they come and go while others are called, also out of lookups without a fence, though the
+/// system refuses.
+#[test]
+fn observers_without_a_barrier() {
+    in_a_process("observers_without_a_barrier", || {
+        if let Err(reason) = use_membarrier() {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+        let table = Table::new();
+        let event = Arc::new(Event::new(0));
+        table.assign(KEY, &event).unwrap().keep();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let reader = table.reader();
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(reader.write(Bus::Mmio, KEY.address, &[0; 4]));
+                }
+            });
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    event.signal();
+                }
+            });
+            refuse_membarrier(libc::EPERM);
+            let start = Instant::now();
+            let mut rounds = 0_u32;
+            while start.elapsed() < Duration::from_millis(300) || rounds < 500 {
+                let gone = Arc::new(AtomicBool::new(false));
+                let observer = {
+                    let gone = Arc::clone(&gone);
+                    Arc::new(move |_: Change| assert!(!gone.load(Ordering::Relaxed)))
+                };
+                let held = Arc::clone(&gone);
+                let observation = Observation::new(Arc::clone(&event), Interest::Both, observer);
+                event.try_read();
+                drop(observation);
+                gone.store(true, Ordering::Relaxed);
+                assert_eq!(Arc::strong_count(&held), 2, "the observer has been dropped");
+                rounds += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+/// A table that is changed in callbacks calls no barrier there. What is replaced is kept until a change from outside has
+/// called one: then the next callback that changes something frees it.
+#[test]
+fn changes_in_callbacks() {
+    in_a_process("changes_in_callbacks", || {
+        if let Err(reason) = use_membarrier() {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+        let table = Table::new();
+        let event = Arc::new(Event::new(0));
+        table.assign(KEY, &event).unwrap().keep();
+        let replaced = Arc::new(Event::new(0));
+        let _observation = Observation::new(Arc::clone(&event), Interest::Signals, {
+            let (table, replaced) = (table.clone(), Arc::clone(&replaced));
+            Arc::new(move |_: Change| {
+                let key = Key::mmio(0x2000, 4);
+                drop(table.assign(key, &replaced).unwrap());
+            })
+        });
+        let ring = || assert!(table.write(Bus::Mmio, KEY.address, &[0; 4]));
+        let kept = || Arc::strong_count(&replaced) - 2;
+        for rings in 1..=3 {
+            ring();
+            assert_eq!(kept(), rings);
+        }
+        thread::spawn(ring_once).join().unwrap();
+        assert_eq!(kept(), 3);
+        ring();
+        assert_eq!(kept(), 1);
+        assert!(doorbell::reclaim());
+        assert_eq!(kept(), 0);
+        // In a callback, nobody is asked.
+        refuse_membarrier(libc::EPERM);
+        ring();
+        assert_eq!(kept(), 1);
     });
 }
 

@@ -619,7 +619,6 @@ fn no_others_than_documented() {
         (libc::SYS_close, vec![]),
         (libc::SYS_dup, vec![]),
         (libc::SYS_futex, vec![]),
-        (libc::SYS_getpid, vec![]),
         (libc::SYS_sched_yield, vec![]),
         (libc::SYS_clock_nanosleep, vec![]),
         (libc::SYS_fcntl, fcntl.collect()),
@@ -1105,7 +1104,6 @@ fn the_list_of_calls_is_complete() {
         #[cfg(not(target_arch = "x86_64"))]
         libc::SYS_readlinkat,
         libc::SYS_close,
-        libc::SYS_getpid,
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
     ];
@@ -1164,7 +1162,6 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
     let listed = [
         libc::SYS_futex,
         libc::SYS_futex_waitv,
-        libc::SYS_getpid,
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
     ];

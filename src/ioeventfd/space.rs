@@ -126,8 +126,8 @@ use std::sync::Arc;
 ///
 /// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread commits:
 /// the commit waits for that `write` last of all, when others may change the address space again. The callback's own
-/// change takes effect at once for writes that begin after it, and the waiting for those under way is left to the end of
-/// the `write`. In the same way, what a thread does to a [`Table`] or to the observers of an event while it has a
+/// change takes effect at once for writes that begin after it, and waits for nothing: writes of other threads that are under
+/// way may ring the old doorbells until they end. In the same way, what a thread does to a [`Table`] or to the observers of an event while it has a
 /// transaction open, or in a call of a listener, takes effect at once, and what it has to wait for is left to the end of the
 /// outermost transaction.
 #[derive(Clone, Default)]

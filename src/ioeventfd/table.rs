@@ -13,12 +13,15 @@ use std::sync::Arc;
 /// at it. A thread that often looks up, such as a vCPU's, makes itself a [`reader`](Self::reader).
 ///
 /// Changes copy the table, so one costs time in proportion to the doorbells there are, and [`assign_all`](Self::assign_all),
-/// [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the price of one. A change returns when
-/// it holds for all threads: until then it waits for lookups that are under way, which takes as long as signalling an
-/// event. If a thread changes a table from inside a lookup of its own, which may be one in another table, the change
-/// takes effect at once for lookups that begin after it, and the waiting is left to the end of the outermost lookup.
+/// [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the price of one. A change holds for all
+/// lookups that begin after it. One that only adds doorbells waits for nobody. One that takes doorbells out returns when
+/// nothing comes through the old ones any more: it waits for lookups and observers' calls that are under way, of whatever
+/// table or event, so the caller holds no lock that a callback may take.
 ///
-/// The table does not survive `fork(2)` whole: the child may look up and signal, but should not change it.
+/// A thread that changes a table inside a callback, that is in a lookup or an observer's call of its own, waits for
+/// nothing, nor does the outermost call when it ends. What other threads have begun before may still ring the old doorbells
+/// for as long as it takes, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While the thread has
+/// a transaction of an [`AddressSpace`](super::space::AddressSpace) open, the waiting comes when that ends.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};

@@ -18,7 +18,8 @@ use std::sync::{Arc, PoisonError};
 ///
 /// A signal to an assigned event takes no lock on its way to the sink. Changes (assigning, routes, masks) wait for signals
 /// that are under way, so that nothing happens after a change that belongs before it; not so inside an observer's or a
-/// sink's call, where they take effect for what comes after and the waiting is left to the end of the outermost call.
+/// sink's call, where they take effect for what comes after and wait for nothing: what other threads are in the middle of may
+/// still happen after the outermost call has ended.
 ///
 /// ```
 /// use doorbell::Event;
@@ -248,8 +249,8 @@ impl Router {
     ///
     /// When this returns, nothing is injected for the event any more, and its count, with what was in it, has been taken
     /// away: it is an event like others, and may be assigned again. (If another thread deassigns the same at the same
-    /// time, that one's call returns so.) Inside an observer's or a sink's call, all this holds when the outermost call ends, or
-    /// a moment later, if another thread that changes something has taken it over.
+    /// time, that one's call returns so.) Inside an observer's or a sink's call it waits for nothing: all this holds when the
+    /// outermost call has ended, if no other thread is inside one then; else later, see [`reclaim`](crate::reclaim).
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }

@@ -19,8 +19,8 @@ use std::task::{Context, Poll, ready};
 /// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
 /// that goes on with another branch may do, the others that wait for the event wait for it.
 ///
-/// The first one that has to wait attaches an [`Observer`](crate::event::Observer) to the event, which may block for
-/// the time of a grace period (some microseconds); after that, waiting takes a mutex for a moment.
+/// Waiting takes a mutex for a moment. The first one that has to wait attaches an
+/// [`Observer`](crate::event::Observer) to the event.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///

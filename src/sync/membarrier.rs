@@ -1,5 +1,5 @@
-//! Which barriers readers and writers of [`srcu`](super::srcu) use: a fence on both sides, or `membarrier(2)` on the
-//! writer's side and only a compiler fence on the reader's.
+//! Which barriers the light readers of [`srcu`](super::srcu) and their writers use: a fence on both sides, or
+//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's.
 //!
 //! The two are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
 //! writer. A reader with the light barrier and a writer that takes it for one with a fence would be a use after free,
@@ -50,7 +50,12 @@ impl From<MembarrierError> for io::Error {
 /// it reads the table. By default a store with a full fence sees to it, at 2 to 3 ns. After this call it is a plain store, and
 /// each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all running threads
 /// of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up ever after; use
-/// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one.
+/// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one. Nothing else calls
+/// it: not attaching and detaching observers, nor pollers, nor irqfds, whose routes and masks change often.
+///
+/// Nor does a change of a table inside a callback, which waits for nothing. What it replaces is kept until some thread
+/// changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables in
+/// callbacks and never outside calls that now and then.
 ///
 /// Call it first thing in `main`:
 ///
