@@ -32,7 +32,9 @@
 mod board;
 mod error;
 mod injector;
+mod level;
 mod line;
+mod lines;
 mod route;
 mod router;
 mod sink;
@@ -40,7 +42,8 @@ mod worker;
 
 pub use error::{AssignError, RouteError, RoutingError};
 pub use injector::IrqfdCounters;
+pub use level::LevelSource;
 pub use line::LineCounters;
-pub use route::{MsiMessage, Route, Routes};
+pub use route::{MsiMessage, Route, RouteChange, Routes};
 pub use router::{Irqfd, Router};
 pub use sink::{Eoi, InterruptSink};

@@ -1,11 +1,12 @@
 //! What the irqfds of a router share: the lines, the routes, the sink.
 //!
 //! Everything that leads to a call of the sink happens in a section of [`srcu`](crate::sync::srcu), or on the worker's
-//! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, waits for the sections
-//! under way (and the worker), and knows that nothing happens any more that was decided before.
+//! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, and waits for the sections
+//! under way (and the worker), knows that nothing happens any more that was decided before.
 
 use super::injector::Trigger;
-use super::line::{Line, Request};
+use super::line::{Holders, Line, Request, Requested};
+use super::lines::Lines;
 use super::worker::Backlog;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
 use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
@@ -14,8 +15,7 @@ use std::sync::Arc;
 pub(super) struct Board {
     sink: Arc<dyn InterruptSink>,
     routes: Srcu<Routes>,
-    /// By GSI. A line that has been made stays.
-    lines: Srcu<Vec<Arc<Line>>>,
+    lines: Lines,
     /// For the worker, if there is one.
     backlog: Option<Backlog>,
 }
@@ -25,7 +25,7 @@ impl Board {
         Board {
             sink,
             routes: Srcu::new(Routes::new()),
-            lines: Srcu::new(Vec::new()),
+            lines: Lines::new(),
             backlog,
         }
     }
@@ -74,13 +74,23 @@ impl Board {
 
     fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> bool {
         let requested = line.ask(request);
+        let coalesced = requested.coalesced;
+        self.carry_out(section, line, requested);
+        coalesced
+    }
+
+    /// Changes who holds a line up.
+    pub(super) fn hold(&self, line: &Arc<Line>, change: impl FnOnce(&mut Holders)) {
+        with_section(|section| self.carry_out(section, line, line.hold(change)));
+    }
+
+    fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, requested: Requested) {
         if requested.drive {
             match &self.backlog {
                 None => line.drive(self.sink(), || self.routes.read(section).get(line.gsi)),
                 Some(backlog) => backlog.push(Arc::clone(line)),
             }
         }
-        requested.coalesced
     }
 
     /// What the worker does with a line in its backlog: in no section, since the sink may sleep.
@@ -90,54 +100,37 @@ impl Board {
         });
     }
 
-    pub(super) fn find(&self, gsi: u32) -> Option<Arc<Line>> {
-        with_section(|section| {
-            let lines = self.lines.read(section);
-            let index = lines.binary_search_by_key(&gsi, |line| line.gsi).ok()?;
-            Some(Arc::clone(&lines[index]))
-        })
-    }
-
-    pub(super) fn line(&self, gsi: u32) -> Arc<Line> {
-        if let Some(line) = self.find(gsi) {
-            return line;
-        }
-        let writer = self.lines.write();
-        let mut lines = writer.read().clone();
-        match lines.binary_search_by_key(&gsi, |line| line.gsi) {
-            // Another thread was faster.
-            Ok(index) => Arc::clone(&lines[index]),
-            Err(index) => {
-                let line = Arc::new(Line::new(gsi));
-                lines.insert(index, Arc::clone(&line));
-                writer.publish(lines, ());
-                line
-            }
-        }
+    pub(super) fn lines(&self) -> &Lines {
+        &self.lines
     }
 
     pub(super) fn routes(&self) -> Routes {
-        self.routes.write().read().clone()
+        with_section(|section| self.routes.read(section).clone())
     }
 
-    /// Replaces the routes by what `make` makes of them, and moves the levels that stand at the old ones.
+    /// Replaces the routes by what `make` makes of them, and moves the levels that stand at old ones. Returns whether
+    /// anything has changed. Injections by the old routes may be under way then.
     pub(super) fn reroute(
         &self,
-        make: impl FnOnce(&Routes) -> Result<Routes, RouteError>,
-    ) -> Result<(), RoutingError> {
+        make: impl FnOnce(&mut Routes) -> Result<(), RouteError>,
+    ) -> Result<bool, RoutingError> {
         let writer = self.routes.write();
-        let routes = make(&writer.read())?;
+        let mut routes = writer.read().clone();
+        make(&mut routes)?;
+        let changes = writer.read().changes(&routes);
+        if changes.is_empty() {
+            return Ok(false);
+        }
         // Under the lock, so that the sink gets them in the same order.
-        let taken = self.sink.set_routes(&routes);
+        let taken = self.sink.set_routes(&routes, &changes);
         taken.map_err(RoutingError::Refused)?;
         writer.publish(routes, ());
-        // Nobody looks at the old routes any more, but levels stand there.
-        let lines = with_section(|section| self.lines.read(section).clone());
-        for line in &lines {
-            self.ask(line, Request::Reroute);
+        for change in &changes {
+            if let Some(line) = self.lines.find(change.gsi) {
+                self.ask(line, Request::Reroute);
+            }
         }
-        self.settle();
-        Ok(())
+        Ok(true)
     }
 
     /// Waits until nothing is under way that was decided before: inside a section of this thread's, not.

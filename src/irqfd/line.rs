@@ -6,7 +6,7 @@
 //! ```text
 //!     PENDING    a pulse or a message is due            set by signals of plain irqfds; stays while masked
 //!     ASSERTED   a resampling irqfd holds the line up   set by signals of resampling irqfds; cleared by ack
-//!     HELD       the VMM holds the line up              set and cleared by set_level
+//!     HELD       a level source holds the line up       set and cleared by set_level, for all of them
 //!     MASKED     the sink is to be told nothing         set and cleared by mask and unmask
 //!     ACKED      lower the line, then signal the resample events
 //!     REROUTED   see whether the level stands at the right place
@@ -32,8 +32,8 @@ use super::{InterruptSink, Route};
 use crate::Event;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::srcu::{Srcu, with_section};
-use crate::sync::{DEKKER, Tally, dekker_load};
-use std::sync::Arc;
+use crate::sync::{DEKKER, Mutex, Tally};
+use std::sync::{Arc, PoisonError};
 use std::{mem, thread};
 
 const PENDING: u32 = 1;
@@ -54,7 +54,7 @@ pub(super) enum Request {
     /// The line up, until it is acked.
     Assert,
     Ack,
-    /// The VMM's own level.
+    /// Whether anybody of the [`Holders`] holds the line up.
     Hold(bool),
     Mask,
     Unmask,
@@ -130,7 +130,17 @@ pub(super) struct Line {
     told: AtomicU64,
     /// Of the irqfds that have one: as many times as they name it.
     resamplers: Srcu<Vec<Arc<Event>>>,
+    holders: Mutex<Holders>,
     counters: Counters,
+}
+
+/// Who holds the line up, besides resampling irqfds.
+#[derive(Default)]
+pub(super) struct Holders {
+    /// The VMM, by [`set_level`](super::Router::set_level).
+    pub(super) vmm: bool,
+    /// As many [level sources](super::LevelSource).
+    pub(super) sources: usize,
 }
 
 #[derive(Default)]
@@ -185,6 +195,7 @@ impl Line {
             state: AtomicU32::new(0),
             told: AtomicU64::new(NOWHERE),
             resamplers: Srcu::new(Vec::new()),
+            holders: Mutex::new(Holders::default()),
             counters: Counters::default(),
         }
     }
@@ -192,7 +203,6 @@ impl Line {
     /// Sets what `request` stands for. If the caller is the driver then, it must see to [`drive`](Self::drive).
     pub(super) fn ask(&self, request: Request) -> Requested {
         // A read-modify-write even if it changes nothing: what the caller did before is for the driver, and the guest, to see.
-        // A `DEKKER` one, for `Mask`: see `is_masked`.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let asked = request.apply(state);
@@ -213,11 +223,20 @@ impl Line {
         }
     }
 
-    /// Looked at in a section before a message is sent. [`mask`](super::Router::mask) sets the bit and then waits for the
-    /// sections under way: the message is of one of those, or this sees the bit.
+    /// As [`ask`](Self::ask), for what comes of a change of the holders.
+    pub(super) fn hold(&self, change: impl FnOnce(&mut Holders)) -> Requested {
+        // There is nothing behind the lock that a panic could have left half done.
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut holders);
+        // Under the lock: the last request says what the last change was.
+        self.ask(Request::Hold(holders.vmm || holders.sources != 0))
+    }
+
+    /// Looked at before a message is sent.
     #[inline(always)]
     pub(super) fn is_masked(&self) -> bool {
-        dekker_load(&self.state) & MASKED != 0
+        // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for.
+        self.state.load(Ordering::Acquire) & MASKED != 0
     }
 
     pub(super) fn is_busy(&self) -> bool {

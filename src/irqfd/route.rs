@@ -1,5 +1,7 @@
 use super::RouteError;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// What a PCI device writes to interrupt: address and data of a message-signalled interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +23,8 @@ pub enum Route {
 
 /// The routes of all GSIs ("global system interrupts", the numbers that devices' interrupts go by).
 ///
+/// A clone shares what neither of the two changes, so it is cheap, and so is a change of a clone.
+///
 /// A GSI has one route at most, and a pin one GSI at most. (KVM's default has each of the first GSIs lead to a pin of the
 /// IOAPIC and one of the PIC; that is one pin here, and a sink with both controllers tells both.)
 ///
@@ -35,10 +39,57 @@ pub enum Route {
 /// assert_eq!(routes.set(4096, Some(Route::Msi(message))), Err(RouteError::Gsi));
 /// # Ok::<(), RouteError>(())
 /// ```
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Routes {
-    /// By GSI. The last is some.
-    by_gsi: Vec<Option<Route>>,
+    by_gsi: Shards<Chunk>,
+    /// The GSIs of the pins. The shard is the pin's number modulo `SHARDS`.
+    by_pin: Shards<BTreeMap<u32, u32>>,
+}
+
+/// The routes of as many GSIs, one after the other.
+#[derive(Clone)]
+struct Chunk([Option<Route>; CHUNK]);
+
+const SHARDS: usize = 64;
+const CHUNK: usize = (Routes::MAX_GSI as usize + 1) / SHARDS;
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Chunk([None; CHUNK])
+    }
+}
+
+/// Parts of which clones share those that are equal, because they have not been changed since.
+#[derive(Clone)]
+struct Shards<T>([Option<Arc<T>>; SHARDS]);
+
+impl<T> Default for Shards<T> {
+    fn default() -> Self {
+        Shards([const { None }; SHARDS])
+    }
+}
+
+impl<T: Clone + Default> Shards<T> {
+    #[inline]
+    fn get(&self, shard: usize) -> Option<&T> {
+        self.0.get(shard)?.as_deref()
+    }
+
+    fn get_mut(&mut self, shard: usize) -> &mut T {
+        Arc::make_mut(self.0[shard].get_or_insert_default())
+    }
+}
+
+/// What becomes of one GSI when the routes change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteChange {
+    /// The GSI.
+    pub gsi: u32,
+    /// Its route before.
+    pub old: Option<Route>,
+    /// Its route from now on, another one.
+    pub new: Option<Route>,
 }
 
 impl Routes {
@@ -57,12 +108,14 @@ impl Routes {
     /// If there are more pins than GSIs.
     pub fn identity(pins: u32) -> Self {
         assert!(pins <= Self::MAX_GSI + 1, "there are 4096 GSIs");
-        Routes {
-            by_gsi: (0..pins).map(|pin| Some(Route::Pin(pin))).collect(),
+        let mut routes = Routes::new();
+        for pin in 0..pins {
+            routes.put(pin, Some(Route::Pin(pin)));
         }
+        routes
     }
 
-    /// All routes at once, as `KVM_SET_GSI_ROUTING` takes them.
+    /// From GSIs and their routes, in any order.
     ///
     /// # Errors
     ///
@@ -94,37 +147,105 @@ impl Routes {
                 return Err(RouteError::PinTwice);
             }
         }
-        let index = gsi as usize;
-        if self.by_gsi.len() <= index {
-            self.by_gsi.resize(index + 1, None);
-        }
-        self.by_gsi[index] = route;
-        while let Some(None) = self.by_gsi.last() {
-            self.by_gsi.pop();
-        }
+        self.put(gsi, route);
         Ok(())
+    }
+
+    /// Gives several GSIs another route, or none, in one step: pins may change hands among them.
+    ///
+    /// # Errors
+    ///
+    /// A GSI is out of range or stands there twice, or a pin would have two GSIs. Nothing was changed then.
+    pub fn set_all(
+        &mut self,
+        changes: impl IntoIterator<Item = (u32, Option<Route>)>,
+    ) -> Result<(), RouteError> {
+        let mut sorted = BTreeMap::new();
+        for (gsi, route) in changes {
+            if sorted.insert(gsi, route).is_some() {
+                return Err(RouteError::GsiTwice);
+            }
+        }
+        let mut routes = self.clone();
+        for &gsi in sorted.keys() {
+            routes.set(gsi, None)?;
+        }
+        for (gsi, route) in sorted {
+            routes.set(gsi, route)?;
+        }
+        *self = routes;
+        Ok(())
+    }
+
+    /// For a valid GSI and a route that may be its.
+    fn put(&mut self, gsi: u32, route: Option<Route>) {
+        let old = self.get(gsi);
+        if old == route {
+            return;
+        }
+        if let Some(Route::Pin(pin)) = old {
+            self.by_pin.get_mut(pin as usize % SHARDS).remove(&pin);
+        }
+        if let Some(Route::Pin(pin)) = route {
+            self.by_pin.get_mut(pin as usize % SHARDS).insert(pin, gsi);
+        }
+        let gsi = gsi as usize;
+        self.by_gsi.get_mut(gsi / CHUNK).0[gsi % CHUNK] = route;
     }
 
     /// The route of `gsi`.
     #[inline]
     pub fn get(&self, gsi: u32) -> Option<Route> {
-        *self.by_gsi.get(gsi as usize)?
+        let gsi = gsi as usize;
+        self.by_gsi.get(gsi / CHUNK)?.0[gsi % CHUNK]
     }
 
     /// Whose pin it is: for an interrupt controller, which knows its pins, and [`Router::ack`](super::Router::ack), which
     /// wants to know the GSI.
     pub fn gsi_of(&self, pin: u32) -> Option<u32> {
-        let owner = self.iter().find(|&(_, route)| route == Route::Pin(pin));
-        owner.map(|(gsi, _)| gsi)
+        let pins = self.by_pin.get(pin as usize % SHARDS)?;
+        pins.get(&pin).copied()
     }
 
     /// All of them, by GSI.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Route)> + '_ {
         (0..)
-            .zip(&self.by_gsi)
+            .step_by(CHUNK)
+            .zip(&self.by_gsi.0)
+            .filter_map(|(first, chunk)| Some((first, chunk.as_ref()?)))
+            .flat_map(|(first, chunk)| (first..).zip(&chunk.0))
             .filter_map(|(gsi, route)| Some((gsi, (*route)?)))
     }
+
+    /// How `new` differs from these, by GSI.
+    pub(super) fn changes(&self, new: &Routes) -> Vec<RouteChange> {
+        let empty = Chunk::default();
+        let mut changes = Vec::new();
+        let pairs = self.by_gsi.0.iter().zip(&new.by_gsi.0);
+        for (first, (old, new)) in (0..).step_by(CHUNK).zip(pairs) {
+            let (old, new) = (old.as_deref(), new.as_deref());
+            let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
+            if std::ptr::eq(old, new) {
+                continue;
+            }
+            let pairs = old.0.iter().zip(&new.0);
+            for (gsi, (&old, &new)) in (first..).zip(pairs) {
+                if old != new {
+                    changes.push(RouteChange { gsi, old, new });
+                }
+            }
+        }
+        changes
+    }
 }
+
+impl PartialEq for Routes {
+    fn eq(&self, other: &Self) -> bool {
+        self.changes(other).is_empty()
+    }
+}
+
+impl Eq for Routes {}
 
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,7 +3,8 @@ use super::injector::{Core, Counters, Injector};
 use super::line::Request;
 use super::worker::{Backlog, Worker};
 use super::{
-    AssignError, Eoi, InterruptSink, IrqfdCounters, LineCounters, Route, Routes, RoutingError,
+    AssignError, Eoi, InterruptSink, IrqfdCounters, LevelSource, LineCounters, Route, RouteError,
+    Routes, RoutingError,
 };
 use crate::Event;
 use crate::event::{Interest, Observation};
@@ -199,7 +200,7 @@ impl Router {
     ) -> Result<Irqfd, AssignError> {
         let claim = Claim::on(event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
-        let line = core.board.line(gsi);
+        let line = Arc::clone(core.board.lines().get(gsi));
         let way_back = Eoi {
             board: Arc::downgrade(&core.board),
             line: Arc::clone(&line),
@@ -269,13 +270,16 @@ impl Router {
     /// (`KVM_SET_GSI_ROUTING`)
     ///
     /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and raised at
-    /// the new one. What was lost without a route stays lost.
+    /// the new one. What was lost without a route stays lost. If the routes are the same as before, nothing happens.
     ///
     /// # Errors
     ///
     /// The sink refuses them. Then the routes are as they were.
     pub fn set_routes(&self, routes: Routes) -> Result<(), RoutingError> {
-        self.board().reroute(|_| Ok(routes))
+        self.reroute_and_wait(|all| {
+            *all = routes;
+            Ok(())
+        })
     }
 
     /// Gives one GSI another route, or none, as [`set_routes`](Self::set_routes).
@@ -284,26 +288,47 @@ impl Router {
     ///
     /// The route is invalid, or the sink refuses it.
     pub fn set_route(&self, gsi: u32, route: Option<Route>) -> Result<(), RoutingError> {
-        self.board().reroute(|routes| {
-            let mut routes = routes.clone();
-            routes.set(gsi, route)?;
-            Ok(routes)
-        })
+        self.reroute_and_wait(|all| all.set(gsi, route))
     }
 
-    /// The routes now.
+    /// Gives several GSIs other routes, or none, in one step and at the price of one, as [`set_routes`](Self::set_routes).
+    /// The others stay. (See [`Routes::set_all`].)
+    ///
+    /// # Errors
+    ///
+    /// The routes are invalid, or the sink refuses them. Then all are as they were.
+    pub fn change_routes(
+        &self,
+        changes: impl IntoIterator<Item = (u32, Option<Route>)>,
+    ) -> Result<(), RoutingError> {
+        // Before the routes are locked: what the iterator does is the caller's affair.
+        let changes: Vec<_> = changes.into_iter().collect();
+        self.reroute_and_wait(|all| all.set_all(changes))
+    }
+
+    fn reroute_and_wait(
+        &self,
+        make: impl FnOnce(&mut Routes) -> Result<(), RouteError>,
+    ) -> Result<(), RoutingError> {
+        if self.board().reroute(make)? {
+            self.board().settle();
+        }
+        Ok(())
+    }
+
+    /// The routes now. (Inside a sink's [`set_routes`](InterruptSink::set_routes): the old ones.)
     pub fn routes(&self) -> Routes {
         self.board().routes()
     }
 
     /// Keeps interrupts of `gsi` back, as a guest has an MSI-X vector or a pin do. A state, not a count.
     ///
-    /// Signals set the pending bit, or the level of the line, which the sink sees go down. When this returns, no
-    /// injection is under way.
+    /// Signals set the pending bit, or the level of the line, which the sink sees go down. A signal that is made after this
+    /// has returned interrupts nobody. This waits for nobody, so injections that other threads have begun before may be
+    /// under way; [`synchronize`](Self::synchronize) waits for them.
     pub fn mask(&self, gsi: u32) {
         let board = self.board();
-        board.ask(&board.line(gsi), Request::Mask);
-        board.settle();
+        board.ask(board.lines().get(gsi), Request::Mask);
     }
 
     /// Ends a [`mask`](Self::mask), and injects what is pending, by the route there is now.
@@ -312,38 +337,80 @@ impl Router {
     /// events are signalled, as after an [`ack`](Self::ack), and who still wants to interrupt signals again.
     pub fn unmask(&self, gsi: u32) {
         let board = self.board();
-        board.ask(&board.line(gsi), Request::Unmask);
+        board.ask(board.lines().get(gsi), Request::Unmask);
     }
 
     /// Gives a vector another route, then unmasks it: what is pending goes the new way, as does what is signalled in
     /// between. So a guest moves a vector, with the masking, writing and unmasking of its MSI-X table entry.
     ///
+    /// If the route is the same as before, this is an [`unmask`](Self::unmask) and no more. In no case does it wait for other
+    /// threads: an injection by the old route that one has begun before may be under way when this returns.
+    ///
     /// # Errors
     ///
     /// As for [`set_route`](Self::set_route). Then the GSI is still masked.
     pub fn unmask_with_route(&self, gsi: u32, route: Route) -> Result<(), RoutingError> {
-        self.set_route(gsi, Some(route))?;
+        self.board().reroute(|all| all.set(gsi, Some(route)))?;
         self.unmask(gsi);
         Ok(())
     }
 
+    /// As [`unmask_with_route`](Self::unmask_with_route) for many, at the price of one change of routes: for a guest that
+    /// enables all vectors of a device.
+    ///
+    /// # Errors
+    ///
+    /// The routes are invalid, or the sink refuses them. Then all are as they were, and masked.
+    pub fn unmask_with_routes(
+        &self,
+        routes: impl IntoIterator<Item = (u32, Route)>,
+    ) -> Result<(), RoutingError> {
+        // Before the routes are locked: what the iterator does is the caller's affair.
+        let changes: Vec<_> = routes
+            .into_iter()
+            .map(|(gsi, route)| (gsi, Some(route)))
+            .collect();
+        self.board()
+            .reroute(|all| all.set_all(changes.iter().copied()))?;
+        for (gsi, _) in changes {
+            self.unmask(gsi);
+        }
+        Ok(())
+    }
+
+    /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
+    ///
+    /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call this
+    /// does not wait.
+    pub fn synchronize(&self) {
+        self.board().settle();
+    }
+
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
     pub fn is_pending(&self, gsi: u32) -> bool {
-        let line = self.board().find(gsi);
+        let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.is_pending())
     }
 
     /// Takes the pending bit out, for a VMM that keeps the pending bit array itself: it is the VMM's to inject on unmask.
     pub fn take_pending(&self, gsi: u32) -> bool {
-        let line = self.board().find(gsi);
+        let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.take_pending())
     }
 
-    /// Holds a line up, or no more, for a device without an irqfd. The line is up as long as this or a resampling irqfd
-    /// holds it. (`KVM_IRQ_LINE`)
+    /// Holds a line up, or no more, in the name of the VMM. (`KVM_IRQ_LINE`, which has one holder in the VMM as well.)
+    ///
+    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All callers of
+    /// this are one holder, and the last of them decides: devices that share a pin have a level source each.
     pub fn set_level(&self, gsi: u32, level: bool) {
         let board = self.board();
-        board.ask(&board.line(gsi), Request::Hold(level));
+        board.hold(board.lines().get(gsi), |holders| holders.vmm = level);
+    }
+
+    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up to begin with.
+    pub fn level_source(&self, gsi: u32) -> LevelSource {
+        let core = &self.inner.core;
+        LevelSource::new(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
     }
 
     /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are signalled,
@@ -352,15 +419,15 @@ impl Router {
     ///
     /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
     pub fn ack(&self, gsi: u32) {
-        let line = self.board().find(gsi);
+        let line = self.board().lines().find(gsi);
         if let Some(line) = line.filter(|line| line.has_resamplers()) {
-            self.board().ask(&line, Request::Ack);
+            self.board().ask(line, Request::Ack);
         }
     }
 
     /// What has happened on the line of `gsi`.
     pub fn line_counters(&self, gsi: u32) -> LineCounters {
-        let line = self.board().find(gsi);
+        let line = self.board().lines().find(gsi);
         line.map(|line| line.counters()).unwrap_or_default()
     }
 

@@ -1,6 +1,6 @@
 use super::board::Board;
 use super::line::{Line, Request};
-use super::{MsiMessage, Routes};
+use super::{MsiMessage, RouteChange, Routes};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Weak};
@@ -33,14 +33,20 @@ pub trait InterruptSink: Send + Sync {
         self.set_level(gsi, pin, false);
     }
 
-    /// The router is about to replace all routes by these. Whoever keeps a copy takes them now: injections are under way
-    /// all the time, by the old routes until this returns, and by the new ones soon after. Not to change routes from here.
+    /// The router is about to replace all routes by `routes`, which differ from those before by `changes`: at least one, by
+    /// GSI. Whoever keeps a copy takes them now: injections are under way all the time, by the old routes until this
+    /// returns, and by the new ones soon after.
+    ///
+    /// Changes of routes wait for this call, so it must not change routes; it may look at [`Router::routes`], which are the
+    /// old ones.
+    ///
+    /// [`Router::routes`]: super::Router::routes
     ///
     /// # Errors
     ///
     /// The sink cannot route like this. Then everything stays as it was.
-    fn set_routes(&self, routes: &Routes) -> io::Result<()> {
-        let _ = routes;
+    fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
+        let _ = (routes, changes);
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 use super::Error;
-use crate::irqfd::{Eoi, InterruptSink, MsiMessage, Route, Routes};
+use crate::irqfd::{Eoi, InterruptSink, MsiMessage, Route, RouteChange, Routes};
 use crate::sync::srcu::{Srcu, with_section};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -31,8 +31,13 @@ pub enum Injection {
 
 /// Interrupts by KVM: the sink of a [`Router`](crate::irqfd::Router) for a VM with KVM's interrupt controllers.
 ///
-/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so there is one table, and the sink is for one router. Pin n
-/// is the IOAPIC's pin n and, below 16, that of the PICs. The VM has no routes to begin with.
+/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so the sink is for one router. Pin n is the IOAPIC's pin n
+/// and, below 16, that of the PICs. The VM has no routes to begin with. With [`Injection::Userspace`] its table has the
+/// pins only, so a change of messages makes no system call. With [`Injection::Kernel`] it has all routes, and each change is
+/// a call that costs time in proportion to their number, so many changes are made at once, with
+/// [`Router::change_routes`](crate::irqfd::Router::change_routes) or
+/// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on GSIs
+/// of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`.
 ///
 /// KVM knows of the guest's ends of interrupt, so a line with resampling irqfds is the kernel's, whoever injects
 /// otherwise: KVM lowers it, and tells a thread of the sink, which signals the resample events. Taking such a line down
@@ -77,8 +82,6 @@ pub struct KvmSink {
 struct Levels {
     /// The lines that `KVM_IRQ_LINE` has raised.
     raised: BTreeSet<u32>,
-    /// The VM's.
-    routes: Routes,
 }
 
 /// By GSI. A wire that has been made stays.
@@ -142,8 +145,17 @@ impl KvmSink {
         self.injection
     }
 
+    /// Whether KVM needs to know the route. Where the VMM injects, `KVM_SIGNAL_MSI` brings its message along.
+    fn is_in_table(&self, route: Route) -> bool {
+        match route {
+            Route::Pin(_) => true,
+            Route::Msi(_) => self.injection == Injection::Kernel,
+        }
+    }
+
     fn route(&self, routes: &Routes) -> io::Result<()> {
-        let entries: Vec<_> = routes.iter().flat_map(entries).collect();
+        let routes = routes.iter().filter(|&(_, route)| self.is_in_table(route));
+        let entries: Vec<_> = routes.flat_map(entries).collect();
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         Ok(self.vm.set_gsi_routing(&routing)?)
@@ -273,26 +285,29 @@ impl InterruptSink for KvmSink {
         self.set_line(gsi, false);
     }
 
-    fn set_routes(&self, routes: &Routes) -> io::Result<()> {
-        let has_pin = |(_, route)| matches!(route, Route::Pin(_));
-        if !self.has_pins && routes.iter().any(has_pin) {
+    fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
+        let is_pin = |route: Option<Route>| matches!(route, Some(Route::Pin(_)));
+        if !self.has_pins && changes.iter().any(|change| is_pin(change.new)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut levels = self.levels();
+        let in_table = |route: Option<Route>| route.filter(|&route| self.is_in_table(route));
+        if changes
+            .iter()
+            .all(|change| in_table(change.old) == in_table(change.new))
+        {
+            return Ok(());
+        }
         // What is up must be lowered by the old route. The router raises it by the new one, as soon as there is one.
-        let asserted: Vec<u32> = with_section(|section| {
-            let wires = self.assertions.0.read(section);
-            wires.keys().copied().collect()
-        });
-        let mut moving: BTreeSet<u32> = asserted.into_iter().collect();
-        moving.extend(&levels.raised);
-        moving.retain(|&gsi| {
-            levels.routes.get(gsi) != routes.get(gsi) && self.lower(&mut levels, gsi)
-        });
+        let mut moving = Vec::new();
+        for change in changes {
+            if self.lower(&mut levels, change.gsi) {
+                moving.push(change.gsi);
+            }
+        }
         let result = self.route(routes);
-        match result {
-            Ok(()) => levels.routes = routes.clone(),
-            Err(_) => moving.iter().for_each(|&gsi| self.raise(&mut levels, gsi)),
+        if result.is_err() {
+            moving.iter().for_each(|&gsi| self.raise(&mut levels, gsi));
         }
         result
     }

@@ -32,7 +32,8 @@ use super::sink::{Call, Log, down, message, up};
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{
-    AssignError, Eoi, InterruptSink, MsiMessage, Route, RouteError, Router, Routes, RoutingError,
+    AssignError, Eoi, InterruptSink, MsiMessage, Route, RouteChange, RouteError, Router, Routes,
+    RoutingError,
 };
 use doorbell::{Event, Mode};
 use std::error::Error;
@@ -741,7 +742,7 @@ fn the_sink_refuses() {
     impl InterruptSink for OneRoute {
         fn set_level(&self, _: u32, _: u32, _: bool) {}
         fn signal_msi(&self, _: u32, _: MsiMessage) {}
-        fn set_routes(&self, routes: &Routes) -> io::Result<()> {
+        fn set_routes(&self, routes: &Routes, _: &[RouteChange]) -> io::Result<()> {
             self.0.fetch_add(1, Ordering::Relaxed);
             match routes.iter().count() {
                 0 | 1 => Ok(()),

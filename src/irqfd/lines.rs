@@ -1,0 +1,106 @@
+//! The lines of a router, by GSI.
+//!
+//! A line that has been made stays, so the lines need no snapshots: they are a tree that only grows. A lookup takes no lock,
+//! and making a line waits for nobody. The path to a line are the digits of its GSI, lowest first, which spreads GSIs that
+//! follow one another; it ends at the first node that was free when the line was made.
+
+use super::line::Line;
+use crate::sync::lazy::Lazy;
+use std::array;
+use std::sync::Arc;
+
+pub(super) struct Lines(Lazy<Node>);
+
+const DIGITS: usize = 4;
+
+struct Node {
+    line: Arc<Line>,
+    /// By the next digit.
+    next: [Lazy<Node>; DIGITS],
+}
+
+impl Lines {
+    pub(super) fn new() -> Self {
+        Lines(Lazy::new())
+    }
+
+    /// The line, if it has been made.
+    pub(super) fn find(&self, gsi: u32) -> Option<&Arc<Line>> {
+        self.walk(gsi, Lazy::get)
+    }
+
+    /// The line, made if there is none.
+    pub(super) fn get(&self, gsi: u32) -> &Arc<Line> {
+        let made = self.walk(gsi, |place| Some(place.get_or_make(|| Node::new(gsi))));
+        match made {
+            Some(line) => line,
+            None => unreachable!("there is a node at every place of the path"),
+        }
+    }
+
+    /// Ends: when all digits have been used, no other GSI has come the same way.
+    fn walk<'a>(
+        &'a self,
+        gsi: u32,
+        node: impl Fn(&'a Lazy<Node>) -> Option<&'a Node>,
+    ) -> Option<&'a Arc<Line>> {
+        let (mut place, mut digits) = (&self.0, gsi as usize);
+        loop {
+            let Node { line, next } = node(place)?;
+            if line.gsi == gsi {
+                return Some(line);
+            }
+            place = &next[digits % DIGITS];
+            digits /= DIGITS;
+        }
+    }
+}
+
+impl Node {
+    fn new(gsi: u32) -> Self {
+        Node {
+            line: Arc::new(Line::new(gsi)),
+            next: array::from_fn(|_| Lazy::new()),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// Every GSI has a line of its own, which is found again, and no line is found that nobody made.
+    #[test]
+    fn each_has_its_own() {
+        let lines = Lines::new();
+        let gsis = || {
+            let spread = (0..32).flat_map(|bit| [1 << bit, u32::MAX >> bit, !(1 << bit)]);
+            (0..5_000).chain(spread)
+        };
+        assert!(gsis().all(|gsi| lines.find(gsi).is_none()));
+        for gsi in gsis() {
+            assert_eq!(lines.get(gsi).gsi, gsi);
+        }
+        for gsi in gsis() {
+            let found = lines.find(gsi).expect("it was made");
+            assert!(Arc::ptr_eq(found, lines.get(gsi)));
+        }
+        assert!(lines.find(5_001).is_none());
+    }
+
+    /// Threads that make the same lines at the same time get the same ones.
+    #[test]
+    fn made_once() {
+        let lines = Lines::new();
+        let made: Vec<Vec<usize>> = thread::scope(|scope| {
+            let make = || {
+                let address = |gsi| Arc::as_ptr(lines.get(gsi)).addr();
+                (0..1_000).map(address).collect()
+            };
+            let threads = [(); 3].map(|()| scope.spawn(make));
+            threads.map(|thread| thread.join().expect("it ends")).into()
+        });
+        assert!(made.iter().all(|other| *other == made[0]));
+    }
+}
