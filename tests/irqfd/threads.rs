@@ -117,10 +117,10 @@ fn nothing_is_lost() {
                 }
             });
             // The last signal.
-            router.set_routes(routes(0x41)).unwrap(); // nothing is under way
+            router.synchronize();
             let before_last = seen();
             events[0].signal();
-            router.set_routes(routes(0x41)).unwrap();
+            router.synchronize();
             assert_eq!(seen(), before_last + 1);
 
             let injections: u64 = irqfds.iter().map(|irqfd| irqfd.counters().injections).sum();
@@ -169,8 +169,8 @@ fn deassign_is_a_barrier() {
     }
 }
 
-/// When a mask returns nothing is injected; when a route has changed, nothing goes the old way; what was signalled while
-/// the line was masked comes afterwards.
+/// When a mask and a `synchronize` have returned nothing is injected; when a route has changed, nothing goes the old way; what
+/// was signalled while the line was masked comes afterwards.
 #[test]
 fn masks_and_routes_are_barriers() {
     for (router, controller) in routers() {
@@ -185,25 +185,71 @@ fn masks_and_routes_are_barriers() {
             });
             for data in 1..200 {
                 router.mask(MSI);
+                router.synchronize();
                 let messages = controller.messages();
                 thread::yield_now();
                 assert_eq!(controller.messages(), messages);
-                router.unmask_with_route(MSI, message(data)).unwrap();
-                let start = Instant::now();
-                while controller.messages() == messages {
-                    assert!(start.elapsed() < Duration::from_secs(60), "{router:?}");
-                    thread::yield_now();
+                let (old, new) = (message(2 * data), message(2 * data + 1));
+                match data % 2 {
+                    0 => router.unmask_with_route(MSI, old).unwrap(),
+                    _ => router.unmask_with_routes([(MSI, old), (40, old)]).unwrap(),
                 }
-                assert_eq!(controller.data.load(Ordering::Relaxed), data);
+                await_message(&router, &controller, messages, 2 * data);
+                // By a change of routes that waits: what comes from now on is new.
+                router
+                    .change_routes([(MSI, Some(new)), (40, None)])
+                    .unwrap();
+                let messages = controller.messages();
+                await_message(&router, &controller, messages, 2 * data + 1);
             }
         });
         router.mask(MSI);
+        router.synchronize();
         let pending = router.is_pending(MSI);
         let counters = irqfd.counters();
         assert_eq!(
             controller.messages(),
             counters.injections - u64::from(pending)
         );
+    }
+}
+
+/// The next message, and what it says.
+fn await_message(router: &Router, controller: &Controller, messages: u64, data: u32) {
+    let start = Instant::now();
+    while controller.messages() == messages {
+        assert!(start.elapsed() < Duration::from_secs(60), "{router:?}");
+        thread::yield_now();
+    }
+    assert_eq!(controller.data.load(Ordering::Relaxed), data);
+}
+
+/// A signal that is made after the mask is kept back, without anybody's waiting.
+#[test]
+fn a_mask_holds_for_later_signals() {
+    for (router, controller) in routers() {
+        let a = event();
+        let _irqfd = router.assign(&a, MSI).unwrap();
+        let (asked, masked) = (Barrier::new(2), Barrier::new(2));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    asked.wait();
+                    a.signal();
+                    masked.wait();
+                }
+            });
+            for round in 0..500 {
+                router.mask(MSI);
+                asked.wait();
+                masked.wait();
+                assert_eq!(controller.messages(), round);
+                assert!(router.is_pending(MSI));
+                router.unmask(MSI);
+                router.synchronize();
+                assert_eq!(controller.messages(), round + 1);
+            }
+        });
     }
 }
 

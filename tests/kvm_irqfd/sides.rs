@@ -402,8 +402,7 @@ impl RouterHands {
             thread::yield_now();
         }
         // Returns when the thread that has counted this has also raised what is still held up.
-        let routes = self.router.routes();
-        self.router.set_routes(routes).expect("they are the same");
+        self.router.synchronize();
         self.fence.pass(&self.vm);
     }
 
