@@ -3,6 +3,7 @@
 
 #[path = "../common/errors.rs"]
 mod errors;
+mod levels;
 mod rules;
 mod script;
 mod sink;

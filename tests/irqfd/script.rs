@@ -3,7 +3,9 @@
 
 use super::sink::{Call, Log, down, message, up};
 use arbitrary::{Arbitrary, Unstructured};
-use doorbell::irqfd::{AssignError, Irqfd, Route, RouteError, Router, Routes, RoutingError};
+use doorbell::irqfd::{
+    AssignError, Irqfd, LevelSource, Route, RouteError, Router, Routes, RoutingError,
+};
 use doorbell::{Event, Mode};
 use std::array;
 use std::collections::BTreeMap;
@@ -50,9 +52,15 @@ enum What {
     Mask(u8),
     Unmask(u8),
     UnmaskWithRoute(u8, RouteSketch),
+    UnmaskWithRoutes(Vec<(u8, RouteSketch)>),
     TakePending(u8),
     SetLevel(u8, bool),
+    AddSource(u8),
+    /// One of the level sources.
+    SetSource(u8, bool),
+    DropSource(u8),
     SetRoute(u8, Option<RouteSketch>),
+    ChangeRoutes(Vec<(u8, Option<RouteSketch>)>),
     SetRoutes(Vec<(u8, RouteSketch)>),
     /// All goes, and a new machine comes.
     Restart,
@@ -107,6 +115,8 @@ struct Line {
     pending: bool,
     asserted: bool,
     held: bool,
+    /// Level sources that hold it up.
+    sources: usize,
     up: Option<Place>,
     resamplers: Vec<usize>,
     edges: u64,
@@ -157,7 +167,7 @@ impl Machine {
     fn settle(&mut self, gsi: u32) {
         let route = self.routes.get(&gsi).copied();
         let line = self.line(gsi);
-        let level = (line.asserted || line.held) && !line.masked;
+        let level = (line.asserted || line.held || line.sources != 0) && !line.masked;
         if !level {
             self.lower(gsi);
         }
@@ -323,6 +333,8 @@ struct Player {
     events: [Arc<Event>; EVENTS],
     /// With the event.
     irqfds: Vec<(Irqfd, usize)>,
+    /// With the machine.
+    sources: Vec<(LevelSource, usize)>,
     model: Model,
 }
 
@@ -335,6 +347,7 @@ impl Script {
             logs,
             events: array::from_fn(|event| Arc::new(Event::with_mode(0, mode(event)))),
             irqfds: Vec::new(),
+            sources: Vec::new(),
             model: Model::default(),
         };
         for step in &self.0 {
@@ -416,7 +429,7 @@ impl Player {
             What::UnmaskWithRoute(number, sketch) => {
                 let (gsi, route) = (gsi(*number), sketch.route());
                 let result = router.unmask_with_route(gsi, route);
-                if self.set_route(machine, gsi, Some(route), result) {
+                if self.change_routes(machine, &[(gsi, Some(route))], result) {
                     self.model.unmask(machine, gsi);
                 }
             }
@@ -432,16 +445,55 @@ impl Player {
                 model.machines[machine].line(gsi).held = *level;
                 model.machines[machine].settle(gsi);
             }
+            What::AddSource(number) => {
+                let source = router.level_source(gsi(*number));
+                self.sources.push((source, machine));
+            }
+            What::SetSource(number, level) => {
+                let count = self.sources.len();
+                if count != 0 {
+                    self.set_source(usize::from(*number) % count, *level);
+                }
+            }
+            What::DropSource(number) => {
+                let count = self.sources.len();
+                if count != 0 {
+                    self.drop_source(usize::from(*number) % count);
+                }
+            }
             What::SetRoute(number, sketch) => {
                 let (gsi, route) = (gsi(*number), sketch.map(RouteSketch::route));
                 let result = router.set_route(gsi, route);
-                self.set_route(machine, gsi, route, result);
+                self.change_routes(machine, &[(gsi, route)], result);
+            }
+            What::ChangeRoutes(changes) => {
+                let change = |&(number, sketch): &(u8, Option<RouteSketch>)| {
+                    (gsi(number), sketch.map(RouteSketch::route))
+                };
+                let changes: Vec<_> = changes.iter().map(change).collect();
+                let result = router.change_routes(changes.iter().copied());
+                self.change_routes(machine, &changes, result);
+            }
+            What::UnmaskWithRoutes(sketches) => {
+                let route = |&(number, sketch): &(u8, RouteSketch)| (gsi(number), sketch.route());
+                let routes: Vec<_> = sketches.iter().map(route).collect();
+                let result = router.unmask_with_routes(routes.iter().copied());
+                let changes: Vec<_> = routes
+                    .iter()
+                    .map(|&(gsi, route)| (gsi, Some(route)))
+                    .collect();
+                if self.change_routes(machine, &changes, result) {
+                    for (gsi, _) in routes {
+                        self.model.unmask(machine, gsi);
+                    }
+                }
             }
             What::SetRoutes(entries) => self.set_routes(machine, entries),
             What::Restart => {
                 let gone = |owner: &Owner| owner.machine == machine;
                 let model = &mut self.model;
                 self.irqfds.retain(|(_, event)| !gone(&model.owners[event]));
+                self.sources.retain(|(_, other)| *other != machine);
                 self.routers[machine] = Router::new(Arc::clone(&self.logs[machine]));
                 // In what order they go is not said: the calls that it takes to go are left aside, as resample events of
                 // theirs are not signalled by it, and the levels end low.
@@ -497,31 +549,60 @@ impl Player {
         }
     }
 
-    fn set_route(
+    fn set_source(&mut self, index: usize, level: bool) {
+        let (source, machine) = &self.sources[index];
+        let before = source.level();
+        source.set_level(level);
+        let machine = &mut self.model.machines[*machine];
+        let line = machine.line(source.gsi());
+        line.sources += usize::from(level);
+        line.sources -= usize::from(before);
+        machine.settle(source.gsi());
+    }
+
+    fn drop_source(&mut self, index: usize) {
+        let (source, machine) = self.sources.swap_remove(index);
+        let (gsi, before) = (source.gsi(), source.level());
+        drop(source);
+        let machine = &mut self.model.machines[machine];
+        machine.line(gsi).sources -= usize::from(before);
+        machine.settle(gsi);
+    }
+
+    /// Returns whether they were valid.
+    fn change_routes(
         &mut self,
         machine: usize,
-        gsi: u32,
-        route: Option<Route>,
+        changes: &[(u32, Option<Route>)],
         result: Result<(), RoutingError>,
     ) -> bool {
         let machine = &mut self.model.machines[machine];
-        let valid = match route {
-            Some(route) => Machine::valid(&machine.routes, gsi, route),
-            None if gsi > Routes::MAX_GSI => Err(RouteError::Gsi),
-            None => Ok(()),
-        };
+        let mut routes = machine.routes.clone();
+        let mut problems = Vec::new();
+        for (index, (gsi, _)) in changes.iter().enumerate() {
+            if *gsi > Routes::MAX_GSI {
+                problems.push(RouteError::Gsi);
+            }
+            if changes[..index].iter().any(|(other, _)| other == gsi) {
+                problems.push(RouteError::GsiTwice);
+            }
+            routes.remove(gsi);
+        }
+        for &(gsi, route) in changes {
+            if let Some(route) = route {
+                problems.extend(Machine::valid(&routes, gsi, route).err());
+                routes.insert(gsi, route);
+            }
+        }
         match result {
             Ok(()) => {
-                assert_eq!(valid, Ok(()));
-                match route {
-                    Some(route) => machine.routes.insert(gsi, route),
-                    None => machine.routes.remove(&gsi),
-                };
+                assert_eq!(problems, []);
+                machine.routes = routes;
                 machine.moved();
                 true
             }
             Err(RoutingError::Invalid(error)) => {
-                assert_eq!(valid, Err(error));
+                assert!(problems.contains(&error), "{error}: {problems:?}");
                 false
             }
             Err(error) => panic!("{error}"),
