@@ -4,10 +4,13 @@
 #[path = "../common/errors.rs"]
 mod errors;
 mod levels;
+mod locks;
 mod rules;
 mod script;
 mod sink;
 mod threads;
+#[path = "../common/watchdog.rs"]
+mod watchdog;
 
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::prelude::*;
