@@ -5,6 +5,7 @@
 mod errors;
 mod levels;
 mod locks;
+mod routes;
 mod rules;
 mod script;
 mod sink;
