@@ -24,6 +24,8 @@ use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
+#[cfg(target_arch = "x86_64")]
+use doorbell::kvm::{Injection, KvmSink};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, Spin};
 use rustix::event::EventfdFlags;
@@ -696,7 +698,19 @@ fn one_more_for_the_reader_beside() {
 
 // Interrupts
 
-/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack.
+struct Nowhere;
+
+impl InterruptSink for Nowhere {
+    fn set_level(&self, _: u32, _: u32, _: bool) {}
+    fn signal_msi(&self, _: u32, _: MsiMessage) {}
+}
+
+fn msi(data: u32) -> Route {
+    let address = 0xfee0_0000;
+    Route::Msi(MsiMessage { address, data })
+}
+
+/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack, nor for a mask.
 #[test]
 fn none_for_an_interrupt() {
     if !is_observed() {
@@ -704,18 +718,9 @@ fn none_for_an_interrupt() {
         assert_eq!(output.status.code(), Some(DONE), "{output:?}");
         return;
     }
-    struct Sink;
-    impl InterruptSink for Sink {
-        fn set_level(&self, _: u32, _: u32, _: bool) {}
-        fn signal_msi(&self, _: u32, _: MsiMessage) {}
-    }
-    let router = Router::new(Arc::new(Sink));
+    let router = Router::new(Arc::new(Nowhere));
     let mut routes = Routes::identity(24);
-    let message = MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x41,
-    };
-    routes.set(24, Some(Route::Msi(message))).unwrap();
+    routes.set(24, Some(msi(0x41))).unwrap();
     router.set_routes(routes).unwrap();
     let events = [(); 4].map(|()| Arc::new(Event::new(0)));
     let [message, pulse, level, resample] = &events;
@@ -724,18 +729,102 @@ fn none_for_an_interrupt() {
         router.assign(pulse, 5).unwrap(),
         router.assign_with_resample(level, 6, resample).unwrap(),
     ];
+    let source = router.level_source(7);
+    // The first section of a thread takes memory.
+    router.ack(6);
     forbid_system_calls();
     for _ in 0..BURST {
         message.signal();
         pulse.signal();
         level.signal();
         router.ack(6);
+        router.mask(24);
+        message.signal();
+        assert!(router.is_pending(24));
+        router.unmask(24);
+        source.set_level(true);
+        source.set_level(false);
     }
-    router.mask(24);
-    message.signal();
-    assert!(router.is_pending(24));
-    router.unmask(24);
     done()
+}
+
+/// None for a guest that masks and unmasks its vectors, in a process that has opted in to membarrier; be it for the first
+/// time, or with another message. Memory may be taken for that.
+#[test]
+fn none_for_a_guest_that_masks() {
+    if !is_observed() {
+        let output = observe(&[], "none_for_a_guest_that_masks");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    if let Err(reason) = doorbell::use_membarrier() {
+        eprintln!("with fences: {reason}");
+    }
+    let router = Router::new(Arc::new(Nowhere));
+    router.set_route(24, Some(msi(0))).unwrap();
+    let memory = [
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_madvise,
+    ];
+    allow_system_calls(memory.map(|call| (call, Vec::new())).into());
+    for round in 0..1_000 {
+        router.mask(24);
+        router.unmask_with_route(24, msi(round / 2)).unwrap();
+        router.mask(25 + round);
+        router.unmask(25 + round);
+    }
+    router
+        .unmask_with_routes((24..1_000).map(|gsi| (gsi, msi(gsi))))
+        .unwrap();
+    done()
+}
+
+/// How often KVM is told of routes while a guest sets up and moves 1,000 vectors, one pin and, in one step, all vectors.
+#[cfg(target_arch = "x86_64")]
+fn tables_for_many_changes(test: &str, injection: Injection) -> Option<usize> {
+    if kvm_ioctls::Kvm::new().is_err() {
+        eprintln!("skipped: no KVM");
+        return None;
+    }
+    calls_with(test, "KVM_SET_GSI_ROUTING", || {
+        let kvm = kvm_ioctls::Kvm::new().unwrap();
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        vm.create_irq_chip().unwrap();
+        let router = Router::new(Arc::new(KvmSink::new(vm, injection).unwrap()));
+        mark();
+        for round in [0, 0, 1] {
+            for gsi in 24..1_024 {
+                router.unmask_with_route(gsi, msi(round)).unwrap();
+                router.mask(gsi);
+            }
+        }
+        router.set_route(5, Some(Route::Pin(5))).unwrap();
+        router
+            .unmask_with_routes((24..1_024).map(|gsi| (gsi, msi(2))))
+            .unwrap();
+        router.set_routes(router.routes()).unwrap();
+        mark();
+    })
+}
+
+/// Messages that the VMM sends itself are no business of KVM's table's.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn no_table_for_messages_of_the_vmm() {
+    let test = "no_table_for_messages_of_the_vmm";
+    let tables = tables_for_many_changes(test, Injection::Userspace);
+    assert!(matches!(tables, None | Some(1)), "{tables:?}");
+}
+
+/// Where the kernel sends them, each change is told, and only changes are.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn one_table_for_a_change_of_messages_of_the_kernel() {
+    let test = "one_table_for_a_change_of_messages_of_the_kernel";
+    let tables = tables_for_many_changes(test, Injection::Kernel);
+    assert!(matches!(tables, None | Some(2_002)), "{tables:?}");
 }
 
 // Pollers
