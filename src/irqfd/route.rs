@@ -43,14 +43,15 @@ pub enum Route {
 pub struct Routes {
     by_gsi: Shards<Chunk>,
     /// The GSIs of the pins. The shard is the pin's number modulo `SHARDS`.
-    by_pin: Shards<BTreeMap<u32, u32>>,
+    by_pin: Arc<Shards<BTreeMap<u32, u32>>>,
 }
 
 /// The routes of as many GSIs, one after the other.
 #[derive(Clone)]
 struct Chunk([Option<Route>; CHUNK]);
 
-const SHARDS: usize = 64;
+/// A change of one route of thousands costs as little as can be with about as many.
+const SHARDS: usize = 32;
 const CHUNK: usize = (Routes::MAX_GSI as usize + 1) / SHARDS;
 
 impl Default for Chunk {
@@ -184,10 +185,12 @@ impl Routes {
             return;
         }
         if let Some(Route::Pin(pin)) = old {
-            self.by_pin.get_mut(pin as usize % SHARDS).remove(&pin);
+            let pins = Arc::make_mut(&mut self.by_pin);
+            pins.get_mut(pin as usize % SHARDS).remove(&pin);
         }
         if let Some(Route::Pin(pin)) = route {
-            self.by_pin.get_mut(pin as usize % SHARDS).insert(pin, gsi);
+            let pins = Arc::make_mut(&mut self.by_pin);
+            pins.get_mut(pin as usize % SHARDS).insert(pin, gsi);
         }
         let gsi = gsi as usize;
         self.by_gsi.get_mut(gsi / CHUNK).0[gsi % CHUNK] = route;
