@@ -124,7 +124,7 @@ impl Board {
         // Under the lock, so that the sink gets them in the same order.
         let taken = self.sink.set_routes(&routes, &changes);
         taken.map_err(RoutingError::Refused)?;
-        writer.publish(routes, ());
+        writer.publish_without_waiting(routes);
         for change in &changes {
             if let Some(line) = self.lines.find(change.gsi) {
                 self.ask(line, Request::Reroute);

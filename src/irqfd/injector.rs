@@ -98,7 +98,7 @@ impl Drop for Injector {
             self.core.board.settle();
         }
         if let Some(resampler) = self.resampler.take() {
-            if self.line.remove_resampler(&resampler) {
+            if self.line.remove_resampler(resampler) {
                 // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
                 self.core.board.ask(&self.line, Request::Ack);
                 self.core.board.settle();

@@ -33,8 +33,8 @@ use crate::Event;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::srcu::{Srcu, with_section};
 use crate::sync::{DEKKER, Mutex, Tally};
-use std::sync::{Arc, PoisonError};
-use std::{mem, thread};
+use std::sync::{Arc, PoisonError, Weak};
+use std::{mem, ptr, thread};
 
 const PENDING: u32 = 1;
 const ASSERTED: u32 = 1 << 1;
@@ -128,8 +128,8 @@ pub(super) struct Line {
     state: AtomicU32,
     /// Where the level stands that is `UP`, as a [`place`]. The driver's.
     told: AtomicU64,
-    /// Of the irqfds that have one: as many times as they name it.
-    resamplers: Srcu<Vec<Arc<Event>>>,
+    /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any thread.
+    resamplers: Srcu<Vec<Weak<Event>>>,
     holders: Mutex<Holders>,
     counters: Counters,
 }
@@ -336,7 +336,13 @@ impl Line {
     fn resample(&self) {
         self.counters.resamples.add_one_alone();
         with_section(|section| {
-            for event in self.resamplers.read(section).iter() {
+            // Each is there: its irqfd keeps it until this section has ended.
+            for event in self
+                .resamplers
+                .read(section)
+                .iter()
+                .filter_map(Weak::upgrade)
+            {
                 event.signal();
             }
         });
@@ -376,19 +382,20 @@ impl Line {
     pub(super) fn add_resampler(&self, event: &Arc<Event>) {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();
-        all.push(Arc::clone(event));
-        writer.publish(all, ());
+        all.push(Arc::downgrade(event));
+        writer.publish_without_waiting(all);
     }
 
     /// When this returns, the event is not signalled any more, inside a section excepted. Returns whether it was the last.
-    pub(super) fn remove_resampler(&self, event: &Arc<Event>) -> bool {
+    pub(super) fn remove_resampler(&self, event: Arc<Event>) -> bool {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();
-        if let Some(index) = all.iter().position(|other| Arc::ptr_eq(other, event)) {
+        let same = |other: &Weak<Event>| ptr::eq(other.as_ptr(), Arc::as_ptr(&event));
+        if let Some(index) = all.iter().position(same) {
             all.remove(index);
         }
         let last = all.is_empty();
-        writer.publish(all, ());
+        writer.publish(all, event);
         last
     }
 }

@@ -108,7 +108,7 @@ impl<T: Send + Sync + 'static> Wires<T> {
         }
         let wire = Arc::new(make()?);
         wires.insert(gsi, Arc::clone(&wire));
-        writer.publish(wires, ());
+        writer.publish_without_waiting(wires);
         Ok(wire)
     }
 }
