@@ -86,6 +86,12 @@ fn message(data: u32) -> Route {
 
 /// A router with one route, and the line, made before there are threads.
 fn router(route: Route) -> (Router, Arc<Sink>) {
+    let (router, sink) = router_without_lines(route);
+    router.set_level(GSI, false);
+    (router, sink)
+}
+
+fn router_without_lines(route: Route) -> (Router, Arc<Sink>) {
     let zero = || AtomicU32::new(0);
     let sink = Arc::new(Sink {
         level: std::array::from_fn(|_| zero()),
@@ -98,7 +104,6 @@ fn router(route: Route) -> (Router, Arc<Sink>) {
     });
     let router = Router::new(Arc::clone(&sink));
     router.set_route(GSI, Some(route)).unwrap();
-    router.set_level(GSI, false);
     (router, sink)
 }
 
@@ -344,7 +349,8 @@ fn level_and_route() {
     });
 }
 
-/// No injection after a mask has returned; what came meanwhile comes after the unmask, once, by the new route.
+/// No injection once a mask and what waits for injections under way have returned; what came meanwhile comes after the unmask,
+/// once, by the new route.
 #[test]
 fn signal_and_mask() {
     check("signal_and_mask", Some(3), || {
@@ -353,6 +359,7 @@ fn signal_and_mask() {
         let irqfd = router.assign(&event, GSI).unwrap();
         let device = device(&sink, 1, &event);
         router.mask(GSI);
+        router.synchronize();
         let sent = load(&sink.messages);
         // As a guest has it that puts the vector's message in.
         router.set_route(GSI, Some(message(8))).unwrap();
@@ -398,7 +405,7 @@ fn signal_and_unmask_inside_a_call() {
     });
 }
 
-/// A level is taken back by a mask; and it is not stale that the guest sees after it.
+/// A level is taken back by a mask, if need be by who is raising it; and it is not stale that the guest sees after it.
 #[test]
 fn level_and_mask() {
     check("level_and_mask", Some(3), || {
@@ -408,10 +415,52 @@ fn level_and_mask() {
         let _observation = resampling(&event, &resample, &wants);
         let device = device(&sink, 1, &event);
         router.mask(GSI);
+        router.synchronize();
         assert_eq!(sink.level(PIN), 0);
         router.unmask(GSI);
         device.join().unwrap();
         assert_eq!(sink.level(PIN), 1);
+    });
+}
+
+/// Two devices use a line for the first time, and share it: it is up as long as one of them wants it to be.
+#[test]
+fn two_level_sources() {
+    check("two_level_sources", Some(3), || {
+        let (router, sink) = router_without_lines(Route::Pin(PIN));
+        let other = {
+            let router = router.clone();
+            thread::spawn(move || {
+                let source = router.level_source(GSI);
+                source.set_level(true);
+                source
+            })
+        };
+        let source = router.level_source(GSI);
+        source.set_level(true);
+        source.set_level(false);
+        let other = other.join().unwrap();
+        assert_eq!(sink.level(PIN), 1);
+        drop(other);
+        assert_eq!(sink.level(PIN), 0);
+    });
+}
+
+/// Two threads change one source. The line is as the source says in the end.
+#[test]
+fn one_level_source_of_two_threads() {
+    check("one_level_source_of_two_threads", Some(3), || {
+        let (router, sink) = router(Route::Pin(PIN));
+        let source = Arc::new(router.level_source(GSI));
+        let other = {
+            let source = Arc::clone(&source);
+            thread::spawn(move || source.set_level(true))
+        };
+        source.set_level(false);
+        other.join().unwrap();
+        assert_eq!(sink.level(PIN), u32::from(source.level()));
+        source.set_level(false);
+        assert_eq!(sink.level(PIN), 0);
     });
 }
 

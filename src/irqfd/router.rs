@@ -324,8 +324,8 @@ impl Router {
     /// Keeps interrupts of `gsi` back, as a guest has an MSI-X vector or a pin do. A state, not a count.
     ///
     /// Signals set the pending bit, or the level of the line, which the sink sees go down. A signal that is made after this
-    /// has returned interrupts nobody. This waits for nobody, so injections that other threads have begun before may be
-    /// under way; [`synchronize`](Self::synchronize) waits for them.
+    /// has returned interrupts nobody. This waits for nobody: what other threads have begun before, injections or the lowering
+    /// of the line, may be under way when it returns. [`synchronize`](Self::synchronize) waits for that.
     pub fn mask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Mask);
