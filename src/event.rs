@@ -302,6 +302,11 @@ impl Event {
         self.counter.look()
     }
 
+    /// Takes `n` away, be it from a semaphore, if there is as much.
+    pub(crate) fn take_back(&self, n: u64) {
+        self.counter.take_back(n, self);
+    }
+
     /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_all(&self) -> u64 {

@@ -231,6 +231,13 @@ impl<S: Scope> Counter<S> {
         self.have_read(value, owner)
     }
 
+    /// Takes `n` away if there is as much, in any mode.
+    pub(super) fn take_back(&self, n: u64, owner: &impl Owner) {
+        if n != 0 && self.update(|count| count.checked_sub(n)).is_some() {
+            self.wake_writers(owner);
+        }
+    }
+
     /// How many reads could succeed now, with a [`DEKKER`] load.
     pub(super) fn units(&self, mode: Mode) -> u32 {
         match (mode, self.look()) {

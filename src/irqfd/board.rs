@@ -5,12 +5,27 @@
 //! under way (and the worker), knows that nothing happens any more that was decided before.
 
 use super::injector::Trigger;
-use super::line::{Holders, Line, Request, Requested};
+use super::line::{Holders, Line, Pending, Request, Requested, Then, Turn};
 use super::lines::Lines;
 use super::worker::Backlog;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
 use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
 use std::sync::Arc;
+
+/// What became of a signal.
+pub(super) struct Signalled {
+    /// It was coalesced with what is due already.
+    pub(super) coalesced: bool,
+    /// The pending bit that it is in.
+    pub(super) pending: Option<Pending>,
+}
+
+impl Signalled {
+    const AT_ONCE: Signalled = Signalled {
+        coalesced: false,
+        pending: None,
+    };
+}
 
 pub(super) struct Board {
     sink: Arc<dyn InterruptSink>,
@@ -38,9 +53,9 @@ impl Board {
         self.backlog.as_ref()
     }
 
-    /// An irqfd was signalled. Returns whether that was coalesced with what is due already.
+    /// An irqfd was signalled.
     #[inline]
-    pub(super) fn signal(&self, line: &Arc<Line>, trigger: Trigger) -> bool {
+    pub(super) fn signal(&self, line: &Arc<Line>, trigger: Trigger) -> Signalled {
         with_section(|section| {
             let request = match trigger {
                 Trigger::Edge => Request::Edge,
@@ -54,50 +69,54 @@ impl Board {
                 Some(Route::Msi(message)) if self.backlog.is_none() => {
                     line.count_message();
                     self.sink.signal_msi(line.gsi, message);
-                    false
+                    Signalled::AT_ONCE
                 }
                 // A message has no level.
                 Some(Route::Msi(_)) => self.ask_inside(section, line, Request::Edge),
                 Some(Route::Pin(_)) => self.ask_inside(section, line, request),
                 None => {
                     line.count_lost();
-                    false
+                    Signalled::AT_ONCE
                 }
             }
         })
     }
 
-    /// Asks a line for something, and sees to it that it happens. Returns whether it was so already.
-    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) -> bool {
-        with_section(|section| self.ask_inside(section, line, request))
+    /// Asks a line for something, and sees to it that it happens.
+    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) {
+        with_section(|section| _ = self.ask_inside(section, line, request));
     }
 
-    fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> bool {
-        let requested = line.ask(request);
-        let coalesced = requested.coalesced;
-        self.carry_out(section, line, requested);
-        coalesced
+    fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> Signalled {
+        let Requested {
+            coalesced,
+            pending,
+            then,
+        } = line.ask(request);
+        self.carry_out(section, line, then);
+        Signalled { coalesced, pending }
     }
 
     /// Changes who holds a line up.
     pub(super) fn hold(&self, line: &Arc<Line>, change: impl FnOnce(&mut Holders)) {
-        with_section(|section| self.carry_out(section, line, line.hold(change)));
+        with_section(|section| self.carry_out(section, line, line.hold(change).then));
     }
 
-    fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, requested: Requested) {
-        if requested.drive {
-            match &self.backlog {
-                None => line.drive(self.sink(), || self.routes.read(section).get(line.gsi)),
-                Some(backlog) => backlog.push(Arc::clone(line)),
-            }
+    fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, then: Then) {
+        match (&self.backlog, then) {
+            (_, Then::Leave) => return,
+            (Some(backlog), _) => return backlog.push(Arc::clone(line)),
+            (None, Then::Relieve) if !line.relieve() => return,
+            (None, _) => {}
         }
+        line.drive(self.sink(), || self.routes.read(section).get(line.gsi));
     }
 
     /// What the worker does with a line in its backlog: in no section, since the sink may sleep.
-    pub(super) fn drive(&self, line: &Line) {
-        line.drive(self.sink(), || {
+    pub(super) fn turn(&self, line: &Line) -> Turn {
+        line.turn(self.sink(), || {
             with_section(|section| self.routes.read(section).get(line.gsi))
-        });
+        })
     }
 
     pub(super) fn lines(&self) -> &Lines {

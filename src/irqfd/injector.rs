@@ -2,13 +2,19 @@
 //!
 //! The kernel's counterpart is `irqfd_wakeup()`: called inside the write, it takes the count away and injects. The
 //! change is what triggers, not the count: a write of 0 interrupts, and so does a signal whose count somebody else took.
+//!
+//! **The end.** In the kernel one lock makes a write and its injection one step, so what the count holds when an irqfd goes
+//! has been interrupted for, and goes too. Here a signal first changes the count and then looks for observers. The count
+//! may be that of a signal that looks when the irqfd has gone: then it must stay. So an injector knows how much of the
+//! count has been [interrupted for](Injector::covered), and takes that, and no more, along.
 
 use super::board::Board;
-use super::line::{Line, Request};
+use super::line::{Line, Pending, Request};
 use super::worker::Worker;
-use crate::Event;
 use crate::event::{Change, Observer};
-use crate::sync::Tally;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{DEKKER, Tally};
+use crate::{Event, Mode};
 use std::sync::Arc;
 
 /// What a router and its irqfds hold on to. The board goes when the last of them has, and the worker before.
@@ -28,14 +34,22 @@ pub(super) enum Trigger {
 }
 
 pub(super) struct Injector {
-    pub(super) core: Arc<Core>,
-    pub(super) line: Arc<Line>,
+    core: Arc<Core>,
+    /// It has joined.
+    line: Arc<Line>,
     /// Claimed: it is disclaimed when this is dropped.
-    pub(super) event: Arc<Event>,
+    event: Arc<Event>,
     /// In the line's list.
-    pub(super) resampler: Option<Arc<Event>>,
-    pub(super) counters: Arc<Counters>,
+    resampler: Option<Arc<Event>>,
+    counters: Arc<Counters>,
+    /// What an irqfd takes along at its end: as much of the count (one or no unit of a semaphore) as was left when an
+    /// interrupt was yet to be injected. `NOT_YET`, until the count has been looked at for the first time.
+    covered: AtomicU64,
+    /// One more than the newest [`Pending`] that a signal is in; 0 if there is none.
+    pending: AtomicU64,
 }
+
+const NOT_YET: u64 = u64::MAX;
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -69,15 +83,71 @@ impl Counters {
 }
 
 impl Injector {
+    /// For an event that the caller has claimed.
+    pub(super) fn new(
+        core: &Arc<Core>,
+        line: Arc<Line>,
+        event: &Arc<Event>,
+        resampler: Option<&Arc<Event>>,
+        counters: &Arc<Counters>,
+    ) -> Self {
+        line.join();
+        if let Some(resampler) = resampler {
+            line.add_resampler(resampler);
+        }
+        Injector {
+            core: Arc::clone(core),
+            line,
+            event: Arc::clone(event),
+            resampler: resampler.cloned(),
+            counters: Arc::clone(counters),
+            covered: AtomicU64::new(NOT_YET),
+            pending: AtomicU64::new(0),
+        }
+    }
+
+    /// Injects for what is in the count, which stays until the next signal. To be called once this is an observer.
+    pub(super) fn look(&self) {
+        let count = self.event.count_after_asking();
+        let covered = match self.event.mode() {
+            Mode::Counter => count,
+            Mode::Semaphore => count.min(1),
+        };
+        // Unless a signal has taken it by now, or has looked itself.
+        let _ = self
+            .covered
+            .compare_exchange(NOT_YET, covered, DEKKER, Ordering::Relaxed);
+        if count != 0 {
+            self.inject();
+        }
+    }
+
     #[inline]
-    pub(super) fn inject(&self) {
+    fn inject(&self) {
         let trigger = match self.resampler {
             None => Trigger::Edge,
             Some(_) => Trigger::Level,
         };
         self.counters.signals.add_one();
-        if self.core.board.signal(&self.line, trigger) {
+        let signalled = self.core.board.signal(&self.line, trigger);
+        if signalled.coalesced {
             self.counters.coalesced.add_one();
+        }
+        if let Some(Pending(number)) = signalled.pending {
+            // The newest of those that several threads have. Relaxed: looked at when there is no signal any more.
+            self.pending.fetch_max(number + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// One unit has been taken from a semaphore. What is left of it now is covered by the interrupt to come.
+    ///
+    /// The last of several threads to say that something is left has looked after it said so: it was not taken by
+    /// another one, who would have said something later.
+    #[cold]
+    fn look_at_rest(&self) {
+        self.covered.store(1, DEKKER);
+        if self.event.count_after_asking() == 0 {
+            self.covered.store(0, DEKKER);
         }
     }
 }
@@ -86,6 +156,12 @@ impl Observer for Injector {
     #[inline]
     fn notified(&self, _: Change) {
         self.event.try_read();
+        match self.event.mode() {
+            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever.
+            Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
+            Mode::Counter => self.covered.store(0, Ordering::Relaxed),
+            Mode::Semaphore => self.look_at_rest(),
+        }
         self.inject();
     }
 }
@@ -94,7 +170,7 @@ impl Observer for Injector {
 impl Drop for Injector {
     fn drop(&mut self) {
         // Another thread may be driving the line for a signal of ours.
-        if self.line.is_busy() {
+        if self.line.is_active() {
             self.core.board.settle();
         }
         if let Some(resampler) = self.resampler.take() {
@@ -104,7 +180,14 @@ impl Drop for Injector {
                 self.core.board.settle();
             }
         }
-        self.event.try_read();
+        // Relaxed: nobody else has it any more.
+        self.event.take_back(self.covered.load(Ordering::Relaxed));
+        let pending = self.pending.load(Ordering::Relaxed).checked_sub(1);
+        let pending = self.line.leave(pending.map(Pending));
         self.event.disclaim();
+        if pending {
+            // A signal that the mask has kept back: it interrupts if the event is assigned again.
+            self.event.signal();
+        }
     }
 }

@@ -13,38 +13,84 @@
 //!     UP         the level is carried out               ┐ changed by
 //!     ON_PIN     ... at a pin, which is up              ┘ the driver alone
 //!     BUSY       there is a driver
+//!     TIRED      the driver would like to be relieved   ┐ both: the driver is doing
+//!     OFFERED    a thread waits to be the driver        ┘ its last turn
+//!     the rest   how often PENDING has been taken out
 //! ```
 //!
 //! The sink must be told of changes in the order in which they happen, and a lock held during its calls would be held against
 //! the very sink that calls back. So whoever asks for something sets a bit, and if that leaves something to do and the line
 //! is not `BUSY`, sets that as well: it is the **driver** now. The driver takes one request out of the word, carries it out,
 //! looks again, and stops being the driver in the step in which it finds nothing to do. Whoever finds the line `BUSY` leaves
-//! its request to the driver. (So a thread may find itself injecting for others, for as long as they keep asking.)
+//! its request to the driver.
 //!
 //! * Nothing is lost: a request is set before the driver stops, who then sees it, or after, and makes another driver.
 //! * Nothing is stuck: the levels that a driver tells the sink follow the word, and the last one agrees with it.
 //! * A pulse takes its bit out before the sink is called. So after the last signal at least one pulse begins.
 //! * An assertion that an ack swallows was set before the resample events were signalled: their owners look, and ask again.
 //!
+//! **Turns.** The driver works in turns. A turn does each kind of thing at most once, so a flood of one kind holds up no other
+//! kind, and all that was due when a turn began has been done when it ends. The worker gives each line of its backlog one
+//! turn after the other.
+//!
+//! **Relief.** A thread that drives in its own signal would inject for others for as long as they keep asking. Nobody
+//! but a thread that is present can take over, since whoever finds the line `BUSY` leaves. So:
+//!
+//! ```text
+//!     the driver, before each turn after the first TURNS            whoever asks for something
+//!     1  neither bit: sets TIRED
+//!                                                                   2  TIRED alone: clears it, sets OFFERED, and waits a while
+//!     3  OFFERED: sets TIRED too, and does a last turn
+//!     4  something left to do: clears both bits and BUSY
+//!                                                                   5  OFFERED is gone: is the driver, unless there is one
+//!     or, after any turn: nothing left to do: as 4                     or the time is up: clears both bits, then as 5
+//! ```
+//!
+//! * Nothing is lost: `OFFERED` is set as long as the last thread that set it waits, and that thread looks whether it must
+//!   drive after it has seen the bit gone. So when the driver leaves work behind, somebody comes who looks.
+//! * Nobody blocks: the wait is a spin of [`PATIENCE`]. If it was too short, the request is left to the driver, who goes on. A
+//!   thread that asks inside a call that it makes as the driver of the same line does not wait.
+//! * Whoever waits for the sections under way also waits for all that was requested before. The driver that is in charge
+//!   then is in one of them, and carries it out, or leaves it to a thread that offered itself before the last turn
+//!   began. If the request was there at that time, the turn has carried it out; if not, the other thread's section is one
+//!   of those under way, and the argument begins again with that thread.
+//!
 //! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
 
 use super::{InterruptSink, Route};
 use crate::Event;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::spin::spin_until;
 use crate::sync::srcu::{Srcu, with_section};
-use crate::sync::{DEKKER, Mutex, Tally};
+use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, const_thread_local};
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
 use std::sync::{Arc, PoisonError, Weak};
-use std::{mem, ptr, thread};
+use std::time::Duration;
 
-const PENDING: u32 = 1;
-const ASSERTED: u32 = 1 << 1;
-const HELD: u32 = 1 << 2;
-const MASKED: u32 = 1 << 3;
-const ACKED: u32 = 1 << 4;
-const REROUTED: u32 = 1 << 5;
-const UP: u32 = 1 << 6;
-const ON_PIN: u32 = 1 << 7;
-const BUSY: u32 = 1 << 8;
+const PENDING: u64 = 1;
+const ASSERTED: u64 = 1 << 1;
+const HELD: u64 = 1 << 2;
+const MASKED: u64 = 1 << 3;
+const ACKED: u64 = 1 << 4;
+const REROUTED: u64 = 1 << 5;
+const UP: u64 = 1 << 6;
+const ON_PIN: u64 = 1 << 7;
+const BUSY: u64 = 1 << 8;
+const TIRED: u64 = 1 << 9;
+const OFFERED: u64 = 1 << 10;
+/// What a driver takes along.
+const DRIVER: u64 = BUSY | TIRED | OFFERED;
+const TIRED_DRIVER: u64 = BUSY | TIRED;
+/// One in the number of times that `PENDING` has been taken out.
+const TAKEN: u64 = 1 << 16;
+
+/// Turns of a driver before it would like to be relieved. (None in models: the fewer, the more of them end.)
+const TURNS: u32 = if cfg!(loom) { 0 } else { 16 };
+
+/// How long a thread waits, awake, to relieve a driver: a few calls of a sink that does not block.
+const PATIENCE: Duration = Duration::from_micros(20);
 
 /// What somebody asks of a line.
 #[derive(Clone, Copy)]
@@ -62,7 +108,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    fn apply(self, state: u32) -> u32 {
+    fn apply(self, state: u64) -> u64 {
         match self {
             // The line is up: no edge.
             Request::Edge if state & ON_PIN != 0 => state,
@@ -83,35 +129,44 @@ impl Request {
     }
 }
 
-/// What the driver does next.
+/// What there is to do on a line: a set.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Resample,
-    Reroute,
-    Lower,
-    Edge,
-    Raise,
-    Rest,
-}
+struct Steps(u8);
 
-impl Step {
-    fn next(state: u32) -> Step {
+impl Steps {
+    const NONE: Steps = Steps(0);
+    // In the order in which they are done.
+    const RESAMPLE: Steps = Steps(1);
+    const REROUTE: Steps = Steps(1 << 1);
+    const LOWER: Steps = Steps(1 << 2);
+    const EDGE: Steps = Steps(1 << 3);
+    const RAISE: Steps = Steps(1 << 4);
+
+    fn due(state: u64) -> Steps {
         let masked = state & MASKED != 0;
         let level = state & (ASSERTED | HELD) != 0 && !masked;
         let up = state & UP != 0;
-        if state & ACKED != 0 {
-            Step::Resample
-        } else if state & REROUTED != 0 {
-            Step::Reroute
-        } else if up && !level {
-            Step::Lower
-        } else if state & PENDING != 0 && !masked {
-            Step::Edge
-        } else if level && !up {
-            Step::Raise
-        } else {
-            Step::Rest
-        }
+        let step = |step: Steps, due: bool| if due { step.0 } else { 0 };
+        Steps(
+            step(Steps::RESAMPLE, state & ACKED != 0)
+                | step(Steps::REROUTE, state & REROUTED != 0)
+                | step(Steps::LOWER, up && !level)
+                // Not while the line is up: that is no edge. Then it comes when the line goes down.
+                | step(Steps::EDGE, state & (PENDING | ON_PIN) == PENDING && !masked)
+                | step(Steps::RAISE, level && !up),
+        )
+    }
+
+    fn without(self, others: Steps) -> Steps {
+        Steps(self.0 & !others.0)
+    }
+
+    fn with(self, others: Steps) -> Steps {
+        Steps(self.0 | others.0)
+    }
+
+    fn first(self) -> Steps {
+        Steps(self.0 & self.0.wrapping_neg())
     }
 }
 
@@ -119,15 +174,38 @@ impl Step {
 pub(super) struct Requested {
     /// It asked for what was due, or was so, already.
     pub(super) coalesced: bool,
-    /// The caller is the driver now.
-    pub(super) drive: bool,
+    /// The pending bit that it is in, if it is in one.
+    pub(super) pending: Option<Pending>,
+    pub(super) then: Then,
+}
+
+/// What whoever asked has to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It is the driver now, and must see to [`drive`](Line::drive).
+    Drive,
+    /// It must see to [`relieve`](Line::relieve).
+    Relieve,
+    Leave,
+}
+
+/// One setting of a line's pending bit, until it is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pending(pub(super) u64);
+
+impl Pending {
+    fn of(state: u64) -> Option<Self> {
+        (state & PENDING != 0).then_some(Pending(state / TAKEN))
+    }
 }
 
 pub(super) struct Line {
     pub(super) gsi: u32,
-    state: AtomicU32,
+    state: AtomicU64,
     /// Where the level stands that is `UP`, as a [`place`]. The driver's.
     told: AtomicU64,
+    /// How many there are.
+    irqfds: Mutex<usize>,
     /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any thread.
     resamplers: Srcu<Vec<Weak<Event>>>,
     holders: Mutex<Holders>,
@@ -192,22 +270,29 @@ impl Line {
     pub(super) fn new(gsi: u32) -> Self {
         Line {
             gsi,
-            state: AtomicU32::new(0),
+            state: AtomicU64::new(0),
             told: AtomicU64::new(NOWHERE),
+            irqfds: Mutex::new(0),
             resamplers: Srcu::new(Vec::new()),
             holders: Mutex::new(Holders::default()),
             counters: Counters::default(),
         }
     }
 
-    /// Sets what `request` stands for. If the caller is the driver then, it must see to [`drive`](Self::drive).
+    /// Sets what `request` stands for.
     pub(super) fn ask(&self, request: Request) -> Requested {
         // A read-modify-write even if it changes nothing: what the caller did before is for the driver, and the guest, to see.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let asked = request.apply(state);
-            let drive = asked & BUSY == 0 && Step::next(asked) != Step::Rest;
-            let after = if drive { asked | BUSY } else { asked };
+            let due = Steps::due(asked) != Steps::NONE;
+            let (then, after) = match asked & (BUSY | TIRED | OFFERED) {
+                0 if due => (Then::Drive, asked | BUSY),
+                TIRED_DRIVER if due && !self.is_driven_here() => {
+                    (Then::Relieve, asked & !TIRED | OFFERED)
+                }
+                _ => (Then::Leave, asked),
+            };
             match self
                 .state
                 .compare_exchange_weak(state, after, DEKKER, Ordering::Relaxed)
@@ -215,7 +300,11 @@ impl Line {
                 Ok(_) => {
                     return Requested {
                         coalesced: asked == state,
-                        drive,
+                        pending: match request {
+                            Request::Edge => Pending::of(asked),
+                            _ => None,
+                        },
+                        then,
                     };
                 }
                 Err(now) => state = now,
@@ -239,9 +328,11 @@ impl Line {
         self.state.load(Ordering::Acquire) & MASKED != 0
     }
 
-    pub(super) fn is_busy(&self) -> bool {
+    /// Whether there is a driver, or something to do that one will come for.
+    pub(super) fn is_active(&self) -> bool {
         // Acquire pairs with the step in which the driver stops: what it did for others is done.
-        self.state.load(Ordering::Acquire) & BUSY != 0
+        let state = self.state.load(Ordering::Acquire);
+        state & BUSY != 0 || Steps::due(state) != Steps::NONE
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -249,36 +340,115 @@ impl Line {
     }
 
     pub(super) fn take_pending(&self) -> bool {
-        // Acquire pairs with `ask`: who takes the interrupt over sees what it was for.
-        self.state.fetch_and(!PENDING, Ordering::Acquire) & PENDING != 0
+        self.take().is_some()
     }
 
-    /// Does what is asked for until nothing is.
+    fn take(&self) -> Option<Pending> {
+        let taken = |state| Pending::of(state).map(|_| (state & !PENDING) + TAKEN);
+        self.change(taken).and_then(Pending::of)
+    }
+
+    /// Makes `next` of the word, unless it is `None`. Returns what it was.
+    fn change(&self, next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+        // Acquire pairs with `ask`: who takes a request over sees what it was for. Release hands over the driver's work.
+        let done = self.state.fetch_update(DEKKER, Ordering::Relaxed, next);
+        done.ok()
+    }
+
+    /// Does what is asked for until nothing is, or another thread takes over.
     ///
-    /// In a section, unless it is the worker that drives: who has changed the routes, or masked the line, waits for it.
+    /// In a section: who has changed the routes waits for it. (For a driver in a section, that is; the worker takes one
+    /// [`turn`](Self::turn) after the other, in none.)
     pub(super) fn drive(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) {
-        let turn = Turn(self);
+        let here = ptr::from_ref(self).addr();
+        let outer = DRIVEN.with(|driven| driven.replace(here));
+        let mut panicked = None;
+        let mut turns = 0;
+        loop {
+            let last = turns >= TURNS && self.prepare_relief();
+            // If the sink or an observer of a resample event panics, others' requests are carried out nevertheless.
+            match panic::catch_unwind(AssertUnwindSafe(|| self.turn(sink, &route))) {
+                Ok(Turn::Rests) => break,
+                Ok(Turn::GoesOn) => {}
+                Err(payload) => _ = panicked.get_or_insert(payload),
+            }
+            if last && self.hand_over() {
+                break;
+            }
+            turns = turns.saturating_add(1);
+        }
+        DRIVEN.with(|driven| driven.set(outer));
+        if let Some(payload) = panicked {
+            panic::resume_unwind(payload);
+        }
+    }
+
+    /// Before a turn. Returns whether it is the last, because another thread waits.
+    fn prepare_relief(&self) -> bool {
+        let before = self.change(|state| match state & (TIRED | OFFERED) {
+            0 | OFFERED => Some(state | TIRED),
+            _ => None,
+        });
+        before.is_some_and(|state| state & OFFERED != 0)
+    }
+
+    /// After the last turn. Returns whether the caller is the driver no more: the other thread has not gone.
+    fn hand_over(&self) -> bool {
+        let relieved = self.change(|state| {
+            (state & (TIRED | OFFERED) == TIRED | OFFERED).then_some(state & !DRIVER)
+        });
+        relieved.is_some()
+    }
+
+    /// Waits for the driver to hand over, for a while. Returns whether the caller is the driver then.
+    pub(super) fn relieve(&self) -> bool {
+        // Relaxed: what it sees gone, `change` finds gone.
+        let gone = || self.state.load(Ordering::Relaxed) & OFFERED == 0;
+        if !spin_until(PATIENCE, gone) {
+            // It may be another thread's by now, which then looks early, as this one does.
+            self.change(|state| (state & OFFERED != 0).then_some(state & !(TIRED | OFFERED)));
+        }
+        let take = |state| {
+            let free = state & BUSY == 0 && Steps::due(state) != Steps::NONE;
+            free.then_some(state | BUSY)
+        };
+        self.change(take).is_some()
+    }
+
+    /// Whether the calling thread is in a call that it makes as the driver of this line. (One line inside another is enough
+    /// to be mistaken, and then waits in vain.)
+    fn is_driven_here(&self) -> bool {
+        DRIVEN.with(Cell::get) == ptr::from_ref(self).addr()
+    }
+
+    /// Does each kind of thing once, if it is due.
+    pub(super) fn turn(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) -> Turn {
+        let mut done = Steps::NONE;
         loop {
             // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of routes
             // waits for this section, but not for the worker, nor inside a section.)
             let state = self.state.load(Ordering::Acquire);
             let told = self.told.load(Ordering::Relaxed);
-            let step = Step::next(state);
+            let due = Steps::due(state);
+            let step = due.without(done).first();
+            if step == Steps::NONE && due != Steps::NONE {
+                return Turn::GoesOn;
+            }
             let route = match step {
-                Step::Edge | Step::Raise | Step::Reroute => route(),
+                Steps::EDGE | Steps::RAISE | Steps::REROUTE => route(),
                 _ => None,
             };
             let moved = state & UP != 0 && place(route) != told;
             let after = match step {
                 // Down even if somebody else holds it up, who then raises it again: a new edge.
-                Step::Resample => state & !(ACKED | ASSERTED | UP | ON_PIN),
-                Step::Reroute if moved => state & !(REROUTED | UP | ON_PIN),
-                Step::Reroute => state & !REROUTED,
-                Step::Lower => state & !(UP | ON_PIN),
-                Step::Edge => state & !PENDING,
-                Step::Raise if matches!(route, Some(Route::Pin(_))) => state | UP | ON_PIN,
-                Step::Raise => state | UP,
-                Step::Rest => state & !BUSY,
+                Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
+                Steps::REROUTE if moved => state & !(REROUTED | UP | ON_PIN),
+                Steps::REROUTE => state & !REROUTED,
+                Steps::LOWER => state & !(UP | ON_PIN),
+                Steps::EDGE => (state & !PENDING) + TAKEN,
+                Steps::RAISE if matches!(route, Some(Route::Pin(_))) => state | UP | ON_PIN,
+                Steps::RAISE => state | UP,
+                _ => state & !DRIVER,
             };
             // Release hands over the driver's work to the next driver; DEKKER as in `ask`.
             if self
@@ -288,17 +458,18 @@ impl Line {
             {
                 continue;
             }
+            done = done.with(step);
             if state & !after & ON_PIN != 0 {
                 if let Some(pin) = pin_of(told) {
                     sink.set_level(self.gsi, pin, false);
                 }
             }
             match step {
-                Step::Resample => self.resample(),
-                Step::Edge => self.edge(sink, route),
-                Step::Raise => self.raise(sink, route),
-                Step::Lower | Step::Reroute => {}
-                Step::Rest => return mem::forget(turn),
+                Steps::RESAMPLE => self.resample(),
+                Steps::EDGE => self.edge(sink, route),
+                Steps::RAISE => self.raise(sink, route),
+                Steps::LOWER | Steps::REROUTE => {}
+                _ => return Turn::Rests,
             }
         }
     }
@@ -378,6 +549,29 @@ impl Line {
         with_section(|section| !self.resamplers.read(section).is_empty())
     }
 
+    /// An irqfd comes: to be called before it can be signalled.
+    pub(super) fn join(&self) {
+        *self.irqfds() += 1;
+    }
+
+    /// An irqfd goes whose last request was in the pending bit given. Returns whether that is still pending, which it then is
+    /// not for the caller. The last irqfd takes the bit along: it is not for the GSI's next user.
+    pub(super) fn leave(&self, pending: Option<Pending>) -> bool {
+        // Under the lock: of an irqfd that comes now, nothing is pending yet.
+        let mut irqfds = self.irqfds();
+        *irqfds -= 1;
+        let still = match *irqfds {
+            0 => self.take(),
+            _ => Pending::of(self.state.load(Ordering::Relaxed)),
+        };
+        pending.is_some() && pending == still
+    }
+
+    fn irqfds(&self) -> MutexGuard<'_, usize> {
+        // There is nothing behind the lock that a panic could have left half done.
+        self.irqfds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// To be called before the irqfd can be signalled.
     pub(super) fn add_resampler(&self, event: &Arc<Event>) {
         let writer = self.resamplers.write();
@@ -400,12 +594,14 @@ impl Line {
     }
 }
 
-/// A driver's. If the sink or an observer of a resample event panics, the line is left for the next driver.
-struct Turn<'a>(&'a Line);
+/// How a turn ends.
+pub(super) enum Turn {
+    /// There is nothing to do, and the caller is the driver no more.
+    Rests,
+    GoesOn,
+}
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        debug_assert!(thread::panicking());
-        self.0.state.fetch_and(!BUSY, DEKKER);
-    }
+const_thread_local! {
+    /// The address of the line that this thread drives, of several the innermost.
+    static DRIVEN: Cell<usize> = { Cell::new(0) };
 }

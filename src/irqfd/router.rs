@@ -208,25 +208,14 @@ impl Router {
         let connected = core.board.sink().connect(way_back, resample.is_some());
         connected.map_err(AssignError::Refused)?;
         let counters = Arc::new(Counters::default());
-        if let Some(resample) = resample {
-            line.add_resampler(resample);
-        }
-        let injector = Arc::new(Injector {
-            core: Arc::clone(core),
-            line,
-            event: Arc::clone(event),
-            resampler: resample.cloned(),
-            counters: Arc::clone(&counters),
-        });
+        let injector = Arc::new(Injector::new(core, line, event, resample, &counters));
         mem::forget(claim);
         let observation = Observation::new(
             Arc::clone(event),
             Interest::Signals,
             Arc::clone(&injector) as Arc<_>,
         );
-        if event.count_after_asking() != 0 {
-            injector.inject();
-        }
+        injector.look();
         // The observation has the last handle when somebody can drop it.
         drop(injector);
         self.lock().insert(

@@ -1,10 +1,11 @@
 //! A thread that drives lines, for sinks that may sleep.
 //!
 //! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands in
-//! the backlog at most once: it is `BUSY` until the worker has done with it.
+//! the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end of the
+//! backlog if that leaves something to do. So between two turns of a line there is at most one of each other line.
 
 use super::board::Board;
-use super::line::Line;
+use super::line::{Line, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_queue::SegQueue;
@@ -23,9 +24,13 @@ pub(super) struct Backlog {
 }
 
 enum Job {
-    Drive(Arc<Line>),
-    /// Signals that everything pushed before is done.
-    Flush(Arc<Event>),
+    Turn(Arc<Line>),
+    /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The first
+    /// time, the worker may have been in a turn that a request came too late for, and that line comes after this.
+    Flush {
+        done: Arc<Event>,
+        again: bool,
+    },
 }
 
 impl Backlog {
@@ -40,17 +45,20 @@ impl Backlog {
 
     /// A line that the caller is the driver of.
     pub(super) fn push(&self, line: Arc<Line>) {
-        self.jobs.push(Job::Drive(line));
+        self.jobs.push(Job::Turn(line));
         self.wake.signal();
     }
 
-    /// Waits until the worker has done what was pushed before; if this is the worker, not.
+    /// Waits until the worker has done what was requested before; if this is the worker, not.
     pub(super) fn flush(&self) {
         if self.is_worker() {
             return;
         }
         let done = Arc::new(Event::new(0));
-        self.jobs.push(Job::Flush(Arc::clone(&done)));
+        self.jobs.push(Job::Flush {
+            done: Arc::clone(&done),
+            again: true,
+        });
         self.wake.signal();
         done.read();
     }
@@ -66,11 +74,18 @@ impl Backlog {
             // Acquire pairs with the Release in `drop`; looked at before the queue, so that nothing is left in it.
             let closed = self.closed.load(Ordering::Acquire);
             match self.jobs.pop() {
-                Some(Job::Drive(line)) => {
-                    // The panic has been reported, and the line can be driven again.
-                    let _ = panic::catch_unwind(AssertUnwindSafe(|| board.drive(&line)));
+                Some(Job::Turn(line)) => {
+                    // A panic has been reported, and what else the line has to do is done.
+                    match panic::catch_unwind(AssertUnwindSafe(|| board.turn(&line))) {
+                        Ok(Turn::Rests) => {}
+                        Ok(Turn::GoesOn) | Err(_) => self.jobs.push(Job::Turn(line)),
+                    }
                 }
-                Some(Job::Flush(done)) => done.signal(),
+                Some(Job::Flush { done, again: true }) => {
+                    let again = false;
+                    self.jobs.push(Job::Flush { done, again });
+                }
+                Some(Job::Flush { done, again: false }) => done.signal(),
                 None if closed => return,
                 None => {
                     self.wake.read();

@@ -168,6 +168,21 @@ impl Spinner {
     }
 }
 
+/// Looks for `ready`, a relaxed load, for as long as it takes, but no longer than `limit`. Returns whether it came. Makes no
+/// system call, whatever the number of CPUs.
+pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
+    // Time does not pass in a model of loom's.
+    let limit = if cfg!(loom) { Duration::ZERO } else { limit };
+    let start = Instant::now();
+    while !ready() {
+        if start.elapsed() >= limit {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
+    true
+}
+
 /// How long a spin that knows no end keeps others from the CPU.
 const TURN: Duration = Duration::from_micros(50);
 

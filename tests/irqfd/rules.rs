@@ -651,6 +651,8 @@ fn deassigned_inside_a_call() {
         Observation::new(Arc::clone(&unplug), Interest::Signals, Arc::new(observer))
     };
     unplug.signal();
+    // Signalled when its irqfd was being taken away.
+    assert_eq!((a.count(), b.count()), (0, 1));
     // Or later, if another test's thread is inside a call just then.
     for (event, gsi) in [(&a, PIN), (&b, MSI)] {
         while router.assign(event, gsi).is_err() {
@@ -658,10 +660,125 @@ fn deassigned_inside_a_call() {
             thread::yield_now();
         }
     }
-    assert_eq!(log.take(), [up(PIN, PIN), down(PIN, PIN)]);
-    // Drained: what came before the deassign was over.
-    assert_eq!((a.count(), b.count()), (0, 0));
+    assert_eq!(log.take(), [up(PIN, PIN), down(PIN, PIN), sent(0x41)]);
     drop(observation);
+}
+
+/// The guest gives a queue another vector, and in the same moment a request completes: the interrupt goes the new way.
+#[test]
+fn signalled_while_it_is_deassigned() {
+    let (router, log) = router();
+    router.set_route(MSI + 1, Some(message(0x42))).unwrap();
+    for count in [0, 3] {
+        let done = Arc::new(Event::new(count));
+        let irqfd = Mutex::new(Some(router.assign(&done, MSI).unwrap()));
+        log.take();
+        let config_write = event();
+        let observation = {
+            let done = Arc::clone(&done);
+            let observer = move |_: Change| {
+                drop(irqfd.lock().unwrap().take());
+                done.signal();
+            };
+            Observation::new(
+                Arc::clone(&config_write),
+                Interest::Signals,
+                Arc::new(observer),
+            )
+        };
+        config_write.signal();
+        // Or later, if another test's thread is inside a call just then.
+        let irqfd = loop {
+            match router.assign(&done, MSI + 1) {
+                Ok(irqfd) => break irqfd,
+                Err(_) => doorbell::reclaim(),
+            }
+            thread::yield_now();
+        };
+        // What was there at the first assignment had an interrupt then.
+        assert_eq!(done.count(), 1);
+        let (gsi, data) = (MSI + 1, 0x42);
+        assert_eq!(log.take(), [Call::Msi { gsi, data }]);
+        drop((observation, irqfd));
+        assert_eq!(done.count(), 0);
+    }
+}
+
+/// What a mask has kept back is given back to the event, and is not pending for the next user of the GSI.
+#[test]
+fn deassigned_while_pending() {
+    for gsi in [PIN, MSI] {
+        let (router, log) = router();
+        let (a, b) = (Arc::new(Event::new(2)), event());
+        let irqfd = router.assign(&a, gsi).unwrap();
+        router.mask(gsi);
+        a.signal_n(5);
+        a.signal();
+        assert!(router.is_pending(gsi));
+        log.take();
+        drop(irqfd);
+        assert_eq!((a.count(), router.is_pending(gsi)), (1, false));
+        // Another device is plugged in.
+        let next = router.assign(&b, gsi).unwrap();
+        router.unmask(gsi);
+        assert_eq!(log.take(), []);
+        drop(next);
+        assert_eq!(b.count(), 0);
+        // And the first one again.
+        let irqfd = router.assign(&a, gsi).unwrap();
+        assert_eq!(log.take().len(), if gsi == MSI { 1 } else { 2 });
+        drop(irqfd);
+        assert_eq!(a.count(), 0);
+    }
+}
+
+/// On a vector that several share, the pending bit stays until the last has gone, and each gets its own signal back.
+#[test]
+fn one_of_several_is_deassigned_while_pending() {
+    let (router, log) = router();
+    let events = [event(), event(), event()];
+    let assign = |event| router.assign(event, MSI).unwrap();
+    let [a, b, c] = events.each_ref().map(assign);
+    let counts = || events.each_ref().map(|event| event.count());
+    // In a pending bit that was injected for long ago.
+    router.mask(MSI);
+    events[2].signal();
+    router.unmask(MSI);
+    router.mask(MSI);
+    events[2].signal();
+    assert!(router.take_pending(MSI));
+    log.take();
+
+    events[0].signal();
+    events[1].signal();
+    drop(a);
+    assert_eq!((counts(), router.is_pending(MSI)), ([1, 0, 0], true));
+    drop(c);
+    assert_eq!((counts(), router.is_pending(MSI)), ([1, 0, 0], true));
+    drop(b);
+    assert_eq!((counts(), router.is_pending(MSI)), ([1, 1, 0], false));
+    // Still masked: that is for the VMM to say.
+    let a = assign(&events[0]);
+    assert!(router.is_pending(MSI));
+    router.unmask(MSI);
+    assert_eq!(log.take(), [sent(0x41)]);
+    drop(a);
+    assert_eq!(counts(), [0, 1, 0]);
+}
+
+/// An assertion that a mask keeps back ends with its irqfd: the line is not up for the next user of the GSI.
+#[test]
+fn deassigned_while_asserted_and_masked() {
+    let (router, log) = router();
+    let a = event();
+    let irqfd = router.assign_with_resample(&a, PIN, &event()).unwrap();
+    router.mask(PIN);
+    a.signal();
+    drop(irqfd);
+    let rs = event();
+    let _next = router.assign_with_resample(&event(), PIN, &rs).unwrap();
+    router.unmask(PIN);
+    assert_eq!((log.take(), rs.count()), (vec![], 0));
 }
 
 /// Acks inside its calls, as one does that delivers at once and whose guest is fast.
@@ -832,5 +949,50 @@ fn a_sink_that_panics() {
         a.signal();
         drop(irqfd);
         assert_eq!(sink.1.take(), pulse(PIN, PIN));
+    }
+}
+
+/// What others have asked for while a sink panics is carried out.
+#[test]
+fn requests_to_a_sink_that_panics() {
+    struct Fails {
+        router: OnceLock<Router>,
+        log: Log,
+    }
+    impl InterruptSink for Fails {
+        fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+            self.log.set_level(gsi, pin, level);
+        }
+        fn pulse(&self, gsi: u32, pin: u32) {
+            self.log.set_level(gsi, pin, true);
+            if let Some(router) = self.router.get() {
+                // As another thread might.
+                router.set_level(gsi, true);
+                panic!("for the test");
+            }
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    }
+    for hand_over in [false, true] {
+        let sink = Arc::new(Fails {
+            router: OnceLock::new(),
+            log: Log::default(),
+        });
+        let router = match hand_over {
+            false => Router::new(Arc::clone(&sink)),
+            true => Router::with_worker(Arc::clone(&sink)).unwrap(),
+        };
+        router.set_routes(Routes::identity(24)).unwrap();
+        let a = event();
+        let irqfd = router.assign(&a, PIN).unwrap();
+        assert!(sink.router.set(router.clone()).is_ok());
+        let signal = std::panic::AssertUnwindSafe(|| a.signal());
+        assert_eq!(std::panic::catch_unwind(signal).is_err(), !hand_over);
+        router.synchronize();
+        assert_eq!(sink.log.take(), [up(PIN, PIN), up(PIN, PIN)]);
+        router.set_level(PIN, false);
+        router.synchronize();
+        assert_eq!(sink.log.take(), [down(PIN, PIN)]);
+        drop(irqfd);
     }
 }

@@ -8,7 +8,7 @@ use doorbell::irqfd::{
 };
 use doorbell::{Event, Mode};
 use std::array;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -113,6 +113,8 @@ enum Place {
 struct Line {
     masked: bool,
     pending: bool,
+    /// Events that have a signal in it.
+    pending_of: BTreeSet<usize>,
     asserted: bool,
     held: bool,
     /// Level sources that hold it up.
@@ -123,6 +125,13 @@ struct Line {
     raises: u64,
     lost: u64,
     resamples: u64,
+}
+
+impl Line {
+    fn take_pending(&mut self) -> bool {
+        self.pending_of.clear();
+        std::mem::take(&mut self.pending)
+    }
 }
 
 /// Who has an event.
@@ -173,7 +182,7 @@ impl Machine {
         }
         let line = self.line(gsi);
         if line.pending && !line.masked {
-            line.pending = false;
+            line.take_pending();
             match route {
                 None => line.lost += 1,
                 Some(route) => {
@@ -201,7 +210,7 @@ impl Machine {
     }
 
     /// Returns whether the signal was coalesced.
-    fn signal(&mut self, gsi: u32, level: bool, settle: bool) -> bool {
+    fn signal(&mut self, event: usize, gsi: u32, level: bool, settle: bool) -> bool {
         let route = self.routes.get(&gsi).copied();
         let line = self.line(gsi);
         if !line.masked && route.is_none() {
@@ -217,7 +226,10 @@ impl Machine {
         let coalesced = match level {
             true => std::mem::replace(&mut line.asserted, true),
             false if at_pin => true,
-            false => std::mem::replace(&mut line.pending, true),
+            false => {
+                line.pending_of.insert(event);
+                std::mem::replace(&mut line.pending, true)
+            }
         };
         if settle {
             self.settle(gsi);
@@ -288,7 +300,7 @@ impl Model {
         let settle = driven != Some((owner.machine, owner.gsi));
         owner.signals += 1;
         let machine = &mut self.machines[owner.machine];
-        let coalesced = machine.signal(owner.gsi, owner.resample.is_some(), settle);
+        let coalesced = machine.signal(event, owner.gsi, owner.resample.is_some(), settle);
         owner.coalesced += u64::from(coalesced);
     }
 
@@ -324,6 +336,13 @@ impl Model {
             }
         }
         self.take(event);
+        let at = |owner: &Owner| (owner.machine, owner.gsi);
+        let last = !self.owners.values().any(|other| at(other) == at(&owner));
+        let line = self.machines[owner.machine].line(owner.gsi);
+        self.counts[event] += u64::from(line.pending_of.remove(&event));
+        if last {
+            line.take_pending();
+        }
     }
 }
 
@@ -437,7 +456,7 @@ impl Player {
                 let gsi = gsi(*number);
                 let taken = router.take_pending(gsi);
                 let line = model.machines[machine].line(gsi);
-                assert_eq!(taken, std::mem::replace(&mut line.pending, false));
+                assert_eq!(taken, line.take_pending());
             }
             What::SetLevel(number, level) => {
                 let gsi = gsi(*number);

@@ -4,7 +4,8 @@
 use super::sink::message;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
-use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Router, Routes};
+use doorbell::irqfd::{InterruptSink, Irqfd, IrqfdCounters, MsiMessage, Router, Routes};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -359,4 +360,248 @@ fn handed_over() {
     assert_eq!(controller.edges(), counters.injections);
     assert!(counters.coalesced > 0);
     assert_eq!(Arc::strong_count(&controller), 1);
+}
+
+/// Signals while the irqfd is taken away: each has interrupted, or is in the count.
+#[test]
+fn a_deassign_loses_nothing() {
+    const SIGNALS: u64 = 20;
+    for (router, controller) in routers() {
+        let (a, both) = (event(), Barrier::new(2));
+        let seen = || controller.messages() + u64::from(router.is_pending(MSI));
+        let (mut late, mut coalesced) = (0, 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3_000 {
+                    both.wait();
+                    for _ in 0..SIGNALS {
+                        a.signal();
+                    }
+                    both.wait();
+                }
+            });
+            for round in 0..3_000_u32 {
+                let irqfd = router.assign(&a, MSI).unwrap();
+                let (before, counters) = (seen(), irqfd.counters());
+                assert_eq!(counters.signals, 0);
+                both.wait();
+                for _ in 0..round % 64 {
+                    std::hint::spin_loop();
+                }
+                // Coalesced ones are of those that the worker has not come to yet.
+                let counters = deassigned(&router, irqfd);
+                coalesced += counters.coalesced;
+                let injected = seen() - before;
+                assert_eq!(injected, counters.injections);
+                both.wait();
+                let left = a.try_read().unwrap_or(0);
+                late += left;
+                assert_eq!(counters.signals + left, SIGNALS);
+                assert_eq!(injected + counters.coalesced + left, SIGNALS);
+            }
+        });
+        eprintln!("{late} signals were late, {coalesced} coalesced");
+    }
+}
+
+/// The same behind a mask: each signal is in the count in the end, or was coalesced with one that is.
+#[test]
+fn a_deassign_of_a_masked_one_loses_nothing() {
+    for (router, controller) in routers() {
+        let (a, both) = (event(), Barrier::new(2));
+        router.mask(MSI);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3_000 {
+                    both.wait();
+                    a.signal();
+                    a.signal();
+                    both.wait();
+                }
+            });
+            for round in 0..3_000_u32 {
+                let irqfd = router.assign(&a, MSI).unwrap();
+                both.wait();
+                for _ in 0..round % 64 {
+                    std::hint::spin_loop();
+                }
+                let counters = deassigned(&router, irqfd);
+                both.wait();
+                assert!(!router.is_pending(MSI));
+                let left = a.try_read().unwrap_or(0);
+                assert_eq!(left + counters.coalesced, 2, "{counters:?}");
+            }
+        });
+        assert_eq!(controller.messages(), 0);
+    }
+}
+
+/// Deassigns it, and returns what its counters were in the end.
+fn deassigned(router: &Router, irqfd: Irqfd) -> IrqfdCounters {
+    router.deassign(irqfd.event(), irqfd.gsi());
+    irqfd.counters()
+}
+
+thread_local! {
+    static PULSES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Takes a microsecond or so for a pulse, and counts those of each thread.
+struct Slowish;
+
+impl InterruptSink for Slowish {
+    fn set_level(&self, _: u32, _: u32, _: bool) {}
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {}
+
+    fn pulse(&self, _: u32, _: u32) {
+        PULSES.set(PULSES.get() + 1);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(1) {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Threads that signal one line all the time pulse for one another, but none does so for long.
+#[test]
+fn a_driver_is_relieved() {
+    const SIGNALS: u32 = 60_000;
+    for threads in [2, 3] {
+        let router = Router::new(Arc::new(Slowish));
+        router.set_routes(routes(0x41)).unwrap();
+        let most: Vec<u32> = thread::scope(|scope| {
+            let thread = || {
+                let a = event();
+                let _irqfd = router.assign(&a, PIN).unwrap();
+                let pulses_of = |_| {
+                    let before = PULSES.get();
+                    a.signal();
+                    PULSES.get() - before
+                };
+                (0..SIGNALS).map(pulses_of).max().unwrap()
+            };
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(thread)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        eprintln!("most pulses of one signal, of {threads} threads: {most:?}");
+        // 16 before the driver wants to be relieved, then a few; and some more for each time that it loses the CPU.
+        assert!(most.iter().all(|&most| most < 200), "{most:?}");
+    }
+}
+
+/// Asks for the next pulse of one line in each pulse, until it is stopped; and once for one of another line.
+struct Busy {
+    busy: Arc<Event>,
+    other: Arc<Event>,
+    stop: AtomicBool,
+    pulses: AtomicU64,
+    /// Before that of the other line.
+    pulses_before: AtomicU64,
+}
+
+impl Busy {
+    const LIMIT: u64 = 5_000_000;
+    /// When the other line is signalled.
+    const THEN: u64 = 100;
+}
+
+impl InterruptSink for Busy {
+    fn set_level(&self, _: u32, _: u32, _: bool) {}
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {}
+
+    fn pulse(&self, gsi: u32, _: u32) {
+        let pulses = self.pulses.load(Ordering::Relaxed);
+        if gsi != PIN {
+            return self.pulses_before.store(pulses, Ordering::Relaxed);
+        }
+        self.pulses.store(pulses + 1, Ordering::Relaxed);
+        if pulses == Self::THEN {
+            self.other.signal();
+        }
+        if pulses < Self::LIMIT && !self.stop.load(Ordering::Relaxed) {
+            self.busy.signal();
+        }
+    }
+}
+
+/// A busy line has the worker pulse it once, and then the other lines; and whoever waits for the worker does not wait for
+/// the line to be quiet.
+#[test]
+fn a_busy_line_does_not_starve_the_worker() {
+    let sink = Arc::new(Busy {
+        busy: event(),
+        other: event(),
+        stop: AtomicBool::new(false),
+        pulses: AtomicU64::new(0),
+        pulses_before: AtomicU64::new(0),
+    });
+    let router = Router::with_worker(Arc::clone(&sink)).unwrap();
+    router.set_routes(Routes::identity(24)).unwrap();
+    let irqfds = [(&sink.busy, PIN), (&sink.other, PIN + 1)]
+        .map(|(event, gsi)| router.assign(event, gsi).unwrap());
+    sink.busy.signal();
+    let start = Instant::now();
+    while sink.pulses_before.load(Ordering::Relaxed) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        thread::yield_now();
+    }
+    assert_eq!(sink.pulses_before.load(Ordering::Relaxed), Busy::THEN + 1);
+    router.synchronize();
+    drop(irqfds);
+    assert!(sink.pulses.load(Ordering::Relaxed) < Busy::LIMIT);
+    sink.stop.store(true, Ordering::Relaxed);
+}
+
+/// What was asked for before is done when a `synchronize` returns, be the worker in the midst of a turn of that line.
+#[test]
+fn the_worker_is_waited_for_in_the_midst_of_a_turn() {
+    struct Gate {
+        entered: Barrier,
+        levels: [AtomicU32; 2],
+    }
+    impl InterruptSink for Gate {
+        fn set_level(&self, _: u32, _: u32, level: bool) {
+            self.levels[usize::from(level)].fetch_add(1, Ordering::Relaxed);
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+        fn pulse(&self, _: u32, _: u32) {
+            self.entered.wait();
+            // The request and the `synchronize` come in this time, or there is nothing to be seen.
+            self.entered.wait();
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let gate = Arc::new(Gate {
+        entered: Barrier::new(2),
+        levels: Default::default(),
+    });
+    let router = Router::with_worker(Arc::clone(&gate)).unwrap();
+    router.set_routes(Routes::identity(24)).unwrap();
+    let (a, b) = (event(), event());
+    let _irqfds = [
+        router.assign(&a, PIN).unwrap(),
+        router.assign_with_resample(&b, PIN, &event()).unwrap(),
+    ];
+    for round in 1..=3 {
+        a.signal();
+        gate.entered.wait();
+        // Each of them comes before the pulse that is under way in the order of a turn.
+        router.set_level(PIN, true);
+        router.ack(PIN);
+        gate.entered.wait();
+        router.synchronize();
+        let raised = gate.levels[1].load(Ordering::Relaxed);
+        assert_eq!(
+            (raised, router.line_counters(PIN).resamples),
+            (round, round.into())
+        );
+        router.set_level(PIN, false);
+        router.synchronize();
+        assert_eq!(gate.levels[0].load(Ordering::Relaxed), round);
+    }
 }
