@@ -61,6 +61,13 @@ pub trait InterruptSink: Send + Sync {
         let _ = (line, resample);
         Ok(())
     }
+
+    /// An irqfd that [`connect`](Self::connect) has announced is gone, and no interrupt of its own comes any more. Comes once
+    /// for each, with the same arguments, so a sink that counts them knows when a line needs nothing any more. A sink that
+    /// hands `connect` on to another hands this on, too.
+    fn disconnect(&self, gsi: u32, resample: bool) {
+        let _ = (gsi, resample);
+    }
 }
 
 /// A sink's way back to a line: the guest's end of interrupt.
