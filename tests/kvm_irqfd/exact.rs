@@ -250,7 +250,7 @@ fn an_end_from_before_a_mask() {
     });
     await_that(|| line().resamples == 2);
     // Returns when the thread has done what follows from it.
-    router.set_routes(router.routes()).unwrap();
+    router.synchronize();
     ours.pass_fence();
     assert_eq!(line().raises, 2);
     assert!(!level(ours.vm(), LEVEL_GSI));

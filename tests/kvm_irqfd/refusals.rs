@@ -102,9 +102,9 @@ fn tables_that_kvm_cannot_have() {
             let before = router.routes();
             let result = router.set_routes(table(pins, messages));
             // Where the VMM injects, the messages need no entries.
-            match injection {
-                Injection::Userspace if result.is_ok() => continue,
-                _ => {}
+            if injection == Injection::Userspace {
+                result.unwrap();
+                continue;
             }
             assert_eq!(reason(result), RouteTableError::Full { entries });
             assert_eq!(router.routes(), before);
