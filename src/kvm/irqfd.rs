@@ -496,7 +496,7 @@ impl InterruptSink for KvmSink {
         if let (true, Some(writer)) = (first, writer) {
             let wires = state.wires_for_signallers();
             drop(guard);
-            writer.publish(wires, ());
+            writer.publish_without_waiting(wires);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ mod child;
 mod common;
 mod exact;
 mod guest;
+mod locks;
 mod refusals;
 mod resources;
 mod script;
