@@ -74,8 +74,8 @@ fn a_sink_that_dies_on_its_own_thread() {
             };
             let observation = Observation::new(resample, Interest::Signals, Arc::new(observer));
             // What KVM does at the guest's end of interrupt: it signals the last of the new descriptors.
-            let new = descriptors().into_iter().filter(|fd| !none.contains(fd));
-            let end = new.last().unwrap();
+            let mut new = descriptors().into_iter().filter(|fd| !none.contains(fd));
+            let end = new.next_back().unwrap();
             // SAFETY: the sink has it open.
             let end = unsafe { BorrowedFd::borrow_raw(end) };
             rustix::io::write(end, &1_u64.to_ne_bytes()).unwrap();
