@@ -257,6 +257,30 @@ fn an_end_from_before_a_mask() {
     assert_eq!(ours.take_some(), 0);
 }
 
+/// An end of interrupt that the sink has not told of when the last resampling irqfd goes: the line is down, unless the VMM
+/// holds it.
+#[test]
+fn an_end_from_before_the_last_resampling_irqfd_goes() {
+    for held in [false, true] {
+        let Some(mut ours) = OursInKvm::new(Injection::Userspace) else {
+            return;
+        };
+        let router = ours.router().clone();
+        for _ in 0..50 {
+            let device = Device::new(&router, LEVEL_GSI);
+            device.interrupt.signal();
+            ours.pass_fence();
+            assert_eq!(ours.take_some(), 1);
+            router.set_level(LEVEL_GSI, held);
+            drop(device);
+            router.synchronize();
+            ours.pass_fence();
+            assert_eq!(level(ours.vm(), LEVEL_GSI), held);
+            router.set_level(LEVEL_GSI, false);
+        }
+    }
+}
+
 pub fn await_that(mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
