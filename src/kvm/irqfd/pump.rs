@@ -99,9 +99,7 @@ impl Assertion {
 
     /// KVM lowers the line, and has nothing to do with it any more.
     pub(super) fn close(&self) -> io::Result<()> {
-        let mut state = self.lock();
-        state.raised = false;
-        self.unregister(&mut state)
+        self.unregister(&mut self.lock())
     }
 
     /// Looks whether the guest has ended an interrupt. KVM has lowered the line then, as far as is known.
