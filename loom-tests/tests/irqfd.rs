@@ -186,7 +186,13 @@ fn a_relieved_driver_and_deassign() {
         let _busy = busy_line(&router, &event(), 3);
         let event = event();
         let irqfd = router.assign(&event, GSI).unwrap();
-        let device = device(&sink, 1, &event);
+        let device = {
+            let (router, event) = (router.clone(), Arc::clone(&event));
+            thread::spawn(move || {
+                event.signal();
+                router.ack(GSI);
+            })
+        };
         let driver = {
             let router = router.clone();
             thread::spawn(move || router.ack(GSI))
@@ -222,23 +228,23 @@ fn signal_and_deassign() {
 /// What was there when an irqfd came has had its interrupt and goes with it; a signal meanwhile is injected or stays.
 #[test]
 fn signal_and_deassign_with_a_count() {
-    check("signal_and_deassign_with_a_count", Some(3), || {
-        let (router, sink) = router(message(7));
+    check("signal_and_deassign_with_a_count", Some(2), || {
+        let (router, sink) = router(Route::Pin(PIN));
         let event = Arc::new(Event::new(1));
         let device = {
-            let event = Arc::clone(&event);
-            thread::spawn(move || event.signal())
+            let (event, sink) = (Arc::clone(&event), Arc::clone(&sink));
+            thread::spawn(move || {
+                for bit in [1, 2] {
+                    sink.memory.fetch_or(bit, Ordering::Relaxed);
+                    event.signal();
+                }
+            })
         };
-        let irqfd = router.assign(&event, GSI).unwrap();
-        drop(irqfd);
+        drop(router.assign(&event, GSI).unwrap());
         device.join().unwrap();
-        // If the signal was there when the irqfd came, one interrupt is for both.
-        let messages = load(&sink.messages);
-        match event.count() {
-            0 => assert!((1..=2).contains(&messages)),
-            1 => assert_eq!(messages, 1),
-            count => panic!("{count} left"),
-        }
+        assert!(event.count() <= 2);
+        assert!(event.count() != 0 || load(&sink.seen) == 3);
+        // And nothing but signals.
         drop(router.assign(&event, GSI).unwrap());
         assert_eq!(event.count(), 0);
     });
@@ -312,7 +318,7 @@ impl InterruptSink for Slow {
 /// The pulse that another thread makes on behalf of the irqfd does not come after the deassign either.
 #[test]
 fn signal_left_to_a_driver_and_deassign() {
-    check("signal_left_to_a_driver_and_deassign", Some(3), || {
+    check("signal_left_to_a_driver_and_deassign", Some(2), || {
         let sink = Arc::new(Slow {
             signalled: Notify::new(),
             pulses: AtomicU32::new(0),
