@@ -34,8 +34,9 @@ impl Board {
         &*self.sink
     }
 
+    /// Where there is a worker. There is none in a child of the process that has it, where whoever signals does its work.
     pub(super) fn backlog(&self) -> Option<&Backlog> {
-        self.backlog.as_ref()
+        self.backlog.as_ref().filter(|backlog| backlog.has_worker())
     }
 
     /// An irqfd was signalled. Returns whether that was coalesced with what is due already.
@@ -51,7 +52,7 @@ impl Board {
                 return self.ask_inside(section, line, request);
             }
             match self.routes.read(section).get(line.gsi) {
-                Some(Route::Msi(message)) if self.backlog.is_none() => {
+                Some(Route::Msi(message)) if self.backlog().is_none() => {
                     line.count_message();
                     self.sink.signal_msi(line.gsi, message);
                     false
@@ -75,7 +76,7 @@ impl Board {
     fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> bool {
         let requested = line.ask(request);
         if requested.drive {
-            match &self.backlog {
+            match self.backlog() {
                 None => line.drive(self.sink(), || self.routes.read(section).get(line.gsi)),
                 Some(backlog) => backlog.push(Arc::clone(line)),
             }
@@ -143,7 +144,7 @@ impl Board {
     /// Waits until nothing is under way that was decided before: inside a section of this thread's, not.
     pub(super) fn settle(&self) {
         let waited = synchronize();
-        if let (true, Some(backlog)) = (waited, &self.backlog) {
+        if let (true, Some(backlog)) = (waited, self.backlog()) {
             backlog.flush();
         }
     }
