@@ -82,6 +82,8 @@ pub use error::{AssignError, RouteError, RoutingError};
 pub use injector::IrqfdCounters;
 pub use level::LevelSource;
 pub use line::LineCounters;
+#[cfg(loom)]
+pub use line::model;
 pub use route::{MsiMessage, Route, RouteChange, Routes};
 pub use router::{Irqfd, Router};
 pub use sink::{Eoi, InterruptSink};

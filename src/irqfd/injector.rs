@@ -159,7 +159,7 @@ impl Observer for Injector {
         match self.event.mode() {
             // Relaxed: what was covered was taken by now, and whoever says so is believed for ever.
             Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
-            Mode::Counter => self.covered.store(0, Ordering::Relaxed),
+            Mode::Counter => _ = self.covered.swap(0, Ordering::Relaxed),
             Mode::Semaphore => self.look_at_rest(),
         }
         self.inject();

@@ -86,8 +86,8 @@ const TIRED_DRIVER: u64 = BUSY | TIRED;
 /// One in the number of times that `PENDING` has been taken out.
 const TAKEN: u64 = 1 << 16;
 
-/// Turns of a driver before it would like to be relieved. (None in models: the fewer, the more of them end.)
-const TURNS: u32 = if cfg!(loom) { 0 } else { 16 };
+/// Turns of a driver before it would like to be relieved.
+const TURNS: u32 = 16;
 
 /// How long a thread waits, awake, to relieve a driver: a few calls of a sink that does not block.
 const PATIENCE: Duration = Duration::from_micros(20);
@@ -365,7 +365,7 @@ impl Line {
         let mut panicked = None;
         let mut turns = 0;
         loop {
-            let last = turns >= TURNS && self.prepare_relief();
+            let last = turns >= patient_turns() && self.prepare_relief();
             // If the sink or an observer of a resample event panics, others' requests are carried out nevertheless.
             match panic::catch_unwind(AssertUnwindSafe(|| self.turn(sink, &route))) {
                 Ok(Turn::Rests) => break,
@@ -594,6 +594,16 @@ impl Line {
     }
 }
 
+#[cfg(not(loom))]
+fn patient_turns() -> u32 {
+    TURNS
+}
+
+#[cfg(loom)]
+fn patient_turns() -> u32 {
+    model::TURNS.get()
+}
+
 /// How a turn ends.
 pub(super) enum Turn {
     /// There is nothing to do, and the caller is the driver no more.
@@ -604,4 +614,20 @@ pub(super) enum Turn {
 const_thread_local! {
     /// The address of the line that this thread drives, of several the innermost.
     static DRIVEN: Cell<usize> = { Cell::new(0) };
+}
+
+/// For models.
+#[cfg(loom)]
+pub mod model {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Of all threads of the model, which are one of std's.
+        pub(super) static TURNS: Cell<u32> = const { Cell::new(super::TURNS) };
+    }
+
+    /// Has drivers ask for relief after so many turns.
+    pub fn relieve_after(turns: u32) {
+        TURNS.set(turns);
+    }
 }
