@@ -691,7 +691,7 @@ fn signalled_while_it_is_deassigned() {
         let irqfd = loop {
             match router.assign(&done, MSI + 1) {
                 Ok(irqfd) => break irqfd,
-                Err(_) => doorbell::reclaim(),
+                Err(_) => _ = doorbell::reclaim(),
             }
             thread::yield_now();
         };
