@@ -81,6 +81,7 @@ pub use error::AttachError;
 
 use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
+use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::ARMED;
 #[cfg(loom)]
@@ -294,7 +295,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, None, self)
+        self.place.counter.write_until(n, Limit::Forever, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -313,8 +314,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.write_until(n, deadline, self)
+        self.place.counter.write_until(n, Limit::For(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -323,14 +323,16 @@ impl SharedEvent {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, Some(deadline), self)
+        self.place
+            .counter
+            .write_until(n, Limit::Until(deadline), self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     ///
     /// A peer that is gone signals no more: with peers that may die, prefer the forms with a time limit.
     pub fn read(&self) -> u64 {
-        match self.place.counter.read_until(None, self) {
+        match self.place.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -344,13 +346,12 @@ impl SharedEvent {
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.read_until(deadline, self)
+        self.place.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.place.counter.read_until(Some(deadline), self)
+        self.place.counter.read_until(Limit::Until(deadline), self)
     }
 
     /// The count now. Another thread or process may change it before the caller looks at the result.

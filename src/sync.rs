@@ -12,6 +12,7 @@
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
 //! | [`wake_queue`] | wake-ups held back, and each sleeper woken once |
 //! | [`parker`] | a thread asleep behind a `Waker` |
+//! | [`limit`] | how long a call may wait |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
@@ -25,6 +26,7 @@ pub(crate) mod futex;
 #[cfg(loom)]
 pub mod futex;
 pub(crate) mod lazy;
+pub(crate) mod limit;
 pub(crate) mod membarrier;
 pub(crate) mod parker;
 pub(crate) mod scope;

@@ -5,6 +5,7 @@ use super::shared::Shared;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::Outcome;
 use crate::sync::{Mutex, MutexGuard};
@@ -248,10 +249,12 @@ impl Poller {
         let at_once = timeout == Some(Duration::ZERO);
         // Who falls asleep in epoll looks at the descriptors by doing so.
         let sleeps = !at_once && self.spin.policy() == Spin::Never;
-        if self.look(events, !sleeps)? || at_once {
+        if self.look(events, !sleeps)? {
             return Ok(events.len());
         }
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let Ok(deadline) = Limit::of(timeout).deadline() else {
+            return Ok(events.len());
+        };
         let wait = Wait {
             poller: self,
             events: RefCell::new(events),
