@@ -30,3 +30,8 @@ impl Limit {
         }
     }
 }
+
+/// Whether there is a deadline, and it is over.
+pub(crate) fn has_passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
+}
