@@ -309,6 +309,13 @@ impl Event {
         self.counter.take_all()
     }
 
+    /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow. Returns
+    /// how much that is.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
+        self.counter.add_what_fits(n)
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -322,6 +329,12 @@ impl Event {
     /// How many reads could succeed now, with a [`DEKKER`](crate::sync::DEKKER) load.
     pub(crate) fn units(&self) -> u32 {
         self.counter.units(self.mode)
+    }
+
+    /// Second half of a write of `n`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn wake_readers(&self, n: u64) {
+        self.counter.wake_readers(n, self);
     }
 
     /// Second half of a read.

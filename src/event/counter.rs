@@ -303,6 +303,15 @@ impl<S: Scope> Counter<S> {
         self.update(room_for(n)).map(|_| ())
     }
 
+    /// First half of a write of as much of `n` as fits. Returns how much that is; 0 with a [`DEKKER`] load.
+    #[cfg(target_os = "linux")]
+    pub(super) fn add_what_fits(&self, n: u64) -> u64 {
+        let part = |count: u64| n.min((u64::MAX - 1).saturating_sub(count));
+        let added = |count| Some(part(count)).filter(|&part| part != 0);
+        self.update(|count| Some(count + added(count)?))
+            .map_or(0, part)
+    }
+
     /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
     /// too many [races](Races) were lost.
     ///

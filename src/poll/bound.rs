@@ -34,7 +34,8 @@ pub(super) struct Bound {
     pending: Mutex<u64>,
 }
 
-/// Reads in one go. A semaphore gives one unit each time, and others wait.
+/// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and others
+/// wait.
 const READS: u32 = 64;
 
 /// What to do after a round of carrying.
@@ -42,8 +43,17 @@ const READS: u32 = 64;
 enum Then {
     /// The eventfd is empty, or the event full.
     Stop,
-    /// There is more to read.
+    /// There may be more to read, but it is the turn of others.
     GoOn,
+}
+
+/// What became of what was pending.
+enum Poured {
+    All,
+    /// There is room again for the rest.
+    Some,
+    /// The event is full.
+    Full,
 }
 
 impl Bound {
@@ -64,6 +74,7 @@ impl Bound {
             return;
         }
         let at_it = AtIt { bound: self, item };
+        let mut reads = READS;
         loop {
             let callers = self.callers.load(Ordering::Acquire);
             if item.is_deleted() {
@@ -71,7 +82,7 @@ impl Bound {
                 std::mem::forget(at_it);
                 return self.settle();
             }
-            match self.round() {
+            match self.round(&mut reads) {
                 Then::GoOn => {
                     // Later, and others first.
                     drop(at_it);
@@ -96,42 +107,43 @@ impl Bound {
         }
     }
 
-    fn round(&self) -> Then {
-        for _ in 0..READS {
-            if !self.pour() {
-                return Then::Stop;
+    /// Carries until there is nothing left to carry, or no more `reads`.
+    fn round(&self, reads: &mut u32) -> Then {
+        while *reads != 0 {
+            *reads -= 1;
+            match self.pour() {
+                Poured::All => {}
+                Poured::Some => continue,
+                Poured::Full => return Then::Stop,
             }
             match self.read() {
                 Some(count) => self.pending(|pending| *pending = count),
                 None => return Then::Stop,
             }
         }
-        if self.pour() { Then::GoOn } else { Then::Stop }
+        self.pour();
+        Then::GoOn
     }
 
-    /// Moves what is pending into the event. Returns whether all of it went in.
-    fn pour(&self) -> bool {
-        loop {
-            let room = u64::MAX - 1 - self.event.count().min(u64::MAX - 1);
-            // Taken before it is written: an observer may panic after it has been.
-            let part = self.pending(|pending| {
-                let part = room.min(*pending);
-                *pending -= part;
-                part
-            });
-            if part != 0 && self.event.try_write(part).is_err() {
-                // Somebody else was faster.
-                self.pending(|pending| *pending += part);
-                continue;
-            }
-            if self.pending(|pending| *pending == 0) {
-                return true;
-            }
-            // Full. A read from now on queues the binding.
-            self.event.arm(Interest::Reads);
-            if self.event.count_after_asking() >= u64::MAX - 1 {
-                return false;
-            }
+    /// Moves what is pending into the event.
+    fn pour(&self) -> Poured {
+        let (part, rest) = self.pending(|pending| {
+            let part = self.event.add_what_fits(*pending);
+            *pending -= part;
+            (part, *pending)
+        });
+        if part != 0 {
+            self.event.wake_readers(part);
+        }
+        if rest == 0 {
+            return Poured::All;
+        }
+        // A read from now on queues the binding.
+        self.event.arm(Interest::Reads);
+        if self.event.count_after_asking() >= u64::MAX - 1 {
+            Poured::Full
+        } else {
+            Poured::Some
         }
     }
 

@@ -228,6 +228,8 @@ impl Poller {
     /// after a notification.
     ///
     /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never sleeps.
+    /// The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the wait ends after
+    /// the timeout: what has not been carried over by then is carried over by the next wait.
     /// A signal handler that runs does not end the wait; one that calls `notify` does.
     ///
     /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and has
