@@ -18,8 +18,8 @@
 //! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
-//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end
-//! `munmap`.
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to add a
+//! waker `getsockopt`; at the end `munmap`.
 //!
 //! # The layout, for peers in other languages
 //!
@@ -148,34 +148,37 @@ impl SharedEvent {
     /// What the system says to `memfd_create(2)`, `ftruncate(2)`, `fcntl(2)` or `mmap(2)`.
     pub fn create(initial: u64, mode: Mode) -> io::Result<(Self, OwnedFd)> {
         let fd = place::create_file()?;
-        let event = Self::at(Place::map(&fd, 0)?, mode);
+        let event = Self::at(Place::map(fd.as_fd(), 0)?, mode);
         event.place.init(initial, mode);
         Ok((event, fd))
     }
 
     /// Maps the event that a peer has made at `offset` in this file, which must be sealed against shrinking
-    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are. The descriptor is not needed afterwards.
+    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are, and not of huge pages. The descriptor is not needed
+    /// afterwards.
     ///
     /// # Errors
     ///
     /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
     pub fn attach(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        place::check_sealed(fd.as_fd())?;
+        let fd = fd.as_fd();
+        place::check_safe(fd)?;
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a
-    /// file of a guest's RAM.
+    /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's RAM, and
+    /// for files of huge pages.
     ///
     /// # Safety
     ///
-    /// Nobody shortens the file while the event is in use.
+    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole where the
+    /// event is either.
     ///
     /// # Errors
     ///
-    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed).
+    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed) and [`HugePages`](AttachError::HugePages).
     pub unsafe fn attach_unsealed(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        Self::adopt(Place::map(fd, offset)?)
+        Self::adopt(Place::map(fd.as_fd(), offset)?)
     }
 
     /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
