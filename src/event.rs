@@ -31,6 +31,11 @@ mod error;
 mod handover;
 mod observer;
 mod readiness;
+#[cfg(all(target_os = "linux", not(loom)))]
+pub(crate) mod transfer;
+/// Open to `loom-tests`, which model it with an eventfd of their own.
+#[cfg(all(target_os = "linux", loom))]
+pub mod transfer;
 mod visitor;
 mod wakers;
 
@@ -316,6 +321,12 @@ impl Event {
         self.counter.add_what_fits(n)
     }
 
+    /// First half of a signal of `n`: [`wake_readers`](Self::wake_readers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn add_saturating(&self, n: u64) {
+        self.counter.add_saturating(n);
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -331,7 +342,7 @@ impl Event {
         self.counter.units(self.mode)
     }
 
-    /// Second half of a write of `n`.
+    /// Second half of a signal or write of `n`.
     #[cfg(target_os = "linux")]
     pub(crate) fn wake_readers(&self, n: u64) {
         self.counter.wake_readers(n, self);
