@@ -8,10 +8,12 @@
 mod ioeventfd;
 #[cfg(target_arch = "x86_64")]
 mod irqfd;
+mod occupied;
 
 pub use ioeventfd::{KernelCount, KvmListener};
 #[cfg(target_arch = "x86_64")]
 pub use irqfd::{Injection, KvmSink};
+pub use occupied::{InKernel, Occupied};
 
 use rustix::io::Errno;
 use std::{error, fmt, io};
