@@ -37,7 +37,9 @@ fn lock_of(_: &Event) -> &'static Mutex<()> {
 
 fn lock(event: &Event) -> MutexGuard<'static, ()> {
     // The lock guards no data that could be half changed.
-    lock_of(event).lock().unwrap_or_else(PoisonError::into_inner)
+    lock_of(event)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Moves what `read` takes from an eventfd into the event, as a signal does, and returns how much that is. When this

@@ -93,6 +93,7 @@
 //! assert_eq!(queues[0].try_read(), Some(1));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![doc = include_str!("space/occupied.md")]
 
 mod error;
 mod flat;
@@ -353,7 +354,11 @@ impl Shared {
         for call in calls {
             report.refusals.extend(call.delete().err());
             let listener = call.listener();
-            if !told.0.last().is_some_and(|last| Arc::ptr_eq(last, listener)) {
+            if !told
+                .0
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, listener))
+            {
                 told.0.push(Arc::clone(listener));
             }
         }

@@ -29,15 +29,20 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ///
 /// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
 /// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table serves it.
+/// A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it. What else may
+/// take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
 ///
-/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive.
+/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive. An event's
+/// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a new
+/// event comes, or descriptors run out, and the event has gone by then.
 ///
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
 /// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
-/// moment in which a doorbell moves, where KVM refused the doorbell, or where KVM's search overlooks it because
-/// doorbells of several lengths overlap. A limit that is shorter than the kernel's next tick makes each sleep dearer.
+/// moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search overlooks it because doorbells of
+/// several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell is in the second half, which KVM does
+/// not look at. A limit that is shorter than the kernel's next tick makes each sleep dearer.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
