@@ -4,20 +4,24 @@
 
 #[path = "common/vm.rs"]
 mod vm;
+#[path = "common/watchdog.rs"]
+mod watchdog;
 
 use doorbell::Event;
 use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
 use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
-use doorbell::kvm::{Error, KvmListener, Unsupported};
+use doorbell::kvm::{Error, InKernel, KvmListener, Occupied, Unsupported};
+use doorbell::poll::{Events, Poller};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{kvm_pit_config, kvm_regs};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 use vm::{Exit, Memory, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -461,4 +465,188 @@ fn an_event_keeps_its_eventfd() {
         .max();
     // Other tests of this process have some open at the same time.
     assert!(highest < Some(500), "{highest:?}");
+}
+
+/// When a commit has taken the doorbells from KVM, the events have all kicks that came before, also those that other threads
+/// were moving at the time: nothing comes after that.
+fn nothing_is_on_its_way(
+    name: &'static str,
+    carry: impl Fn(&KvmListener, &Device, &AtomicBool) + Sync,
+) {
+    watchdog::limit(name, || {
+        let program = program(20_000, 1, current_place);
+        let Some(mut machine) = machine(&program) else {
+            return;
+        };
+        let (space, kvm) = listening(machine.fd());
+        let device = Device::new(&space);
+        let stop = AtomicBool::new(false);
+        let memory = machine.memory().clone();
+        let exits = thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| carry(&kvm, &device, &stop));
+            }
+            scope.spawn(|| {
+                let counts = || device.events.each_ref().map(|event| event.count());
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(device.place(&space, 0).is_clean());
+                    device.unmap(&space);
+                    let at_once = counts();
+                    let begin = Instant::now();
+                    while begin.elapsed() < Duration::from_micros(100) {
+                        assert_eq!(counts(), at_once, "it came after the doorbell had gone");
+                    }
+                }
+            });
+            let exits = run(&mut machine, &space, |place| panic!("{place}"));
+            stop.store(true, Ordering::Relaxed);
+            exits
+        });
+        let received: u64 = device.received().iter().sum();
+        assert_eq!(received + exits.refused, sent(&memory));
+        assert!(received > exits.taken, "KVM took none");
+    });
+}
+
+#[test]
+fn nothing_is_on_its_way_from_a_drain() {
+    nothing_is_on_its_way("nothing_is_on_its_way_from_a_drain", |kvm, device, stop| {
+        let counts = device
+            .events
+            .each_ref()
+            .map(|event| kvm.count_of(event).unwrap());
+        while !stop.load(Ordering::Relaxed) {
+            for count in &counts {
+                count.drain();
+            }
+        }
+    });
+}
+
+#[test]
+fn nothing_is_on_its_way_from_a_poller() {
+    nothing_is_on_its_way(
+        "nothing_is_on_its_way_from_a_poller",
+        |kvm, device, stop| {
+            let poller = Poller::new();
+            for (key, event) in device.events.iter().enumerate() {
+                poller
+                    .bind(kvm.count_of(event).unwrap(), event, key)
+                    .unwrap();
+            }
+            let mut events = Events::with_capacity(4);
+            while !stop.load(Ordering::Relaxed) {
+                poller
+                    .wait(&mut events, Some(Duration::from_millis(1)))
+                    .unwrap();
+            }
+        },
+    );
+}
+
+/// While the vCPUs are paused, one call moves all that KVM has taken to the events.
+#[test]
+fn a_snapshot_has_what_kvm_took() {
+    const KICKS: u32 = 10;
+    let program = program(1, KICKS, current_place);
+    let Some(mut machine) = machine(&program) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let device = Device::new(&space);
+    assert!(device.place(&space, 0).is_clean());
+    let pending = || {
+        let doorbells = space.doorbells();
+        doorbells
+            .iter()
+            .map(|doorbell| doorbell.targets()[0].event().count())
+            .collect::<Vec<_>>()
+    };
+    // The guest comes to its end: no vCPU runs.
+    let exits = run(&mut machine, &space, |place| panic!("{place}"));
+    assert_eq!(exits, Exits::default());
+    assert_eq!(pending(), [0, 0], "the kernel has them");
+    assert_eq!(space.drain(), 2 * u64::from(KICKS));
+    assert_eq!(pending(), [u64::from(KICKS); 2]);
+    assert_eq!(space.drain(), 0);
+    // A machine that goes on from there has as many to read.
+    let restored = pending().into_iter().map(Event::new);
+    assert!(restored.map(|event| event.read()).eq([u64::from(KICKS); 2]));
+}
+
+/// A doorbell that a device of KVM's has all the addresses of is refused, and one that only begins or ends in it is not.
+#[test]
+fn a_doorbell_in_a_device_of_kvms_is_refused() {
+    let pit = |vm: &VmFd| {
+        vm.create_irq_chip()?;
+        vm.create_pit2(kvm_pit_config::default())
+    };
+    let machines = [
+        (Vm::new(MEMORY), [false; 4]),
+        (Vm::with_interrupts(MEMORY), [true, false, true, true]),
+        (Vm::with(MEMORY, pit), [true; 4]),
+    ];
+    for (machine, [pic, has_pit, ioapic, lapic]) in machines {
+        let Some(machine) = machine else {
+            return;
+        };
+        let (space, _kvm) = listening(machine.fd());
+        let event = Arc::new(Event::new(0));
+        for (bus, address, length, there, device) in [
+            (Bus::Pio, 0x20, 1, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 0, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 2, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 4, false, InKernel::Pic),
+            (Bus::Pio, 0x21, 1, pic, InKernel::Pic),
+            (Bus::Pio, 0x21, 2, false, InKernel::Pic),
+            (Bus::Pio, 0x22, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x1f, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x1f, 4, false, InKernel::Pic),
+            (Bus::Pio, 0xa1, 0, pic, InKernel::Pic),
+            (Bus::Pio, 0x4d0, 2, pic, InKernel::Pic),
+            (Bus::Mmio, 0x20, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x40, 4, has_pit, InKernel::Pit),
+            (Bus::Pio, 0x43, 0, has_pit, InKernel::Pit),
+            (Bus::Pio, 0x44, 0, false, InKernel::Pit),
+            (Bus::Mmio, 0xfec0_0000, 4, ioapic, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_00f8, 8, ioapic, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_00fc, 8, false, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_0100, 0, false, InKernel::IoApic),
+            (Bus::Mmio, 0xfee0_0000, 0, lapic, InKernel::LocalApic),
+            (Bus::Mmio, 0xfee0_0fff, 1, lapic, InKernel::LocalApic),
+            (Bus::Mmio, 0xfee0_1000, 1, false, InKernel::LocalApic),
+        ] {
+            let region = space.region(bus, 0x10);
+            clean(region.map(address));
+            let mut report = region.add_eventfd(0, length, None, &event).unwrap();
+            assert_eq!(
+                !report.is_clean(),
+                there,
+                "{address:#x} {length}: {report:?}"
+            );
+            let key = Key {
+                bus,
+                address,
+                length,
+                datamatch: None,
+            };
+            assert_eq!(
+                collides(machine.fd(), &key),
+                !there,
+                "{address:#x} {length}"
+            );
+            if let Some(refusal) = report.refusals.pop() {
+                let error = *refusal.error.downcast::<Occupied>().unwrap();
+                assert_eq!(error.device, device);
+                let errno = io::Error::from(error).raw_os_error();
+                assert_eq!(errno, Some(libc::EBUSY));
+            }
+        }
+        // One slot of a range is enough.
+        let ports = space.region(Bus::Pio, 0x100);
+        clean(ports.map(0));
+        let range = Doorbell::range(Range::pio(0x10, 0x10, 2), [&event; 2]);
+        assert_eq!(ports.add(range).unwrap().is_clean(), !pic);
+        assert_eq!(collides(machine.fd(), &Key::pio(0x10, 0)), !pic);
+    }
 }
