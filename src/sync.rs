@@ -20,6 +20,7 @@
 //! | [`Tally`] | how often something has happened |
 //! | [`Numbers`] | names for what is not to be mistaken for something else |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
+//! | [`fair`] | parking_lot's mutex, or loom's |
 
 #[cfg(not(loom))]
 pub(crate) mod futex;
@@ -49,6 +50,15 @@ pub(crate) use std::sync::{Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+/// A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and over.
+pub(crate) mod fair {
+    #[cfg(not(loom))]
+    pub(crate) use parking_lot::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
+
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
+}
 
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};

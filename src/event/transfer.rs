@@ -15,31 +15,23 @@
 
 use super::Event;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
-use std::sync::PoisonError;
+use crate::sync::fair::{FairMutex, FairMutexGuard};
 
-/// Of several events, so that an event need not have one.
+/// The lock of an event, and of others: so an event need not have one.
 #[cfg(not(loom))]
-fn lock_of(event: &Event) -> &'static Mutex<()> {
+fn lock(event: &Event) -> FairMutexGuard<'static, ()> {
     const LOCKS: usize = 64;
-    static OF: [Mutex<()>; LOCKS] = [const { Mutex::new(()) }; LOCKS];
+    static OF: [FairMutex<()>; LOCKS] = [const { FairMutex::new(()) }; LOCKS];
     let number = std::ptr::from_ref(event).addr() / size_of::<Event>();
-    &OF[number % LOCKS]
+    OF[number % LOCKS].lock()
 }
 
 #[cfg(loom)]
-fn lock_of(_: &Event) -> &'static Mutex<()> {
+fn lock(_: &Event) -> FairMutexGuard<'static, ()> {
     loom::lazy_static! {
-        static ref OF: Mutex<()> = Mutex::new(());
+        static ref OF: FairMutex<()> = FairMutex::new(());
     }
-    OF.get()
-}
-
-fn lock(event: &Event) -> MutexGuard<'static, ()> {
-    // The lock guards no data that could be half changed.
-    lock_of(event)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
+    OF.get().lock().expect("loom has no poison")
 }
 
 /// Moves what `read` takes from an eventfd into the event, as a signal does, and returns how much that is. When this
@@ -100,12 +92,15 @@ impl Carrier {
             let left = self.rest.load(Ordering::Relaxed);
             let mut added = event.add_what_fits(left);
             let mut rest = left - added;
-            let mut step = if rest == 0 { Step::Empty } else { Step::Full };
-            if let (Step::Empty, Some(count)) = (step, read()) {
-                let part = event.add_what_fits(count);
-                added = added.saturating_add(part);
-                rest = count - part;
-                step = if rest == 0 { Step::Carried } else { Step::Full };
+            let mut step = Step::Full;
+            if rest == 0 {
+                step = Step::Empty;
+                if let Some(count) = read() {
+                    let part = event.add_what_fits(count);
+                    added = added.saturating_add(part);
+                    rest = count - part;
+                    step = if rest == 0 { Step::Carried } else { Step::Full };
+                }
             }
             self.rest.store(rest, Ordering::Relaxed);
             (added, step)
