@@ -18,8 +18,8 @@
 //! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
-//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end
-//! `munmap`.
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to add a
+//! waker `getsockopt`; at the end `munmap`.
 //!
 //! # The layout, for peers in other languages
 //!
@@ -81,6 +81,7 @@ pub use error::AttachError;
 
 use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
+use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::ARMED;
 #[cfg(loom)]
@@ -147,34 +148,37 @@ impl SharedEvent {
     /// What the system says to `memfd_create(2)`, `ftruncate(2)`, `fcntl(2)` or `mmap(2)`.
     pub fn create(initial: u64, mode: Mode) -> io::Result<(Self, OwnedFd)> {
         let fd = place::create_file()?;
-        let event = Self::at(Place::map(&fd, 0)?, mode);
+        let event = Self::at(Place::map(fd.as_fd(), 0)?, mode);
         event.place.init(initial, mode);
         Ok((event, fd))
     }
 
     /// Maps the event that a peer has made at `offset` in this file, which must be sealed against shrinking
-    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are. The descriptor is not needed afterwards.
+    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are, and not of huge pages. The descriptor is not needed
+    /// afterwards.
     ///
     /// # Errors
     ///
     /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
     pub fn attach(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        place::check_sealed(fd.as_fd())?;
+        let fd = fd.as_fd();
+        place::check_safe(fd)?;
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a
-    /// file of a guest's RAM.
+    /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's RAM, and
+    /// for files of huge pages.
     ///
     /// # Safety
     ///
-    /// Nobody shortens the file while the event is in use.
+    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole where the
+    /// event is either.
     ///
     /// # Errors
     ///
-    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed).
+    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed) and [`HugePages`](AttachError::HugePages).
     pub unsafe fn attach_unsealed(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        Self::adopt(Place::map(fd, offset)?)
+        Self::adopt(Place::map(fd.as_fd(), offset)?)
     }
 
     /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
@@ -294,7 +298,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, None, self)
+        self.place.counter.write_until(n, Limit::Forever, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -313,8 +317,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.write_until(n, deadline, self)
+        self.place.counter.write_until(n, Limit::For(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -323,14 +326,16 @@ impl SharedEvent {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, Some(deadline), self)
+        self.place
+            .counter
+            .write_until(n, Limit::Until(deadline), self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     ///
     /// A peer that is gone signals no more: with peers that may die, prefer the forms with a time limit.
     pub fn read(&self) -> u64 {
-        match self.place.counter.read_until(None, self) {
+        match self.place.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -344,13 +349,12 @@ impl SharedEvent {
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.read_until(deadline, self)
+        self.place.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.place.counter.read_until(Some(deadline), self)
+        self.place.counter.read_until(Limit::Until(deadline), self)
     }
 
     /// The count now. Another thread or process may change it before the caller looks at the result.

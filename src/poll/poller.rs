@@ -5,6 +5,7 @@ use super::shared::Shared;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::limit::{Limit, has_passed};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::Outcome;
 use crate::sync::{Mutex, MutexGuard};
@@ -227,6 +228,8 @@ impl Poller {
     /// after a notification.
     ///
     /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never sleeps.
+    /// The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the wait ends after
+    /// the timeout: what has not been carried over by then is carried over by the next wait.
     /// A signal handler that runs does not end the wait; one that calls `notify` does.
     ///
     /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and has
@@ -248,13 +251,16 @@ impl Poller {
         let at_once = timeout == Some(Duration::ZERO);
         // Who falls asleep in epoll looks at the descriptors by doing so.
         let sleeps = !at_once && self.spin.policy() == Spin::Never;
-        if self.look(events, !sleeps)? || at_once {
+        if self.look(events, !sleeps, None)? {
             return Ok(events.len());
         }
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let Ok(deadline) = Limit::of(timeout).deadline() else {
+            return Ok(events.len());
+        };
         let wait = Wait {
             poller: self,
             events: RefCell::new(events),
+            deadline,
             place: Cell::new(self.shared.fds.get()),
             looks: Cell::new(0),
             failed: Cell::new(None),
@@ -267,7 +273,7 @@ impl Poller {
             || {
                 self.shared.waiters.wait_in(
                     || wait.attempt(),
-                    |key| wait.sleep(key, deadline),
+                    |key| wait.sleep(key),
                     || self.hand_on(),
                 )
             },
@@ -281,20 +287,25 @@ impl Poller {
 
     /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else. Returns
     /// whether `wait` is to return.
-    fn look(&self, events: &mut Events, then_fds: bool) -> Result<bool, PollError> {
+    fn look(
+        &self,
+        events: &mut Events,
+        then_fds: bool,
+        deadline: Option<Instant>,
+    ) -> Result<bool, PollError> {
         let Some(fds) = self.shared.fds.get() else {
-            return Ok(self.harvest(events));
+            return Ok(self.harvest(events, deadline));
         };
         if self.is_turn_of_fds() {
             self.look_at(fds, events)?;
-            return Ok(self.harvest(events));
+            return Ok(self.harvest(events, deadline));
         }
-        let done = self.harvest(events);
+        let done = self.harvest(events, deadline);
         if done || !then_fds {
             return Ok(done);
         }
         self.look_at(fds, events)?;
-        Ok(self.harvest(events))
+        Ok(self.harvest(events, deadline))
     }
 
     fn is_turn_of_fds(&self) -> bool {
@@ -317,17 +328,18 @@ impl Poller {
     }
 
     /// Puts what is ready in the process into `events`. Returns whether `wait` is to return.
-    fn harvest(&self, events: &mut Events) -> bool {
-        if self.harvest_once(events) && events.is_empty() {
+    fn harvest(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
+        if self.harvest_once(events, deadline) && events.is_empty() {
             // What was carried may have gone to events that are watched here.
-            self.harvest_once(events);
+            self.harvest_once(events, deadline);
         }
         self.shared.take_notice() || !events.is_empty()
     }
 
-    /// Looks at each item in the queue, once. Returns whether anything was carried over for a binding.
-    fn harvest_once(&self, events: &mut Events) -> bool {
-        let mut bindings = Bindings(Vec::new());
+    /// Looks at each item in the queue, once. Returns whether anything was carried over for a binding. Of several bindings,
+    /// those that have not had their turn at the deadline stay in the queue.
+    fn harvest_once(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
+        let mut bindings = Bindings(VecDeque::new());
         // To be dropped outside the lock: an event may go with it, and what observes that.
         let mut gone = Vec::new();
         {
@@ -347,7 +359,7 @@ impl Poller {
                     continue;
                 }
                 if let What::Bound(_) = &item.what {
-                    bindings.0.push(Arc::clone(&item));
+                    bindings.0.push_back(Arc::clone(&item));
                     // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
                     unsafe { item.leave_queue() };
                     continue;
@@ -366,8 +378,11 @@ impl Poller {
             self.backlog.store(ready.len(), Ordering::Relaxed);
         }
         let carried = !bindings.0.is_empty();
-        while let Some(item) = bindings.0.pop() {
+        while let Some(item) = bindings.0.pop_front() {
             item.carry();
+            if !bindings.0.is_empty() && has_passed(deadline) {
+                break;
+            }
         }
         carried
     }
@@ -454,8 +469,9 @@ impl Registration {
     }
 }
 
-/// Bindings that have left the queue and are to be carried for; they return to it if an observer panics in between.
-struct Bindings(Vec<Arc<Item>>);
+/// Bindings that have left the queue and are to be carried for. They return to it if that ends before their turn, by the
+/// deadline or by an observer that panics.
+struct Bindings(VecDeque<Arc<Item>>);
 
 impl Drop for Bindings {
     fn drop(&mut self) {
@@ -467,6 +483,7 @@ impl Drop for Bindings {
 struct Wait<'a> {
     poller: &'a Poller,
     events: RefCell<&'a mut Events>,
+    deadline: Option<Instant>,
     /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see [`Shared::wake`].
     place: Cell<Option<&'a Fds>>,
     /// Looks while spinning.
@@ -478,7 +495,8 @@ struct Wait<'a> {
 impl Wait<'_> {
     /// Awake.
     fn look(&self) -> Option<Result<(), PollError>> {
-        match self.poller.look(&mut self.events.borrow_mut(), true) {
+        let mut events = self.events.borrow_mut();
+        match self.poller.look(&mut events, true, self.deadline) {
             Ok(done) => done.then_some(Ok(())),
             Err(error) => Some(Err(error)),
         }
@@ -495,7 +513,10 @@ impl Wait<'_> {
             return Some(Err(error));
         }
         // An observer of an event that is carried to may panic. This thread is among the waiters, and must leave first.
-        let harvest = || self.poller.harvest(&mut self.events.borrow_mut());
+        let harvest = || {
+            let mut events = self.events.borrow_mut();
+            self.poller.harvest(&mut events, self.deadline)
+        };
         match panic::catch_unwind(AssertUnwindSafe(harvest)) {
             Ok(done) => done.then_some(Ok(())),
             Err(payload) => {
@@ -505,12 +526,12 @@ impl Wait<'_> {
         }
     }
 
-    fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
+    fn sleep(&self, key: u32) -> Outcome {
         let shared = &self.poller.shared;
         let outcome = match self.place.get() {
             Some(fds) => {
                 let mut events = self.events.borrow_mut();
-                let slept = fds.sleep(events.room(), deadline, |found| {
+                let slept = fds.sleep(events.room(), self.deadline, |found| {
                     self.poller.registered().take_over(&mut events, found);
                 });
                 slept.unwrap_or_else(|error| {
@@ -520,7 +541,7 @@ impl Wait<'_> {
             }
             // It has come since. If it comes after this look, `key` is out of date by then.
             None if shared.fds.get().is_some() => Outcome::Woken,
-            None => shared.waiters.sleep(key, deadline),
+            None => shared.waiters.sleep(key, self.deadline),
         };
         self.place.set(shared.fds.get());
         outcome

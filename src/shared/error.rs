@@ -17,6 +17,9 @@ pub enum AttachError {
     },
     /// The file may be shortened (it lacks `F_SEAL_SHRINK`), and then an access would kill this process with `SIGBUS`.
     NotSealed,
+    /// The file is of huge pages (`hugetlbfs`). Whoever has it open can take pages out of it in spite of the seal, and then an
+    /// access may kill this process with `SIGBUS`.
+    HugePages,
     /// The magic number is not there: nobody has made an event of this memory, or not yet.
     NotAnEvent,
     /// An event, in a version of the layout that this version of the crate does not know.
@@ -38,6 +41,9 @@ impl fmt::Display for AttachError {
             }
             AttachError::NotSealed => {
                 f.write_str("the file of a shared event must be sealed against shrinking")
+            }
+            AttachError::HugePages => {
+                f.write_str("the file of a shared event must not be of huge pages")
             }
             AttachError::NotAnEvent => f.write_str("there is no shared event in this memory"),
             AttachError::UnknownVersion(version) => {

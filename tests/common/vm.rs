@@ -140,7 +140,8 @@ impl Vm {
         Self::with(memory_size, VmFd::create_irq_chip)
     }
 
-    fn with(
+    /// The same, with what is to be there before the vCPU is.
+    pub fn with(
         memory_size: u64,
         add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
     ) -> Option<Self> {
@@ -175,6 +176,8 @@ impl Vm {
         let mut sregs = vcpu.get_sregs()?;
         sregs.cs.base = 0;
         sregs.cs.selector = 0;
+        // OSFXSR and OSXMMEXCPT: SSE instructions are there.
+        sregs.cr4 |= 0x600;
         vcpu.set_sregs(&sregs)?;
         Ok(Vm {
             vcpu,
@@ -186,6 +189,10 @@ impl Vm {
 
     pub fn fd(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    pub fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
     }
 
     pub fn memory(&self) -> &Memory {
