@@ -311,7 +311,7 @@ impl Event {
 
     /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow. Returns
     /// how much that is.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
         self.counter.add_what_fits(n)
     }
@@ -332,7 +332,7 @@ impl Event {
     }
 
     /// Second half of a write of `n`.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn wake_readers(&self, n: u64) {
         self.counter.wake_readers(n, self);
     }

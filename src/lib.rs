@@ -42,5 +42,5 @@ pub mod sync;
 
 pub use event::{Event, Mode, Readiness, Spin, WriteError};
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub use shared::{AttachError, SharedEvent};
+pub use shared::{AttachError, SharedEvent, WakerError};
 pub use sync::membarrier::{MembarrierError, use_membarrier};

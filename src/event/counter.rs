@@ -304,7 +304,7 @@ impl<S: Scope> Counter<S> {
     }
 
     /// First half of a write of as much of `n` as fits. Returns how much that is; 0 with a [`DEKKER`] load.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(loom)))]
     pub(super) fn add_what_fits(&self, n: u64) -> u64 {
         let part = |count: u64| n.min((u64::MAX - 1).saturating_sub(count));
         let added = |count| Some(part(count)).filter(|&part| part != 0);

@@ -25,7 +25,9 @@ impl Reserved {
         fs::write(RESERVE, wanted.to_string())?;
         match fs::read_to_string(RESERVE)?.trim().parse::<usize>() {
             Ok(there) if there >= wanted => Ok(reserved),
-            there => Err(io::Error::other(format!("{there:?} of {wanted} huge pages"))),
+            there => Err(io::Error::other(format!(
+                "{there:?} of {wanted} huge pages"
+            ))),
         }
     }
 }
@@ -83,5 +85,8 @@ fn huge_pages_are_only_for_who_trusts() {
     let end = (PAGES * page) as u64;
     // SAFETY: as above.
     let beyond = unsafe { SharedEvent::attach_unsealed(&memory, end) };
-    assert!(matches!(beyond, Err(AttachError::OutOfBounds { size }) if size == end), "{beyond:?}");
+    assert!(
+        matches!(beyond, Err(AttachError::OutOfBounds { size }) if size == end),
+        "{beyond:?}"
+    );
 }
