@@ -25,7 +25,7 @@
 //! For a seccomp filter, all system calls there are, on x86-64: `eventfd2`, `read`, `write`, `close`; `dup` and `fcntl`
 //! with `F_DUPFD_CLOEXEC` for handles of an [`EventFd`]; `fcntl` with `F_GETFL` for [`Forward::with_fd`]; `futex`,
 //! where threads sleep in an event and for the locks inside (the first such sleep in a process reads
-//! `/sys/devices/system/cpu/online` before); `getpid` when a thread signals or reads an observed event for the first
+//! `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp) has); `getpid` when a thread signals or reads an observed event for the first
 //! time; `sched_yield` and `clock_nanosleep` where an observer is attached or detached while others are being called,
 //! and `membarrier` if [`use_membarrier`](crate::use_membarrier) has been called.
 //!

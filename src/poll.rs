@@ -58,7 +58,7 @@
 //! |---|---|
 //! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken. A thread's first: `getpid` |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
-//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls |
+//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
 //! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep` while other threads are in observers' calls; `membarrier` after [`use_membarrier`](crate::use_membarrier); `futex` for the lock |
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |

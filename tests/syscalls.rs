@@ -25,7 +25,7 @@ use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
-use doorbell::{Event, Mode, Spin};
+use doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use seccompiler::{
@@ -1206,6 +1206,59 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
         }
     }
     done()
+}
+
+// The first blocking call
+
+/// The first blocking calls of the process, on a thread that may wait, wake and yield, and nothing else.
+fn block_behind_a_filter() -> ! {
+    let (event, full) = (Event::new(0), Event::new(FULL));
+    let shared = SharedEvent::create(0, Mode::Counter).unwrap().0;
+    let poller = Poller::new();
+    let watched = Arc::new(Event::new(0));
+    poller.add(&watched, 0, Watch::READABLE).unwrap();
+    let mut found = Events::with_capacity(1);
+    thread::spawn(move || {
+        let calls = [
+            libc::SYS_futex,
+            libc::SYS_futex_waitv,
+            libc::SYS_sched_yield,
+        ];
+        allow_system_calls(whatever_the_arguments(calls.into_iter()));
+        assert_eq!(event.read_timeout(NAP), None);
+        assert_eq!(full.write_timeout(1, NAP), Err(WriteError::TimedOut));
+        assert_eq!(shared.read_timeout(NAP), None);
+        assert!(wait_any(&[&event, &*watched], Some(NAP)).is_none());
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        done()
+    })
+    .join()
+    .unwrap();
+    unreachable!("it ends the process")
+}
+
+#[test]
+fn a_prepared_process_opens_nothing_when_it_blocks() {
+    let test = "a_prepared_process_opens_nothing_when_it_blocks";
+    if !is_observed() {
+        let output = observe(&[], test);
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    doorbell::prepare_for_seccomp();
+    block_behind_a_filter()
+}
+
+/// The test above would notice.
+#[test]
+fn a_process_that_is_not_prepared_opens_a_file() {
+    let test = "a_process_that_is_not_prepared_opens_a_file";
+    if !is_observed() {
+        let output = observe(&[], test);
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+        return;
+    }
+    block_behind_a_filter()
 }
 
 // Spinning
