@@ -13,6 +13,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
     socketpair,
 };
+use std::error::Error;
 use std::io;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -209,8 +210,11 @@ fn wakers_that_are_none() {
         let error = event.add_waker(waker).expect_err(kind);
         assert!(format!("{error:?}").starts_with(kind), "{error:?}");
         assert!(!error.to_string().is_empty());
-        let error = Errno::from_io_error(&io::Error::from(error));
-        assert_eq!(error, Some(number), "{kind}");
+        let reason = error.source().map(ToString::to_string);
+        let error = io::Error::from(error);
+        // The system's reason is told.
+        assert_eq!(reason, (kind == "Os").then(|| error.to_string()));
+        assert_eq!(Errno::from_io_error(&error), Some(number), "{kind}");
     };
     let (_reader, pipe) = rustix::pipe::pipe().unwrap();
     refused(pipe, "NotSocket", Errno::NOTSOCK);
