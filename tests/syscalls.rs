@@ -1014,6 +1014,31 @@ fn one_wake_up_for_what_an_observer_rings() {
     assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
 }
 
+/// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
+#[test]
+fn no_write_to_carry_over_alone() {
+    let test = "no_write_to_carry_over_alone";
+    let writes = calls_with(test, "write(", || {
+        let poller = Poller::with_spin(Spin::Never);
+        let event = Arc::new(Event::new(0));
+        let fds = [0, 1, 2].map(|key| {
+            let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+            poller.bind(&fd, &event, key).unwrap();
+            fd
+        });
+        let mut found = Events::with_capacity(4);
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        for fd in &fds {
+            rustix::io::write(fd, &1_u64.to_ne_bytes()).unwrap();
+        }
+        mark();
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        mark();
+        assert_eq!(event.count(), 3);
+    });
+    assert!(matches!(writes, None | Some(0)), "{writes:?}");
+}
+
 /// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save calls.
 fn batch_to_a_visitor() {
     static GO: AtomicBool = AtomicBool::new(false);
