@@ -19,7 +19,7 @@
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
 //! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to add a
-//! waker `getsockopt`; at the end `munmap`.
+//! waker `getsockopt` and `getpeername`; at the end `munmap`.
 //!
 //! # The layout, for peers in other languages
 //!
@@ -76,8 +76,9 @@
 mod error;
 mod line;
 mod place;
+mod waker;
 
-pub use error::AttachError;
+pub use error::{AttachError, WakerError};
 
 use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
@@ -88,10 +89,10 @@ use crate::sync::waiters::ARMED;
 use line::Line;
 use line::Unfit;
 use place::Place;
-use rustix::net::SendFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
+use waker::Waker;
 
 /// An event that several processes use, each through a `SharedEvent` of its own.
 ///
@@ -105,7 +106,9 @@ use std::{fmt, io};
 /// the calls here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit
 /// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
 /// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
-/// the one that was found on attaching.
+/// the one that was found on attaching. A peer that has the file open can take the memory away with
+/// `FALLOC_FL_PUNCH_HOLE`: the event is empty then, and each access after it a page fault, which waits while the peer is
+/// at it. In a file that [`create`](Self::create) has made this is one page, so let the side that trusts less create.
 ///
 /// # A peer may be killed
 ///
@@ -134,7 +137,7 @@ pub struct SharedEvent {
     place: Place,
     mode: Mode,
     spin: Spinner,
-    wakers: Vec<OwnedFd>,
+    wakers: Vec<Waker>,
 }
 
 impl SharedEvent {
@@ -388,10 +391,15 @@ impl SharedEvent {
     /// there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
     /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any more,
     /// gets nothing.
-    pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) {
-        let socket = socket.into();
-        ring(&socket);
-        self.wakers.push(socket);
+    ///
+    /// # Errors
+    ///
+    /// [`WakerError`], if it is not one end of a connection between Unix sockets. It is closed then.
+    pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) -> Result<(), WakerError> {
+        let waker = Waker::new(socket.into())?;
+        waker.ring();
+        self.wakers.push(waker);
+        Ok(())
     }
 
     /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the
@@ -415,7 +423,7 @@ impl SharedEvent {
     ///
     /// // In the peer, which was passed both:
     /// let mut yours = SharedEvent::attach(&memfd, 0)?;
-    /// yours.add_waker(waker);
+    /// yours.add_waker(waker)?;
     /// assert_eq!(watched.read(&mut [0; 64])?, 1); // the first one
     ///
     /// assert!(!mine.arm(Interest::Signals).is_readable()); // so sleep, until the socket is
@@ -430,11 +438,6 @@ impl SharedEvent {
         counter.arm(interest);
         Readiness::of(counter.look())
     }
-}
-
-fn ring(socket: &OwnedFd) {
-    // Full: who does not read has been woken. Closed: there is nobody to wake. No socket: the peer's fault.
-    let _ = rustix::net::send(socket, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
 }
 
 impl Owner for SharedEvent {
@@ -454,7 +457,7 @@ impl Owner for SharedEvent {
     }
 
     fn call(&self, _: Change, _: u32) {
-        self.wakers.iter().for_each(ring);
+        self.wakers.iter().for_each(Waker::ring);
     }
 }
 

@@ -70,6 +70,10 @@ macro_rules! calls_of_an_event {
                 );
             });
             assert_eq!(no_time, 0, "{mode:?}");
+            // One look says that it is over.
+            let past = Instant::now();
+            assert_eq!(looks(|| assert_eq!(empty.read_deadline(past), None)), 1);
+            assert_eq!(looks(|| assert!(full.write_deadline(1, past).is_err())), 1);
             // They are counted where there are any.
             assert!(looks(|| assert_eq!(empty.read_timeout(NAP), None)) > 0);
             assert!(looks(|| assert!(full.write_timeout(1, NAP).is_err())) > 0);
@@ -110,6 +114,9 @@ fn of_wait_any() {
             assert!(wait_any(events, Some(Duration::ZERO)).is_none());
         });
         assert_eq!(at_once, 0, "{number} events");
+        let past = Instant::now();
+        let over = looks(|| assert!(wait_any_deadline(events, past).is_none()));
+        assert_eq!(over, 1, "{number} events");
         assert!(looks(|| assert!(wait_any(events, Some(NAP)).is_none())) > 0);
     }
 }

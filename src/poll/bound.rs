@@ -138,7 +138,8 @@ impl Poller {
     /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](Event::write).
     ///
     /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in the
-    /// eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time. Nothing is
+    /// eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time. Several
+    /// threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own. Nothing is
     /// carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the event, or wait for
     /// it elsewhere.
     ///

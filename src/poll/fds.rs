@@ -199,7 +199,7 @@ impl Registered {
             match self.registrations.get(key) {
                 Some(Registration::Fd(_)) => events.push(*key, reported(found.flags)),
                 Some(Registration::Bound { item, .. }) => {
-                    self.ready.extend(item.enter_queue());
+                    self.bindings.extend(item.enter_queue());
                 }
                 Some(Registration::Watched { .. }) | None => {}
             }

@@ -73,8 +73,10 @@ pub struct Poller {
 pub(super) struct Registered {
     pub(super) registrations: BTreeMap<usize, Registration>,
     /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
-    pub(super) ready: VecDeque<Arc<Item>>,
-    /// Deleted items that may be in it.
+    ready: VecDeque<Arc<Item>>,
+    /// The bindings in it have a line of their own.
+    pub(super) bindings: VecDeque<Arc<Item>>,
+    /// Deleted items that may be in one of them.
     deleted: usize,
     pub(super) fds: FdTable,
 }
@@ -210,8 +212,7 @@ impl Poller {
         }
         registered.take_in(&self.shared);
         let swept = registered.sweep();
-        self.backlog
-            .store(registered.ready.len(), Ordering::Relaxed);
+        self.note_backlog(registered);
         swept
     }
 
@@ -294,18 +295,18 @@ impl Poller {
         deadline: Option<Instant>,
     ) -> Result<bool, PollError> {
         let Some(fds) = self.shared.fds.get() else {
-            return Ok(self.harvest(events, deadline));
+            return Ok(self.harvest(events, deadline, 0));
         };
         if self.is_turn_of_fds() {
             self.look_at(fds, events)?;
-            return Ok(self.harvest(events, deadline));
+            return Ok(self.harvest(events, deadline, 0));
         }
-        let done = self.harvest(events, deadline);
+        let done = self.harvest(events, deadline, 0);
         if done || !then_fds {
             return Ok(done);
         }
         self.look_at(fds, events)?;
-        Ok(self.harvest(events, deadline))
+        Ok(self.harvest(events, deadline, 0))
     }
 
     fn is_turn_of_fds(&self) -> bool {
@@ -327,69 +328,96 @@ impl Poller {
         result
     }
 
-    /// Puts what is ready in the process into `events`. Returns whether `wait` is to return.
-    fn harvest(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
-        if self.harvest_once(events, deadline) && events.is_empty() {
+    /// Puts what is ready in the process into `events`, and carries over for bindings. `own` is 1 if this thread stands among
+    /// the waiters, and else 0. Returns whether `wait` is to return.
+    fn harvest(&self, events: &mut Events, deadline: Option<Instant>, own: u32) -> bool {
+        let bindings = self.report(events);
+        if self.carry(bindings, deadline, own) && events.is_empty() {
             // What was carried may have gone to events that are watched here.
-            self.harvest_once(events, deadline);
+            self.report(events);
         }
         self.shared.take_notice() || !events.is_empty()
     }
 
-    /// Looks at each item in the queue, once. Returns whether anything was carried over for a binding. Of several bindings,
-    /// those that have not had their turn at the deadline stay in the queue.
-    fn harvest_once(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
-        let mut bindings = Bindings(VecDeque::new());
+    /// Looks at each watched item in the queue, once. Returns how many bindings are in it.
+    fn report(&self, events: &mut Events) -> usize {
         // To be dropped outside the lock: an event may go with it, and what observes that.
         let mut gone = Vec::new();
-        {
-            let mut registered = self.registered();
-            registered.take_in(&self.shared);
-            let Registered { ready, deleted, .. } = &mut *registered;
-            for _ in 0..ready.len() {
-                if events.room() == 0 {
-                    break;
-                }
-                let Some(item) = ready.pop_front() else {
-                    break;
-                };
-                if item.is_deleted() {
-                    *deleted -= 1;
-                    gone.push(item);
-                    continue;
-                }
-                if let What::Bound(_) = &item.what {
-                    bindings.0.push_back(Arc::clone(&item));
-                    // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
-                    unsafe { item.leave_queue() };
-                    continue;
-                }
-                let key = item.key;
-                // SAFETY: as above.
-                match unsafe { item.look() } {
-                    Found::Nothing => {}
-                    Found::Ready(flags) => events.push(key, flags),
-                    Found::StillReady(item, flags) => {
-                        events.push(key, flags);
-                        ready.push_back(item);
-                    }
+        let mut registered = self.registered();
+        registered.take_in(&self.shared);
+        let Registered { ready, deleted, .. } = &mut *registered;
+        for _ in 0..ready.len() {
+            if events.room() == 0 {
+                break;
+            }
+            let Some(item) = ready.pop_front() else {
+                break;
+            };
+            if item.is_deleted() {
+                *deleted -= 1;
+                gone.push(item);
+                continue;
+            }
+            let key = item.key;
+            // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+            match unsafe { item.look() } {
+                Found::Nothing => {}
+                Found::Ready(flags) => events.push(key, flags),
+                Found::StillReady(item, flags) => {
+                    events.push(key, flags);
+                    ready.push_back(item);
                 }
             }
-            self.backlog.store(ready.len(), Ordering::Relaxed);
         }
-        let carried = !bindings.0.is_empty();
-        while let Some(item) = bindings.0.pop_front() {
-            item.carry();
-            if !bindings.0.is_empty() && has_passed(deadline) {
+        self.note_backlog(&registered);
+        let bindings = registered.bindings.len();
+        drop(registered);
+        bindings
+    }
+
+    /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay in
+    /// the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
+    fn carry(&self, most: usize, deadline: Option<Instant>, own: u32) -> bool {
+        let mut carried = false;
+        for _ in 0..most {
+            let mut registered = self.registered();
+            let Some(item) = registered.bindings.pop_front() else {
+                break;
+            };
+            let others = !registered.bindings.is_empty();
+            let deleted = item.is_deleted();
+            let binding = Arc::clone(&item);
+            if deleted {
+                registered.deleted -= 1;
+            } else {
+                // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+                unsafe { item.leave_queue() };
+            }
+            self.note_backlog(&registered);
+            drop(registered);
+            if deleted {
+                continue;
+            }
+            if others && self.shared.waiters.count() > own {
+                self.shared.wake();
+            }
+            binding.carry();
+            carried = true;
+            if has_passed(deadline) {
                 break;
             }
         }
         carried
     }
 
+    /// Under the lock, when the queue has changed.
+    fn note_backlog(&self, registered: &Registered) {
+        self.backlog.store(registered.queued(), Ordering::Relaxed);
+    }
+
     /// A thread leaves that was or may have been woken, and others stay.
     fn hand_on(&self) -> u32 {
-        let left = !self.registered().ready.is_empty()
+        let left = self.registered().queued() != 0
             || !self.shared.incoming.is_empty()
             || self.shared.is_notified();
         if left {
@@ -439,7 +467,15 @@ impl Registered {
     }
 
     fn take_in(&mut self, shared: &Shared) {
-        shared.incoming.take_all(|item| self.ready.push_back(item));
+        shared.incoming.take_all(|item| match item.what {
+            What::Watched(_) => self.ready.push_back(item),
+            What::Bound(_) => self.bindings.push_back(item),
+        });
+    }
+
+    /// How long the queue is.
+    fn queued(&self) -> usize {
+        self.ready.len() + self.bindings.len()
     }
 
     fn forget(&mut self, item: &Item) {
@@ -448,15 +484,16 @@ impl Registered {
 
     /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
     fn sweep(&mut self) -> Vec<Arc<Item>> {
-        if self.deleted <= self.ready.len() / 2 {
-            return Vec::new();
+        let mut swept = Vec::new();
+        if self.deleted > self.queued() / 2 {
+            for queue in [&mut self.ready, &mut self.bindings] {
+                let deleted = queue.iter().filter(|item| item.is_deleted());
+                swept.extend(deleted.map(Arc::clone));
+                queue.retain(|item| !item.is_deleted());
+            }
+            self.deleted -= swept.len();
         }
-        let (deleted, ready): (Vec<_>, Vec<_>) = std::mem::take(&mut self.ready)
-            .into_iter()
-            .partition(|item| item.is_deleted());
-        self.ready = ready.into();
-        self.deleted -= deleted.len();
-        deleted
+        swept
     }
 }
 
@@ -466,16 +503,6 @@ impl Registration {
         if let Registration::Bound { item, .. } = self {
             item.carry();
         }
-    }
-}
-
-/// Bindings that have left the queue and are to be carried for. They return to it if that ends before their turn, by the
-/// deadline or by an observer that panics.
-struct Bindings(VecDeque<Arc<Item>>);
-
-impl Drop for Bindings {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|item| item.enqueue());
     }
 }
 
@@ -515,7 +542,7 @@ impl Wait<'_> {
         // An observer of an event that is carried to may panic. This thread is among the waiters, and must leave first.
         let harvest = || {
             let mut events = self.events.borrow_mut();
-            self.poller.harvest(&mut events, self.deadline)
+            self.poller.harvest(&mut events, self.deadline, 1)
         };
         match panic::catch_unwind(AssertUnwindSafe(harvest)) {
             Ok(done) => done.then_some(Ok(())),
@@ -571,7 +598,7 @@ impl fmt::Debug for Poller {
         let registered = self.registered();
         f.debug_struct("Poller")
             .field("registered", &registered.registrations.len())
-            .field("queued", &registered.ready.len())
+            .field("queued", &registered.queued())
             .field("incoming", &!self.shared.incoming.is_empty())
             .field("notified", &self.shared.is_notified())
             .field("waiting", &self.shared.waiters.count())

@@ -81,3 +81,59 @@ impl From<AttachError> for io::Error {
         }
     }
 }
+
+/// Why a descriptor was not taken to wake somebody with.
+///
+/// Converts into an [`io::Error`] with the kernel's number, given in brackets.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum WakerError {
+    /// It is not a socket (`ENOTSOCK`).
+    NotSocket,
+    /// It is a socket of this address family instead of `AF_UNIX` (`EAFNOSUPPORT`). Whoever has the other end, or the same
+    /// socket, could hold up a send that is not to block.
+    NotUnix(u16),
+    /// It is a socket for datagrams, or one that is not connected (`ENOTCONN`). Whoever has the same socket could connect it to
+    /// somebody else, later and again.
+    NotConnected,
+    /// The system would not look at the descriptor.
+    Os(io::Error),
+}
+
+impl fmt::Display for WakerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WakerError::NotSocket => f.write_str("a waker must be a socket"),
+            WakerError::NotUnix(family) => {
+                write!(
+                    f,
+                    "a waker must be a Unix socket, and not of the family {family}"
+                )
+            }
+            WakerError::NotConnected => {
+                f.write_str("a waker must be one end of a connection, which stays what it is")
+            }
+            WakerError::Os(_) => f.write_str("the socket of a waker cannot be looked at"),
+        }
+    }
+}
+
+impl error::Error for WakerError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            WakerError::Os(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<WakerError> for io::Error {
+    fn from(error: WakerError) -> Self {
+        match error {
+            WakerError::NotSocket => Errno::NotSocket.into(),
+            WakerError::NotUnix(_) => Errno::AddressFamily.into(),
+            WakerError::NotConnected => Errno::NotConnected.into(),
+            WakerError::Os(error) => error,
+        }
+    }
+}

@@ -64,7 +64,7 @@ pub(super) fn check_safe(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
         Ok(_) | Err(Errno::INVAL) => return Err(AttachError::NotSealed),
         Err(error) => return Err(os(error)),
     }
-    // A hole in it is filled from the huge pages that are left, and there may be none. Other memory has as much as any.
+    // A hole in it is filled from the huge pages that are left, of which there may be none.
     match huge_page(fd)? {
         Some(_) => Err(AttachError::HugePages),
         None => Ok(()),

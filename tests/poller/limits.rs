@@ -1,6 +1,7 @@
 //! A wait ends when its time is up, however much there is to carry over.
 
-use crate::common::caller::wait_until;
+use crate::common::caller::{Caller, call_at, wait_until};
+use crate::common::counter::Place;
 use crate::common::watchdog;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::poll::{Events, Poller, Watch};
@@ -8,7 +9,7 @@ use doorbell::{Event, Spin};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,6 +154,48 @@ fn what_is_ready_beside_it_is_reported() {
                 assert!(ready == [2] || ready.is_empty(), "{ready:?}");
                 assert!(notified <= 1);
             });
+        }
+    });
+}
+
+/// An observer of what is carried over may take its time. Other bindings are carried for by other threads meanwhile.
+#[test]
+fn an_observer_holds_up_no_other_binding() {
+    watchdog::limit("an_observer_holds_up_no_other_binding", || {
+        for asleep in [false, true] {
+            for _ in 0..20 {
+                let poller = Arc::new(Poller::with_spin(Spin::Never));
+                let bindings = [1, 2].map(|key| bind(&poller, key));
+                let both = Arc::new(Barrier::new(2));
+                let _observations = bindings.each_ref().map(|(_, event)| {
+                    let both = Arc::clone(&both);
+                    on_signal(event, move || _ = both.wait())
+                });
+                let write = || bindings.iter().for_each(|(fd, _)| write_one(fd));
+                if !asleep {
+                    write();
+                }
+                let waiters = [(); 2].map(|()| {
+                    let poller = Arc::clone(&poller);
+                    call_at(Place::Descriptor(0), move || {
+                        poller.wait(&mut Events::with_capacity(4), None)
+                    })
+                });
+                if asleep {
+                    waiters.iter().for_each(Caller::wait_asleep);
+                    write();
+                }
+                wait_until("both to be carried over", || {
+                    bindings.iter().all(|(_, event)| event.count() == 1)
+                });
+                for waiter in waiters {
+                    wait_until("one to be notified", || {
+                        poller.notify();
+                        waiter.has_returned()
+                    });
+                    assert_eq!(waiter.finish(), Ok(0));
+                }
+            }
         }
     });
 }
