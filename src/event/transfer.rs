@@ -31,7 +31,8 @@ fn lock(_: &Event) -> FairMutexGuard<'static, ()> {
     loom::lazy_static! {
         static ref OF: FairMutex<()> = FairMutex::new(());
     }
-    OF.get().lock().expect("loom has no poison")
+    let of: &'static FairMutex<()> = &OF;
+    of.lock().expect("loom has no poison")
 }
 
 /// Moves what `read` takes from an eventfd into the event, as a signal does, and returns how much that is. When this
