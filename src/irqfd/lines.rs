@@ -89,6 +89,21 @@ mod tests {
         assert!(lines.find(5_001).is_none());
     }
 
+    /// A lookup takes as many steps as a number of lines needs, not as many as there are lines.
+    #[test]
+    fn the_way_is_short() {
+        fn depth(place: &Lazy<Node>) -> usize {
+            let deeper = |node: &Node| 1 + node.next.iter().map(depth).max().unwrap_or(0);
+            place.get().map_or(0, deeper)
+        }
+        let lines = Lines::new();
+        for gsi in 0..4_096 {
+            lines.get(gsi);
+        }
+        // Levels of 1, 4, 16 to 4,096 lines.
+        assert!(depth(&lines.0) <= 7, "{}", depth(&lines.0));
+    }
+
     /// Threads that make the same lines at the same time get the same ones.
     #[test]
     fn made_once() {
