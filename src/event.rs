@@ -88,6 +88,44 @@ pub enum Mode {
 /// blocked writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the
 /// kernel. A thread that happens to call at the right moment may overtake a woken one; there is no queue.
 ///
+/// # Signal handlers
+///
+/// In a handler of a POSIX signal, [`signal`](Self::signal), [`signal_n`](Self::signal_n), [`try_write`](Self::try_write),
+/// [`try_read`](Self::try_read), [`count`](Self::count) and [`readiness`](Self::readiness) are safe (async-signal-safe), as
+/// are their likes of a [`SharedEvent`](crate::SharedEvent), on an event that threads alone wait for, with
+/// [`read`](Self::read), [`write`](Self::write) and their timed forms: whatever the handler has interrupted, the same call
+/// on the same event included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper.
+///
+/// They are not safe on an event that is *observed*: by an [`Observation`], a poller, an irqfd, a mirror or a forward, or by
+/// tasks, once it has been waited for with [`read_async`](Self::read_async) or its like, or with
+/// [`wait_any`](crate::poll::wait_any()). Such a signal calls the observers, and what the handler has interrupted may be a
+/// call of theirs, or the memory allocator. No other call of the crate is safe there, a [`Batch`] included. A handler
+/// signals an event of its own instead, and a thread that reads it passes the signals on:
+///
+/// ```
+/// # #[cfg(unix)] {
+/// use doorbell::Event;
+/// use std::{sync::Arc, thread};
+///
+/// static FROM_HANDLER: Event = Event::new(0);
+///
+/// extern "C" fn handler(_: libc::c_int) {
+///     FROM_HANDLER.signal();
+/// }
+///
+/// let device = Arc::new(Event::new(0)); // whoever observes it
+/// let relay = thread::spawn({
+///     let device = Arc::clone(&device);
+///     move || device.signal_n(FROM_HANDLER.read())
+/// });
+/// # let handler: extern "C" fn(libc::c_int) = handler;
+/// unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+/// unsafe { libc::raise(libc::SIGUSR1) };
+/// relay.join().unwrap();
+/// assert_eq!(device.read(), 1);
+/// # }
+/// ```
+///
 /// # Examples
 ///
 /// ```
@@ -186,6 +224,9 @@ impl Event {
     }
 
     /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails.
+    ///
+    /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped: it takes as
+    /// long as they do. It waits for no other thread, and takes no lock that is held while foreign code runs.
     ///
     /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's: it
     /// can take the count to `u64::MAX`, the overflow state, in which writes of any number block and

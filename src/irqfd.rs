@@ -26,6 +26,44 @@
 //! Pins and their levels are in `line.rs`, what is decided about a signal in `board.rs`, the consuming of the event in
 //! `injector.rs`.
 //!
+//! # Locks that a caller may hold
+//!
+//! A *callback* is a call of an [observer](crate::event::Observer) or of a [sink](InterruptSink), or a guest write that a
+//! [table](crate::ioeventfd::Table) serves. Some calls wait until the callbacks that are under way on other threads have
+//! returned, those of whatever event, table or router of the process. If one of these callbacks waits for a lock that the
+//! caller holds, the two wait for ever. So under a lock that **any callback of the process** may take, such as that of an
+//! interrupt controller's model, these are not to be called:
+//!
+//! | waits for callbacks | when |
+//! |---|---|
+//! | [`Router::set_routes`], [`set_route`](Router::set_route), [`change_routes`](Router::change_routes) | if a route changes |
+//! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned |
+//! | [`Router::synchronize`] | always |
+//! | drop of an [`Observation`](crate::event::Observation), and of what has one: `Mirror`, `Forward`, a `Poller`, a bound descriptor; `Poller::delete` | always |
+//! | `deassign`, `deassign_all` and `replace` of a [`Table`](crate::ioeventfd::Table), drop of a `Registration` | if a doorbell goes |
+//! | the end of a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace) | if a doorbell goes |
+//! | [`reclaim`](crate::reclaim) | always |
+//!
+//! Inside a callback none of them waits. All other calls wait for no callback, among them what a vCPU does in an exit or a
+//! device in its request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
+//! [`mask`](Router::mask), [`unmask`](Router::unmask), [`unmask_with_route`](Router::unmask_with_route) and
+//! [`unmask_with_routes`](Router::unmask_with_routes), [`set_level`](Router::set_level), [`LevelSource`]s,
+//! [`ack`](Router::ack), signals, attaching observers, adding doorbells, and whatever only looks.
+//!
+//! A second matter is what is called **on the caller's own thread**. A lock that the sink takes, or an observer of a resample
+//! event of the line, must not be held by a caller of
+//!
+//! | calls | what |
+//! |---|---|
+//! | a signal or a write; `assign`, if there is a count | an injection |
+//! | `mask`, `unmask`, `set_level`, `LevelSource::set_level` and its drop | the line's level or what is pending on it |
+//! | `ack`, [`Eoi::ack`]; `unmask` of an asserted line; the end of the last resampling irqfd | the level, and the resample events |
+//! | all that changes routes, the `unmask_with_route`s included | [`InterruptSink::set_routes`], if a route changes; and the levels that move |
+//! | `assign` | [`InterruptSink::connect`] |
+//!
+//! (A line that another thread is driving at the moment is left to that one.) Changes of routes come one at a time, so one waits
+//! for the sink's `set_routes` of another: a lock that this takes must not be held by who changes routes either.
+//!
 //! Where it differs from KVM: a line of several sources is kept consistent when the routes change under it (KVM leaves the
 //! old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own resample event
 //! (KVM accepts that, and storms).

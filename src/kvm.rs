@@ -11,7 +11,7 @@ mod irqfd;
 
 pub use ioeventfd::{KernelCount, KvmListener};
 #[cfg(target_arch = "x86_64")]
-pub use irqfd::{Injection, KvmSink};
+pub use irqfd::{Injection, KvmSink, RouteTableError};
 
 use rustix::io::Errno;
 use std::{error, fmt, io};

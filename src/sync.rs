@@ -16,10 +16,12 @@
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
 //! | [`membarrier`] | which barriers `srcu` uses |
+//! | [`fork`] | which process this is |
 //! | [`Tally`] | how often something has happened |
 //! | [`Numbers`] | names for what is not to be mistaken for something else |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 
+pub(crate) mod fork;
 #[cfg(not(loom))]
 pub(crate) mod futex;
 #[cfg(loom)]

@@ -626,6 +626,7 @@ fn no_others_than_documented() {
         (libc::SYS_fcntl, fcntl.collect()),
     ];
     let memory = [
+        libc::SYS_mprotect,
         libc::SYS_brk,
         libc::SYS_mmap,
         libc::SYS_munmap,
@@ -763,6 +764,7 @@ fn none_for_a_guest_that_masks() {
     let router = Router::new(Arc::new(Nowhere));
     router.set_route(24, Some(msi(0))).unwrap();
     let memory = [
+        libc::SYS_mprotect,
         libc::SYS_brk,
         libc::SYS_mmap,
         libc::SYS_munmap,

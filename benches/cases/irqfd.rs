@@ -202,19 +202,24 @@ mod kvm {
                 Err(error) => eprintln!("skipped: {group}, {who}: {error}"),
             };
             case(WRITE, write(gsi));
-            for (who, injection) in [
-                (BY_IOCTL, doorbell::kvm::Injection::Userspace),
-                (BY_KERNEL, doorbell::kvm::Injection::Kernel),
-            ] {
-                case(who, sink(injection, gsi));
+            let by = doorbell::kvm::Injection::Userspace;
+            case(BY_IOCTL, sink(by, gsi));
+            // Pins are the VMM's to move, whoever injects.
+            if gsi == MSI {
+                case(BY_KERNEL, sink(doorbell::kvm::Injection::Kernel, gsi));
             }
         }
         cases
     }
 
     pub fn ratios() -> Vec<Ratio> {
-        let ratios = TO_KVM.iter().flat_map(|(group, _)| {
-            [BY_IOCTL, BY_KERNEL].map(|over| Ratio::from((*group, over, WRITE, "")))
+        let ratios = TO_KVM.iter().flat_map(|&(group, gsi)| {
+            let over = match gsi {
+                MSI => &[BY_IOCTL, BY_KERNEL][..],
+                _ => &[BY_IOCTL],
+            };
+            over.iter()
+                .map(move |over| Ratio::from((group, *over, WRITE, "")))
         });
         ratios.collect()
     }

@@ -4,8 +4,8 @@
 //! ```text
 //!     by hand, KVM takes kicks   KVM_IOEVENTFD ─▶ read(2) ─▶ write(2) to an irqfd of KVM's
 //!     by hand, kicks exit        exit ─▶ write(2) ─▶ read(2) ─▶ KVM_IRQ_LINE (by irqfd, if it is level-triggered)
-//!     listener                   KVM_IOEVENTFD ─▶ poll(2), drain ─▶ Event ─▶ Router ─▶ Injection::Kernel
-//!     table                      exit ─▶ AddressSpace ─▶ Event ─▶ Router ─▶ Injection::Userspace
+//!     listener                   KVM_IOEVENTFD ─▶ poll(2), drain ─▶ Event ─▶ Router ─▶ KVM_IRQ_LINE
+//!     table                      exit ─▶ AddressSpace ─▶ Event ─▶ Router ─▶ KVM_IRQ_LINE
 //! ```
 //!
 //! Each has a VM of its own; vCPU and device thread have a CPU each, if there are two. The device says in guest
@@ -166,7 +166,7 @@ impl Group {
         let event = Arc::new(Event::new(0));
         let region = assign(&space, &self.key, &event);
         let count = kvm.count_of(&event).expect("a descriptor");
-        let interrupt = self.routed(&vm, Injection::Kernel);
+        let interrupt = self.routed(&vm);
         let device = Device {
             exited: move |_, _, _: &[u8]| {
                 // The region stands there as long as the guest may kick.
@@ -189,7 +189,7 @@ impl Group {
         let space = AddressSpace::new();
         let event = Arc::new(Event::new(0).with_spin(spin));
         let region = assign(&space, &self.key, &event);
-        let interrupt = self.routed(&vm, Injection::Userspace);
+        let interrupt = self.routed(&vm);
         let device = Device {
             exited: move |bus, address, data: &[u8]| {
                 let _region = &region;
@@ -222,8 +222,9 @@ impl Group {
     }
 
     /// An irqfd of ours.
-    fn routed(&self, vm: &Vm, injection: Injection) -> impl Fn() + Send + Sync + use<> {
-        let sink = KvmSink::new(Arc::clone(vm.fd()), injection).expect("interrupt controllers");
+    fn routed(&self, vm: &Vm) -> impl Fn() + Send + Sync + use<> {
+        let sink =
+            KvmSink::new(Arc::clone(vm.fd()), Injection::default()).expect("interrupt controllers");
         let router = Router::new(Arc::new(sink));
         router.set_routes(Routes::identity(16)).expect("KVM's pins");
         let [interrupt, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));

@@ -85,8 +85,7 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
         Setup::Kernel => Arc::new(InKernel::new(&vm)?),
     };
     let interrupts = match plan.setup {
-        Setup::Doorbell | Setup::Level => routed(&vm, plan.setup, Injection::Userspace)?,
-        Setup::Listener => routed(&vm, plan.setup, Injection::Kernel)?,
+        Setup::Doorbell | Setup::Level | Setup::Listener => routed(&vm, plan.setup)?,
         Setup::Eventfd => LINES.map(|gsi| IrqLine::boxed(&vm, gsi.into())).into(),
         Setup::Kernel => {
             let irqfds = LINES.map(|gsi| irqfd(&vm, gsi.into()));
@@ -165,12 +164,8 @@ impl Vcpu for KvmVcpu {
 }
 
 /// Interrupt lines through doorbell's irqfd.
-fn routed(
-    vm: &Arc<VmFd>,
-    setup: Setup,
-    injection: Injection,
-) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
-    let sink = KvmSink::new(Arc::clone(vm), injection)?;
+fn routed(vm: &Arc<VmFd>, setup: Setup) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
+    let sink = KvmSink::new(Arc::clone(vm), Injection::default())?;
     irqfds::interrupts(&Router::new(Arc::new(sink)), setup)
 }
 

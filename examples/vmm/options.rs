@@ -78,8 +78,8 @@ pub enum Setup {
     /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd; an interrupt goes by KVM_IRQ_LINE by
     /// hand
     Eventfd,
-    /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an interrupt
-    /// by doorbell's irqfd, whose sink hands it to KVM_IRQFD
+    /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an interrupt as
+    /// in the first
     Listener,
     /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds
     Kernel,

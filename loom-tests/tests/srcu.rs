@@ -286,7 +286,7 @@ fn who_retires_drops() {
 /// freed by `reclaim`, at the latest.
 #[test]
 fn retired_in_several_sections() {
-    check("retired_in_several_sections", Some(3), || {
+    check("retired_in_several_sections", Some(4), || {
         let book = book();
         let reader = {
             let book = Arc::clone(&book);
@@ -298,7 +298,7 @@ fn retired_in_several_sections() {
             })
         };
         let own = Reader::new();
-        for number in 1..=3 {
+        for number in 1..=2 {
             let section = own.enter();
             turn_to(&book, number);
             assert_eq!(book.read(&section).look(), number);

@@ -78,7 +78,8 @@ impl Interest {
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer, deassigns a
 /// doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the process, waits until
 /// it has returned. So it must not take a lock that another thread holds while it does one of these: the two would wait for
-/// each other. Attaching, assigning and signalling wait for no call, and may be done under any lock.
+/// each other. Attaching, assigning and signalling wait for no call, and may be done under any lock. All calls that wait
+/// are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
 ///
 /// It may signal, write to and read any event without blocking, attach and detach observers, itself included, change
 /// address spaces, and drop events. None of that waits for other threads, nor does the signal from outside when it ends. So

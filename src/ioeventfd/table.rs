@@ -154,7 +154,8 @@ impl Table {
     /// the other way round. So a device's doorbells can move, and no write at an address that both have is lost or
     /// signalled twice.
     ///
-    /// Registrations whose doorbells were deassigned already count for nothing.
+    /// Registrations whose doorbells were deassigned already count for nothing. If a doorbell goes, this waits for callbacks:
+    /// there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
     ///
     /// # Errors
     ///
@@ -196,6 +197,8 @@ impl Table {
     /// When this returns, no signal comes through the entry any more (but see [`Table`] about calls from inside a lookup);
     /// what it has signalled stays in the event. (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
     ///
+    /// Waits for callbacks, so there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
+    ///
     /// # Errors
     ///
     /// No doorbell has this key with this target.
@@ -204,7 +207,7 @@ impl Table {
             .map_err(|batch| batch.error)
     }
 
-    /// Deassigns many doorbells at the price of one, or none of them.
+    /// Deassigns many doorbells at the price of one, or none of them, and waits as [`deassign`](Self::deassign) does.
     ///
     /// # Errors
     ///
@@ -404,7 +407,7 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// A doorbell that stands in a [`Table`] until this is dropped.
+/// A doorbell that stands in a [`Table`] until this is dropped. The drop waits as [`Table::deassign`] does.
 ///
 /// The doorbell may be deassigned before, by key; the registration then does nothing, even if the key has been assigned
 /// again since.

@@ -49,8 +49,9 @@ impl Board {
         &*self.sink
     }
 
+    /// Where there is a worker. There is none in a child of the process that has it, where whoever signals does its work.
     pub(super) fn backlog(&self) -> Option<&Backlog> {
-        self.backlog.as_ref()
+        self.backlog.as_ref().filter(|backlog| backlog.has_worker())
     }
 
     /// An irqfd was signalled.
@@ -66,7 +67,7 @@ impl Board {
                 return self.ask_inside(section, line, request);
             }
             match self.routes.read(section).get(line.gsi) {
-                Some(Route::Msi(message)) if self.backlog.is_none() => {
+                Some(Route::Msi(message)) if self.backlog().is_none() => {
                     line.count_message();
                     self.sink.signal_msi(line.gsi, message);
                     Signalled::AT_ONCE
@@ -103,7 +104,7 @@ impl Board {
     }
 
     fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, then: Then) {
-        match (&self.backlog, then) {
+        match (self.backlog(), then) {
             (_, Then::Leave) => return,
             (Some(backlog), _) => return backlog.push(Arc::clone(line)),
             (None, Then::Relieve) if !line.relieve() => return,
@@ -155,7 +156,7 @@ impl Board {
     /// Waits until nothing is under way that was decided before: inside a section of this thread's, not.
     pub(super) fn settle(&self) {
         let waited = synchronize();
-        if let (true, Some(backlog)) = (waited, &self.backlog) {
+        if let (true, Some(backlog)) = (waited, self.backlog()) {
             backlog.flush();
         }
     }

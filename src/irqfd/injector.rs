@@ -175,12 +175,14 @@ impl Drop for Injector {
         if self.line.is_active() {
             self.core.board.settle();
         }
-        if let Some(resampler) = self.resampler.take() {
-            if self.line.remove_resampler(resampler) {
-                // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
-                self.core.board.ask(&self.line, Request::Ack);
-                self.core.board.settle();
-            }
+        let resampler = self.resampler.take();
+        let resamples = resampler.is_some();
+        let is_last = resampler.is_some_and(|event| self.line.remove_resampler(event));
+        self.core.board.sink().disconnect(self.line.gsi, resamples);
+        if is_last {
+            // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
+            self.core.board.ask(&self.line, Request::Ack);
+            self.core.board.settle();
         }
         // Relaxed: nobody else has it any more.
         self.event.take_back(self.covered.load(Ordering::Relaxed));

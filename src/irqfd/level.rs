@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// holds it up, so devices can share a pin. The level stays across masks, changes of routes and the guest's ends of
 /// interrupt: a line that is held up is raised again as soon as it can be. Dropping the level source lets go.
 ///
-/// It keeps the router.
+/// It keeps the line and the sink, but not irqfds: those go with the router.
 ///
 /// ```
 /// # use doorbell::irqfd::{InterruptSink, MsiMessage, Router, Routes};

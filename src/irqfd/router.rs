@@ -17,10 +17,11 @@ use std::sync::{Arc, PoisonError};
 
 /// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same one.
 ///
-/// A signal to an assigned event takes no lock on its way to the sink. Changes (assigning, routes, masks) wait for signals
-/// that are under way, so that nothing happens after a change that belongs before it; not so inside an observer's or a
-/// sink's call, where they take effect for what comes after and wait for nothing: what other threads are in the middle of may
-/// still happen after the outermost call has ended.
+/// A signal to an assigned event takes no lock on its way to the sink. Deassigning and changes of routes wait for signals that
+/// are under way, so that nothing happens after them that belongs before; not so inside an observer's or a sink's call, where
+/// they take effect for what comes after and wait for nothing: what other threads are in the middle of may still happen after
+/// the outermost call has ended. All else waits for nobody. Which locks a caller may hold is said
+/// [in one place](super#locks-that-a-caller-may-hold).
 ///
 /// ```
 /// use doorbell::Event;
@@ -88,10 +89,8 @@ impl Router {
     /// Calls `sink` on a thread of the router's own, for a sink that may sleep. (KVM does so for pins.)
     ///
     /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What has
-    /// been requested is done before a deassign, a mask or a change of routes returns; after the router and its irqfds have
-    /// gone, the thread ends, and nothing is left undone.
-    ///
-    /// A sink must not take a lock that somebody holds who deassigns, masks or changes routes: they wait for it.
+    /// been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize) returns; after the
+    /// router, its irqfds and level sources have gone, the thread ends, and nothing is left undone.
     ///
     /// # Errors
     ///
@@ -121,7 +120,7 @@ impl Router {
     /// interrupts. If there is a count already, that interrupts once, now, and stays until the next signal.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one, signals
-    /// are taken and lost.
+    /// are taken and lost. This waits for nobody.
     ///
     /// # Errors
     ///
@@ -237,6 +236,9 @@ impl Router {
     /// Ends what [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
     /// GSI began; if there was no such thing, does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
     ///
+    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the caller
+    /// must not hold.
+    ///
     /// When this returns, nothing is injected for the event any more: it is an event like others, and may be assigned again.
     ///
     /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. What the event held when
@@ -264,6 +266,9 @@ impl Router {
 
     /// Replaces all routes in one step. When this returns, nothing is injected by the old ones any more.
     /// (`KVM_SET_GSI_ROUTING`)
+    ///
+    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the caller
+    /// must not hold.
     ///
     /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and raised at
     /// the new one. What was lost without a route stays lost. If the routes are the same as before, nothing happens.
@@ -377,7 +382,7 @@ impl Router {
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
     /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call this
-    /// does not wait.
+    /// does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that the caller must not hold.
     pub fn synchronize(&self) {
         self.board().settle();
     }
@@ -414,7 +419,7 @@ impl Router {
 
     /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are signalled,
     /// whoever had raised it. If it is held up otherwise, it is raised again. To be called by the interrupt controller's
-    /// model, without a lock that the sink's calls take. A GSI without resampling irqfds needs no acks and ignores them.
+    /// model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI without resampling irqfds needs no acks and ignores them.
     ///
     /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
     pub fn ack(&self, gsi: u32) {
@@ -472,7 +477,7 @@ impl fmt::Debug for Router {
     }
 }
 
-/// An event that interrupts until this is dropped. It keeps the router.
+/// An event that interrupts until this is dropped. It keeps the router. The drop waits as [`Router::deassign`] does.
 ///
 /// The event may be [deassigned](Router::deassign) before; this then does nothing, even if the event has been assigned
 /// again since.

@@ -20,7 +20,8 @@ use std::sync::{Arc, Weak};
 /// No lock of the router's is held. Calls for one line come one at a time, in order, except `signal_msi`, which any number
 /// of threads may be in at once. So a sink may call the router, be it for the same line: what it asks for there is done
 /// by whoever is driving the line, later. A sink that takes a lock must not hold it while it calls
-/// [`Router::ack`](super::Router::ack), whose first deed may be a call to the sink.
+/// [`Router::ack`](super::Router::ack), whose first deed may be a call to the sink, nor while it makes one of the calls that
+/// [wait for callbacks](super#locks-that-a-caller-may-hold).
 ///
 /// If a call panics, so does the signal or the method that it was made by, when what others have asked for is done. The line
 /// can be used further; its pin may be at the wrong level until the next change.
@@ -65,6 +66,13 @@ pub trait InterruptSink: Send + Sync {
     fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
         let _ = (line, resample);
         Ok(())
+    }
+
+    /// An irqfd that [`connect`](Self::connect) has announced is gone, and no interrupt of its own comes any more. Comes once
+    /// for each, with the same arguments, so a sink that counts them knows when a line needs nothing any more. A sink that
+    /// hands `connect` on to another hands this on, too.
+    fn disconnect(&self, gsi: u32, resample: bool) {
+        let _ = (gsi, resample);
     }
 }
 

@@ -8,8 +8,10 @@ use super::board::Board;
 use super::line::{Line, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::fork::Process;
 use crossbeam_queue::SegQueue;
 use std::io;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -21,6 +23,7 @@ pub(super) struct Backlog {
     /// No more will be pushed.
     closed: AtomicBool,
     worker: OnceLock<ThreadId>,
+    process: Process,
 }
 
 enum Job {
@@ -40,7 +43,14 @@ impl Backlog {
             wake: Event::new(0),
             closed: AtomicBool::new(false),
             worker: OnceLock::new(),
+            process: Process::current(),
         }
+    }
+
+    /// Whether this is the process that has the thread, and no child of it.
+    #[inline]
+    pub(super) fn has_worker(&self) -> bool {
+        !self.process.is_over()
     }
 
     /// A line that the caller is the driver of.
@@ -121,8 +131,12 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let (Some(backlog), Some(thread)) = (self.board.backlog(), self.thread.take()) else {
+        let Some(thread) = self.thread.take() else {
             return;
+        };
+        let Some(backlog) = self.board.backlog() else {
+            // To be neither joined nor detached where it never was.
+            return mem::forget(thread);
         };
         // Release pairs with the Acquire in `work`.
         backlog.closed.store(true, Ordering::Release);

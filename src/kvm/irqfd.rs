@@ -1,10 +1,8 @@
 use super::Error;
 use crate::irqfd::{Eoi, InterruptSink, MsiMessage, Route, RouteChange, Routes};
+use crate::sync::Tally;
 use crate::sync::srcu::{Srcu, with_section};
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irqchip, kvm_msi,
-};
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irqchip, kvm_msi};
 use kvm_ioctls::VmFd;
 use pump::{Assertion, Pump};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,20 +10,27 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use wire::Wire;
 
 mod pump;
+mod table;
+mod wire;
 
-/// Who turns a signal into the guest's interrupt.
+pub use table::RouteTableError;
+
+/// Who turns a signal into the guest's message-signalled interrupt. A pin is the VMM's to move (`KVM_IRQ_LINE`).
+///
+/// KVM's own irqfds pulse pins, too, by a worker, some time after the signal. That costs the signaller as much as two
+/// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18), but the pulse then goes by the routes of that time, so that it may be
+/// lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Injection {
-    /// The VMM, by `KVM_IRQ_LINE` and `KVM_SIGNAL_MSI`: a system call for a message, two for an edge on a pin. No file
-    /// descriptors. Measured, a message costs the signaller no more than a write to an irqfd of KVM's, and an edge has
-    /// happened when the signal returns: the default.
+    /// The VMM, by `KVM_SIGNAL_MSI`. No file descriptors. Measured, a message costs the signaller no more than a write to an
+    /// irqfd of KVM's: the default.
     #[default]
     Userspace,
-    /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI with an irqfd has. KVM sends messages at once, and has
-    /// pins pulsed by a worker of its own. So on a pin an edge that was signalled before a deassign, a mask or a change of
-    /// routes may come a little later.
+    /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI gets its
+    /// first, and closed with its last.
     Kernel,
 }
 
@@ -37,15 +42,39 @@ pub enum Injection {
 /// a call that costs time in proportion to their number, so many changes are made at once, with
 /// [`Router::change_routes`](crate::irqfd::Router::change_routes) or
 /// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on GSIs
-/// of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`.
+/// of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`. KVM's table has 4,096 entries, and what it cannot
+/// have is a [`RouteTableError`].
+///
+/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with a bit of 32 to 39 set in the address, and every table with one. A
+/// guest may write one into a device's vector, so the table does without, and the message is
+/// [refused](Self::refused) when it is sent.
 ///
 /// KVM knows of the guest's ends of interrupt, so a line with resampling irqfds is the kernel's, whoever injects
 /// otherwise: KVM lowers it, and tells a thread of the sink, which signals the resample events. Taking such a line down
-/// without an end of interrupt (a mask, another route, the end of the last resampling irqfd) is costly.
+/// without an end of interrupt (a mask, another route, the end of the last resampling irqfd) is costly. The thread starts with
+/// the first resampling irqfd and ends with the sink; a line has two eventfds as long as it has a resampling irqfd.
 ///
-/// With a split interrupt controller, KVM has the local APICs only: pins are refused here, and the VMM's IOAPIC is a sink of
-/// its own, which sends its messages by this one's [`signal_msi`](InterruptSink::signal_msi) and calls
-/// [`Router::ack`](crate::irqfd::Router::ack) on `KVM_EXIT_IOAPIC_EOI`.
+/// An edge, or a change of a level, is there when the call that it comes from returns, except the rise of a line with
+/// resampling irqfds, which a worker of KVM's carries out soon.
+///
+/// # Split interrupt controllers
+///
+/// KVM has the local APICs only then: pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
+/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). If a message is level-triggered, `KVM_RUN` returns with
+/// `KVM_EXIT_IOAPIC_EOI` at its end of interrupt, and the IOAPIC calls [`Router::ack`](crate::irqfd::Router::ack) for each pin
+/// that has the vector. But KVM watches for such vectors alone that its table has, so the IOAPIC tells the message of each pin by
+/// [`set_ioapic_message`](Self::set_ioapic_message) before it sends it.
+///
+/// # System calls
+///
+/// | when | calls |
+/// |---|---|
+/// | a message is sent | `ioctl` (`KVM_SIGNAL_MSI`); `write`, and rarely `read`, if the kernel injects |
+/// | a pin is pulsed, or its level changes | `ioctl` (`KVM_IRQ_LINE`); `write`, and `ioctl` (`KVM_IRQFD`), if it has resampling irqfds |
+/// | an irqfd is assigned | `eventfd2` and `ioctl` (`KVM_IRQFD`), if it is the GSI's first and the kernel injects |
+/// | a resampling one is | also `eventfd2`, `ioctl` (`KVM_IRQFD`) and `epoll_ctl`, if it is the GSI's first; `epoll_create1`, `eventfd2`, `epoll_ctl` and those of a thread's start, if it is the sink's first |
+/// | an irqfd is deassigned | of the same kind, `ioctl` (`KVM_IRQFD`), `epoll_ctl` and `close`, if it is the last |
+/// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin) |
 ///
 /// ```no_run
 /// use doorbell::Event;
@@ -69,47 +98,72 @@ pub struct KvmSink {
     vm: Arc<VmFd>,
     injection: Injection,
     has_pins: bool,
-    /// Of the lines that have an irqfd, if the kernel injects.
-    edges: Wires<EventFd>,
-    /// Of the lines that have a resampling irqfd.
-    assertions: Wires<Assertion>,
     /// Held while a level changes, and while the routes do: a line is lowered where it was raised.
-    levels: Mutex<Levels>,
-    pump: Mutex<Option<Pump>>,
+    ///
+    /// Nobody who holds it waits for a grace period: those who are waited for may want it.
+    state: Mutex<State>,
+    /// Those of the lines, for who signals. Whoever changes them has the right to write this first, then the state.
+    wires: Srcu<Wires>,
+    refused: Tally,
 }
 
 #[derive(Default)]
-struct Levels {
-    /// The lines that `KVM_IRQ_LINE` has raised.
+struct State {
+    /// Those of the router's that KVM's table was made from.
+    routes: Routes,
+    /// The messages of the pins of a VMM's IOAPIC.
+    ioapic: BTreeMap<u32, MsiMessage>,
+    /// KVM takes messages in x2APIC format only, as it has turned out.
+    x2apic: bool,
+    /// The GSIs that have irqfds.
+    lines: BTreeMap<u32, Line>,
+    /// Those that `KVM_IRQ_LINE` has raised.
     raised: BTreeSet<u32>,
+    /// Started for the first assertion.
+    pump: Option<Pump>,
 }
 
-/// By GSI. A wire that has been made stays.
-struct Wires<T>(Srcu<BTreeMap<u32, Arc<T>>>);
+type Wires = BTreeMap<u32, Arc<Wire>>;
 
-impl<T: Send + Sync + 'static> Wires<T> {
-    fn new() -> Self {
-        Wires(Srcu::new(BTreeMap::new()))
+#[derive(Default)]
+struct Line {
+    irqfds: usize,
+    /// So many of them.
+    resampling: usize,
+    /// If the kernel injects.
+    wire: Option<Arc<Wire>>,
+    /// If there are resampling ones.
+    assertion: Option<Arc<Assertion>>,
+}
+
+impl State {
+    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not see those in no other
+    /// way, and what it refuses is to be counted.
+    fn is_by_wire(&self, route: Option<Route>) -> bool {
+        match route {
+            Some(Route::Pin(_)) => false,
+            Some(route) => !self.leaves_out(route),
+            None => true,
+        }
     }
 
-    fn get(&self, gsi: u32) -> Option<Arc<T>> {
-        with_section(|section| self.0.read(section).get(&gsi).cloned())
+    /// Whether KVM's table does without the route, which KVM would refuse together with all others.
+    fn leaves_out(&self, route: Route) -> bool {
+        self.x2apic && table::is_no_x2apic_message(route)
     }
 
-    fn get_or_make(&self, gsi: u32, make: impl FnOnce() -> io::Result<T>) -> io::Result<Arc<T>> {
-        if let Some(wire) = self.get(gsi) {
-            return Ok(wire);
-        }
-        let writer = self.0.write();
-        let mut wires = writer.read().clone();
-        if let Some(wire) = wires.get(&gsi) {
-            // Another thread was faster.
-            return Ok(Arc::clone(wire));
-        }
-        let wire = Arc::new(make()?);
-        wires.insert(gsi, Arc::clone(&wire));
-        writer.publish_without_waiting(wires);
-        Ok(wire)
+    fn wires_for_signallers(&self) -> Wires {
+        let lines = self.lines.iter();
+        let wires = lines.filter_map(|(&gsi, line)| Some((gsi, Arc::clone(line.wire.as_ref()?))));
+        wires.collect()
+    }
+
+    fn wire(&self, gsi: u32) -> Option<&Wire> {
+        self.lines.get(&gsi)?.wire.as_deref()
+    }
+
+    fn assertion(&self, gsi: u32) -> Option<&Assertion> {
+        self.lines.get(&gsi)?.assertion.as_deref()
     }
 }
 
@@ -128,13 +182,13 @@ impl KvmSink {
             has_pins: vm.get_irqchip(&mut ioapic).is_ok(),
             vm,
             injection,
-            edges: Wires::new(),
-            assertions: Wires::new(),
-            levels: Mutex::default(),
-            pump: Mutex::default(),
+            state: Mutex::default(),
+            wires: Srcu::new(Wires::new()),
+            refused: Tally::default(),
         };
-        sink.route(&Routes::new()).map_err(|source| Error {
-            call: "KVM_SET_GSI_ROUTING",
+        let emptied = sink.write_table(&mut sink.state(), &Routes::new());
+        emptied.map_err(|source| Error {
+            call: SET_GSI_ROUTING,
             source,
         })?;
         Ok(sink)
@@ -145,6 +199,50 @@ impl KvmSink {
         self.injection
     }
 
+    /// How many interrupts, or changes of a level, KVM has refused with an error. Nobody else is told of them: the
+    /// router's counters have them as injected.
+    ///
+    /// KVM refuses a message that no vCPU takes (`EPERM`), as long as there is none for instance, and, with
+    /// `KVM_CAP_X2APIC_API`, one whose address is not in x2APIC format (`EINVAL`). A message that the guest's APIC takes and
+    /// drops is not counted, nor is what KVM drops that has got it by [`Injection::Kernel`].
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
+    }
+
+    /// The message of a pin of the VMM's IOAPIC, beside a split interrupt controller; `None` takes it away.
+    ///
+    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that KVM's table has in a level-triggered message
+    /// (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. What message is sent does
+    /// not matter. So the VMM's IOAPIC calls this when the guest has written a redirection entry, before it sends the
+    /// message, and the entry stands in the table at the GSI `pin`. If the
+    /// kernel injects, the router can have no message on that GSI then.
+    ///
+    /// Nothing is asked of KVM if the message is the same as before.
+    ///
+    /// # Errors
+    ///
+    /// The interrupt controller is not split (`EINVAL`), KVM's table has a message of the router's on that GSI (`EINVAL`), or
+    /// it is full (a [`RouteTableError`]). The message is as it was then.
+    pub fn set_ioapic_message(&self, pin: u32, message: Option<MsiMessage>) -> Result<(), Error> {
+        let refused = |source| Error {
+            call: SET_GSI_ROUTING,
+            source,
+        };
+        if self.has_pins {
+            return Err(refused(rustix::io::Errno::INVAL.into()));
+        }
+        let state = &mut *self.state();
+        let before = put(&mut state.ioapic, pin, message);
+        if before == message {
+            return Ok(());
+        }
+        let routes = state.routes.clone();
+        self.write_table(state, &routes).map_err(|source| {
+            put(&mut state.ioapic, pin, before);
+            refused(source)
+        })
+    }
+
     /// Whether KVM needs to know the route. Where the VMM injects, `KVM_SIGNAL_MSI` brings its message along.
     fn is_in_table(&self, route: Route) -> bool {
         match route {
@@ -153,144 +251,194 @@ impl KvmSink {
         }
     }
 
-    fn route(&self, routes: &Routes) -> io::Result<()> {
+    /// What KVM's table is to have, if KVM takes it.
+    fn table(&self, state: &State, routes: &Routes) -> Vec<(u32, Route)> {
+        let ioapic = state.ioapic.iter();
+        let ioapic = ioapic.map(|(&pin, &message)| (pin, Route::Msi(message)));
         let routes = routes.iter().filter(|&(_, route)| self.is_in_table(route));
-        let entries: Vec<_> = routes.flat_map(entries).collect();
-        let routing = KvmIrqRouting::from_entries(&entries)
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        routes.chain(ioapic).collect()
+    }
+
+    fn write_table(&self, state: &mut State, routes: &Routes) -> io::Result<()> {
+        let table = self.table(state, routes);
+        let refused = match self.try_table(state, &table) {
+            Err(error) if !state.x2apic => error,
+            result => return result,
+        };
+        // KVM does not say which format it wants. What it takes only without the messages that are in another one, tells.
+        if !table
+            .iter()
+            .any(|&(_, route)| table::is_no_x2apic_message(route))
+        {
+            return Err(refused);
+        }
+        state.x2apic = true;
+        for &gsi in state.lines.keys() {
+            self.detach_wire(state, gsi, routes.get(gsi));
+        }
+        let result = self.try_table(state, &table);
+        state.x2apic = result.is_ok();
+        result.map_err(|_| refused)
+    }
+
+    /// `KVM_SET_GSI_ROUTING`.
+    fn try_table(&self, state: &State, table: &[(u32, Route)]) -> io::Result<()> {
+        let table = table.iter().filter(|&&(_, route)| !state.leaves_out(route));
+        let entries: Vec<_> = table
+            .flat_map(|&(gsi, route)| table::entries(gsi, route))
+            .collect();
+        let full = RouteTableError::Full {
+            entries: entries.len(),
+        };
+        if entries.len() > table::ENTRIES {
+            return Err(full.into());
+        }
+        let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| full)?;
         Ok(self.vm.set_gsi_routing(&routing)?)
     }
 
-    fn levels(&self) -> MutexGuard<'_, Levels> {
+    /// For a GSI that gets this route: KVM's worker must not find a pin, or nothing, where it was to send a message.
+    fn detach_wire(&self, state: &State, gsi: u32, route: Option<Route>) {
+        let wire = state.wire(gsi).filter(|_| !state.is_by_wire(route));
+        if let Some(wire) = wire {
+            self.count_refusal(wire.detach());
+        }
+    }
+
+    fn attach_wire(&self, state: &State, gsi: u32) {
+        let wire = state.wire(gsi);
+        if let Some(wire) = wire.filter(|_| state.is_by_wire(state.routes.get(gsi))) {
+            // If KVM refuses, the messages go by KVM_SIGNAL_MSI.
+            let _ = wire.attach();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
         // What it says is so at every point where a holder of the lock can panic.
-        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `KVM_IRQ_LINE`. It fails only where there are no pins.
+    fn count_refusal<T, E>(&self, result: Result<T, E>) -> Option<T> {
+        if result.is_err() {
+            self.refused.add_one();
+        }
+        result.ok()
+    }
+
+    /// `KVM_IRQ_LINE`.
     fn set_line(&self, gsi: u32, level: bool) {
-        let _ = self.vm.set_irq_line(gsi, level);
+        self.count_refusal(self.vm.set_irq_line(gsi, level));
     }
 
-    fn raise(&self, levels: &mut Levels, gsi: u32) {
-        match self.assertions.get(gsi) {
-            Some(assertion) => assertion.raise(),
+    fn raise(&self, state: &mut State, gsi: u32) {
+        match state.assertion(gsi) {
+            Some(assertion) => {
+                self.count_refusal(assertion.raise());
+            }
             None => {
-                levels.raised.insert(gsi);
+                state.raised.insert(gsi);
                 self.set_line(gsi, true);
             }
         }
     }
 
     /// Returns whether it was up, as far as is known here.
-    fn lower(&self, levels: &mut Levels, gsi: u32) -> bool {
-        let raised = levels.raised.remove(&gsi);
+    fn lower(&self, state: &mut State, gsi: u32) -> bool {
+        let raised = state.raised.remove(&gsi);
         if raised {
             self.set_line(gsi, false);
         }
         // A line may have got its first resampling irqfd while it was up.
-        let assertion = self.assertions.get(gsi);
-        let asserted = assertion.filter(|assertion| assertion.take());
-        if let Some(assertion) = &asserted {
-            assertion.lower(&self.vm, gsi);
-        }
-        raised || asserted.is_some()
+        let assertion = state.assertion(gsi);
+        let asserted = assertion.and_then(|assertion| self.count_refusal(assertion.lower()));
+        raised || asserted == Some(true)
     }
 
-    fn assertion(&self, line: Eoi) -> io::Result<Assertion> {
-        let mut pump = self.pump.lock().unwrap_or_else(PoisonError::into_inner);
-        let pump = match &mut *pump {
+    fn wire(&self, gsi: u32) -> Option<Arc<Wire>> {
+        with_section(|section| self.wires.read(section).get(&gsi).cloned())
+    }
+
+    fn assertion(&self, state: &mut State, line: Eoi) -> io::Result<Arc<Assertion>> {
+        let pump = match &mut state.pump {
             Some(pump) => pump,
             none => none.insert(Pump::start()?),
         };
-        let assertion = Assertion::new(&self.vm, line.gsi())?;
+        let assertion = Arc::new(Assertion::new(Arc::clone(&self.vm), line.gsi())?);
         pump.watch(&assertion, line)?;
         Ok(assertion)
     }
-}
 
-fn eventfd() -> io::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-}
-
-/// Adds 1 to an eventfd that an irqfd of the kernel's empties at once.
-fn signal(fd: &EventFd) {
-    // Not full: nothing has been left in it.
-    let _ = fd.write(1);
-}
-
-/// What `KVM_SET_GSI_ROUTING` takes for a route.
-fn entries((gsi, route): (u32, Route)) -> Vec<kvm_irq_routing_entry> {
-    let entry = |type_| kvm_irq_routing_entry {
-        gsi,
-        type_,
-        ..kvm_irq_routing_entry::default()
-    };
-    let at = |chip, pin| {
-        let mut entry = entry(KVM_IRQ_ROUTING_IRQCHIP);
-        entry.u.irqchip.irqchip = chip;
-        entry.u.irqchip.pin = pin;
-        entry
-    };
-    match route {
-        Route::Pin(pin @ 0..8) => {
-            vec![at(KVM_IRQCHIP_PIC_MASTER, pin), at(KVM_IRQCHIP_IOAPIC, pin)]
+    /// The line has no resampling irqfds any more.
+    fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) {
+        if assertion.is_raised() {
+            // Somebody else may hold it up. If not, the router lowers it.
+            state.raised.insert(gsi);
+            self.set_line(gsi, true);
         }
-        Route::Pin(pin @ 8..16) => {
-            vec![
-                at(KVM_IRQCHIP_PIC_SLAVE, pin - 8),
-                at(KVM_IRQCHIP_IOAPIC, pin),
-            ]
-        }
-        Route::Pin(pin) => vec![at(KVM_IRQCHIP_IOAPIC, pin)],
-        Route::Msi(message) => {
-            let mut entry = entry(KVM_IRQ_ROUTING_MSI);
-            entry.u.msi.address_lo = message.address as u32;
-            entry.u.msi.address_hi = (message.address >> 32) as u32;
-            entry.u.msi.data = message.data;
-            vec![entry]
+        self.count_refusal(assertion.close());
+        if let Some(pump) = &state.pump {
+            self.count_refusal(pump.forget(gsi));
         }
     }
+}
+
+/// The name of an ioctl.
+const SET_GSI_ROUTING: &str = "KVM_SET_GSI_ROUTING";
+
+/// Returns what was there.
+fn put(
+    messages: &mut BTreeMap<u32, MsiMessage>,
+    pin: u32,
+    message: Option<MsiMessage>,
+) -> Option<MsiMessage> {
+    match message {
+        Some(message) => messages.insert(pin, message),
+        None => messages.remove(&pin),
+    }
+}
+
+/// One that nobody sleeps on.
+fn eventfd_of(mode: i32) -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC | mode)
 }
 
 impl InterruptSink for KvmSink {
     fn set_level(&self, gsi: u32, _: u32, level: bool) {
-        let mut levels = self.levels();
+        let mut state = self.state();
         match level {
-            true => self.raise(&mut levels, gsi),
+            true => self.raise(&mut state, gsi),
             false => {
-                self.lower(&mut levels, gsi);
+                self.lower(&mut state, gsi);
             }
         }
     }
 
     fn signal_msi(&self, gsi: u32, message: MsiMessage) {
-        if let Some(fd) = self.edges.get(gsi) {
-            return signal(&fd);
+        if self.wire(gsi).is_some_and(|wire| wire.signal()) {
+            return;
         }
-        // What the guest's CPUs make of the message is between it and them.
-        let _ = self.vm.signal_msi(kvm_msi {
+        // Whether a CPU of the guest's takes it is between it and them.
+        self.count_refusal(self.vm.signal_msi(kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
             data: message.data,
             ..kvm_msi::default()
-        });
+        }));
     }
 
     fn pulse(&self, gsi: u32, _: u32) {
-        if let Some(fd) = self.edges.get(gsi) {
-            return signal(&fd);
-        }
-        let _levels = self.levels();
+        let _state = self.state();
         self.set_line(gsi, true);
         self.set_line(gsi, false);
     }
 
     fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
-        let is_pin = |route: Option<Route>| matches!(route, Some(Route::Pin(_)));
-        if !self.has_pins && changes.iter().any(|change| is_pin(change.new)) {
-            return Err(io::ErrorKind::InvalidInput.into());
+        for change in changes {
+            if let Some(Route::Pin(pin)) = change.new {
+                table::check_pin(pin, self.has_pins)?;
+            }
         }
-        let mut levels = self.levels();
+        let state = &mut *self.state();
         let in_table = |route: Option<Route>| route.filter(|&route| self.is_in_table(route));
         if changes
             .iter()
@@ -301,30 +449,83 @@ impl InterruptSink for KvmSink {
         // What is up must be lowered by the old route. The router raises it by the new one, as soon as there is one.
         let mut moving = Vec::new();
         for change in changes {
-            if self.lower(&mut levels, change.gsi) {
+            if self.lower(state, change.gsi) {
                 moving.push(change.gsi);
             }
+            self.detach_wire(state, change.gsi, change.new);
         }
-        let result = self.route(routes);
-        if result.is_err() {
-            moving.iter().for_each(|&gsi| self.raise(&mut levels, gsi));
+        let result = self.write_table(state, routes);
+        match &result {
+            Ok(()) => state.routes = routes.clone(),
+            Err(_) => moving.iter().for_each(|&gsi| self.raise(state, gsi)),
+        }
+        for change in changes {
+            self.attach_wire(state, change.gsi);
         }
         result
     }
 
     fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
         let gsi = line.gsi();
-        if self.injection == Injection::Kernel {
-            self.edges.get_or_make(gsi, || {
-                let fd = eventfd()?;
-                self.vm.register_irqfd(&fd, gsi)?;
-                Ok(fd)
-            })?;
-        }
-        if resample {
-            self.assertions.get_or_make(gsi, || self.assertion(line))?;
+        let writer = (self.injection == Injection::Kernel).then(|| self.wires.write());
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let (first, first_resampling) = match state.lines.get(&gsi) {
+            Some(line) => (false, resample && line.resampling == 0),
+            None => (true, resample),
+        };
+        let wire = match first && writer.is_some() {
+            true => {
+                let wire = Wire::new(Arc::clone(&self.vm), gsi)?;
+                if state.is_by_wire(state.routes.get(gsi)) {
+                    wire.attach()?;
+                }
+                Some(Arc::new(wire))
+            }
+            false => None,
+        };
+        let assertion = match first_resampling {
+            true => Some(self.assertion(state, line)?),
+            false => None,
+        };
+        let line = state.lines.entry(gsi).or_default();
+        line.irqfds += 1;
+        line.resampling += usize::from(resample);
+        line.wire = wire.or(line.wire.take());
+        line.assertion = assertion.or(line.assertion.take());
+        if let (true, Some(writer)) = (first, writer) {
+            let wires = state.wires_for_signallers();
+            drop(guard);
+            writer.publish_without_waiting(wires);
         }
         Ok(())
+    }
+
+    fn disconnect(&self, gsi: u32, resample: bool) {
+        let writer = (self.injection == Injection::Kernel).then(|| self.wires.write());
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(line) = state.lines.get_mut(&gsi) else {
+            return;
+        };
+        line.irqfds -= 1;
+        line.resampling -= usize::from(resample);
+        let is_last = line.irqfds == 0;
+        if line.resampling == 0 {
+            if let Some(assertion) = line.assertion.take() {
+                self.end_assertion(state, gsi, &assertion);
+            }
+        }
+        if !is_last {
+            return;
+        }
+        let gone = state.lines.remove(&gsi).and_then(|line| line.wire);
+        if let (Some(writer), Some(wire)) = (writer, gone) {
+            self.count_refusal(wire.detach());
+            let wires = state.wires_for_signallers();
+            drop(guard);
+            writer.publish(wires, wire);
+        }
     }
 }
 

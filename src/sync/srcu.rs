@@ -65,7 +65,7 @@
 //! the deferral's end. They spin, yield, then sleep for up to a millisecond at a time; readers never make a system call for
 //! them.
 //!
-//! A process that forks takes the slots along but not the threads: see [`fork`]. Not for use in signal handlers.
+//! A process that forks takes the slots along but not the threads: see `forked`.
 
 use super::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use super::{
@@ -241,7 +241,7 @@ impl Domain {
     /// A slot for a new reader: one that was left by another, or a new one.
     fn claim(&self) -> &'static Slot {
         membarrier::settle();
-        fork::watch();
+        forked::watch();
         let left = self.slots().find(|slot| {
             !slot.claimed.load(Ordering::Relaxed)
                 && slot
@@ -548,24 +548,16 @@ fn this_threads_number() -> u64 {
     })
 }
 
-/// What becomes of readers in a process that was forked.
+/// What becomes of readers in a child of this process.
 ///
-/// The child has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never
-/// leave it, and hold nothing: the child's handler of `pthread_atfork` says so. The slots themselves stay with their
-/// readers, some of which the child may go on to use.
+/// It has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never leave it,
+/// and hold nothing. The slots themselves stay with their readers, some of which the child may go on to use.
 #[cfg(all(unix, not(loom)))]
-mod fork {
-    use super::{Domain, INSIDE, MutexGuard, Ordering, Piles, domain, this_thread};
+mod forked {
+    use super::super::fork::at_fork;
+    use super::{INSIDE, MutexGuard, Ordering, Piles, domain, this_thread};
     use crate::sync::atomic::AtomicBool;
     use std::cell::UnsafeCell;
-
-    unsafe extern "C" {
-        fn pthread_atfork(
-            prepare: Option<unsafe extern "C" fn()>,
-            parent: Option<unsafe extern "C" fn()>,
-            child: Option<unsafe extern "C" fn()>,
-        ) -> std::ffi::c_int;
-    }
 
     /// Held during a fork, so that no other thread holds it in the child for ever.
     struct Held(UnsafeCell<Option<MutexGuard<'static, Piles>>>);
@@ -578,28 +570,25 @@ mod fork {
     /// To be called before the first section.
     pub(super) fn watch() {
         static WATCHED: AtomicBool = AtomicBool::new(false);
-        if WATCHED.load(Ordering::Relaxed) || WATCHED.swap(true, Ordering::Relaxed) {
-            return;
+        if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
+            // SAFETY: the lock that they take is never held while anything is waited for, and the rest is written to slots.
+            unsafe { at_fork(Some(hold), Some(let_go), Some(forget_others)) };
         }
-        // SAFETY: functions that live as long as this code, which the C library forgets if the code is unloaded. If there is
-        // no memory for it, a child is as it was without.
-        unsafe { pthread_atfork(Some(prepare), Some(release), Some(child)) };
     }
 
-    unsafe extern "C" fn prepare() {
+    unsafe extern "C" fn hold() {
         let held = domain().lock();
         // SAFETY: see `Held`.
         unsafe { *HELD.0.get() = Some(held) };
     }
 
-    unsafe extern "C" fn release() {
+    unsafe extern "C" fn let_go() {
         // SAFETY: see `Held`.
         drop(unsafe { (*HELD.0.get()).take() });
     }
 
-    unsafe extern "C" fn child() {
-        let domain: &Domain = domain();
-        for slot in domain.slots() {
+    unsafe extern "C" fn forget_others() {
+        for slot in domain().slots() {
             let seq = slot.seq.load(Ordering::Relaxed);
             if seq & INSIDE != 0 && slot.owner.load(Ordering::Relaxed) != this_thread() {
                 slot.owes.store(0, Ordering::Relaxed);
@@ -607,13 +596,13 @@ mod fork {
                 slot.seq.store(seq.wrapping_add(INSIDE), Ordering::Relaxed);
             }
         }
-        // SAFETY: as of this thread, which is the one that has run `prepare`.
-        unsafe { release() };
+        // SAFETY: this thread has run `hold`.
+        unsafe { let_go() };
     }
 }
 
 #[cfg(not(all(unix, not(loom))))]
-mod fork {
+mod forked {
     pub(super) fn watch() {}
 }
 

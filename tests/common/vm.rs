@@ -119,6 +119,8 @@ pub enum Exit {
         address: u64,
         size: usize,
     },
+    /// Of an interrupt that an IOAPIC of the VMM's has sent, with this vector.
+    EndOfInterrupt(u8),
 }
 
 pub struct Vm {
@@ -140,7 +142,8 @@ impl Vm {
         Self::with(memory_size, VmFd::create_irq_chip)
     }
 
-    fn with(
+    /// The same, with whatever is added before there are vCPUs.
+    pub fn with(
         memory_size: u64,
         add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
     ) -> Option<Self> {
@@ -226,6 +229,7 @@ impl Vm {
                         size: data.len(),
                     }
                 }
+                Ok(VcpuExit::IoapicEoi(vector)) => Exit::EndOfInterrupt(vector),
                 Ok(exit) => panic!("{exit:?}"),
                 Err(error) if error.errno() == libc::EINTR => continue,
                 Err(error) => panic!("KVM_RUN: {error}"),

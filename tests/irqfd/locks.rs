@@ -5,6 +5,7 @@
 use super::watchdog;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
+use doorbell::ioeventfd::space::AddressSpace;
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{InterruptSink, LevelSource, MsiMessage, Route, Router, Routes};
 use doorbell::poll::{Poller, Watch};
@@ -62,6 +63,7 @@ struct Machine {
     event: Arc<Event>,
     table: Table,
     poller: Poller,
+    space: AddressSpace,
 }
 
 type Kept = Box<dyn Any>;
@@ -100,6 +102,7 @@ fn call_under_lock(name: &'static str, call: fn(&Machine) -> Kept) {
                 event: event(),
                 table: Table::new(),
                 poller: Poller::new(),
+                space: AddressSpace::new(),
             };
             let met = Arc::new(Barrier::new(2));
             model.met.set(Arc::clone(&met)).expect("once");
@@ -160,6 +163,12 @@ under_lock! {
     assign_a_doorbell: |m| m.table.assign(Key::mmio(0, 4), &m.event).unwrap();
     ring_a_doorbell: |m| m.table.write(Bus::Mmio, 0, &[0; 4]);
     list_the_doorbells: |m| m.table.doorbells();
+    add_to_an_address_space: |m| {
+        let region = m.space.region(Bus::Mmio, 0x1000);
+        assert!(region.map(0x1000).unwrap().is_clean());
+        assert!(region.add_eventfd(0, 4, None, &m.event).unwrap().is_clean());
+        region
+    };
 }
 
 /// A sink that looks at the router while the routes change sees the old ones.

@@ -5,9 +5,18 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "../fd/child.rs"]
+mod child;
+#[path = "../common/mod.rs"]
+mod common;
+mod exact;
 mod guest;
+mod locks;
+mod refusals;
+mod resources;
 mod script;
 mod sides;
+mod split;
 #[path = "../common/vm.rs"]
 mod vm;
 

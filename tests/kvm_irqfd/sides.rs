@@ -381,6 +381,19 @@ impl OursInKvm {
         &self.hands.events[event]
     }
 
+    pub fn vm(&self) -> &VmFd {
+        &self.hands.vm
+    }
+
+    /// Lets the guest take interrupts, without a look at what comes of their ends. There is one, or KVM's PIC is about to
+    /// request one.
+    pub fn take_some(&mut self) -> u32 {
+        let mut taken = 0;
+        self.machine
+            .run(&mut |vector| taken += u32::from(vector.is_some()));
+        taken
+    }
+
     /// Waits for what was set off past [`Side::act`].
     pub fn pass_fence(&self) {
         self.hands.fence.pass(&self.hands.vm);

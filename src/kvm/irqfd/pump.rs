@@ -1,12 +1,13 @@
 //! The way back: KVM tells an eventfd of the guest's ends of interrupt, and a thread tells the router.
 
-use super::{eventfd, signal};
+use super::eventfd_of;
 use crate::irqfd::Eoi;
-use crate::sync::atomic::{AtomicBool, Ordering};
 use kvm_ioctls::VmFd;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use std::collections::BTreeMap;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,67 +15,129 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A line that KVM asserts when `raise` is written to, until the guest's end of interrupt, when it signals `resample`.
-#[derive(Clone)]
 pub(super) struct Assertion {
-    raise: Arc<EventFd>,
-    resample: Arc<EventFd>,
-    /// It was raised, and the end of that interrupt has not been heard of.
-    raised: Arc<AtomicBool>,
+    vm: Arc<VmFd>,
+    gsi: u32,
+    raise: EventFd,
+    resample: EventFd,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    registered: bool,
+    /// It was raised, and neither lowered since nor has the end of that interrupt been heard of.
+    raised: bool,
+    /// It was lowered without an end of interrupt. So the next end to be heard of may be that of an interrupt from before,
+    /// and KVM's worker may have raised the line after it.
+    unsure: bool,
+    /// Such an end was heard of while the line was raised: whether KVM has lowered it then is not known.
+    suspect: bool,
 }
 
 impl Assertion {
-    pub(super) fn new(vm: &VmFd, gsi: u32) -> io::Result<Self> {
+    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> io::Result<Self> {
         let assertion = Assertion {
-            raise: Arc::new(eventfd()?),
-            resample: Arc::new(eventfd()?),
-            raised: Arc::new(AtomicBool::new(false)),
+            vm,
+            gsi,
+            raise: eventfd_of(0)?,
+            resample: eventfd_of(0)?,
+            state: Mutex::default(),
         };
-        assertion.register(vm, gsi)?;
+        assertion.register(&mut assertion.lock())?;
         Ok(assertion)
     }
 
-    fn register(&self, vm: &VmFd, gsi: u32) -> io::Result<()> {
-        Ok(vm.register_irqfd_with_resample(&self.raise, &self.resample, gsi)?)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What it says is so at every point where a holder of the lock can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn raise(&self) {
-        // Relaxed: the end of this interrupt comes by way of the kernel.
-        self.raised.store(true, Ordering::Relaxed);
-        signal(&self.raise);
-    }
-
-    /// Whether it takes somebody to lower it. The caller does.
-    pub(super) fn take(&self) -> bool {
-        self.raised.swap(false, Ordering::Relaxed)
-    }
-
-    /// Without an end of interrupt, KVM lowers the line when its last resampling irqfd goes.
-    ///
-    /// # Panics
-    ///
-    /// If the irqfd cannot be made anew, for want of memory.
-    pub(super) fn lower(&self, vm: &VmFd, gsi: u32) {
-        let lowered = vm.unregister_irqfd(&self.raise, gsi);
-        let again = lowered
-            .map_err(io::Error::from)
-            .and_then(|()| self.register(vm, gsi));
-        if let Err(error) = again {
-            panic!("KVM_IRQFD: {error}");
+    fn register(&self, state: &mut State) -> io::Result<()> {
+        if !state.registered {
+            let (vm, gsi) = (&self.vm, self.gsi);
+            vm.register_irqfd_with_resample(&self.raise, &self.resample, gsi)?;
+            state.registered = true;
         }
+        Ok(())
+    }
+
+    fn unregister(&self, state: &mut State) -> io::Result<()> {
+        if mem::take(&mut state.registered) {
+            self.vm.unregister_irqfd(&self.raise, self.gsi)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn raise(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        // KVM may have refused it when the line was lowered.
+        self.register(&mut state)?;
+        self.raise.write(1)?;
+        state.raised = true;
+        Ok(())
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        self.lock().raised
+    }
+
+    /// Lowers the line if nobody else has. Returns whether it was up.
+    ///
+    /// Without an end of interrupt, KVM lowers the line when its last resampling irqfd goes.
+    pub(super) fn lower(&self) -> io::Result<bool> {
+        let mut state = self.lock();
+        let raised = mem::take(&mut state.raised);
+        if raised {
+            // If this is for an end of interrupt that was suspect, what has been raised since is the device's answer to it.
+            state.unsure = !mem::take(&mut state.suspect);
+            self.unregister(&mut state)?;
+            self.register(&mut state)?;
+        }
+        Ok(raised)
+    }
+
+    /// KVM lowers the line, and has nothing to do with it any more.
+    pub(super) fn close(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.raised = false;
+        self.unregister(&mut state)
+    }
+
+    /// Looks whether the guest has ended an interrupt. KVM has lowered the line then, as far as is known.
+    fn take_end(&self) -> bool {
+        let mut state = self.lock();
+        let ended = self.resample.read().is_ok();
+        if ended {
+            match mem::take(&mut state.unsure) {
+                true => state.suspect = state.raised,
+                false => state.raised = false,
+            }
+        }
+        ended
     }
 }
 
 /// The thread. It ends when this is dropped.
 pub(super) struct Pump {
     shared: Arc<Shared>,
-    stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     epoll: OwnedFd,
-    /// The number that stands in the epoll is the index.
-    watched: Mutex<Vec<(Assertion, Eoi)>>,
+    /// Stays open until the thread has seen it: a descriptor that is closed leaves the epoll.
+    stop: EventFd,
+    watched: Mutex<Watched>,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// By GSI, and by the number that stands in the epoll.
+    numbers: BTreeMap<u32, u64>,
+    lines: BTreeMap<u64, (Arc<Assertion>, Eoi)>,
+    /// A number is never given twice: the thread may have one in hand whose line has gone.
+    next: u64,
 }
 
 const STOP: u64 = u64::MAX;
@@ -83,10 +146,10 @@ impl Pump {
     pub(super) fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            stop: eventfd_of(0)?,
             watched: Mutex::default(),
         });
-        let stop = eventfd()?;
-        shared.add(&stop, STOP)?;
+        shared.add(&shared.stop, STOP)?;
         let thread = {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name("irqfd resample".into());
@@ -94,22 +157,37 @@ impl Pump {
         };
         Ok(Pump {
             shared,
-            stop,
             thread: Some(thread),
         })
     }
 
-    pub(super) fn watch(&self, assertion: &Assertion, line: Eoi) -> io::Result<()> {
+    /// For a GSI that is not watched.
+    pub(super) fn watch(&self, assertion: &Arc<Assertion>, line: Eoi) -> io::Result<()> {
         let mut watched = self.shared.lock();
-        self.shared.add(&assertion.resample, watched.len() as u64)?;
-        watched.push((assertion.clone(), line));
+        let number = watched.next;
+        self.shared.add(&assertion.resample, number)?;
+        watched.next += 1;
+        watched.numbers.insert(line.gsi(), number);
+        watched.lines.insert(number, (Arc::clone(assertion), line));
         Ok(())
+    }
+
+    /// The router hears of the ends on this line no more, except of one that the thread has in hand.
+    pub(super) fn forget(&self, gsi: u32) -> io::Result<()> {
+        let mut watched = self.shared.lock();
+        let number = watched.numbers.remove(&gsi);
+        match number.and_then(|number| watched.lines.remove(&number)) {
+            // The thread may hold the assertion, so its closing does not take it out.
+            Some((assertion, _)) => self.shared.remove(&assertion.resample),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        signal(&self.stop);
+        // There is room for one.
+        let _ = self.shared.stop.write(1);
         let Some(thread) = self.thread.take() else {
             return;
         };
@@ -121,21 +199,25 @@ impl Drop for Pump {
     }
 }
 
+/// The descriptor of an eventfd.
+fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the eventfd keeps its descriptor open, and is borrowed for as long as this is.
+    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<(Assertion, Eoi)>> {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, fd: &EventFd, number: u64) -> io::Result<()> {
-        // SAFETY: the eventfd keeps its descriptor open, and is borrowed for as long as this is.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    fn add(&self, eventfd: &EventFd, number: u64) -> io::Result<()> {
         let data = epoll::EventData::new_u64(number);
-        Ok(epoll::add(
-            self.epoll.as_fd(),
-            fd,
-            data,
-            epoll::EventFlags::IN,
-        )?)
+        let epoll = self.epoll.as_fd();
+        Ok(epoll::add(epoll, fd(eventfd), data, epoll::EventFlags::IN)?)
+    }
+
+    fn remove(&self, eventfd: &EventFd) -> io::Result<()> {
+        Ok(epoll::delete(self.epoll.as_fd(), fd(eventfd))?)
     }
 
     fn work(&self) {
@@ -147,13 +229,14 @@ impl Shared {
                 Err(errno) => unreachable!("epoll_wait: {errno}"),
             }
             for event in &events {
-                if event.data.u64() == STOP {
+                let number = event.data.u64();
+                if number == STOP {
                     return;
                 }
-                let (assertion, line) = self.lock()[event.data.u64() as usize].clone();
-                // The end of an interrupt: KVM has lowered the line already.
-                if assertion.resample.read().is_ok() {
-                    assertion.take();
+                let Some((assertion, line)) = self.lock().lines.get(&number).cloned() else {
+                    continue;
+                };
+                if assertion.take_end() {
                     // The panic of an observer has been reported.
                     let _ = panic::catch_unwind(AssertUnwindSafe(|| line.ack()));
                 }

@@ -1,0 +1,120 @@
+//! The routes as KVM's table has them.
+
+use crate::irqfd::Route;
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, kvm_irq_routing_entry,
+};
+use std::{error, fmt, io};
+
+/// How many entries KVM's table has room for.
+pub(super) const ENTRIES: usize = 4096;
+/// How many pins KVM's IOAPIC has.
+const PINS: u32 = 24;
+
+/// Why KVM's table cannot have the routes. It is what the error of a [`KvmSink`](super::KvmSink) in a
+/// [`RoutingError::Refused`](crate::irqfd::RoutingError::Refused) has [inside](io::Error::get_ref).
+///
+/// ```no_run
+/// # fn example(router: &doorbell::irqfd::Router, routes: doorbell::irqfd::Routes) {
+/// use doorbell::irqfd::RoutingError;
+/// use doorbell::kvm::RouteTableError;
+///
+/// if let Err(RoutingError::Refused(error)) = router.set_routes(routes) {
+///     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+///         Some(RouteTableError::Full { entries }) => println!("{entries} entries are too many"),
+///         Some(other) => println!("{other}"),
+///         None => println!("KVM_SET_GSI_ROUTING: {error}"),
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RouteTableError {
+    /// The table has room for 4,096 entries. A message takes one entry, a pin one as well, and a pin below 16 two, because
+    /// it is a pin of the IOAPIC and of a PIC.
+    Full {
+        /// What the routes take.
+        entries: usize,
+    },
+    /// KVM's IOAPIC has 24 pins, from 0. This is not one of them.
+    Pin(u32),
+    /// The interrupt controller is split, and KVM has no pins. This is the first that was asked for.
+    NoPins(u32),
+}
+
+impl fmt::Display for RouteTableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RouteTableError::Full { entries } => write!(
+                f,
+                "the routes take {entries} entries of KVM's table, which has {ENTRIES} (a pin below 16 takes two)"
+            ),
+            RouteTableError::Pin(pin) => {
+                write!(f, "KVM's IOAPIC has {PINS} pins, of which none is {pin}")
+            }
+            RouteTableError::NoPins(pin) => write!(
+                f,
+                "with a split interrupt controller KVM has no pins, and so no pin {pin}"
+            ),
+        }
+    }
+}
+
+impl error::Error for RouteTableError {}
+
+impl From<RouteTableError> for io::Error {
+    /// An `InvalidInput`, for KVM's `EINVAL`, that has the error inside.
+    fn from(error: RouteTableError) -> Self {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// Whether KVM can have this pin.
+pub(super) fn check_pin(pin: u32, has_pins: bool) -> Result<(), RouteTableError> {
+    match pin {
+        pin if !has_pins => Err(RouteTableError::NoPins(pin)),
+        0..PINS => Ok(()),
+        pin => Err(RouteTableError::Pin(pin)),
+    }
+}
+
+/// Whether KVM refuses the message, and every table that has it, if the VM's messages are in x2APIC format
+/// (`KVM_CAP_X2APIC_API`): bits 32 to 39 of the address are 0 there.
+pub(super) fn is_no_x2apic_message(route: Route) -> bool {
+    matches!(route, Route::Msi(message) if (message.address >> 32) as u8 != 0)
+}
+
+/// What `KVM_SET_GSI_ROUTING` takes for a route.
+pub(super) fn entries(gsi: u32, route: Route) -> impl Iterator<Item = kvm_irq_routing_entry> {
+    let entry = move |type_| kvm_irq_routing_entry {
+        gsi,
+        type_,
+        ..kvm_irq_routing_entry::default()
+    };
+    let at = move |chip, pin| {
+        let mut entry = entry(KVM_IRQ_ROUTING_IRQCHIP);
+        entry.u.irqchip.irqchip = chip;
+        entry.u.irqchip.pin = pin;
+        entry
+    };
+    let (first, second) = match route {
+        Route::Pin(pin) => {
+            let of_pic = match pin {
+                0..8 => Some(at(KVM_IRQCHIP_PIC_MASTER, pin)),
+                8..16 => Some(at(KVM_IRQCHIP_PIC_SLAVE, pin - 8)),
+                _ => None,
+            };
+            (at(KVM_IRQCHIP_IOAPIC, pin), of_pic)
+        }
+        Route::Msi(message) => {
+            let mut entry = entry(KVM_IRQ_ROUTING_MSI);
+            entry.u.msi.address_lo = message.address as u32;
+            entry.u.msi.address_hi = (message.address >> 32) as u32;
+            entry.u.msi.data = message.data;
+            (entry, None)
+        }
+    };
+    [first].into_iter().chain(second)
+}

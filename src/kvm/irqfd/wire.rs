@@ -1,0 +1,66 @@
+//! A GSI's messages by an irqfd of KVM's.
+//!
+//! The pins are not KVM's to pulse. Its worker raises and lowers a pin some time after the signal, by the routes of that time,
+//! and what it lowers is the level that `KVM_IRQ_LINE` may have raised meanwhile: they are one source to KVM.
+
+use super::eventfd_of;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use kvm_ioctls::VmFd;
+use std::io;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::{EFD_SEMAPHORE, EventFd};
+
+/// An eventfd that KVM sends the message of a GSI for, while it is attached.
+pub(super) struct Wire {
+    vm: Arc<VmFd>,
+    gsi: u32,
+    /// A semaphore: signals that come after it was detached are taken back one by one.
+    fd: EventFd,
+    /// Changed under the lock of the sink's state.
+    attached: AtomicBool,
+}
+
+impl Wire {
+    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> io::Result<Self> {
+        Ok(Wire {
+            vm,
+            gsi,
+            fd: eventfd_of(EFD_SEMAPHORE)?,
+            attached: AtomicBool::new(false),
+        })
+    }
+
+    /// Has KVM send the message that its table has for the GSI.
+    pub(super) fn attach(&self) -> io::Result<()> {
+        if !self.attached.load(Ordering::Relaxed) {
+            self.vm.register_irqfd(&self.fd, self.gsi)?;
+            self.attached.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// When this returns, KVM injects nothing for it, and what was signalled before has been sent.
+    pub(super) fn detach(&self) -> io::Result<()> {
+        if self.attached.swap(false, Ordering::Relaxed) {
+            self.vm.unregister_irqfd(&self.fd, self.gsi)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the message has been sent.
+    pub(super) fn signal(&self) -> bool {
+        // Relaxed, twice: KVM detaches under the eventfd's lock, which the write takes. If KVM has not seen the write, it was
+        // made after that, and so is the second load.
+        if !self.attached.load(Ordering::Relaxed) || self.fd.write(1).is_err() {
+            return false;
+        }
+        self.attached.load(Ordering::Relaxed) || self.fd.read().is_err()
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // If KVM refuses, it lets go of the irqfd when the eventfd is closed.
+        let _ = self.detach();
+    }
+}

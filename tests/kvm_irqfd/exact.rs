@@ -1,0 +1,266 @@
+//! What the sink owes the router where KVM's own irqfds are loose: the levels of KVM's interrupt controllers are looked at.
+
+use crate::guest::MESSAGE_VECTORS;
+use crate::script::{Act, assign};
+use crate::sides::OursInKvm;
+use crate::vm::VECTORS;
+use crate::{EDGE, LEVEL_GSI, stay, take};
+use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::irqfd::{Irqfd, MsiMessage, Route, Router};
+use doorbell::kvm::Injection;
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
+use kvm_ioctls::VmFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
+
+/// The level of a pin of KVM's IOAPIC, from all of its sources.
+fn level(vm: &VmFd, pin: u32) -> bool {
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..kvm_irqchip::default()
+    };
+    vm.get_irqchip(&mut chip).expect("KVM_GET_IRQCHIP");
+    // SAFETY: the state of the IOAPIC is what KVM_GET_IRQCHIP gives for this chip.
+    let up = unsafe { chip.chip.ioapic.irr };
+    up & 1 << pin != 0
+}
+
+/// A level that the VMM holds is not ended by the falling edge of a pulse before it.
+#[test]
+fn a_level_after_an_edge_stays_up() {
+    stay();
+    for injection in BOTH {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        ours.act(&assign(0, EDGE));
+        let (router, edge) = (ours.router().clone(), ours.signal(0));
+        for round in 0..300 {
+            edge();
+            router.set_level(EDGE, true);
+            ours.pass_fence();
+            assert!(level(ours.vm(), EDGE), "{injection:?}, round {round}");
+            router.set_level(EDGE, false);
+            assert!(!level(ours.vm(), EDGE), "{injection:?}, round {round}");
+        }
+    }
+}
+
+/// An edge that was signalled goes by the route that there was then, before the irqfd, the route or the mask changes.
+#[test]
+fn an_edge_has_happened_when_the_signal_returns() {
+    for injection in BOTH {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        let (router, edge) = (ours.router().clone(), ours.signal(0));
+        let event = Arc::clone(ours.event(0));
+        let changes: [&dyn Fn(); 3] = [
+            &|| router.set_route(EDGE, None).unwrap(),
+            &|| router.deassign(&event, EDGE),
+            &|| router.mask(EDGE),
+        ];
+        for change in changes {
+            for _ in 0..100 {
+                router.set_route(EDGE, Some(Route::Pin(EDGE))).unwrap();
+                router.unmask(EDGE);
+                let _irqfd = router.assign(&event, EDGE).unwrap();
+                edge();
+                change();
+                assert_eq!(take(&mut ours, VECTORS + EDGE as u8), 1, "{injection:?}");
+                assert_eq!(take(&mut ours, VECTORS + EDGE as u8), 0, "{injection:?}");
+                router.deassign(&event, EDGE);
+            }
+        }
+    }
+}
+
+/// Nor by messages that are under way while their GSI becomes a pin, which KVM would pulse for them.
+#[test]
+fn a_level_after_messages_stays_up() {
+    for injection in BOTH {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        ours.act(&assign(0, EDGE));
+        let (router, signal) = (ours.router().clone(), ours.signal(0));
+        let message = Route::Msi(MsiMessage {
+            address: 0xfee0_0000,
+            data: MESSAGE_VECTORS[0].into(),
+        });
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    signal();
+                    // Lets the other thread in, if there is one CPU.
+                    thread::yield_now();
+                }
+            });
+            let mut low = 0;
+            for _ in 0..200 {
+                router.set_route(EDGE, Some(message)).unwrap();
+                router.set_route(EDGE, Some(Route::Pin(EDGE))).unwrap();
+                router.set_level(EDGE, true);
+                ours.pass_fence();
+                low += u32::from(!level(ours.vm(), EDGE));
+                router.set_level(EDGE, false);
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(low, 0, "{injection:?}");
+        });
+        // Where it has become a message again, it is one.
+        router.set_route(EDGE, Some(message)).unwrap();
+        while take(&mut ours, MESSAGE_VECTORS[0]) != 0 {}
+        signal();
+        assert_eq!(take(&mut ours, MESSAGE_VECTORS[0]), 1, "{injection:?}");
+    }
+}
+
+/// A level that the VMM holds is not ended by the end of the last resampling irqfd, which has been asserting it.
+#[test]
+fn a_level_outlives_resampling_irqfds() {
+    for injection in BOTH {
+        let Some(mut ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        let router = ours.router().clone();
+        let up = |ours: &OursInKvm| {
+            ours.pass_fence();
+            level(ours.vm(), LEVEL_GSI)
+        };
+        for asserted in [false, true] {
+            let device = Device::new(&router, LEVEL_GSI);
+            router.set_level(LEVEL_GSI, true);
+            if asserted {
+                device.interrupt.signal();
+            }
+            assert!(up(&ours));
+            drop(device);
+            assert!(up(&ours), "{injection:?}");
+            // By KVM_IRQ_LINE, and there is one who is told of ends of interrupts again.
+            let device = Device::new(&router, LEVEL_GSI);
+            assert!(up(&ours));
+            router.set_level(LEVEL_GSI, false);
+            assert!(!up(&ours), "{injection:?}");
+            device.interrupt.signal();
+            assert!(up(&ours));
+            drop(device);
+            assert!(!up(&ours));
+        }
+        assert_eq!(ours.take_some(), 0);
+    }
+}
+
+/// A resampling irqfd and its device, which signals again when it is asked and has something for the guest to do.
+struct Device {
+    interrupt: Arc<Event>,
+    /// How often it will say so.
+    requests: Arc<AtomicU32>,
+    _irqfd: Irqfd,
+    _observation: Observation,
+}
+
+impl Device {
+    fn new(router: &Router, gsi: u32) -> Self {
+        let [interrupt, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let irqfd = router.assign_with_resample(&interrupt, gsi, &resample);
+        let requests = Arc::new(AtomicU32::new(0));
+        let observer = {
+            let (interrupt, requests) = (Arc::clone(&interrupt), Arc::clone(&requests));
+            move |_: Change| {
+                if requests.load(Ordering::SeqCst) != 0 {
+                    requests.fetch_sub(1, Ordering::SeqCst);
+                    interrupt.signal();
+                }
+            }
+        };
+        Device {
+            interrupt,
+            requests,
+            _irqfd: irqfd.unwrap(),
+            _observation: Observation::new(resample, Interest::Signals, Arc::new(observer)),
+        }
+    }
+}
+
+/// The end of an interrupt that the sink hears of after a mask is not taken for that of the next: a line that its device has
+/// been asked about, and did not want up, is down.
+#[test]
+fn an_end_from_before_a_mask() {
+    let Some(mut ours) = OursInKvm::new(Injection::Userspace) else {
+        return;
+    };
+    let router = ours.router().clone();
+    let device = Device::new(&router, LEVEL_GSI);
+
+    // The device of another line keeps the sink's thread.
+    let [other, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+    let _irqfd = router
+        .assign_with_resample(&other, EDGE, &resample)
+        .unwrap();
+    let (go_on, wait) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let _slow = Observation::new(
+        resample,
+        Interest::Signals,
+        Arc::new(move |_: Change| {
+            let _ = wait.lock().unwrap().recv_timeout(PATIENCE);
+        }),
+    );
+    let here = Arc::new(Event::new(0));
+    let change = {
+        let router = router.clone();
+        move |_: Change| {
+            router.mask(LEVEL_GSI);
+            router.unmask(LEVEL_GSI);
+        }
+    };
+    let _change = Observation::new(Arc::clone(&here), Interest::Signals, Arc::new(change));
+
+    other.signal();
+    ours.pass_fence();
+    assert_eq!(ours.take_some(), 1);
+    await_that(|| router.line_counters(EDGE).resamples == 1);
+
+    device.interrupt.signal();
+    ours.pass_fence();
+    assert_eq!(ours.take_some(), 1);
+    assert!(!level(ours.vm(), LEVEL_GSI));
+    let line = || router.line_counters(LEVEL_GSI);
+    // Of the mask. It does not when it is asked about the guest's end of interrupt.
+    device.requests.store(1, Ordering::SeqCst);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            await_that(|| line().raises == 2);
+            // It is counted just before.
+            thread::sleep(Duration::from_millis(20));
+            go_on.send(()).unwrap();
+        });
+        // Inside a call, a mask does not wait for the thread.
+        here.signal();
+    });
+    await_that(|| line().resamples == 2);
+    // Returns when the thread has done what follows from it.
+    router.synchronize();
+    ours.pass_fence();
+    assert_eq!(line().raises, 2);
+    assert!(!level(ours.vm(), LEVEL_GSI));
+    assert_eq!(ours.take_some(), 0);
+}
+
+pub fn await_that(mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "in vain");
+        thread::yield_now();
+    }
+}

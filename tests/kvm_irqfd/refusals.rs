@@ -1,0 +1,207 @@
+//! What KVM refuses: an error that says why, or a count.
+
+use doorbell::Event;
+use doorbell::irqfd::{MsiMessage, Route, Router, Routes, RoutingError};
+use doorbell::kvm::{Injection, KvmSink, RouteTableError};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::sync::Arc;
+
+const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
+
+/// `None`, and says so, where there is no KVM to be used.
+fn machine() -> Option<VmFd> {
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
+    if let Err(error) = &vm {
+        eprintln!("skipped: no usable /dev/kvm ({error})");
+    }
+    vm.ok()
+}
+
+pub fn enable(vm: &VmFd, cap: u32, argument: u32) -> Result<(), kvm_ioctls::Error> {
+    let cap = kvm_enable_cap {
+        cap,
+        args: [argument.into(), 0, 0, 0],
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&cap)
+}
+
+/// With a split interrupt controller, whose messages are in x2APIC format, if asked for.
+fn split(x2apic: bool) -> Option<VmFd> {
+    let vm = machine()?;
+    enable(&vm, KVM_CAP_SPLIT_IRQCHIP, 24).unwrap();
+    if x2apic {
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        enable(&vm, KVM_CAP_X2APIC_API, flags).unwrap();
+    }
+    Some(vm)
+}
+
+fn message(vector: u8) -> MsiMessage {
+    MsiMessage {
+        address: 0xfee0_0000,
+        data: vector.into(),
+    }
+}
+
+/// One with a bit in the address that x2APIC format has no use for.
+fn odd(vector: u8) -> MsiMessage {
+    MsiMessage {
+        address: 0x11_fee0_0000,
+        ..message(vector)
+    }
+}
+
+/// The local APIC is enabled.
+fn enable_apic(vcpu: &VcpuFd) {
+    let mut apic = vcpu.get_lapic().unwrap();
+    for (at, byte) in (0xf0..).zip(0x1ff_u32.to_le_bytes()) {
+        apic.regs[at] = byte as i8;
+    }
+    vcpu.set_lapic(&apic).unwrap();
+}
+
+/// Whether an interrupt with this vector is requested.
+fn is_requested(vcpu: &VcpuFd, vector: u8) -> bool {
+    let vector = usize::from(vector);
+    let bits = vcpu.get_lapic().unwrap().regs[0x200 + vector / 32 * 16 + vector % 32 / 8];
+    bits >> (vector % 8) & 1 != 0
+}
+
+fn reason(result: Result<(), RoutingError>) -> RouteTableError {
+    let error = match result.unwrap_err() {
+        RoutingError::Refused(error) => error,
+        invalid => panic!("{invalid}"),
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    let inner = error.get_ref().expect("the reason is inside");
+    *inner.downcast_ref().expect("it is a route table's")
+}
+
+#[test]
+fn tables_that_kvm_cannot_have() {
+    for injection in BOTH {
+        let Some(vm) = machine() else { return };
+        vm.create_irq_chip().unwrap();
+        let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+        let table = |pins, messages| {
+            let mut routes = Routes::identity(pins);
+            for gsi in pins..pins + messages {
+                routes.set(gsi, Some(Route::Msi(message(0x41)))).unwrap();
+            }
+            routes
+        };
+        for (pins, messages) in [(24, 4056), (16, 4064), (0, 4096)] {
+            router.set_routes(table(pins, messages)).unwrap();
+        }
+        for (pins, messages, entries) in [(24, 4057, 4097), (16, 4080, 4112), (8, 4088, 4104)] {
+            let before = router.routes();
+            let result = router.set_routes(table(pins, messages));
+            // Where the VMM injects, the messages need no entries.
+            if injection == Injection::Userspace {
+                result.unwrap();
+                continue;
+            }
+            assert_eq!(reason(result), RouteTableError::Full { entries });
+            assert_eq!(router.routes(), before);
+        }
+        let result = router.set_routes(Routes::identity(25));
+        assert_eq!(reason(result), RouteTableError::Pin(24));
+
+        let vm = split(false).expect("KVM was there");
+        let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+        let result = router.set_route(3, Some(Route::Pin(7)));
+        assert_eq!(reason(result), RouteTableError::NoPins(7));
+    }
+    let texts = [
+        RouteTableError::Full { entries: 4097 },
+        RouteTableError::Pin(24),
+        RouteTableError::NoPins(7),
+    ];
+    let numbers = ["4097", "24", "7"];
+    for (error, number) in texts.iter().zip(numbers) {
+        assert!(error.to_string().contains(number), "{error}");
+    }
+}
+
+/// A guest that writes nonsense into one vector, where KVM wants x2APIC format, keeps the others.
+#[test]
+fn a_message_in_another_format() {
+    for injection in BOTH {
+        let Some(vm) = split(true) else { return };
+        let vm = Arc::new(vm);
+        let vcpu = vm.create_vcpu(0).unwrap();
+        enable_apic(&vcpu);
+        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let router = Router::new(Arc::clone(&sink));
+        let events = [(); 3].map(|()| Arc::new(Event::new(0)));
+        let _irqfds: Vec<_> = (24..)
+            .zip(&events)
+            .map(|(gsi, event)| router.assign(event, gsi).unwrap())
+            .collect();
+        router
+            .set_route(24, Some(Route::Msi(message(0x51))))
+            .unwrap();
+        router.mask(25);
+        router.unmask_with_route(25, Route::Msi(odd(0x52))).unwrap();
+        router
+            .set_route(26, Some(Route::Msi(message(0x53))))
+            .unwrap();
+        events.iter().for_each(|event| event.signal());
+        let requested = [0x51, 0x52, 0x53].map(|vector| is_requested(&vcpu, vector));
+        assert_eq!(requested, [true, false, true], "{injection:?}");
+        assert_eq!(sink.refused(), 1, "{injection:?}");
+
+        // A table from a snapshot; and the guest writes sense again.
+        let table = [(24, odd(0x61)), (25, message(0x62)), (26, message(0x63))];
+        let table = table.map(|(gsi, message)| (gsi, Route::Msi(message)));
+        router
+            .set_routes(Routes::from_entries(table).unwrap())
+            .unwrap();
+        events.iter().for_each(|event| event.signal());
+        let requested = [0x61, 0x62, 0x63].map(|vector| is_requested(&vcpu, vector));
+        assert_eq!(requested, [false, true, true], "{injection:?}");
+        assert_eq!(sink.refused(), 2, "{injection:?}");
+    }
+}
+
+/// Where KVM does not want x2APIC format, the same message is as good as any, even beside a table that KVM refuses.
+#[test]
+fn a_message_in_a_format_that_kvm_takes() {
+    for injection in BOTH {
+        let Some(vm) = split(false) else { return };
+        let vm = Arc::new(vm);
+        let vcpu = vm.create_vcpu(0).unwrap();
+        enable_apic(&vcpu);
+        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let router = Router::new(Arc::clone(&sink));
+        let event = Arc::new(Event::new(0));
+        let _irqfd = router.assign(&event, 24).unwrap();
+        router.set_route(24, Some(Route::Msi(odd(0x51)))).unwrap();
+        event.signal();
+        assert!(is_requested(&vcpu, 0x51), "{injection:?}");
+        assert_eq!(sink.refused(), 0);
+    }
+}
+
+/// Messages that no vCPU is there for are counted.
+#[test]
+fn messages_without_a_cpu() {
+    let Some(vm) = machine() else { return };
+    vm.create_irq_chip().unwrap();
+    let sink = Arc::new(KvmSink::new(Arc::new(vm), Injection::Userspace).unwrap());
+    let router = Router::new(Arc::clone(&sink));
+    let event = Arc::new(Event::new(0));
+    let _irqfd = router.assign(&event, 24).unwrap();
+    router
+        .set_route(24, Some(Route::Msi(message(0x51))))
+        .unwrap();
+    for refused in 1..4 {
+        event.signal();
+        assert_eq!(sink.refused(), refused);
+    }
+}

@@ -1,0 +1,138 @@
+//! What a sink has of the system: descriptors and threads, which go with what they were for.
+
+use crate::child;
+use crate::exact::await_that;
+use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
+use doorbell::kvm::{Injection, KvmSink};
+use kvm_ioctls::{Kvm, VmFd};
+use std::fs;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+/// A VM with interrupt controllers. `None`, and says so, where there is no KVM to be used.
+fn machine() -> Option<Arc<VmFd>> {
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
+    match vm.and_then(|vm| vm.create_irq_chip().map(|()| vm)) {
+        Ok(vm) => Some(Arc::new(vm)),
+        Err(error) => {
+            eprintln!("skipped: no usable /dev/kvm ({error})");
+            None
+        }
+    }
+}
+
+fn router(vm: &Arc<VmFd>, injection: Injection) -> Router {
+    let sink = KvmSink::new(Arc::clone(vm), injection).unwrap();
+    let router = Router::new(Arc::new(sink));
+    router.set_routes(Routes::identity(24)).unwrap();
+    router
+}
+
+/// The descriptors that are open, in order, without the one that this takes itself.
+fn descriptors() -> Vec<RawFd> {
+    let open = fs::read_dir("/proc/self/fd").unwrap();
+    let open = open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse());
+    let mut open: Vec<RawFd> = open.map(Result::unwrap).collect();
+    // SAFETY: nothing is done with it, and the number may be any.
+    open.retain(|&fd| rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok());
+    open.sort_unstable();
+    open
+}
+
+/// Those of sinks, that wait for ends of interrupts.
+fn threads() -> usize {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "irqfd resample").count()
+}
+
+/// The last handle to a sink may be dropped by an ack, on the sink's own thread.
+#[test]
+fn a_sink_that_dies_on_its_own_thread() {
+    child::alone("resources::a_sink_that_dies_on_its_own_thread", || {
+        let Some(vm) = machine() else { return };
+        for dies_there in [false, true] {
+            let none = descriptors();
+            let router = router(&vm, Injection::Userspace);
+            let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+            let irqfd = router.assign_with_resample(&event, 10, &resample);
+            irqfd.unwrap().keep();
+            await_that(|| threads() == 1);
+            let last = Arc::new(Mutex::new(Some(router)));
+            let acked = Arc::new(Event::new(0));
+            let observer = {
+                let (last, acked) = (Arc::clone(&last), Arc::clone(&acked));
+                move |_: Change| {
+                    if dies_there {
+                        drop(last.lock().unwrap().take());
+                    }
+                    acked.signal();
+                }
+            };
+            let observation = Observation::new(resample, Interest::Signals, Arc::new(observer));
+            // What KVM does at the guest's end of interrupt: it signals the last of the new descriptors.
+            let mut new = descriptors().into_iter().filter(|fd| !none.contains(fd));
+            let end = new.next_back().unwrap();
+            // SAFETY: the sink has it open.
+            let end = unsafe { BorrowedFd::borrow_raw(end) };
+            rustix::io::write(end, &1_u64.to_ne_bytes()).unwrap();
+            acked.read();
+            drop(last.lock().unwrap().take());
+            drop((observation, event));
+            await_that(|| threads() == 0 && descriptors() == none);
+        }
+    });
+}
+
+/// Whatever a GSI has of descriptors goes with its last irqfd.
+#[test]
+fn descriptors_go_with_the_last_irqfd() {
+    child::alone("resources::descriptors_go_with_the_last_irqfd", || {
+        let Some(vm) = machine() else { return };
+        let events = [(); 4].map(|()| Arc::new(Event::new(0)));
+        let [first, second, third, resample] = &events;
+        for (injection, of_messages) in [(Injection::Userspace, 0), (Injection::Kernel, 1)] {
+            let router = router(&vm, injection);
+            let message = MsiMessage {
+                address: 0xfee0_0000,
+                data: 0x41,
+            };
+            router.set_route(24, Some(Route::Msi(message))).unwrap();
+            let none = descriptors().len();
+            let open = || descriptors().len() - none;
+            for _ in 0..3 {
+                for gsi in [10, 24] {
+                    let irqfds = [first, second].map(|event| router.assign(event, gsi).unwrap());
+                    assert_eq!(open(), of_messages);
+                    let [a, b] = irqfds;
+                    drop(a);
+                    assert_eq!(open(), of_messages);
+                    drop(b);
+                    assert_eq!(open(), 0);
+                }
+            }
+            // The thread has an epoll and an eventfd, for as long as the sink is there.
+            let resampling = |event| router.assign_with_resample(event, 10, resample).unwrap();
+            let thread = 2;
+            let with_assertion = thread + 2 + of_messages;
+            let plain = router.assign(third, 10).unwrap();
+            for _ in 0..3 {
+                let irqfds = [first, second].map(resampling);
+                assert_eq!(open(), with_assertion);
+                let [a, b] = irqfds;
+                drop(a);
+                assert_eq!(open(), with_assertion);
+                drop(b);
+                assert_eq!(open(), thread + of_messages);
+            }
+            drop(plain);
+            assert_eq!(open(), thread);
+            drop(router);
+            assert_eq!(descriptors().len(), none);
+            assert_eq!(threads(), 0);
+        }
+    });
+}
