@@ -177,35 +177,6 @@ fn a_driver_is_relieved() {
     assert!(relieved.load(std::sync::atomic::Ordering::Relaxed));
 }
 
-/// What a driver leaves to the thread that relieves it does not come after a deassign either.
-#[test]
-fn a_relieved_driver_and_deassign() {
-    check("a_relieved_driver_and_deassign", Some(2), || {
-        model::relieve_after(0);
-        let (router, sink) = router(Route::Pin(PIN));
-        let _busy = busy_line(&router, &event(), 3);
-        let event = event();
-        let irqfd = router.assign(&event, GSI).unwrap();
-        let device = {
-            let (router, event) = (router.clone(), Arc::clone(&event));
-            thread::spawn(move || {
-                event.signal();
-                router.ack(GSI);
-            })
-        };
-        let driver = {
-            let router = router.clone();
-            thread::spawn(move || router.ack(GSI))
-        };
-        drop(irqfd);
-        let pulses = load(&sink.pulses);
-        device.join().unwrap();
-        driver.join().unwrap();
-        assert_eq!(load(&sink.pulses), pulses);
-        assert_eq!(u64::from(pulses) + event.count(), 1);
-    });
-}
-
 /// One interrupt for a signal, before the deassign has returned, or none, and the signal is in the count.
 #[test]
 fn signal_and_deassign() {
