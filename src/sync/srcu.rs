@@ -289,9 +289,9 @@ impl Domain {
         // Leaked, rather than freed too early, if the waiting fails.
         let outdated = ManuallyDrop::new(outdated);
         self.wait_for_readers(K::LIGHT);
-        let mut due = self.take_own(K::LIGHT);
+        let has_waited = |pile: Owner| K::LIGHT || !pile.light || !membarrier::is_light();
+        let mut due = self.take_due(true, has_waited);
         due.extend(ManuallyDrop::into_inner(outdated));
-        due.append(&mut self.take_due(false));
         free(due);
         true
     }
@@ -354,7 +354,7 @@ impl Domain {
         let mut panicked = None;
         FREEING.with(|freeing| freeing.set(true));
         loop {
-            let due = self.take_due(own);
+            let due = self.take_due(own, |_| false);
             if due.is_empty() {
                 break;
             }
@@ -368,8 +368,8 @@ impl Domain {
         go_on(panicked);
     }
 
-    /// What is due of everybody's pile, and of this thread's.
-    fn take_due(&self, own: bool) -> Vec<Outdated> {
+    /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it `has_waited`.
+    fn take_due(&self, own: bool, has_waited: impl Fn(Owner) -> bool) -> Vec<Outdated> {
         let mut due = Vec::new();
         let mut piles = self.lock();
         if piles.is_empty() {
@@ -377,29 +377,17 @@ impl Domain {
         }
         for owner in owners(own) {
             if let Some(pile) = piles.get_mut(&owner) {
-                due.append(&mut pile.take_due(owner.light, || self.inside()));
+                due.append(&mut if owner.thread != EVERYBODY && has_waited(owner) {
+                    pile.take_all()
+                } else {
+                    pile.take_due(owner.light, || self.inside())
+                });
                 if pile.is_empty() {
                     piles.remove(&owner);
                 }
             }
         }
         due
-    }
-
-    /// All of this thread's piles, after it has waited.
-    fn take_own(&self, light: bool) -> Vec<Outdated> {
-        let thread = this_threads_number();
-        let mut piles = self.lock();
-        let mut taken = Vec::new();
-        for owner in [false, true].map(|light| Owner { thread, light }) {
-            if owner.light && !light && membarrier::is_light() {
-                continue;
-            }
-            if let Some(mut pile) = piles.remove(&owner) {
-                taken.append(&mut pile.take_all());
-            }
-        }
-        taken
     }
 
     /// Who is inside a section now.
