@@ -99,7 +99,8 @@ fn the_end_of_a_binding() {
     });
 }
 
-/// What has no room is left with the carrier until somebody reads, or is signalled at the end.
+/// What has no room is left with the carrier until somebody reads, or is signalled at the end. Until then, nothing more is
+/// read.
 #[test]
 fn what_has_no_room() {
     const FULL: u64 = u64::MAX - 1;
@@ -108,13 +109,14 @@ fn what_has_no_room() {
         let reader = spawn(&pair, |pair| pair.event.read());
         let carries = spawn(&pair, |pair| {
             pair.step();
+            pair.fd.write(7).unwrap();
             pair.step();
         });
         let read = reader.join().unwrap();
         carries.join().unwrap();
         pair.end();
-        let sum = u128::from(read) + u128::from(pair.event.count());
-        assert_eq!(sum, u128::from(FULL) + 3);
+        let there = [read, pair.event.count(), pair.fd.count()].map(u128::from);
+        assert_eq!(there.iter().sum::<u128>(), u128::from(FULL) - 2 + 5 + 7);
     });
 }
 
