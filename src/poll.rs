@@ -61,7 +61,7 @@
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
 //! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
-//! | a bound eventfd that is ready | `preadv2` and one more, in `wait`; `write`, if another is ready and another thread sleeps |
+//! | a bound eventfd that is ready | `preadv2` and one more, in `wait`; `write`, if another is ready and another thread sleeps; `futex`, if another thread carries at the time |
 
 // What only descriptors need is not used where there are none.
 #![cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]

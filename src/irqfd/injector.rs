@@ -63,7 +63,8 @@ pub(super) struct Counters {
 pub struct IrqfdCounters {
     /// Signals and writes of its event, and the count that was there when it was assigned, if there was one.
     pub signals: u64,
-    /// Those that had an interrupt of their own: at once, or when the line is unmasked, if there is a route then.
+    /// Those that had an interrupt of their own: at once, or when the line is unmasked, if there is a route then, and the irqfd
+    /// has not been deassigned before.
     pub injections: u64,
     /// Those that had not, because an interrupt was due already, or the line was up.
     pub coalesced: u64,
@@ -157,7 +158,8 @@ impl Observer for Injector {
     fn notified(&self, _: Change) {
         self.event.try_read();
         match self.event.mode() {
-            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever.
+            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever. (A swap for the sake of loom,
+            // which does not order stores among read-modify-writes.)
             Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
             Mode::Counter => _ = self.covered.swap(0, Ordering::Relaxed),
             Mode::Semaphore => self.look_at_rest(),

@@ -234,8 +234,9 @@ struct Counters {
 
 /// What has become of the signals on a line, of all its irqfds, since the line was first used.
 ///
-/// Without resampling irqfds, `edges + lost`, with what is [pending](super::Router::is_pending) or has been
-/// [taken](super::Router::take_pending), are the signals of its irqfds that were not coalesced.
+/// Without resampling irqfds, `edges + lost`, with what is [pending](super::Router::is_pending), has been
+/// [taken](super::Router::take_pending) or was pending when the last irqfd went, are the signals of its irqfds that were not
+/// coalesced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LineCounters {

@@ -239,10 +239,17 @@ impl Router {
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the caller
     /// must not hold.
     ///
-    /// When this returns, nothing is injected for the event any more, and its count, with what was in it, has been taken
-    /// away: it is an event like others, and may be assigned again. (If another thread deassigns the same at the same
-    /// time, that one's call returns so.) Inside an observer's or a sink's call it waits for nothing: all this holds when the
-    /// outermost call has ended, if no other thread is inside one then; else later, see [`reclaim`](crate::reclaim).
+    /// When this returns, nothing is injected for the event any more: it is an event like others, and may be assigned again.
+    ///
+    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. What the event held when
+    /// it was assigned has interrupted and is taken away now, if no signal has taken it before; so is one unit of a semaphore
+    /// that holds something. (A signal that is made at the same time stays. If others read from the event, one as large as
+    /// what they read may be mistaken for that.) What a mask keeps [pending](Self::is_pending) is given back to the count, as
+    /// one signal. The last irqfd of a GSI takes the pending bit along, so that the next one does not interrupt for it.
+    ///
+    /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a sink's call
+    /// this waits for nothing: the event may be assigned again when the outermost call has ended, if no other thread is
+    /// inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the start.
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
@@ -381,6 +388,9 @@ impl Router {
     }
 
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
+    ///
+    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of a vector
+    /// that is no longer in use ends in QEMU. A change of routes leaves it, and irqfds leave the mask.
     pub fn is_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.is_pending())

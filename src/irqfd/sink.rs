@@ -11,14 +11,20 @@ use std::sync::{Arc, Weak};
 /// and do not block; a sink that may has its router [hand them over](super::Router::with_worker) to a thread. They come
 /// on the threads that call the router's methods, too, or end a call inside which an irqfd was deassigned.
 ///
+/// Calls for a pin come on the thread that signals, or on another one that signals the same line at the time. One thread
+/// makes calls for others for sixteen turns, each of one pulse, say; then it is relieved by the next thread that asks for
+/// something, if the sink takes no longer than some microseconds. For that, a signal may wait, spinning, for up to 20 µs.
+/// (With a slower sink, a thread may have to go on for as long as others signal: hand those over to a thread of the
+/// router's, which gives each line one turn after the other.)
+///
 /// No lock of the router's is held. Calls for one line come one at a time, in order, except `signal_msi`, which any number
 /// of threads may be in at once. So a sink may call the router, be it for the same line: what it asks for there is done
 /// by whoever is driving the line, later. A sink that takes a lock must not hold it while it calls
 /// [`Router::ack`](super::Router::ack), whose first deed may be a call to the sink, nor while it makes one of the calls that
 /// [wait for callbacks](super#locks-that-a-caller-may-hold).
 ///
-/// If a call panics, so does the signal or the method that it was made by. The line can be used further; its pin may be
-/// at the wrong level until the next change.
+/// If a call panics, so does the signal or the method that it was made by, when what others have asked for is done. The line
+/// can be used further; its pin may be at the wrong level until the next change.
 pub trait InterruptSink: Send + Sync {
     /// The level of a pin. `gsi` is the line that the pin belongs to (or belonged to, if it is lowered because there is
     /// another route).

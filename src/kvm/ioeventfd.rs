@@ -330,7 +330,7 @@ impl KernelCount {
     ///
     /// Any number of threads may do so at a time: each kick is moved by one of them. When this returns, the event has had
     /// all kicks that KVM took before the call, whichever thread has moved them. It may wait for another thread that
-    /// moves kicks for as long as a `read(2)` takes that does not block.
+    /// moves kicks for as long as a `read(2)` takes that does not block. System calls: `read`; `futex` to wait and to wake.
     pub fn drain(&self) -> u64 {
         transfer::drain(&self.event, || self.take())
     }
