@@ -5,6 +5,7 @@ use std::io;
 /// What went wrong, in the terms of `errno(3)`.
 #[derive(Clone, Copy)]
 pub(crate) enum Errno {
+    AddressFamily,
     Again,
     BadDescriptor,
     Busy,
@@ -12,7 +13,9 @@ pub(crate) enum Errno {
     Invalid,
     NoEntry,
     NoSystemCall,
+    NotConnected,
     NotPermitted,
+    NotSocket,
     TimedOut,
 }
 
@@ -21,6 +24,7 @@ impl From<Errno> for io::Error {
     fn from(errno: Errno) -> Self {
         use rustix::io::Errno as Os;
         match errno {
+            Errno::AddressFamily => Os::AFNOSUPPORT,
             Errno::Again => Os::AGAIN,
             Errno::BadDescriptor => Os::BADF,
             Errno::Busy => Os::BUSY,
@@ -28,7 +32,9 @@ impl From<Errno> for io::Error {
             Errno::Invalid => Os::INVAL,
             Errno::NoEntry => Os::NOENT,
             Errno::NoSystemCall => Os::NOSYS,
+            Errno::NotConnected => Os::NOTCONN,
             Errno::NotPermitted => Os::PERM,
+            Errno::NotSocket => Os::NOTSOCK,
             Errno::TimedOut => Os::TIMEDOUT,
         }
         .into()
@@ -40,13 +46,15 @@ impl From<Errno> for io::Error {
     fn from(errno: Errno) -> Self {
         use io::ErrorKind;
         match errno {
+            Errno::AddressFamily => ErrorKind::Unsupported,
             Errno::Again => ErrorKind::WouldBlock,
             Errno::BadDescriptor => ErrorKind::InvalidInput,
             Errno::Busy => ErrorKind::ResourceBusy,
             Errno::Exists => ErrorKind::AlreadyExists,
-            Errno::Invalid => ErrorKind::InvalidInput,
+            Errno::Invalid | Errno::NotSocket => ErrorKind::InvalidInput,
             Errno::NoEntry => ErrorKind::NotFound,
             Errno::NoSystemCall => ErrorKind::Unsupported,
+            Errno::NotConnected => ErrorKind::NotConnected,
             Errno::NotPermitted => ErrorKind::PermissionDenied,
             Errno::TimedOut => ErrorKind::TimedOut,
         }

@@ -31,6 +31,11 @@ mod error;
 mod handover;
 mod observer;
 mod readiness;
+#[cfg(all(target_os = "linux", not(loom)))]
+pub(crate) mod transfer;
+/// Open to `loom-tests`, which model it with an eventfd of their own.
+#[cfg(all(target_os = "linux", loom))]
+pub mod transfer;
 mod visitor;
 mod wakers;
 
@@ -50,6 +55,7 @@ use observer::Observers;
 use visitor::Visitor;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
 use crossbeam_utils::CachePadded;
@@ -253,7 +259,7 @@ impl Event {
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`, at once, whatever the count.
     #[inline]
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.counter.write_until(n, None, self)
+        self.counter.write_until(n, Limit::Forever, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -277,14 +283,14 @@ impl Event {
     /// Adds `n`, blocking up to `timeout` until the count can take all of it.
     ///
     /// A timeout too long for the clock, such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
+    /// The clock is read only if the call has to wait.
     ///
     /// # Errors
     ///
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`. Then the
     /// count was not changed.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        self.counter
-            .write_until(n, Instant::now().checked_add(timeout), self)
+        self.counter.write_until(n, Limit::For(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -293,13 +299,13 @@ impl Event {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.counter.write_until(n, Some(deadline), self)
+        self.counter.write_until(n, Limit::Until(deadline), self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     #[inline]
     pub fn read(&self) -> u64 {
-        match self.counter.read_until(None, self) {
+        match self.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -314,15 +320,15 @@ impl Event {
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0.
     ///
     /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
-    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
+    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps. The clock is read only if the call has to
+    /// wait.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        self.counter
-            .read_until(Instant::now().checked_add(timeout), self)
+        self.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.counter.read_until(Some(deadline), self)
+        self.counter.read_until(Limit::Until(deadline), self)
     }
 
     /// The count now. Another thread may change it before the caller looks at the result.
@@ -354,6 +360,19 @@ impl Event {
         self.counter.take_all()
     }
 
+    /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow. Returns
+    /// how much that is.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
+        self.counter.add_what_fits(n)
+    }
+
+    /// First half of a signal of `n`: [`wake_readers`](Self::wake_readers) is to follow.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn add_saturating(&self, n: u64) {
+        self.counter.add_saturating(n);
+    }
+
     /// Whether reads take all or one.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -367,6 +386,12 @@ impl Event {
     /// How many reads could succeed now, with a [`DEKKER`](crate::sync::DEKKER) load.
     pub(crate) fn units(&self) -> u32 {
         self.counter.units(self.mode)
+    }
+
+    /// Second half of a signal or write of `n`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn wake_readers(&self, n: u64) {
+        self.counter.wake_readers(n, self);
     }
 
     /// Second half of a read.

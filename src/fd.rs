@@ -25,8 +25,8 @@
 //! For a seccomp filter, all system calls there are, on x86-64: `eventfd2`, `read`, `write`, `close`; `dup` and `fcntl`
 //! with `F_DUPFD_CLOEXEC` for handles of an [`EventFd`]; `fcntl` with `F_GETFL` for [`Forward::with_fd`]; `futex`,
 //! where threads sleep in an event and for the locks inside (the first such sleep in a process reads
-//! `/sys/devices/system/cpu/online` before); `sched_yield` and `clock_nanosleep` where an observer is detached while others
-//! are being called.
+//! `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp) has);
+//! `sched_yield` and `clock_nanosleep` where an observer is detached while others are being called.
 //!
 //! Features: `vmm-sys-util` adds conversions from and to the originals, `mio` makes what has a descriptor an
 //! `event::Source`, `vm-superio` makes events a `Trigger`.

@@ -4,14 +4,24 @@
 //! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).
 //!
 //! Interrupts are KVM's to deliver: a `KvmSink` (x86) is what the VMM's [`Router`](crate::irqfd::Router) ends in.
+//!
+//! # Snapshots
+//!
+//! Kicks that KVM took and no thread has moved are in the kernel, in eventfds of the listener's, and the events do not show
+//! them. So: pause the vCPUs, pause the devices, then
+//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down the
+//! counts of the events. The method's page has the steps in code.
+#![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioeventfd;
 #[cfg(target_arch = "x86_64")]
 mod irqfd;
+mod occupied;
 
 pub use ioeventfd::{KernelCount, KvmListener};
 #[cfg(target_arch = "x86_64")]
 pub use irqfd::{Injection, KvmSink, RouteTableError};
+pub use occupied::{InKernel, Occupied};
 
 use rustix::io::Errno;
 use std::{error, fmt, io};

@@ -56,12 +56,12 @@
 //! |---|---|
 //! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
-//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls |
+//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
 //! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` for the lock |
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
 //! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
-//! | a bound eventfd that is ready | `preadv2` and one more, in `wait` |
+//! | a bound eventfd that is ready | `preadv2` and one more, in `wait`; `write`, if another is ready and another thread sleeps; `futex`, if another thread carries at the time |
 
 // What only descriptors need is not used where there are none.
 #![cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]

@@ -18,8 +18,8 @@
 //! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
-//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `mmap`; to attach the last three; at the end
-//! `munmap`.
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to add a
+//! waker `getsockopt` and `getpeername`; at the end `munmap`.
 //!
 //! # The layout, for peers in other languages
 //!
@@ -76,21 +76,23 @@
 mod error;
 mod line;
 mod place;
+mod waker;
 
-pub use error::AttachError;
+pub use error::{AttachError, WakerError};
 
 use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
+use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::ARMED;
 #[cfg(loom)]
 use line::Line;
 use line::Unfit;
 use place::Place;
-use rustix::net::SendFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
+use waker::Waker;
 
 /// An event that several processes use, each through a `SharedEvent` of its own.
 ///
@@ -104,7 +106,9 @@ use std::{fmt, io};
 /// the calls here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit
 /// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
 /// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
-/// the one that was found on attaching.
+/// the one that was found on attaching. A peer that has the file open can take the memory away with
+/// `FALLOC_FL_PUNCH_HOLE`: the event is empty then, and each access after it a page fault, which waits while the peer is
+/// at it. In a file that [`create`](Self::create) has made this is one page, so let the side that trusts less create.
 ///
 /// # A peer may be killed
 ///
@@ -133,7 +137,7 @@ pub struct SharedEvent {
     place: Place,
     mode: Mode,
     spin: Spinner,
-    wakers: Vec<OwnedFd>,
+    wakers: Vec<Waker>,
 }
 
 impl SharedEvent {
@@ -147,34 +151,37 @@ impl SharedEvent {
     /// What the system says to `memfd_create(2)`, `ftruncate(2)`, `fcntl(2)` or `mmap(2)`.
     pub fn create(initial: u64, mode: Mode) -> io::Result<(Self, OwnedFd)> {
         let fd = place::create_file()?;
-        let event = Self::at(Place::map(&fd, 0)?, mode);
+        let event = Self::at(Place::map(fd.as_fd(), 0)?, mode);
         event.place.init(initial, mode);
         Ok((event, fd))
     }
 
     /// Maps the event that a peer has made at `offset` in this file, which must be sealed against shrinking
-    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are. The descriptor is not needed afterwards.
+    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are, and not of huge pages. The descriptor is not needed
+    /// afterwards.
     ///
     /// # Errors
     ///
     /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
     pub fn attach(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        place::check_sealed(fd.as_fd())?;
+        let fd = fd.as_fd();
+        place::check_safe(fd)?;
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// As [`attach`](Self::attach), for files that cannot be sealed: POSIX shared memory, hugetlbfs on old kernels, a
-    /// file of a guest's RAM.
+    /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's RAM, and
+    /// for files of huge pages.
     ///
     /// # Safety
     ///
-    /// Nobody shortens the file while the event is in use.
+    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole where the
+    /// event is either.
     ///
     /// # Errors
     ///
-    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed).
+    /// As for `attach`, without [`NotSealed`](AttachError::NotSealed) and [`HugePages`](AttachError::HugePages).
     pub unsafe fn attach_unsealed(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        Self::adopt(Place::map(fd, offset)?)
+        Self::adopt(Place::map(fd.as_fd(), offset)?)
     }
 
     /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
@@ -294,7 +301,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, None, self)
+        self.place.counter.write_until(n, Limit::Forever, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -313,8 +320,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.write_until(n, deadline, self)
+        self.place.counter.write_until(n, Limit::For(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -323,14 +329,16 @@ impl SharedEvent {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, Some(deadline), self)
+        self.place
+            .counter
+            .write_until(n, Limit::Until(deadline), self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     ///
     /// A peer that is gone signals no more: with peers that may die, prefer the forms with a time limit.
     pub fn read(&self) -> u64 {
-        match self.place.counter.read_until(None, self) {
+        match self.place.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -344,13 +352,12 @@ impl SharedEvent {
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.place.counter.read_until(deadline, self)
+        self.place.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.place.counter.read_until(Some(deadline), self)
+        self.place.counter.read_until(Limit::Until(deadline), self)
     }
 
     /// The count now. Another thread or process may change it before the caller looks at the result.
@@ -384,10 +391,15 @@ impl SharedEvent {
     /// there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
     /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any more,
     /// gets nothing.
-    pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) {
-        let socket = socket.into();
-        ring(&socket);
-        self.wakers.push(socket);
+    ///
+    /// # Errors
+    ///
+    /// [`WakerError`], if it is not one end of a connection between Unix sockets. It is closed then.
+    pub fn add_waker(&mut self, socket: impl Into<OwnedFd>) -> Result<(), WakerError> {
+        let waker = Waker::new(socket.into())?;
+        waker.ring();
+        self.wakers.push(waker);
+        Ok(())
     }
 
     /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the
@@ -411,7 +423,7 @@ impl SharedEvent {
     ///
     /// // In the peer, which was passed both:
     /// let mut yours = SharedEvent::attach(&memfd, 0)?;
-    /// yours.add_waker(waker);
+    /// yours.add_waker(waker)?;
     /// assert_eq!(watched.read(&mut [0; 64])?, 1); // the first one
     ///
     /// assert!(!mine.arm(Interest::Signals).is_readable()); // so sleep, until the socket is
@@ -426,11 +438,6 @@ impl SharedEvent {
         counter.arm(interest);
         Readiness::of(counter.look())
     }
-}
-
-fn ring(socket: &OwnedFd) {
-    // Full: who does not read has been woken. Closed: there is nobody to wake. No socket: the peer's fault.
-    let _ = rustix::net::send(socket, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
 }
 
 impl Owner for SharedEvent {
@@ -450,7 +457,7 @@ impl Owner for SharedEvent {
     }
 
     fn call(&self, _: Change, _: u32) {
-        self.wakers.iter().for_each(ring);
+        self.wakers.iter().for_each(Waker::ring);
     }
 }
 

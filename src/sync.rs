@@ -12,6 +12,7 @@
 //! | [`waiters`] | who waits for one condition: threads, woken once per announcement, and observers |
 //! | [`wake_queue`] | wake-ups held back, and each sleeper woken once |
 //! | [`parker`] | a thread asleep behind a `Waker` |
+//! | [`limit`] | how long a call may wait |
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
@@ -20,6 +21,7 @@
 //! | [`Tally`] | how often something has happened |
 //! | [`Numbers`] | names for what is not to be mistaken for something else |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
+//! | [`fair`] | parking_lot's mutex, or loom's |
 
 pub(crate) mod fork;
 #[cfg(not(loom))]
@@ -27,6 +29,7 @@ pub(crate) mod futex;
 #[cfg(loom)]
 pub mod futex;
 pub(crate) mod lazy;
+pub(crate) mod limit;
 pub(crate) mod membarrier;
 pub(crate) mod parker;
 pub(crate) mod scope;
@@ -49,6 +52,15 @@ pub(crate) use std::sync::{Mutex, MutexGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+/// A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and over.
+pub(crate) mod fair {
+    #[cfg(not(loom))]
+    pub(crate) use parking_lot::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
+
+    #[cfg(loom)]
+    pub(crate) use loom::sync::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
+}
 
 #[cfg(loom)]
 pub(crate) use loom::cell::{ConstPtr, UnsafeCell};
@@ -133,18 +145,21 @@ impl Tally {
     }
 }
 
-/// Numbers, each of which is given out once, until they come again after 2^32. They order nothing, and which they are
-/// does not matter, so it is std's under loom too.
+/// Numbers, each of which is given out once, until there are none left. They order nothing, and which they are does not
+/// matter, so it is std's under loom too.
 pub(crate) struct Numbers(std::sync::atomic::AtomicU32);
 
 impl Numbers {
     pub(crate) const fn new() -> Self {
-        Numbers(std::sync::atomic::AtomicU32::new(1))
+        Numbers(std::sync::atomic::AtomicU32::new(0))
     }
 
-    pub(crate) fn next(&self) -> NonZero<u32> {
-        let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        NonZero::new(number).unwrap_or(NonZero::<u32>::MAX)
+    /// `None` from the 2^32nd call on. No number comes twice: who has the same would be taken for the other.
+    pub(crate) fn next(&self) -> Option<NonZero<u32>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let one_more = |given: u32| given.checked_add(1);
+        let given = self.0.fetch_update(Relaxed, Relaxed, one_more).ok()?;
+        NonZero::new(given + 1)
     }
 }
 
@@ -181,5 +196,22 @@ impl<T> ConstPtr<T> {
     pub(crate) unsafe fn deref(&self) -> &T {
         // SAFETY: as promised.
         unsafe { &*self.0 }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Numbers;
+    use std::num::NonZero;
+
+    #[test]
+    fn numbers_come_once() {
+        let numbers = Numbers::new();
+        assert_eq!(numbers.next(), NonZero::new(1));
+        assert_eq!(numbers.next(), NonZero::new(2));
+        let numbers = Numbers((u32::MAX - 1).into());
+        assert_eq!(numbers.next(), NonZero::new(u32::MAX));
+        assert_eq!(numbers.next(), None);
+        assert_eq!(numbers.next(), None);
     }
 }

@@ -42,13 +42,13 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         TAKEN.set(TAKEN.get() + layout.size());
-        BYTES.set(BYTES.get() + layout.size().cast_signed());
+        BYTES.set(BYTES.get() + layout.size() as isize);
         // SAFETY: as promised by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        BYTES.set(BYTES.get() - layout.size().cast_signed());
+        BYTES.set(BYTES.get() - layout.size() as isize);
         // SAFETY: as promised by the caller; it came from `alloc`.
         unsafe { System.dealloc(pointer, layout) }
     }

@@ -4,20 +4,24 @@
 
 #[path = "common/vm.rs"]
 mod vm;
+#[path = "common/watchdog.rs"]
+mod watchdog;
 
 use doorbell::Event;
 use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
 use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
-use doorbell::kvm::{Error, KvmListener, Unsupported};
+use doorbell::kvm::{Error, InKernel, KernelCount, KvmListener, Occupied, Unsupported};
+use doorbell::poll::{Events, Poller};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{kvm_pit_config, kvm_regs};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 use vm::{Exit, Memory, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -461,4 +465,220 @@ fn an_event_keeps_its_eventfd() {
         .max();
     // Other tests of this process have some open at the same time.
     assert!(highest < Some(500), "{highest:?}");
+}
+
+/// When a commit has taken the doorbell from KVM, the event has all kicks that came before, also those that other threads
+/// were moving at the time. KVM's part, which is to write to the eventfd, is played by the test: that makes more rounds.
+fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &AtomicBool) + Sync) {
+    watchdog::limit(name, || {
+        const ROUNDS: u64 = 300;
+        let Some(machine) = machine(&[]) else {
+            return;
+        };
+        let (space, kvm) = listening(machine.fd());
+        let region = space.region(Bus::Mmio, 0x10);
+        clean(region.map(address(0)));
+        let event = Arc::new(Event::new(0));
+        let count = kvm.count_of(&event).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| carry(&count, &done));
+            }
+            let last = Done(&done);
+            for round in 0..ROUNDS {
+                clean(region.add_eventfd(0, 0, None, &event));
+                let begin = Instant::now();
+                let mut kicks = 0;
+                // Up to the end of what KVM would take before the doorbell goes, or a little less.
+                while kicks == 0 || begin.elapsed() < Duration::from_micros(round % 16) {
+                    rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+                    kicks += 1;
+                }
+                clean(region.del_eventfd(0, 0, None, &event));
+                assert_eq!(event.try_read(), Some(kicks), "the rest is on its way");
+            }
+            drop(last);
+        });
+    });
+}
+
+/// Tells others that it is over, at the latest when the caller panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn nothing_is_on_its_way_from_a_drain() {
+    nothing_is_on_its_way("nothing_is_on_its_way_from_a_drain", |count, done| {
+        while !done.load(Ordering::Relaxed) {
+            count.drain();
+        }
+    });
+}
+
+#[test]
+fn nothing_is_on_its_way_from_a_poller() {
+    nothing_is_on_its_way("nothing_is_on_its_way_from_a_poller", |count, done| {
+        let poller = Poller::new();
+        poller.bind(count, count.event(), 0).unwrap();
+        let mut events = Events::with_capacity(4);
+        while !done.load(Ordering::Relaxed) {
+            let some_time = Duration::from_millis(1);
+            poller.wait(&mut events, Some(some_time)).unwrap();
+        }
+    });
+}
+
+/// The same with a guest that kicks: after a commit that has taken the doorbells from KVM, nothing comes any more.
+#[test]
+fn nothing_comes_from_a_guest_after_the_commit() {
+    watchdog::limit("nothing_comes_from_a_guest_after_the_commit", || {
+        let program = program(20_000, 1, current_place);
+        let Some(mut machine) = machine(&program) else {
+            return;
+        };
+        let (space, kvm) = listening(machine.fd());
+        let device = Device::new(&space);
+        let counts = device.events.each_ref();
+        let counts = counts.map(|event| kvm.count_of(event).unwrap());
+        let done = AtomicBool::new(false);
+        let exits = thread::scope(|scope| {
+            let last = Done(&done);
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    counts.iter().for_each(|count| _ = count.drain());
+                }
+            });
+            scope.spawn(|| {
+                let counts = || device.events.each_ref().map(|event| event.count());
+                while !done.load(Ordering::Relaxed) {
+                    assert!(device.place(&space, 0).is_clean());
+                    device.unmap(&space);
+                    let at_once = counts();
+                    let begin = Instant::now();
+                    while begin.elapsed() < Duration::from_micros(100) {
+                        assert_eq!(counts(), at_once, "it came after the doorbell had gone");
+                    }
+                }
+            });
+            let exits = run(&mut machine, &space, |place| panic!("{place}"));
+            drop(last);
+            exits
+        });
+        let received: u64 = device.received().iter().sum();
+        assert_eq!(received + exits.refused, sent(machine.memory()));
+        assert!(received > exits.taken, "KVM took none");
+    });
+}
+
+/// While the vCPUs are paused, one call moves all that KVM has taken to the events.
+#[test]
+fn a_snapshot_has_what_kvm_took() {
+    const KICKS: u32 = 10;
+    let program = program(1, KICKS, current_place);
+    let Some(mut machine) = machine(&program) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let device = Device::new(&space);
+    assert!(device.place(&space, 0).is_clean());
+    let pending = || {
+        let doorbells = space.doorbells();
+        doorbells
+            .iter()
+            .map(|doorbell| doorbell.targets()[0].event().count())
+            .collect::<Vec<_>>()
+    };
+    // The guest comes to its end: no vCPU runs.
+    let exits = run(&mut machine, &space, |place| panic!("{place}"));
+    assert_eq!(exits, Exits::default());
+    assert_eq!(pending(), [0, 0], "the kernel has them");
+    assert_eq!(space.drain(), 2 * u64::from(KICKS));
+    assert_eq!(pending(), [u64::from(KICKS); 2]);
+    assert_eq!(space.drain(), 0);
+    // A machine that goes on from there has as many to read.
+    let restored = pending().into_iter().map(Event::new);
+    assert!(restored.map(|event| event.read()).eq([u64::from(KICKS); 2]));
+}
+
+/// A doorbell that a device of KVM's has all the addresses of is refused, and one that only begins or ends in it is not.
+#[test]
+fn a_doorbell_in_a_device_of_kvms_is_refused() {
+    let pit = |vm: &VmFd| {
+        vm.create_irq_chip()?;
+        vm.create_pit2(kvm_pit_config::default())
+    };
+    let machines = [
+        (Vm::new(MEMORY), [false; 4]),
+        (Vm::with_interrupts(MEMORY), [true, false, true, true]),
+        (Vm::with(MEMORY, pit), [true; 4]),
+    ];
+    for (machine, [pic, has_pit, ioapic, lapic]) in machines {
+        let Some(machine) = machine else {
+            return;
+        };
+        let (space, _kvm) = listening(machine.fd());
+        let event = Arc::new(Event::new(0));
+        for (bus, address, length, there, device) in [
+            (Bus::Pio, 0x20, 1, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 0, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 2, pic, InKernel::Pic),
+            (Bus::Pio, 0x20, 4, false, InKernel::Pic),
+            (Bus::Pio, 0x21, 1, pic, InKernel::Pic),
+            (Bus::Pio, 0x21, 2, false, InKernel::Pic),
+            (Bus::Pio, 0x22, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x1f, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x1f, 4, false, InKernel::Pic),
+            (Bus::Pio, 0xa1, 0, pic, InKernel::Pic),
+            (Bus::Pio, 0x4d0, 2, pic, InKernel::Pic),
+            (Bus::Mmio, 0x20, 1, false, InKernel::Pic),
+            (Bus::Pio, 0x40, 4, has_pit, InKernel::Pit),
+            (Bus::Pio, 0x43, 0, has_pit, InKernel::Pit),
+            (Bus::Pio, 0x44, 0, false, InKernel::Pit),
+            (Bus::Mmio, 0xfec0_0000, 4, ioapic, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_00f8, 8, ioapic, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_00fc, 8, false, InKernel::IoApic),
+            (Bus::Mmio, 0xfec0_0100, 0, false, InKernel::IoApic),
+            (Bus::Mmio, 0xfee0_0000, 0, lapic, InKernel::LocalApic),
+            (Bus::Mmio, 0xfee0_0fff, 1, lapic, InKernel::LocalApic),
+            (Bus::Mmio, 0xfee0_1000, 1, false, InKernel::LocalApic),
+        ] {
+            let region = space.region(bus, 0x10);
+            clean(region.map(address));
+            let mut report = region.add_eventfd(0, length, None, &event).unwrap();
+            assert_eq!(
+                !report.is_clean(),
+                there,
+                "{address:#x} {length}: {report:?}"
+            );
+            let key = Key {
+                bus,
+                address,
+                length,
+                datamatch: None,
+            };
+            assert_eq!(
+                collides(machine.fd(), &key),
+                !there,
+                "{address:#x} {length}"
+            );
+            if let Some(refusal) = report.refusals.pop() {
+                let error = *refusal.error.downcast::<Occupied>().unwrap();
+                assert_eq!(error.device, device);
+                let errno = io::Error::from(error).raw_os_error();
+                assert_eq!(errno, Some(libc::EBUSY));
+            }
+        }
+        // One slot of a range is enough.
+        let ports = space.region(Bus::Pio, 0x100);
+        clean(ports.map(0));
+        let range = Doorbell::range(Range::pio(0x10, 0x10, 2), [&event; 2]);
+        assert_eq!(ports.add(range).unwrap().is_clean(), !pic);
+        assert_eq!(collides(machine.fd(), &Key::pio(0x10, 0)), !pic);
+    }
 }

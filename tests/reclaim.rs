@@ -167,12 +167,12 @@ fn a_writer_frees_nothing_of_others() {
             let _held = lock.lock().unwrap();
             ends(|| {
                 let table = Table::new();
-                table.assign(Key::mmio(0, 4), &event()).unwrap().keep();
+                table.assign(Key::mmio(0, 4), event()).unwrap().keep();
             });
             // This waits for Y.
             let changes = thread::spawn(|| {
                 let table = Table::new();
-                drop(table.assign(Key::mmio(0, 4), &event()).unwrap());
+                drop(table.assign(Key::mmio(0, 4), event()).unwrap());
             });
             leave.send(()).unwrap();
             changes.join().unwrap();

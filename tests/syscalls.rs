@@ -27,7 +27,7 @@ use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
-use doorbell::{Event, Mode, Spin};
+use doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use seccompiler::{
@@ -1104,6 +1104,31 @@ fn one_wake_up_for_what_an_observer_rings() {
     assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
 }
 
+/// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
+#[test]
+fn no_write_to_carry_over_alone() {
+    let test = "no_write_to_carry_over_alone";
+    let writes = calls_with(test, "write(", || {
+        let poller = Poller::with_spin(Spin::Never);
+        let event = Arc::new(Event::new(0));
+        let fds = [0, 1, 2].map(|key| {
+            let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+            poller.bind(&fd, &event, key).unwrap();
+            fd
+        });
+        let mut found = Events::with_capacity(4);
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        for fd in &fds {
+            rustix::io::write(fd, &1_u64.to_ne_bytes()).unwrap();
+        }
+        mark();
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        mark();
+        assert_eq!(event.count(), 3);
+    });
+    assert!(matches!(writes, None | Some(0)), "{writes:?}");
+}
+
 /// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save calls.
 fn batch_to_a_visitor() {
     static GO: AtomicBool = AtomicBool::new(false);
@@ -1294,6 +1319,59 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
         }
     }
     done()
+}
+
+// The first blocking call
+
+/// The first blocking calls of the process, on a thread that may wait, wake and yield, and nothing else.
+fn block_behind_a_filter() -> ! {
+    let (event, full) = (Event::new(0), Event::new(FULL));
+    let shared = SharedEvent::create(0, Mode::Counter).unwrap().0;
+    let poller = Poller::new();
+    let watched = Arc::new(Event::new(0));
+    poller.add(&watched, 0, Watch::READABLE).unwrap();
+    let mut found = Events::with_capacity(1);
+    thread::spawn(move || {
+        let calls = [
+            libc::SYS_futex,
+            libc::SYS_futex_waitv,
+            libc::SYS_sched_yield,
+        ];
+        allow_system_calls(whatever_the_arguments(calls.into_iter()));
+        assert_eq!(event.read_timeout(NAP), None);
+        assert_eq!(full.write_timeout(1, NAP), Err(WriteError::TimedOut));
+        assert_eq!(shared.read_timeout(NAP), None);
+        assert!(wait_any(&[&event, &*watched], Some(NAP)).is_none());
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        done()
+    })
+    .join()
+    .unwrap();
+    unreachable!("it ends the process")
+}
+
+#[test]
+fn a_prepared_process_opens_nothing_when_it_blocks() {
+    let test = "a_prepared_process_opens_nothing_when_it_blocks";
+    if !is_observed() {
+        let output = observe(&[], test);
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    doorbell::prepare_for_seccomp();
+    block_behind_a_filter()
+}
+
+/// The test above would notice.
+#[test]
+fn a_process_that_is_not_prepared_opens_a_file() {
+    let test = "a_process_that_is_not_prepared_opens_a_file";
+    if !is_observed() {
+        let output = observe(&[], test);
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+        return;
+    }
+    block_behind_a_filter()
 }
 
 // Spinning

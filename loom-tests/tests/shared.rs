@@ -103,7 +103,7 @@ fn watched() -> (Arc<SharedEvent>, Arc<SharedEvent>, UnixStream) {
     let [a, mut b] = SharedEvent::modelled(0, Mode::Counter);
     let (mut socket, waker) = UnixStream::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
-    b.add_waker(waker);
+    b.add_waker(waker).unwrap();
     assert_eq!(bytes(&mut socket), 1);
     (Arc::new(a), Arc::new(b), socket)
 }

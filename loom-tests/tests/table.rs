@@ -175,7 +175,7 @@ fn deassign_inside_a_lookup() {
             assert!(!write(&table, KEY));
         });
         vcpu.join().unwrap();
-        // Whoever came last has freed what was left.
+        // Nobody else was inside anything when the section ended.
         assert_eq!(Arc::strong_count(&event), 1);
     });
 }

@@ -8,11 +8,11 @@
 use super::{Change, Interest, Mode, WriteError};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::limit::{Limit, NoTime};
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ALL, ARMED, Waiters};
 use std::fmt;
-use std::time::Instant;
 
 /// Its layout is part of what `src/shared.rs` documents.
 #[repr(C)]
@@ -151,23 +151,19 @@ impl<S: Scope> Counter<S> {
     pub(crate) fn write_until(
         &self,
         n: u64,
-        deadline: Option<Instant>,
+        limit: Limit,
         owner: &impl Owner,
     ) -> Result<(), WriteError> {
         match self.try_write(n, owner) {
-            Err(WriteError::WouldBlock) => self.wait_to_write(n, deadline, owner),
+            Err(WriteError::WouldBlock) => self.wait_to_write(n, limit, owner),
             done => done,
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_to_write(
-        &self,
-        n: u64,
-        deadline: Option<Instant>,
-        owner: &impl Owner,
-    ) -> Result<(), WriteError> {
+    fn wait_to_write(&self, n: u64, limit: Limit, owner: &impl Owner) -> Result<(), WriteError> {
+        let deadline = limit.deadline().map_err(|NoTime| WriteError::TimedOut)?;
         let add = || self.add(n);
         let added = owner.spinner().wait(
             deadline,
@@ -211,14 +207,15 @@ impl<S: Scope> Counter<S> {
     }
 
     #[inline(always)]
-    pub(crate) fn read_until(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
+    pub(crate) fn read_until(&self, limit: Limit, owner: &impl Owner) -> Option<u64> {
         self.try_read(owner)
-            .or_else(|| self.wait_to_read(deadline, owner))
+            .or_else(|| self.wait_to_read(limit, owner))
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_to_read(&self, deadline: Option<Instant>, owner: &impl Owner) -> Option<u64> {
+    fn wait_to_read(&self, limit: Limit, owner: &impl Owner) -> Option<u64> {
+        let deadline = limit.deadline().ok()?;
         let mode = owner.mode();
         let take = || self.take(mode);
         let units = || self.units(mode);
@@ -311,6 +308,15 @@ impl<S: Scope> Counter<S> {
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) -> Option<()> {
         self.update(room_for(n)).map(|_| ())
+    }
+
+    /// First half of a write of as much of `n` as fits. Returns how much that is; 0 with a [`DEKKER`] load.
+    #[cfg(target_os = "linux")]
+    pub(super) fn add_what_fits(&self, n: u64) -> u64 {
+        let part = |count: u64| n.min((u64::MAX - 1).saturating_sub(count));
+        let added = |count| Some(part(count)).filter(|&part| part != 0);
+        self.update(|count| Some(count + added(count)?))
+            .map_or(0, part)
     }
 
     /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when

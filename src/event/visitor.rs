@@ -50,22 +50,23 @@ impl Visitor {
     }
 }
 
-fn own_number() -> Number {
+/// The number of this thread. One that comes when all are given out has none, and is woken at each event like anybody else.
+fn own_number() -> Option<Number> {
     static NUMBERS: Numbers = Numbers::new();
     const_thread_local! {
         static OWN: Cell<Option<Number>> = { Cell::new(None) };
     }
     OWN.with(|own| {
-        let number = own.get().unwrap_or_else(|| NUMBERS.next());
-        own.set(Some(number));
-        number
+        own.set(own.get().or_else(|| NUMBERS.next()));
+        own.get()
     })
 }
 
 impl Event {
     /// To be known as one that sleeps elsewhere too, for who has entered here as a reader.
     pub(crate) fn visit(&self) {
-        self.visitor.0.store(own_number().get(), Ordering::Relaxed);
+        let number = own_number().map_or(0, Number::get);
+        self.visitor.0.store(number, Ordering::Relaxed);
     }
 
     /// Leaves as a reader does.

@@ -70,24 +70,26 @@ pub(super) struct Access {
 }
 
 impl Access {
+    /// `None` if nothing was written, which no guest does: there is no access without a byte.
     #[inline(always)]
-    pub(super) fn of(data: &[u8]) -> Self {
+    pub(super) fn of(data: &[u8]) -> Option<Self> {
         let value = match *data {
             [byte] => byte.into(),
             [a, b] => u16::from_ne_bytes([a, b]).into(),
             [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]).into(),
             [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            [] => return None,
             _ => {
-                return Access {
+                return Some(Access {
                     length: 0,
                     value: 0,
-                };
+                });
             }
         };
-        Access {
+        Some(Access {
             length: data.len() as u8,
             value,
-        }
+        })
     }
 }
 

@@ -93,6 +93,7 @@
 //! assert_eq!(queues[0].try_read(), Some(1));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![doc = include_str!("space/occupied.md")]
 
 mod error;
 mod flat;
@@ -207,13 +208,15 @@ impl AddressSpace {
                 state,
                 _deferral: deferral,
             },
+            told: Told(Vec::new()),
         }
     }
 
     /// Offers the doorbells a guest's write of `data`, in the byte order of the host, that has reached the VMM.
     ///
     /// Signals the event whose doorbell it is, and returns whether there was one. If not, the write is for the device
-    /// models. What is in force is looked up, not what an open transaction has collected.
+    /// models. What is in force is looked up, not what an open transaction has collected. A write of no bytes, which no guest
+    /// makes, is no doorbell's.
     #[must_use = "a write that no doorbell took is for the device models"]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.shared.table.write(bus, address, data)
@@ -223,7 +226,9 @@ impl AddressSpace {
     ///
     /// Among listeners of the same priority, this one comes last. Like every change, it waits for the outermost commit.
     pub fn add_listener(&self, listener: Arc<dyn Listener>) -> Report {
-        self.change(|map| map.listeners.add(listener))
+        // Before anything is borrowed: what the listener does is its own affair.
+        let priority = listener.priority();
+        self.change(|map| map.listeners.add(listener, priority))
     }
 
     /// Takes all doorbells from `listener`, and tells it of no more. Without effect if it is none of this address space.
@@ -234,8 +239,53 @@ impl AddressSpace {
         self.change(|map| map.listeners.remove(listener))
     }
 
+    /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks in
+    /// eventfds. Returns how many kicks that was. When this returns, the events have all that came before.
+    ///
+    /// Without it, [`doorbells`](Self::doorbells) may show a count of 0 where a guest has kicked. A snapshot of a virtual
+    /// machine is taken in this order:
+    ///
+    /// 1. every vCPU is paused: out of `KVM_RUN`, and with a write that has exited offered to [`write`](Self::write);
+    /// 2. the devices are paused: no thread reads the events any more;
+    /// 3. `drain`, then [`doorbells`](Self::doorbells) with the count of each event.
+    ///
+    /// On the other side, the events are made with these counts ([`Event::new`](crate::Event::new)). A device that was
+    /// not paused before is not wrong, but the count then says what it had not read at some moment.
+    ///
+    /// Observers of the events are called, without the lock of the address space.
+    ///
+    /// ```no_run
+    /// # #[cfg(target_os = "linux")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[cfg(feature = "kvm")] {
+    /// use doorbell::ioeventfd::space::AddressSpace;
+    /// use doorbell::kvm::KvmListener;
+    /// use std::sync::Arc;
+    ///
+    /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+    /// let space = AddressSpace::new();
+    /// assert!(space.add_listener(Arc::new(KvmListener::new(&vm)?)).is_clean());
+    /// // … the vCPUs and the devices have been paused.
+    /// space.drain();
+    /// for doorbell in space.doorbells() {
+    ///     let pending: Vec<u64> = doorbell.targets().iter().map(|t| t.event().count()).collect();
+    ///     println!("{:?} {:#x}: {pending:?}", doorbell.bus(), doorbell.address());
+    /// }
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(target_os = "linux"))]
+    /// # fn main() {}
+    /// ```
+    pub fn drain(&self) -> u64 {
+        let listeners = self.shared.state.lock().map.borrow().listeners.all();
+        let drained = listeners.iter().map(|listener| listener.drain());
+        drained.fold(0, u64::saturating_add)
+    }
+
     /// What is in force now, in the order of bus and address, for a snapshot or a monitor. With each event goes its
-    /// [count](crate::Event::count) of pending kicks.
+    /// [count](crate::Event::count) of pending kicks, less what a listener keeps of them: for a snapshot, call
+    /// [`drain`](Self::drain) first.
     ///
     /// ```
     /// # use doorbell::{Event, ioeventfd::{Bus, Doorbell, Key}, ioeventfd::space::AddressSpace};
@@ -285,25 +335,34 @@ impl Map {
 
 impl Shared {
     /// Puts in force what has changed, as often as listeners make further changes when they are told.
-    fn apply(&self, state: &State) -> Report {
+    fn apply(&self, state: &State, told: &mut Told) -> Report {
         let mut report = Report::default();
         while state.changed.replace(false) {
-            self.apply_once(&state.map, &mut report);
+            self.apply_once(&state.map, &mut report, told);
         }
         report
     }
 
-    fn apply_once(&self, map: &RefCell<Map>, report: &mut Report) {
+    fn apply_once(&self, map: &RefCell<Map>, report: &mut Report, told: &mut Told) {
         let (wanted, difference) = {
             let map = map.borrow();
             let wanted = flatten(map.regions.values());
             let difference = difference(&map.in_force, &wanted);
             (wanted, difference)
         };
-        let calls = map.borrow_mut().listeners.letting_go(&difference.removed);
+        let (calls, left) = map.borrow_mut().listeners.letting_go(&difference.removed);
         for call in calls {
             report.refusals.extend(call.delete().err());
+            let listener = call.listener();
+            if !told
+                .0
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, listener))
+            {
+                told.0.push(Arc::clone(listener));
+            }
         }
+        drop(left);
 
         self.switch(map, &difference);
         map.borrow_mut().in_force.clone_from(&wanted);
@@ -355,6 +414,19 @@ impl fmt::Debug for AddressSpace {
 pub struct Transaction<'a> {
     committed: bool,
     open: Open<'a>,
+    /// After `open`, which holds the lock and, by its deferral, targets that are to be dropped.
+    told: Told,
+}
+
+/// Listeners that are to hear when the transaction is over.
+struct Told(Vec<Arc<dyn Listener>>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.0.iter().for_each(|listener| listener.committed());
+        }
+    }
 }
 
 /// One level of nesting.
@@ -372,23 +444,23 @@ impl Transaction<'_> {
     /// has let go of is signalled. The report of an inner transaction is empty.
     pub fn commit(mut self) -> Report {
         self.committed = true;
-        self.open.end()
+        self.open.end(&mut self.told)
     }
 }
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if !self.committed {
-            let _ = self.open.end();
+            let _ = self.open.end(&mut self.told);
         }
     }
 }
 
 impl Open<'_> {
-    fn end(&self) -> Report {
+    fn end(&self, told: &mut Told) -> Report {
         match self.state.depth.get() {
             // Still counted as open, so that changes made by listeners nest.
-            1 => self.shared.apply(&self.state),
+            1 => self.shared.apply(&self.state, told),
             _ => Report::default(),
         }
     }
@@ -425,13 +497,14 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// The region would reach the end of the 64-bit addresses; nothing was changed. A guest that finds out a BAR's size
+    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the last that
+    /// there is; nothing was changed. A guest that finds out a BAR's size
     /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
     pub fn map(&self, base: u64) -> Result<Report, MapError> {
         self.space.try_change(|map| {
             let now = map.mapped + 1;
             let region = map.region(self.id);
-            base.checked_add(region.size).ok_or(MapError)?;
+            region.end_at(base).ok_or(MapError)?;
             if region.base != Some(base) {
                 region.base = Some(base);
                 region.mapped = now;

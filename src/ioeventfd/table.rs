@@ -87,9 +87,12 @@ impl Inner {
         address: u64,
         data: &[u8],
     ) -> bool {
+        let Some(access) = Access::of(data) else {
+            return false;
+        };
         let buses = self.buses.read(section);
         // SAFETY: the doorbells live as long as the snapshot.
-        unsafe { buses[bus as usize].ring(address, Access::of(data), &hints[bus as usize]) }
+        unsafe { buses[bus as usize].ring(address, access, &hints[bus as usize]) }
     }
 }
 
@@ -245,7 +248,8 @@ impl Table {
     ///
     /// Rings the doorbell that it matches, and returns whether there was one (and, if it is a
     /// [`Queue`](super::Queue), whether that had room). If not, the write is for somebody else: the caller's device
-    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only.
+    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only, and those of no bytes match nothing: no
+    /// guest makes one.
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {

@@ -1,5 +1,7 @@
+use super::occupied::check_vacant;
 use super::{Error, Unsupported};
 use crate::Event;
+use crate::event::transfer;
 use crate::ioeventfd::space::{Listener, RefusalError};
 use crate::ioeventfd::{Bus, Doorbell, Key, Target};
 use kvm_bindings::{
@@ -27,15 +29,20 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ///
 /// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
 /// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table serves it.
+/// A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it. What else may
+/// take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
 ///
-/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive.
+/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive. An event's
+/// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a new
+/// event comes, or descriptors run out, and the event has gone by then.
 ///
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
 /// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
-/// moment in which a doorbell moves, where KVM refused the doorbell, or where KVM's search overlooks it because
-/// doorbells of several lengths overlap. A limit that is shorter than the kernel's next tick makes each sleep dearer.
+/// moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search overlooks it because doorbells of
+/// several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell is in the second half, which KVM does
+/// not look at. A limit that is shorter than the kernel's next tick makes each sleep dearer.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -75,7 +82,7 @@ pub struct KvmListener {
 #[derive(Default)]
 struct State {
     /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for one
-    /// need not care that the doorbell moves.
+    /// need not care that the doorbell moves. Those of events that have gone are closed by [`sweep`](Self::sweep).
     counts: HashMap<usize, (Weak<Event>, Arc<OwnedFd>)>,
     /// What KVM has.
     registered: BTreeMap<Key, KernelCount>,
@@ -105,7 +112,8 @@ impl KvmListener {
     ///
     /// # Errors
     ///
-    /// It is the first time, and there is no descriptor left (`EMFILE`, `ENFILE`).
+    /// It is the first time, and there is no descriptor left (`EMFILE`, `ENFILE`), not even after those of events that
+    /// have gone were closed.
     pub fn count_of(&self, event: &Arc<Event>) -> Result<KernelCount, Error> {
         self.lock().count_of(event)
     }
@@ -119,7 +127,7 @@ impl KvmListener {
         self.ioctl(key, count, 0)
     }
 
-    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all.
+    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all that no other has moved to the event.
     fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
         let done = self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign);
         count.drain();
@@ -170,18 +178,38 @@ impl KvmListener {
 }
 
 impl State {
+    /// The eventfds of the events that there are.
+    fn living(&self) -> impl Iterator<Item = KernelCount> {
+        self.counts.values().filter_map(|(event, fd)| {
+            Some(KernelCount {
+                event: event.upgrade()?,
+                fd: Arc::clone(fd),
+            })
+        })
+    }
+
+    /// Closes the eventfds of events that have gone. Returns whether there were any.
+    fn sweep(&mut self) -> bool {
+        let before = self.counts.len();
+        self.counts
+            .retain(|_, (event, _)| event.strong_count() != 0);
+        self.counts.len() != before
+    }
+
     fn count_of(&mut self, event: &Arc<Event>) -> Result<KernelCount, Error> {
         let address = Arc::as_ptr(event).addr();
         let fd = match self.counts.get(&address) {
             // Not of another event that was at this address: its weak handle keeps the memory from being used again.
             Some((_, fd)) => Arc::clone(fd),
             None => {
-                // Where the map would grow, it loses those whose events have gone instead.
                 if self.counts.len() == self.counts.capacity() {
-                    self.counts
-                        .retain(|_, (event, _)| event.strong_count() != 0);
+                    self.sweep();
                 }
-                let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+                let make = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+                let fd = match make() {
+                    Err(Errno::MFILE | Errno::NFILE) if self.sweep() => make(),
+                    made => made,
+                };
                 let fd = Arc::new(fd.map_err(|errno| Error {
                     call: "eventfd2",
                     source: errno.into(),
@@ -205,6 +233,9 @@ impl Listener for KvmListener {
 
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
         let entries = entries(doorbell)?;
+        for (key, _) in &entries {
+            check_vacant(self.vm.as_fd(), key)?;
+        }
         for (place, (key, event)) in entries.iter().enumerate() {
             if let Err(error) = self.register(*key, event) {
                 // All or nothing. The error to be told of is the first.
@@ -223,6 +254,18 @@ impl Listener for KvmListener {
             released = released.and(self.release(&key));
         }
         Ok(released?)
+    }
+
+    fn drain(&self) -> u64 {
+        let counts: Vec<KernelCount> = self.lock().living().collect();
+        // Without the lock, as this calls observers.
+        let drained = counts.iter().map(KernelCount::drain);
+        drained.fold(0, u64::saturating_add)
+    }
+
+    /// Closes the eventfds of events that have gone.
+    fn committed(&self) {
+        self.lock().sweep();
     }
 }
 
@@ -274,7 +317,8 @@ impl fmt::Debug for KvmListener {
 /// The kicks of an [`Event`] that KVM took: an eventfd, to be waited for and drained.
 ///
 /// The descriptor ([`AsFd`]) does not block. It becomes readable when KVM takes a kick, and is to be read by
-/// [`drain`](Self::drain) only.
+/// [`drain`](Self::drain) only, or by a [`Poller`](crate::poll::Poller) that it is [bound](crate::poll::Poller::bind) to its
+/// [`event`](Self::event) with. What has no room in the event is left with such a poller until there is room.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
     event: Arc<Event>,
@@ -284,15 +328,17 @@ pub struct KernelCount {
 impl KernelCount {
     /// Moves the kicks from the kernel to the event, and returns how many.
     ///
-    /// Any number of threads may do so at a time: each kick is moved by one of them.
+    /// Any number of threads may do so at a time: each kick is moved by one of them. When this returns, the event has had
+    /// all kicks that KVM took before the call, whichever thread has moved them. It may wait for another thread that
+    /// moves kicks for as long as a `read(2)` takes that does not block. System calls: `read`; `futex` to wait and to wake.
     pub fn drain(&self) -> u64 {
+        transfer::drain(&self.event, || self.take())
+    }
+
+    fn take(&self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(&self.fd, &mut count) {
-            Ok(_) => {
-                let count = u64::from_ne_bytes(count);
-                self.event.signal_n(count);
-                count
-            }
+            Ok(_) => u64::from_ne_bytes(count),
             Err(Errno::AGAIN) => 0,
             Err(errno) => unreachable!("reading an eventfd: {errno}"),
         }

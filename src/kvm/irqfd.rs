@@ -214,8 +214,8 @@ impl KvmSink {
     /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that KVM's table has in a level-triggered message
     /// (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. What message is sent does
     /// not matter. So the VMM's IOAPIC calls this when the guest has written a redirection entry, before it sends the
-    /// message, and the entry stands in the table at the GSI `pin`. If the
-    /// kernel injects, the router can have no message on that GSI then.
+    /// message, and the message stands in the table at the GSI `pin`. If the kernel injects, the router can have none on that
+    /// GSI then.
     ///
     /// Nothing is asked of KVM if the message is the same as before.
     ///
@@ -262,7 +262,7 @@ impl KvmSink {
     fn write_table(&self, state: &mut State, routes: &Routes) -> io::Result<()> {
         let table = self.table(state, routes);
         let refused = match self.try_table(state, &table) {
-            Err(error) if !state.x2apic => error,
+            Err(error) if !state.x2apic && error.raw_os_error() == Some(EINVAL) => error,
             result => return result,
         };
         // KVM does not say which format it wants. What it takes only without the messages that are in another one, tells.
@@ -368,22 +368,25 @@ impl KvmSink {
         Ok(assertion)
     }
 
-    /// The line has no resampling irqfds any more.
-    fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) {
+    /// The line has no resampling irqfds any more. Returns its way back if there is an end of interrupt that it has not been
+    /// told of.
+    fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) -> Option<Eoi> {
+        let ended = assertion.take_end();
         if assertion.is_raised() {
             // Somebody else may hold it up. If not, the router lowers it.
             state.raised.insert(gsi);
             self.set_line(gsi, true);
         }
         self.count_refusal(assertion.close());
-        if let Some(pump) = &state.pump {
-            self.count_refusal(pump.forget(gsi));
-        }
+        let forgotten = state.pump.as_ref()?.forget(gsi);
+        self.count_refusal(forgotten)?.filter(|_| ended)
     }
 }
 
 /// The name of an ioctl.
 const SET_GSI_ROUTING: &str = "KVM_SET_GSI_ROUTING";
+
+const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 /// Returns what was there.
 fn put(
@@ -510,21 +513,30 @@ impl InterruptSink for KvmSink {
         };
         line.irqfds -= 1;
         line.resampling -= usize::from(resample);
-        let is_last = line.irqfds == 0;
-        if line.resampling == 0 {
-            if let Some(assertion) = line.assertion.take() {
-                self.end_assertion(state, gsi, &assertion);
-            }
+        let wire = match line.irqfds {
+            0 => line.wire.take(),
+            _ => None,
+        };
+        let assertion = match line.resampling {
+            0 => line.assertion.take(),
+            _ => None,
+        };
+        if line.irqfds == 0 {
+            state.lines.remove(&gsi);
         }
-        if !is_last {
-            return;
-        }
-        let gone = state.lines.remove(&gsi).and_then(|line| line.wire);
-        if let (Some(writer), Some(wire)) = (writer, gone) {
+        let ended = assertion.and_then(|assertion| self.end_assertion(state, gsi, &assertion));
+        let wires = wire.map(|wire| {
             self.count_refusal(wire.detach());
-            let wires = state.wires_for_signallers();
-            drop(guard);
-            writer.publish(wires, wire);
+            (state.wires_for_signallers(), wire)
+        });
+        drop(guard);
+        match (wires, writer) {
+            (Some((wires, wire)), Some(writer)) => writer.publish(wires, wire),
+            (_, writer) => drop(writer),
+        }
+        // No lock is held that a call to this may want.
+        if let Some(line) = ended {
+            line.ack();
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!     KVM, vhost, another process ──▶ eventfd ──▶ epoll ──▶ a thread in wait ──▶ Event
-//!                                       count  ── read ──▶  pending  ── write ──▶ count
+//!                                       count  ── read ──▶ carrier ── write ──▶ count
 //! ```
 //!
-//! What was read and does not fit is `pending`. As long as there is any, the eventfd is not read, so that it fills and holds
-//! up its writers as the event would; a read of the event queues the binding again.
+//! What was read and does not fit stays with the [`Carrier`]. As long as there is any, the eventfd is not read, so that it
+//! fills and holds up its writers as the event would; a read of the event queues the binding again.
 //!
 //! The eventfd is watched for edges, so it is read until it is empty; one thread at a time does so. A thread that finds
 //! another at it leaves a note and goes.
@@ -15,14 +15,14 @@ use super::item::{Item, What};
 use super::poller::{Poller, Registration};
 use super::{PollError, Watch};
 use crate::Event;
+use crate::event::transfer::{Carrier, Step};
 use crate::event::{Interest, Observation};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::io::IoSliceMut;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 pub(super) struct Bound {
     /// A duplicate, so that it is there as long as the binding.
@@ -30,11 +30,11 @@ pub(super) struct Bound {
     event: Arc<Event>,
     /// Who came to carry since the one at it last looked, himself included; 0 if there is none.
     callers: AtomicU32,
-    /// Read from the eventfd, not yet written to the event. Of who carries, and locked only for moments.
-    pending: Mutex<u64>,
+    carrier: Carrier,
 }
 
-/// Reads in one go. A semaphore gives one unit each time, and others wait.
+/// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and others
+/// wait.
 const READS: u32 = 64;
 
 /// What to do after a round of carrying.
@@ -42,8 +42,10 @@ const READS: u32 = 64;
 enum Then {
     /// The eventfd is empty, or the event full.
     Stop,
-    /// There is more to read.
+    /// There may be more to read, but it is the turn of others.
     GoOn,
+    /// The binding has been deleted.
+    End,
 }
 
 impl Bound {
@@ -51,35 +53,26 @@ impl Bound {
         &self.event
     }
 
-    /// The lock is not held while observers run.
-    fn pending<T>(&self, f: impl FnOnce(&mut u64) -> T) -> T {
-        f(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Carries over what there is, `item` being the binding's; or what is left, if that has been deleted. Not under the
     /// poller's lock: the event's observers are called.
     pub(super) fn carry(&self, item: &Item) {
-        // AcqRel here and below: rounds come one after the other, and who comes to a round has deleted the item before.
+        if item.is_deleted() {
+            // Whoever carries at the moment reads no more after this.
+            return self.carrier.settle(&self.event);
+        }
+        // AcqRel here and below: rounds come one after the other, and see what a caller saw before.
         if self.callers.fetch_add(1, Ordering::AcqRel) != 0 {
             return;
         }
         let at_it = AtIt { bound: self, item };
+        let mut reads = READS;
         loop {
             let callers = self.callers.load(Ordering::Acquire);
-            if item.is_deleted() {
+            match self.round(item, &mut reads) {
+                // Later, and others first.
+                Then::GoOn => return drop(at_it),
                 // Here it ends, with the callers left as they are.
-                std::mem::forget(at_it);
-                return self.settle();
-            }
-            match self.round() {
-                Then::GoOn => {
-                    // Later, and others first.
-                    drop(at_it);
-                    if item.is_deleted() {
-                        self.carry(item);
-                    }
-                    return;
-                }
+                Then::End => return std::mem::forget(at_it),
                 Then::Stop => {
                     let done = self.callers.compare_exchange(
                         callers,
@@ -88,51 +81,32 @@ impl Bound {
                         Ordering::Relaxed,
                     );
                     if done.is_ok() {
-                        std::mem::forget(at_it);
-                        return;
+                        return std::mem::forget(at_it);
                     }
                 }
             }
         }
     }
 
-    fn round(&self) -> Then {
-        for _ in 0..READS {
-            if !self.pour() {
-                return Then::Stop;
-            }
-            match self.read() {
-                Some(count) => self.pending(|pending| *pending = count),
-                None => return Then::Stop,
-            }
-        }
-        if self.pour() { Then::GoOn } else { Then::Stop }
-    }
-
-    /// Moves what is pending into the event. Returns whether all of it went in.
-    fn pour(&self) -> bool {
-        loop {
-            let room = u64::MAX - 1 - self.event.count().min(u64::MAX - 1);
-            // Taken before it is written: an observer may panic after it has been.
-            let part = self.pending(|pending| {
-                let part = room.min(*pending);
-                *pending -= part;
-                part
-            });
-            if part != 0 && self.event.try_write(part).is_err() {
-                // Somebody else was faster.
-                self.pending(|pending| *pending += part);
-                continue;
-            }
-            if self.pending(|pending| *pending == 0) {
-                return true;
-            }
-            // Full. A read from now on queues the binding.
-            self.event.arm(Interest::Reads);
-            if self.event.count_after_asking() >= u64::MAX - 1 {
-                return false;
+    /// Carries until there is nothing left to carry, or no more `reads`.
+    fn round(&self, item: &Item, reads: &mut u32) -> Then {
+        while *reads != 0 {
+            *reads -= 1;
+            let (over, read) = (|| item.is_deleted(), || self.read());
+            match self.carrier.step(&self.event, over, read) {
+                Step::Carried => {}
+                Step::Empty => return Then::Stop,
+                Step::Full => {
+                    // A read from now on queues the binding.
+                    self.event.arm(Interest::Reads);
+                    if self.event.count_after_asking() >= u64::MAX - 1 {
+                        return Then::Stop;
+                    }
+                }
+                Step::Over => return Then::End,
             }
         }
+        Then::GoOn
     }
 
     /// What is in the eventfd, without waiting for it, be it non-blocking or not.
@@ -142,14 +116,6 @@ impl Bound {
                 Err(Errno::INTR) => {}
                 result => return result.ok(),
             }
-        }
-    }
-
-    /// What was read is not lost when the binding ends: it is signalled, whether it fits or not.
-    fn settle(&self) {
-        let rest = self.pending(std::mem::take);
-        if rest != 0 {
-            self.event.signal_n(rest);
         }
     }
 }
@@ -172,13 +138,15 @@ impl Poller {
     /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](Event::write).
     ///
     /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in the
-    /// eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time. Nothing is
+    /// eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time. Several
+    /// threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own. Nothing is
     /// carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the event, or wait for
     /// it elsewhere.
     ///
     /// The poller holds on to a duplicate of the descriptor, and to the event, until [`delete`](Self::delete). What is in the
-    /// eventfd then stays there; what has been read and had no room is signalled, so that the event may overflow. An
-    /// eventfd that is bound twice gives each count to one of the events.
+    /// eventfd then stays there. What has been read is in the event when `delete` returns, also if another thread has read it
+    /// this very moment; what had no room is signalled, so that the event may overflow. An eventfd that is bound twice gives
+    /// each count to one of the events.
     ///
     /// # Errors
     ///
@@ -214,7 +182,7 @@ impl Poller {
             fd,
             event: Arc::clone(event),
             callers: AtomicU32::new(0),
-            pending: Mutex::new(0),
+            carrier: Carrier::new(),
         };
         let item = Item::new(key, What::Bound(bound), Arc::clone(self.shared()));
         item.watch(Watch::WRITABLE);

@@ -13,6 +13,7 @@ use super::bound::read_at_once;
 use super::events::{self, Events};
 use super::poller::{Poller, Registered, Registration};
 use super::{PollError, Watch};
+use crate::sync::limit::has_passed;
 use crate::sync::waiters::Outcome;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
@@ -82,7 +83,7 @@ impl Fds {
 
     /// Gives up to `room` of what is ready to `take`.
     pub(super) fn look(&self, room: usize, take: impl FnOnce(&[Found])) -> Result<(), PollError> {
-        self.pwait(room, Some(Duration::ZERO), take).map(|_| ())
+        self.pwait(room, Some(Duration::ZERO), take)
     }
 
     /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a signal
@@ -94,22 +95,21 @@ impl Fds {
         take: impl FnOnce(&[Found]),
     ) -> Result<Outcome, PollError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let found = self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
-        let timed_out = found == 0 && deadline.is_some_and(|deadline| deadline <= Instant::now());
-        Ok(if timed_out {
+        self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
+        // Whatever was found: there may always be something, such as the bell or a binding, that ends no wait.
+        Ok(if has_passed(deadline) {
             Outcome::TimedOut
         } else {
             Outcome::Woken
         })
     }
 
-    /// Returns the number found.
     fn pwait(
         &self,
         room: usize,
         timeout: Option<Duration>,
         take: impl FnOnce(&[Found]),
-    ) -> Result<usize, PollError> {
+    ) -> Result<(), PollError> {
         // rustix makes whole milliseconds of it, rounded up.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut buffer = [const { MaybeUninit::uninit() }; MOST_AT_ONCE];
@@ -117,9 +117,9 @@ impl Fds {
         match epoll::wait(&self.epoll, &mut buffer[..room], timeout.as_ref()) {
             Ok((found, _)) => {
                 take(found);
-                Ok(found.len())
+                Ok(())
             }
-            Err(Errno::INTR) => Ok(0),
+            Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(PollError::of(errno)),
         }
     }
@@ -199,7 +199,7 @@ impl Registered {
             match self.registrations.get(key) {
                 Some(Registration::Fd(_)) => events.push(*key, reported(found.flags)),
                 Some(Registration::Bound { item, .. }) => {
-                    self.ready.extend(item.enter_queue());
+                    self.bindings.extend(item.enter_queue());
                 }
                 Some(Registration::Watched { .. }) | None => {}
             }

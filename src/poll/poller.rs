@@ -5,6 +5,7 @@ use super::shared::Shared;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::limit::{Limit, has_passed};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::Outcome;
 use crate::sync::{Mutex, MutexGuard};
@@ -72,8 +73,10 @@ pub struct Poller {
 pub(super) struct Registered {
     pub(super) registrations: BTreeMap<usize, Registration>,
     /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
-    pub(super) ready: VecDeque<Arc<Item>>,
-    /// Deleted items that may be in it.
+    ready: VecDeque<Arc<Item>>,
+    /// The bindings in it have a line of their own.
+    pub(super) bindings: VecDeque<Arc<Item>>,
+    /// Deleted items that may be in one of them.
     deleted: usize,
     pub(super) fds: FdTable,
 }
@@ -209,8 +212,7 @@ impl Poller {
         }
         registered.take_in(&self.shared);
         let swept = registered.sweep();
-        self.backlog
-            .store(registered.ready.len(), Ordering::Relaxed);
+        self.note_backlog(registered);
         swept
     }
 
@@ -227,6 +229,8 @@ impl Poller {
     /// after a notification.
     ///
     /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never sleeps.
+    /// The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the wait ends after
+    /// the timeout: what has not been carried over by then is carried over by the next wait.
     /// A signal handler that runs does not end the wait; one that calls `notify` does.
     ///
     /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and has
@@ -248,13 +252,16 @@ impl Poller {
         let at_once = timeout == Some(Duration::ZERO);
         // Who falls asleep in epoll looks at the descriptors by doing so.
         let sleeps = !at_once && self.spin.policy() == Spin::Never;
-        if self.look(events, !sleeps)? || at_once {
+        if self.look(events, !sleeps, None)? {
             return Ok(events.len());
         }
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let Ok(deadline) = Limit::of(timeout).deadline() else {
+            return Ok(events.len());
+        };
         let wait = Wait {
             poller: self,
             events: RefCell::new(events),
+            deadline,
             place: Cell::new(self.shared.fds.get()),
             looks: Cell::new(0),
             failed: Cell::new(None),
@@ -267,7 +274,7 @@ impl Poller {
             || {
                 self.shared.waiters.wait_in(
                     || wait.attempt(),
-                    |key| wait.sleep(key, deadline),
+                    |key| wait.sleep(key),
                     || self.hand_on(),
                 )
             },
@@ -281,20 +288,25 @@ impl Poller {
 
     /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else. Returns
     /// whether `wait` is to return.
-    fn look(&self, events: &mut Events, then_fds: bool) -> Result<bool, PollError> {
+    fn look(
+        &self,
+        events: &mut Events,
+        then_fds: bool,
+        deadline: Option<Instant>,
+    ) -> Result<bool, PollError> {
         let Some(fds) = self.shared.fds.get() else {
-            return Ok(self.harvest(events));
+            return Ok(self.harvest(events, deadline, 0));
         };
         if self.is_turn_of_fds() {
             self.look_at(fds, events)?;
-            return Ok(self.harvest(events));
+            return Ok(self.harvest(events, deadline, 0));
         }
-        let done = self.harvest(events);
+        let done = self.harvest(events, deadline, 0);
         if done || !then_fds {
             return Ok(done);
         }
         self.look_at(fds, events)?;
-        Ok(self.harvest(events))
+        Ok(self.harvest(events, deadline, 0))
     }
 
     fn is_turn_of_fds(&self) -> bool {
@@ -316,65 +328,96 @@ impl Poller {
         result
     }
 
-    /// Puts what is ready in the process into `events`. Returns whether `wait` is to return.
-    fn harvest(&self, events: &mut Events) -> bool {
-        if self.harvest_once(events) && events.is_empty() {
+    /// Puts what is ready in the process into `events`, and carries over for bindings. `own` is 1 if this thread stands among
+    /// the waiters, and else 0. Returns whether `wait` is to return.
+    fn harvest(&self, events: &mut Events, deadline: Option<Instant>, own: u32) -> bool {
+        let bindings = self.report(events);
+        if self.carry(bindings, deadline, own) && events.is_empty() {
             // What was carried may have gone to events that are watched here.
-            self.harvest_once(events);
+            self.report(events);
         }
         self.shared.take_notice() || !events.is_empty()
     }
 
-    /// Looks at each item in the queue, once. Returns whether anything was carried over for a binding.
-    fn harvest_once(&self, events: &mut Events) -> bool {
-        let mut bindings = Bindings(Vec::new());
+    /// Looks at each watched item in the queue, once. Returns how many bindings are in it.
+    fn report(&self, events: &mut Events) -> usize {
         // To be dropped outside the lock: an event may go with it, and what observes that.
         let mut gone = Vec::new();
-        {
-            let mut registered = self.registered();
-            registered.take_in(&self.shared);
-            let Registered { ready, deleted, .. } = &mut *registered;
-            for _ in 0..ready.len() {
-                if events.room() == 0 {
-                    break;
-                }
-                let Some(item) = ready.pop_front() else {
-                    break;
-                };
-                if item.is_deleted() {
-                    *deleted -= 1;
-                    gone.push(item);
-                    continue;
-                }
-                if let What::Bound(_) = &item.what {
-                    bindings.0.push(Arc::clone(&item));
-                    // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
-                    unsafe { item.leave_queue() };
-                    continue;
-                }
-                let key = item.key;
-                // SAFETY: as above.
-                match unsafe { item.look() } {
-                    Found::Nothing => {}
-                    Found::Ready(flags) => events.push(key, flags),
-                    Found::StillReady(item, flags) => {
-                        events.push(key, flags);
-                        ready.push_back(item);
-                    }
+        let mut registered = self.registered();
+        registered.take_in(&self.shared);
+        let Registered { ready, deleted, .. } = &mut *registered;
+        for _ in 0..ready.len() {
+            if events.room() == 0 {
+                break;
+            }
+            let Some(item) = ready.pop_front() else {
+                break;
+            };
+            if item.is_deleted() {
+                *deleted -= 1;
+                gone.push(item);
+                continue;
+            }
+            let key = item.key;
+            // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+            match unsafe { item.look() } {
+                Found::Nothing => {}
+                Found::Ready(flags) => events.push(key, flags),
+                Found::StillReady(item, flags) => {
+                    events.push(key, flags);
+                    ready.push_back(item);
                 }
             }
-            self.backlog.store(ready.len(), Ordering::Relaxed);
         }
-        let carried = !bindings.0.is_empty();
-        while let Some(item) = bindings.0.pop() {
-            item.carry();
+        self.note_backlog(&registered);
+        let bindings = registered.bindings.len();
+        drop(registered);
+        bindings
+    }
+
+    /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay in
+    /// the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
+    fn carry(&self, most: usize, deadline: Option<Instant>, own: u32) -> bool {
+        let mut carried = false;
+        for _ in 0..most {
+            let mut registered = self.registered();
+            let Some(item) = registered.bindings.pop_front() else {
+                break;
+            };
+            let others = !registered.bindings.is_empty();
+            let deleted = item.is_deleted();
+            let binding = Arc::clone(&item);
+            if deleted {
+                registered.deleted -= 1;
+            } else {
+                // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+                unsafe { item.leave_queue() };
+            }
+            self.note_backlog(&registered);
+            drop(registered);
+            if deleted {
+                continue;
+            }
+            if others && self.shared.waiters.count() > own {
+                self.shared.wake();
+            }
+            binding.carry();
+            carried = true;
+            if has_passed(deadline) {
+                break;
+            }
         }
         carried
     }
 
+    /// Under the lock, when the queue has changed.
+    fn note_backlog(&self, registered: &Registered) {
+        self.backlog.store(registered.queued(), Ordering::Relaxed);
+    }
+
     /// A thread leaves that was or may have been woken, and others stay.
     fn hand_on(&self) -> u32 {
-        let left = !self.registered().ready.is_empty()
+        let left = self.registered().queued() != 0
             || !self.shared.incoming.is_empty()
             || self.shared.is_notified();
         if left {
@@ -424,7 +467,15 @@ impl Registered {
     }
 
     fn take_in(&mut self, shared: &Shared) {
-        shared.incoming.take_all(|item| self.ready.push_back(item));
+        shared.incoming.take_all(|item| match item.what {
+            What::Watched(_) => self.ready.push_back(item),
+            What::Bound(_) => self.bindings.push_back(item),
+        });
+    }
+
+    /// How long the queue is.
+    fn queued(&self) -> usize {
+        self.ready.len() + self.bindings.len()
     }
 
     fn forget(&mut self, item: &Item) {
@@ -433,15 +484,16 @@ impl Registered {
 
     /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
     fn sweep(&mut self) -> Vec<Arc<Item>> {
-        if self.deleted <= self.ready.len() / 2 {
-            return Vec::new();
+        let mut swept = Vec::new();
+        if self.deleted > self.queued() / 2 {
+            for queue in [&mut self.ready, &mut self.bindings] {
+                let deleted = queue.iter().filter(|item| item.is_deleted());
+                swept.extend(deleted.map(Arc::clone));
+                queue.retain(|item| !item.is_deleted());
+            }
+            self.deleted -= swept.len();
         }
-        let (deleted, ready): (Vec<_>, Vec<_>) = std::mem::take(&mut self.ready)
-            .into_iter()
-            .partition(|item| item.is_deleted());
-        self.ready = ready.into();
-        self.deleted -= deleted.len();
-        deleted
+        swept
     }
 }
 
@@ -454,19 +506,11 @@ impl Registration {
     }
 }
 
-/// Bindings that have left the queue and are to be carried for; they return to it if an observer panics in between.
-struct Bindings(Vec<Arc<Item>>);
-
-impl Drop for Bindings {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|item| item.enqueue());
-    }
-}
-
 /// A call of `wait` that has not found anything at once.
 struct Wait<'a> {
     poller: &'a Poller,
     events: RefCell<&'a mut Events>,
+    deadline: Option<Instant>,
     /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see [`Shared::wake`].
     place: Cell<Option<&'a Fds>>,
     /// Looks while spinning.
@@ -478,7 +522,8 @@ struct Wait<'a> {
 impl Wait<'_> {
     /// Awake.
     fn look(&self) -> Option<Result<(), PollError>> {
-        match self.poller.look(&mut self.events.borrow_mut(), true) {
+        let mut events = self.events.borrow_mut();
+        match self.poller.look(&mut events, true, self.deadline) {
             Ok(done) => done.then_some(Ok(())),
             Err(error) => Some(Err(error)),
         }
@@ -495,7 +540,10 @@ impl Wait<'_> {
             return Some(Err(error));
         }
         // An observer of an event that is carried to may panic. This thread is among the waiters, and must leave first.
-        let harvest = || self.poller.harvest(&mut self.events.borrow_mut());
+        let harvest = || {
+            let mut events = self.events.borrow_mut();
+            self.poller.harvest(&mut events, self.deadline, 1)
+        };
         match panic::catch_unwind(AssertUnwindSafe(harvest)) {
             Ok(done) => done.then_some(Ok(())),
             Err(payload) => {
@@ -505,12 +553,12 @@ impl Wait<'_> {
         }
     }
 
-    fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
+    fn sleep(&self, key: u32) -> Outcome {
         let shared = &self.poller.shared;
         let outcome = match self.place.get() {
             Some(fds) => {
                 let mut events = self.events.borrow_mut();
-                let slept = fds.sleep(events.room(), deadline, |found| {
+                let slept = fds.sleep(events.room(), self.deadline, |found| {
                     self.poller.registered().take_over(&mut events, found);
                 });
                 slept.unwrap_or_else(|error| {
@@ -520,7 +568,7 @@ impl Wait<'_> {
             }
             // It has come since. If it comes after this look, `key` is out of date by then.
             None if shared.fds.get().is_some() => Outcome::Woken,
-            None => shared.waiters.sleep(key, deadline),
+            None => shared.waiters.sleep(key, self.deadline),
         };
         self.place.set(shared.fds.get());
         outcome
@@ -550,7 +598,7 @@ impl fmt::Debug for Poller {
         let registered = self.registered();
         f.debug_struct("Poller")
             .field("registered", &registered.registrations.len())
-            .field("queued", &registered.ready.len())
+            .field("queued", &registered.queued())
             .field("incoming", &!self.shared.incoming.is_empty())
             .field("notified", &self.shared.is_notified())
             .field("waiting", &self.shared.waiters.count())

@@ -17,6 +17,7 @@
 //! So that a batch wakes it once, it is known as a visitor at each event, see `src/event/visitor.rs`.
 
 use crate::event::{Change, Event, Owner, Place};
+use crate::sync::limit::Limit;
 use crate::sync::parker::Parker;
 use crate::sync::waiters::{MOST_WORDS, Outcome, Refused, Waiters, most_words, sleep_at_all};
 use std::borrow::Borrow;
@@ -62,7 +63,7 @@ use std::time::{Duration, Instant};
 /// assert!(wait_any(&queues, Some(Duration::from_millis(1))).is_none());
 /// ```
 pub fn wait_any<E: Borrow<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
-    find(events, || Instant::now().checked_add(timeout?))
+    find(events, Limit::of(timeout))
 }
 
 /// As [`wait_any`], up to a point in time. With one in the past it looks once.
@@ -70,7 +71,7 @@ pub fn wait_any_deadline<E: Borrow<Event>>(
     events: &[E],
     deadline: Instant,
 ) -> Option<Ready<'_, E>> {
-    find(events, || Some(deadline))
+    find(events, Limit::Until(deadline))
 }
 
 /// Which events can be read: their indices in the list that was waited for, in ascending order. Made by [`wait_any`].
@@ -107,12 +108,8 @@ impl<E> fmt::Debug for Ready<'_, E> {
     }
 }
 
-fn find<E: Borrow<Event>>(
-    events: &[E],
-    deadline: impl FnOnce() -> Option<Instant>,
-) -> Option<Ready<'_, E>> {
-    // What is there is found without a look at the clock.
-    let found = look(events, 0).or_else(|| wait(events, deadline()))?;
+fn find<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
+    let found = look(events, 0).or_else(|| wait(events, limit))?;
     Some(Ready {
         events,
         found: Some(found),
@@ -128,13 +125,10 @@ fn look<E: Borrow<Event>>(events: &[E], start: usize) -> Option<usize> {
 
 #[cold]
 #[inline(never)]
-fn wait<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    if left == Some(Duration::ZERO) {
-        return None;
-    }
+fn wait<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<usize> {
+    let deadline = limit.deadline().ok()?;
     let Some(first) = events.first() else {
-        thread::sleep(left?);
+        thread::sleep(deadline?.saturating_duration_since(Instant::now()));
         return None;
     };
     // One event a look, in turns: a look must be short, however many events there are.

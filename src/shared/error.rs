@@ -17,6 +17,9 @@ pub enum AttachError {
     },
     /// The file may be shortened (it lacks `F_SEAL_SHRINK`), and then an access would kill this process with `SIGBUS`.
     NotSealed,
+    /// The file is of huge pages (`hugetlbfs`). Whoever has it open can take pages out of it in spite of the seal, and then an
+    /// access may kill this process with `SIGBUS`.
+    HugePages,
     /// The magic number is not there: nobody has made an event of this memory, or not yet.
     NotAnEvent,
     /// An event, in a version of the layout that this version of the crate does not know.
@@ -38,6 +41,9 @@ impl fmt::Display for AttachError {
             }
             AttachError::NotSealed => {
                 f.write_str("the file of a shared event must be sealed against shrinking")
+            }
+            AttachError::HugePages => {
+                f.write_str("the file of a shared event must not be of huge pages")
             }
             AttachError::NotAnEvent => f.write_str("there is no shared event in this memory"),
             AttachError::UnknownVersion(version) => {
@@ -72,6 +78,62 @@ impl From<AttachError> for io::Error {
             AttachError::Os(error) => error,
             AttachError::NotSealed => Errno::NotPermitted.into(),
             _ => Errno::Invalid.into(),
+        }
+    }
+}
+
+/// Why a descriptor was not taken to wake somebody with.
+///
+/// Converts into an [`io::Error`] with the kernel's number, given in brackets.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum WakerError {
+    /// It is not a socket (`ENOTSOCK`).
+    NotSocket,
+    /// It is a socket of this address family instead of `AF_UNIX` (`EAFNOSUPPORT`). Whoever has the other end, or the same
+    /// socket, could hold up a send that is not to block.
+    NotUnix(u16),
+    /// It is a socket for datagrams, or one that is not connected (`ENOTCONN`). Whoever has the same socket could connect it to
+    /// somebody else, later and again.
+    NotConnected,
+    /// The system would not look at the descriptor.
+    Os(io::Error),
+}
+
+impl fmt::Display for WakerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WakerError::NotSocket => f.write_str("a waker must be a socket"),
+            WakerError::NotUnix(family) => {
+                write!(
+                    f,
+                    "a waker must be a Unix socket, and not of the family {family}"
+                )
+            }
+            WakerError::NotConnected => {
+                f.write_str("a waker must be one end of a connection, which stays what it is")
+            }
+            WakerError::Os(_) => f.write_str("the socket of a waker cannot be looked at"),
+        }
+    }
+}
+
+impl error::Error for WakerError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            WakerError::Os(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<WakerError> for io::Error {
+    fn from(error: WakerError) -> Self {
+        match error {
+            WakerError::NotSocket => Errno::NotSocket.into(),
+            WakerError::NotUnix(_) => Errno::AddressFamily.into(),
+            WakerError::NotConnected => Errno::NotConnected.into(),
+            WakerError::Os(error) => error,
         }
     }
 }

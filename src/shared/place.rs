@@ -8,7 +8,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 pub(super) struct Place {
@@ -55,33 +55,54 @@ pub(super) fn create_file() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Whether the file can be shortened no more.
-pub(super) fn check_sealed(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
+/// Whether an access to the file cannot fail, whatever those do who have it open. Asks a peer's file system nothing: what
+/// is not the kernel's own has no seals.
+pub(super) fn check_safe(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
     match rustix::fs::fcntl_get_seals(fd) {
-        Ok(seals) if seals.contains(SealFlags::SHRINK) => Ok(()),
+        Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
         // INVAL: a file that cannot be sealed.
-        Ok(_) | Err(Errno::INVAL) => Err(AttachError::NotSealed),
-        Err(error) => Err(AttachError::Os(error.into())),
+        Ok(_) | Err(Errno::INVAL) => return Err(AttachError::NotSealed),
+        Err(error) => return Err(os(error)),
+    }
+    // A hole in it is filled from the huge pages that are left, of which there may be none.
+    match huge_page(fd)? {
+        Some(_) => Err(AttachError::HugePages),
+        None => Ok(()),
     }
 }
 
+/// The size of the pages of a file of huge ones.
+fn huge_page(fd: BorrowedFd<'_>) -> Result<Option<u64>, AttachError> {
+    let stat = rustix::fs::fstatfs(fd).map_err(os)?;
+    // The types differ between architectures. The number has 32 bits.
+    let huge = stat.f_type as u32 == HUGETLBFS;
+    Ok(huge.then_some(stat.f_bsize as u64))
+}
+
+/// `HUGETLBFS_MAGIC`.
+const HUGETLBFS: u32 = 0x9584_58f6;
+
+fn os(error: Errno) -> AttachError {
+    AttachError::Os(error.into())
+}
+
 impl Place {
-    /// Maps the 64 bytes at `offset`. Nobody may shorten the file.
-    pub(super) fn map(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
+    /// Maps the 64 bytes at `offset`. Nobody may shorten the file, or make holes in one of huge pages.
+    pub(super) fn map(fd: BorrowedFd<'_>, offset: u64) -> Result<Self, AttachError> {
         if offset % SIZE as u64 != 0 {
             return Err(AttachError::Misaligned);
         }
-        let os = |error: Errno| AttachError::Os(error.into());
-        let stat = rustix::fs::fstat(&fd).map_err(os)?;
+        let stat = rustix::fs::fstat(fd).map_err(os)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if offset.checked_add(SIZE as u64).is_none_or(|end| end > size) {
             return Err(AttachError::OutOfBounds { size });
         }
-        // Less than a page.
-        let into_page = (offset % rustix::param::page_size() as u64) as usize;
-        let pages = Pages::map(fd, offset - into_page as u64, into_page + SIZE).map_err(os)?;
-        // SAFETY: the pages reach that far.
-        let line = unsafe { pages.start.byte_add(into_page) };
+        // Huge ones are mapped, and unmapped, in no other units.
+        let page = huge_page(fd)?.unwrap_or(rustix::param::page_size() as u64);
+        let into_page = offset % page;
+        let pages = Pages::map(fd, offset - into_page, page as usize).map_err(os)?;
+        // SAFETY: the line is in the page, with which it is aligned.
+        let line = unsafe { pages.start.byte_add(into_page as usize) };
         Ok(Place {
             line: line.cast(),
             _memory: Memory::Mapped { _pages: pages },
@@ -119,7 +140,7 @@ struct Pages {
 }
 
 impl Pages {
-    fn map(fd: impl AsFd, offset: u64, length: usize) -> rustix::io::Result<Self> {
+    fn map(fd: BorrowedFd<'_>, offset: u64, length: usize) -> rustix::io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice overlaps with nothing.
         let start = unsafe {
             rustix::mm::mmap(

@@ -5,6 +5,7 @@
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Outcome};
+use super::limit::has_passed;
 use super::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 use std::task::Wake;
@@ -22,8 +23,12 @@ impl Parker {
         }
     }
 
-    /// Sleeps until there has been a wake since the last call, or until the deadline.
+    /// Sleeps until there has been a wake since the last call, or until the deadline. After the deadline, a wake is no
+    /// reason to go on: there may be one each time.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> Outcome {
+        if has_passed(deadline) {
+            return Outcome::TimedOut;
+        }
         // Acquire pairs with the Release in `wake_by_ref`: who was woken sees what for.
         while self.woken.swap(0, Ordering::Acquire) == 0 {
             if futex::wait(&self.woken, 0, deadline) == Outcome::TimedOut {
@@ -49,5 +54,24 @@ impl Wake for Parker {
 impl Sleeper for Parker {
     fn wake_now(&self) {
         futex::wake(&self.woken, 1);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_wake_counts_until_the_deadline() {
+        let parker = Arc::new(Parker::new());
+        let later = Instant::now() + Duration::from_secs(3600);
+        for deadline in [None, Some(later)] {
+            parker.wake_by_ref();
+            assert_eq!(parker.park(deadline), Outcome::Woken);
+        }
+        parker.wake_by_ref();
+        assert_eq!(parker.park(Some(Instant::now())), Outcome::TimedOut);
+        assert_eq!(parker.park(Some(later)), Outcome::Woken);
     }
 }

@@ -278,6 +278,22 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
+/// Does now what the first blocking call of the process would do that spins: opens `/sys/devices/system/cpu/online`, reads it
+/// and closes it, to see whether there is more than one CPU.
+///
+/// Call it before threads get seccomp filters that do not allow that. After it, a blocking call makes no system calls but
+/// those that wait, wake and yield, on any thread. It need not be called: what cannot be read counts as many CPUs, but a filter may
+/// kill who tries. Calling it again does nothing. [`use_membarrier`](crate::use_membarrier) is the other call that has its
+/// place there.
+///
+/// ```
+/// doorbell::prepare_for_seccomp();
+/// // From here on threads may be started, and filters installed.
+/// ```
+pub fn prepare_for_seccomp() {
+    single_cpu();
+}
+
 /// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
 /// once.
 fn single_cpu() -> bool {

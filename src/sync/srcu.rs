@@ -289,9 +289,9 @@ impl Domain {
         // Leaked, rather than freed too early, if the waiting fails.
         let outdated = ManuallyDrop::new(outdated);
         self.wait_for_readers(K::LIGHT);
-        let mut due = self.take_own(K::LIGHT);
+        let has_waited = |pile: Owner| K::LIGHT || !pile.light || !membarrier::is_light();
+        let mut due = self.take_due(true, has_waited);
         due.extend(ManuallyDrop::into_inner(outdated));
-        due.append(&mut self.take_due(false));
         free(due);
         true
     }
@@ -354,18 +354,22 @@ impl Domain {
         let mut panicked = None;
         FREEING.with(|freeing| freeing.set(true));
         loop {
-            let due = self.take_due(own);
+            let due = self.take_due(own, |_| false);
             if due.is_empty() {
                 break;
             }
             free_each(due, &mut panicked);
+            // What destructors have retired.
+            if !own {
+                break;
+            }
         }
         FREEING.with(|freeing| freeing.set(false));
         go_on(panicked);
     }
 
-    /// What is due of everybody's pile, and of this thread's.
-    fn take_due(&self, own: bool) -> Vec<Outdated> {
+    /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it `has_waited`.
+    fn take_due(&self, own: bool, has_waited: impl Fn(Owner) -> bool) -> Vec<Outdated> {
         let mut due = Vec::new();
         let mut piles = self.lock();
         if piles.is_empty() {
@@ -373,29 +377,17 @@ impl Domain {
         }
         for owner in owners(own) {
             if let Some(pile) = piles.get_mut(&owner) {
-                due.append(&mut pile.take_due(owner.light, || self.inside()));
+                due.append(&mut if owner.thread != EVERYBODY && has_waited(owner) {
+                    pile.take_all()
+                } else {
+                    pile.take_due(owner.light, || self.inside())
+                });
                 if pile.is_empty() {
                     piles.remove(&owner);
                 }
             }
         }
         due
-    }
-
-    /// All of this thread's piles, after it has waited.
-    fn take_own(&self, light: bool) -> Vec<Outdated> {
-        let thread = this_threads_number();
-        let mut piles = self.lock();
-        let mut taken = Vec::new();
-        for owner in [false, true].map(|light| Owner { thread, light }) {
-            if owner.light && !light && membarrier::is_light() {
-                continue;
-            }
-            if let Some(mut pile) = piles.remove(&owner) {
-                taken.append(&mut pile.take_all());
-            }
-        }
-        taken
     }
 
     /// Who is inside a section now.
@@ -611,13 +603,11 @@ mod forked {
 /// It may move to another thread between sections.
 pub struct Reader {
     slot: &'static Slot,
-    /// [`SECTION`] for each section of this reader's that is under way, one inside the other; and [`PUBLISHED`].
+    /// Sections of this reader's that are under way, one inside the other.
     depth: Cell<usize>,
+    /// The sequence has been published with a fence since the last entry without one.
+    published: Cell<bool>,
 }
-
-/// Set once the sequence has been published with a fence, until the outermost section ends.
-const PUBLISHED: usize = 1;
-const SECTION: usize = 2;
 
 impl Reader {
     /// A reader of all snapshots.
@@ -625,6 +615,7 @@ impl Reader {
         Reader {
             slot: domain().claim(),
             depth: Cell::new(0),
+            published: Cell::new(true),
         }
     }
 
@@ -643,7 +634,7 @@ impl Reader {
     #[inline(always)]
     fn begin<K: Kind>(&self) -> Section<'_, K> {
         let depth = self.depth.get();
-        let depth = if depth == 0 {
+        if depth == 0 {
             let slot = self.slot;
             slot.owner.store(this_thread(), Ordering::Relaxed);
             let seq = slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
@@ -652,18 +643,14 @@ impl Reader {
             if K::LIGHT && membarrier::is_light() {
                 slot.seq.store(seq, Ordering::Release);
                 membarrier::light();
-                0
+                self.published.set(false);
             } else {
                 slot.seq.swap(seq, DEKKER);
-                PUBLISHED
             }
-        } else if K::LIGHT || depth & PUBLISHED != 0 {
-            depth
-        } else {
+        } else if !K::LIGHT && !self.published.get() {
             self.publish();
-            depth | PUBLISHED
-        };
-        self.depth.set(depth + SECTION);
+        }
+        self.depth.set(depth + 1);
         Section {
             reader: self,
             _kind: PhantomData,
@@ -676,21 +663,20 @@ impl Reader {
     fn publish(&self) {
         let seq = self.slot.seq.load(Ordering::Relaxed);
         self.slot.seq.swap(seq, DEKKER);
+        self.published.set(true);
     }
 
     #[inline(always)]
     fn leave(&self) {
-        let depth = self.depth.get() - SECTION;
-        if depth >= SECTION {
-            self.depth.set(depth);
-            return;
-        }
-        self.depth.set(0);
-        let seq = self.slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
-        // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
-        release_store(&self.slot.seq, seq);
-        if self.slot.owes.load(Ordering::Relaxed) != 0 {
-            self.pay();
+        let depth = self.depth.get() - 1;
+        self.depth.set(depth);
+        if depth == 0 {
+            let seq = self.slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
+            // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
+            release_store(&self.slot.seq, seq);
+            if self.slot.owes.load(Ordering::Relaxed) != 0 {
+                self.pay();
+            }
         }
     }
 
@@ -1026,7 +1012,7 @@ impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
         let old = self.swap(value);
         let domain = domain();
         domain.leave::<K>(EVERYBODY, Box::new(Replaced { old, outdated: () }));
-        if K::LIGHT && domain.may_wait(FREE) {
+        if K::LIGHT && membarrier::is_light() && domain.may_wait(FREE) {
             // Nobody else might ever, and then old snapshots would pile up.
             membarrier::heavy();
         }

@@ -57,6 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
     let base = prop_oneof![
         20 => 0..ADDRESSES,
         1 => (0..2 * LARGEST).prop_map(|below| u64::MAX - below),
+        1 => (0..2 * LARGEST).prop_map(|below| 0x1_0000 + LARGEST - below),
     ];
     let length = || proptest::sample::select(&[0, 0, 1, 1, 1, 2, 2, 4, 8, 3][..]);
     let stride = proptest::sample::select(&[1, 1, 2, 2, 4, 3][..]);
@@ -182,7 +183,11 @@ impl<'a> Test<'a> {
                 let Some(region) = index(region) else { return };
                 let (region, model) = &mut self.regions[region];
                 let mapped = region.map(base);
-                if u128::from(base) + u128::from(model.size) >= 1 << 64 {
+                let limit = match model.bus {
+                    Bus::Mmio => u64::MAX.into(),
+                    Bus::Pio => 0x1_0000,
+                };
+                if u128::from(base) + u128::from(model.size) > limit {
                     assert_eq!(mapped.err(), Some(MapError));
                     return;
                 }

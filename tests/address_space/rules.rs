@@ -313,3 +313,148 @@ fn a_doorbell_of_another_bus_is_refused() {
     assert_becomes(AddError::Bus, ErrorKind::InvalidInput);
     assert_eq!(region.doorbells().len(), 1);
 }
+
+/// What a listener does when it is asked for its priority, or dropped, is its own affair: it may look at the address space.
+#[test]
+fn a_listener_may_look_when_it_comes_and_goes() {
+    struct Looks(AddressSpace);
+    impl Listener for Looks {
+        fn name(&self) -> &'static str {
+            "looks"
+        }
+        fn priority(&self) -> i32 {
+            self.0.doorbells().len() as i32
+        }
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Err("takes nothing".into())
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Ok(())
+        }
+    }
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            let region = self.0.region(Bus::Mmio, 0x10);
+            assert!(region.map(0).unwrap().is_clean());
+        }
+    }
+    let space = AddressSpace::new();
+    let listener = Arc::new(Looks(space.clone()));
+    assert!(space.add_listener(listener.clone()).is_clean());
+    let listener_ref: *const Looks = &*listener;
+    drop(listener);
+    // SAFETY: the address space has a handle to it, until it is removed.
+    let report = space.remove_listener(unsafe { &*listener_ref });
+    assert!(report.is_clean());
+}
+
+/// No guest writes nothing: it rings nobody, not even where any length does.
+#[test]
+fn an_empty_write_is_no_doorbells() {
+    let space = AddressSpace::new();
+    let region = space.region(Bus::Mmio, 0x1000);
+    let event = Arc::new(Event::new(0));
+    assert!(region.map(BASE).unwrap().is_clean());
+    for doorbell in [
+        Doorbell::new(Key::mmio(0x10, 0), &event),
+        Doorbell::range(Range::mmio(0x20, 4, 4), [&event; 4]),
+    ] {
+        assert!(region.add(doorbell).unwrap().is_clean());
+    }
+    for address in [BASE + 0x10, BASE + 0x20, BASE + 0x24] {
+        assert!(!space.write(Bus::Mmio, address, &[]));
+        assert!(space.write(Bus::Mmio, address, &[0; 3]));
+    }
+    assert_eq!(event.try_read(), Some(3));
+}
+
+/// There are 0x1_0000 ports.
+#[test]
+fn ports_end() {
+    let space = AddressSpace::new();
+    let ports = space.region(Bus::Pio, 0x10);
+    for base in [0xfff1, 0x1_0000, 0xffff_fff0, u64::MAX - 0x10, u64::MAX] {
+        assert_eq!(ports.map(base).unwrap_err(), MapError, "{base:#x}");
+        assert_eq!(ports.base(), None);
+    }
+    assert!(ports.map(0xfff0).unwrap().is_clean());
+    let event = Arc::new(Event::new(0));
+    assert!(ports.add_eventfd(0xf, 1, None, &event).unwrap().is_clean());
+    assert!(space.write(Bus::Pio, 0xffff, &[0]));
+    assert_eq!(ports.map(0x1_0000).unwrap_err(), MapError);
+    assert_eq!(ports.base(), Some(0xfff0));
+    // All of them, and one more.
+    assert!(space.region(Bus::Pio, 0x1_0000).map(0).unwrap().is_clean());
+    assert_eq!(
+        space.region(Bus::Pio, 0x1_0001).map(0).unwrap_err(),
+        MapError
+    );
+}
+
+/// Listeners are asked to drain, and hear of the end of a commit that took doorbells from them, when these have gone.
+#[test]
+fn listeners_drain_and_hear_the_end() {
+    #[derive(Default)]
+    struct Hears {
+        event: Mutex<std::sync::Weak<Event>>,
+        heard: Mutex<Vec<&'static str>>,
+    }
+    impl Hears {
+        fn hear(&self, what: &'static str) {
+            self.heard.lock().unwrap().push(what);
+        }
+    }
+    impl Listener for Hears {
+        fn name(&self) -> &'static str {
+            "hears"
+        }
+        fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+            *self.event.lock().unwrap() = Arc::downgrade(doorbell.targets()[0].event());
+            self.hear("add");
+            Ok(())
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            self.hear("del");
+            Ok(())
+        }
+        fn drain(&self) -> u64 {
+            self.hear("drain");
+            let event = self.event.lock().unwrap().upgrade();
+            event.map_or(0, |event| {
+                event.signal_n(5);
+                5
+            })
+        }
+        fn committed(&self) {
+            let gone = self.event.lock().unwrap().strong_count() == 0;
+            self.hear(if gone { "committed, gone" } else { "committed" });
+        }
+    }
+    limit("listeners_drain_and_hear_the_end", || {
+        let space = AddressSpace::new();
+        let listeners = [(); 2].map(|()| Arc::new(Hears::default()));
+        for listener in &listeners {
+            assert!(space.add_listener(listener.clone()).is_clean());
+        }
+        let (region, event) = region(&space);
+        assert_eq!(space.drain(), 10);
+        assert_eq!(event.try_read(), Some(10));
+        assert!(region.map(2 * BASE).unwrap().is_clean());
+        drop(event);
+        let outer = space.begin();
+        assert!(region.unmap().is_clean());
+        assert!(region.set_enabled(false).is_clean());
+        assert!(region.remove().is_clean());
+        assert!(outer.commit().is_clean());
+        // Nothing to say.
+        let other = space.region(Bus::Mmio, 1);
+        assert!(other.map(0).unwrap().is_clean());
+        assert_eq!(space.drain(), 0);
+        for listener in &listeners {
+            let heard = std::mem::take(&mut *listener.heard.lock().unwrap());
+            let moved = ["add", "drain", "del", "add", "committed"];
+            let gone = ["del", "committed, gone", "drain"];
+            assert_eq!(heard, [&moved[..], &gone].concat());
+        }
+    });
+}

@@ -142,7 +142,7 @@ impl Vm {
         Self::with(memory_size, VmFd::create_irq_chip)
     }
 
-    /// The same, with whatever is added before there are vCPUs.
+    /// The same, with what is to be there before the vCPU is.
     pub fn with(
         memory_size: u64,
         add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
@@ -178,6 +178,8 @@ impl Vm {
         let mut sregs = vcpu.get_sregs()?;
         sregs.cs.base = 0;
         sregs.cs.selector = 0;
+        // OSFXSR and OSXMMEXCPT: SSE instructions are there.
+        sregs.cr4 |= 0x600;
         vcpu.set_sregs(&sregs)?;
         Ok(Vm {
             vcpu,
@@ -189,6 +191,10 @@ impl Vm {
 
     pub fn fd(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    pub fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
     }
 
     pub fn memory(&self) -> &Memory {

@@ -32,6 +32,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod guest;
+mod occupied;
 mod random;
 mod search;
 mod sides;

@@ -7,7 +7,7 @@ use crate::vm::VECTORS;
 use crate::{EDGE, LEVEL_GSI, stay, take};
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
-use doorbell::irqfd::{Irqfd, MsiMessage, Route, Router};
+use doorbell::irqfd::{Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::Injection;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use kvm_ioctls::VmFd;
@@ -110,6 +110,8 @@ fn a_level_after_messages_stays_up() {
                 router.set_route(EDGE, Some(message)).unwrap();
                 router.set_route(EDGE, Some(Route::Pin(EDGE))).unwrap();
                 router.set_level(EDGE, true);
+                // If the other thread has the line at the moment, it does this, too.
+                router.synchronize();
                 ours.pass_fence();
                 low += u32::from(!level(ours.vm(), EDGE));
                 router.set_level(EDGE, false);
@@ -123,6 +125,34 @@ fn a_level_after_messages_stays_up() {
         signal();
         assert_eq!(take(&mut ours, MESSAGE_VECTORS[0]), 1, "{injection:?}");
     }
+}
+
+/// Nor by routes that KVM refuses.
+#[test]
+fn a_level_stays_up_when_routes_are_refused() {
+    let Some(ours) = OursInKvm::new(Injection::Kernel) else {
+        return;
+    };
+    let router = ours.router();
+    let device = Device::new(router, LEVEL_GSI);
+    router.set_level(EDGE, true);
+    device.interrupt.signal();
+    ours.pass_fence();
+    let message = Route::Msi(MsiMessage {
+        address: 0xfee0_0000,
+        data: MESSAGE_VECTORS[0].into(),
+    });
+    // Too many, without a route for the two.
+    let full = (0..16)
+        .filter(|gsi| ![EDGE, LEVEL_GSI].contains(gsi))
+        .map(|gsi| (gsi, Route::Pin(gsi)))
+        .chain((16..4096).map(|gsi| (gsi, message)));
+    router
+        .set_routes(Routes::from_entries(full).unwrap())
+        .unwrap_err();
+    ours.pass_fence();
+    assert!(level(ours.vm(), EDGE));
+    assert!(level(ours.vm(), LEVEL_GSI));
 }
 
 /// A level that the VMM holds is not ended by the end of the last resampling irqfd, which has been asserting it.
@@ -255,6 +285,30 @@ fn an_end_from_before_a_mask() {
     assert_eq!(line().raises, 2);
     assert!(!level(ours.vm(), LEVEL_GSI));
     assert_eq!(ours.take_some(), 0);
+}
+
+/// An end of interrupt that the sink has not told of when the last resampling irqfd goes: the line is down, unless the VMM
+/// holds it.
+#[test]
+fn an_end_from_before_the_last_resampling_irqfd_goes() {
+    for held in [false, true] {
+        let Some(mut ours) = OursInKvm::new(Injection::Userspace) else {
+            return;
+        };
+        let router = ours.router().clone();
+        for _ in 0..50 {
+            let device = Device::new(&router, LEVEL_GSI);
+            device.interrupt.signal();
+            ours.pass_fence();
+            assert_eq!(ours.take_some(), 1);
+            router.set_level(LEVEL_GSI, held);
+            drop(device);
+            router.synchronize();
+            ours.pass_fence();
+            assert_eq!(level(ours.vm(), LEVEL_GSI), held);
+            router.set_level(LEVEL_GSI, false);
+        }
+    }
 }
 
 pub fn await_that(mut is_so: impl FnMut() -> bool) {

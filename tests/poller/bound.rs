@@ -299,3 +299,44 @@ fn bindings_come_and_go() {
         assert_eq!(event.count() + read(&fd).unwrap_or(0), WRITES);
     });
 }
+
+/// What was written before the deletion is in the event or still in the eventfd when the deletion returns, also if another
+/// thread is carrying it over at the time.
+#[test]
+fn nothing_is_on_its_way_after_the_deletion() {
+    watchdog::limit("nothing_is_on_its_way_after_the_deletion", || {
+        const ROUNDS: u64 = 5_000;
+        let poller = Poller::new();
+        let event = Arc::new(Event::new(0));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut events = Events::with_capacity(4);
+                    while !done.load(Ordering::Relaxed) {
+                        let some_time = Duration::from_millis(1);
+                        poller.wait(&mut events, Some(some_time)).unwrap();
+                    }
+                });
+            }
+            for round in 1..=ROUNDS {
+                poller.bind(&fd, &event, 1).unwrap();
+                write(&fd, 1);
+                if round % 2 == 0 {
+                    // Somebody is likely to be at it.
+                    thread::yield_now();
+                }
+                poller.delete(1).unwrap();
+                let now = event.count() + read(&fd).unwrap_or(0);
+                if now != round {
+                    done.store(true, Ordering::Relaxed);
+                }
+                assert_eq!(now, round, "it is on its way");
+                event.try_read();
+                event.signal_n(round);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    });
+}

@@ -8,6 +8,7 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod fds;
+mod limits;
 mod script;
 mod set;
 mod threads;

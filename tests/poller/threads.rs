@@ -251,3 +251,47 @@ fn a_wake_up_that_another_used_up() {
         }
     });
 }
+
+/// Two that spin and never sleep notice what comes, be it a signal, a notification or what another thread has taken over
+/// already.
+#[test]
+fn two_that_never_sleep() {
+    let _watchdog = Watchdog::new(Duration::from_secs(50), || {
+        "two_that_never_sleep".to_owned()
+    });
+    let poller = Poller::with_spin(Spin::Always);
+    let event = Arc::new(Event::new(0));
+    poller.add(&event, 0, Watch::READABLE).unwrap();
+    let wait = |timeout| poller.wait(&mut Events::with_capacity(1), timeout).unwrap();
+    for round in 0..100 {
+        let spinning = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    spinning.fetch_add(1, Ordering::Relaxed);
+                    wait(None)
+                })
+            });
+            while spinning.load(Ordering::Relaxed) < 2 {
+                thread::yield_now();
+            }
+            // Most of the time they do spin by then.
+            thread::sleep(Duration::from_micros(200));
+            if round % 2 == 0 {
+                event.signal();
+                // A level is reported to each, however often it has been reported.
+                assert_eq!(wait(Some(Duration::ZERO)), 1);
+                for waiter in waiters {
+                    assert_eq!(waiter.join().unwrap(), 1);
+                }
+            } else {
+                while !waiters.iter().all(|waiter| waiter.is_finished()) {
+                    poller.notify();
+                    thread::yield_now();
+                }
+            }
+        });
+        event.try_read();
+        wait(Some(Duration::ZERO));
+    }
+}

@@ -4,14 +4,11 @@ use crate::memory::Memory;
 use doorbell::{AttachError, Mode, SharedEvent, Spin};
 use rustix::fs::SealFlags;
 use rustix::io::Errno;
+use std::error::Error;
 use std::io;
 use std::sync::atomic::Ordering;
 
 const PAGE: usize = 4096;
-
-fn errno(error: AttachError) -> Option<Errno> {
-    Errno::from_io_error(&io::Error::from(error))
-}
 
 /// Fails unless the pattern is the error.
 macro_rules! assert_refused {
@@ -19,7 +16,12 @@ macro_rules! assert_refused {
         match $result {
             Err(error @ $error) => {
                 assert!(!error.to_string().is_empty());
-                assert_eq!(errno(error), Some($errno));
+                // The system's reason is told.
+                let reason = error.source().map(ToString::to_string);
+                let of_system = matches!(error, AttachError::Os(_));
+                let error = io::Error::from(error);
+                assert_eq!(reason, of_system.then(|| error.to_string()));
+                assert_eq!(Errno::from_io_error(&error), Some($errno));
             }
             other => panic!("{other:?}"),
         }

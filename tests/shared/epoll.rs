@@ -35,7 +35,7 @@ fn sides(initial: u64) -> (SharedEvent, SharedEvent, UnixStream) {
     let mut yours = SharedEvent::attach(memfd, 0).unwrap();
     let (mut socket, waker) = UnixStream::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
-    yours.add_waker(waker);
+    yours.add_waker(waker).unwrap();
     assert_eq!(bytes(&mut socket), 1, "for what came before");
     (mine, yours, socket)
 }
@@ -90,7 +90,7 @@ fn who_cannot_wake_takes_nothing_away() {
     assert!(!sleeper.arm(Interest::Signals).is_readable());
     late.signal();
     assert_eq!(bytes(&mut socket), 0);
-    late.add_waker(waker);
+    late.add_waker(waker).unwrap();
     assert_eq!(bytes(&mut socket), 1);
     assert_eq!(sleeper.count(), 1);
 }
@@ -150,7 +150,7 @@ fn a_peer_in_another_process() {
         let (mut event, memfd) = SharedEvent::create(0, Mode::Counter).unwrap();
         send(&ours, [0; 3], Some(memfd.as_fd()));
         let waker: OwnedFd = receive(&ours).unwrap().1.expect("a waker");
-        event.add_waker(waker);
+        event.add_waker(waker).unwrap();
         for _ in 0..SIGNALS {
             event.signal();
             if fastrand::bool() {

@@ -7,8 +7,17 @@ use crate::common::watchdog;
 use crate::memory::{Memory, WORDS};
 use doorbell::event::Interest;
 use doorbell::{Mode, SharedEvent, Spin, WriteError};
-use rustix::fs::SealFlags;
-use std::os::unix::net::UnixStream;
+use rustix::fs::{self, FallocateFlags, OFlags, SealFlags, fallocate};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    socketpair,
+};
+use std::error::Error;
+use std::io;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -76,7 +85,7 @@ fn any_bytes_at_any_time() {
             let memory = Memory::new(64, SealFlags::SHRINK);
             let mut event = event(&memory, mode, spin);
             let (_watched, waker) = UnixStream::pair().unwrap();
-            event.add_waker(waker);
+            event.add_waker(waker).unwrap();
             let scribble = || {
                 memory.words(0)[fastrand::usize(..WORDS)].store(some_value(), Ordering::Relaxed);
             };
@@ -170,19 +179,17 @@ fn a_sleeper_moved_elsewhere() {
     });
 }
 
-/// Nor can a peer make a signal block by what it does to the socket that wakes it, or by what it says is one.
+/// Nor can a peer make a signal block by what it does to the socket that wakes it.
 #[test]
 fn wakers_that_cannot_be_written_to() {
     let memory = Memory::new(64, SealFlags::SHRINK);
     let mut event = event(&memory, Mode::Counter, Spin::Never);
     let (full, waker) = UnixStream::pair().unwrap();
     waker.set_nonblocking(false).unwrap();
-    event.add_waker(waker);
+    event.add_waker(waker).unwrap();
     let (closed, waker) = UnixStream::pair().unwrap();
     drop(closed);
-    event.add_waker(waker);
-    let (_reader, pipe) = rustix::pipe::pipe().unwrap();
-    event.add_waker(pipe);
+    event.add_waker(waker).unwrap();
     watchdog::limit("full sockets", || {
         // More than any socket holds: each byte has a buffer of its own.
         for _ in 0..10_000 {
@@ -192,4 +199,73 @@ fn wakers_that_cannot_be_written_to() {
     });
     assert_eq!(event.read(), 10_000);
     drop(full);
+}
+
+/// What a peer says is a socket that wakes it: a send could block that is not to, or go to somebody else.
+#[test]
+fn wakers_that_are_none() {
+    let memory = Memory::new(64, SealFlags::SHRINK);
+    let mut event = event(&memory, Mode::Counter, Spin::Never);
+    let mut refused = |waker: OwnedFd, kind: &str, number: Errno| {
+        let error = event.add_waker(waker).expect_err(kind);
+        assert!(format!("{error:?}").starts_with(kind), "{error:?}");
+        assert!(!error.to_string().is_empty());
+        let reason = error.source().map(ToString::to_string);
+        let error = io::Error::from(error);
+        // The system's reason is told.
+        assert_eq!(reason, (kind == "Os").then(|| error.to_string()));
+        assert_eq!(Errno::from_io_error(&error), Some(number), "{kind}");
+    };
+    let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+    refused(pipe, "NotSocket", Errno::NOTSOCK);
+    let path = rustix::fs::open("/", OFlags::PATH, fs::Mode::empty()).unwrap();
+    refused(path, "Os", Errno::BADF);
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let inet = format!("NotUnix({})", libc::AF_INET);
+    refused(tcp.into(), &inet, Errno::AFNOSUPPORT);
+    refused(listener.into(), &inet, Errno::AFNOSUPPORT);
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    refused(udp.into(), &inet, Errno::AFNOSUPPORT);
+
+    let (datagrams, _other) = UnixDatagram::pair().unwrap();
+    refused(datagrams.into(), "NotConnected", Errno::NOTCONN);
+    for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+        let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
+        refused(socket.unwrap(), "NotConnected", Errno::NOTCONN);
+    }
+    assert!(format!("{event:?}").contains("wakers: 0"), "{event:?}");
+    for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+        let pair = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
+        let (waker, other) = pair.unwrap();
+        let theirs = waker.try_clone().unwrap();
+        event.add_waker(waker).unwrap();
+        // Nobody makes it lead elsewhere afterwards.
+        let elsewhere = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+        let name = format!("doorbell {} {}", std::process::id(), kind.as_raw());
+        let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        bind(&elsewhere, &name).unwrap();
+        listen(&elsewhere, 1).unwrap();
+        assert_eq!(connect(&theirs, &name), Err(Errno::ISCONN));
+        drop(other);
+        assert_eq!(connect(&theirs, &name), Err(Errno::ISCONN));
+    }
+    assert!(format!("{event:?}").contains("wakers: 2"), "{event:?}");
+}
+
+/// A peer may take away the memory in which the event is; there is other, all 0, when it is next touched.
+#[test]
+fn memory_that_is_taken_away() {
+    for spin in [Spin::Never, Spin::DEFAULT] {
+        let memory = Memory::new(64, SealFlags::SHRINK | SealFlags::GROW);
+        let event = event(&memory, Mode::Counter, spin);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let take = || fallocate(&memory, flags, 0, 4096).unwrap();
+        watchdog::limit("holes", || attacked(take, || make_calls(&event, 500)));
+        // It is of use again when the peer has stopped.
+        let _ = event.try_read();
+        event.signal();
+        assert_eq!(event.try_read(), Some(1));
+    }
 }

@@ -12,5 +12,6 @@ mod attach;
 mod c;
 mod epoll;
 mod hostile;
+mod huge;
 mod killed;
 mod memory;

@@ -14,8 +14,8 @@ pub enum AddError {
     Assign(AssignError),
 }
 
-/// Why [`Region::map`](super::Region::map) left the region where it was: it would reach the end of the 64-bit addresses
-/// (`EINVAL`).
+/// Why [`Region::map`](super::Region::map) left the region where it was: it would reach the end of the 64-bit addresses, or
+/// go beyond the last port (`EINVAL`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapError;
 
@@ -31,7 +31,7 @@ impl fmt::Display for AddError {
 
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the region would reach the end of the address space")
+        f.write_str("the region would go beyond the end of the address space")
     }
 }
 

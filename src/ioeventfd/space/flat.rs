@@ -6,11 +6,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// How many ports there are. No instruction reaches another.
+const PORTS: u64 = 0x1_0000;
+
 /// A region as the address space knows it.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub bus: Bus,
-    /// `base + size` fits in 64 bits.
+    /// [`end_at`](Placed::end_at) this there is an end.
     pub base: Option<u64>,
     pub size: u64,
     pub priority: i32,
@@ -32,6 +35,16 @@ impl Placed {
             mapped: 0,
             doorbells: Vec::new(),
         }
+    }
+
+    /// The first address behind the region, if it is mapped at `base`. `None` if it cannot be.
+    pub fn end_at(&self, base: u64) -> Option<u64> {
+        let end = base.checked_add(self.size)?;
+        let limit = match self.bus {
+            Bus::Mmio => u64::MAX,
+            Bus::Pio => PORTS,
+        };
+        (end <= limit).then_some(end)
     }
 
     pub fn add(&mut self, doorbell: Doorbell) -> Result<(), AddError> {

@@ -37,6 +37,22 @@ pub trait Listener: Send + Sync {
     ///
     /// For the report. The listener no longer counts as one who has the doorbell.
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
+
+    /// Moves to the events all that the listener has taken for them and still keeps elsewhere, and returns how many kicks
+    /// that was. When this returns, the events have what came before.
+    ///
+    /// Called by [`AddressSpace::drain`](super::AddressSpace::drain), at any time and on any thread. A listener that keeps
+    /// nothing has nothing to do.
+    fn drain(&self) -> u64 {
+        0
+    }
+
+    /// The outermost transaction is over in which the listener was asked to let go of doorbells. Targets that the address
+    /// space had alone have been dropped, unless a guest write is still under way that has found one of them.
+    ///
+    /// Called by the thread that has committed, without the lock of the address space: at the same time as other calls, it
+    /// may be.
+    fn committed(&self) {}
 }
 
 /// Why a listener refused.
@@ -60,7 +76,8 @@ impl Report {
 /// A listener did not do what it was asked.
 ///
 /// If it was to add a doorbell, then the guest's writes to it exit to the VMM, and
-/// [`AddressSpace::write`](super::AddressSpace::write) serves them.
+/// [`AddressSpace::write`](super::AddressSpace::write) serves them; unless the error says that somebody else takes them, as
+/// `kvm::Occupied` does.
 #[derive(Debug)]
 pub struct Refusal {
     /// The listener's [name](Listener::name).
@@ -139,8 +156,7 @@ pub(super) struct Call {
 }
 
 impl Listeners {
-    pub fn add(&mut self, listener: Arc<dyn Listener>) {
-        let priority = listener.priority();
+    pub fn add(&mut self, listener: Arc<dyn Listener>, priority: i32) {
         let place = self.slots.partition_point(|slot| slot.priority <= priority);
         let slot = Slot {
             id: self.made,
@@ -161,8 +177,15 @@ impl Listeners {
         }
     }
 
-    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made.
-    pub fn letting_go(&mut self, removed: &[Doorbell]) -> Vec<Call> {
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<dyn Listener>> {
+        let listeners = self.slots.iter().map(|slot| Arc::clone(&slot.listener));
+        listeners.collect()
+    }
+
+    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made. And the
+    /// listeners that have left, to be dropped while nothing is borrowed.
+    pub fn letting_go(&mut self, removed: &[Doorbell]) -> (Vec<Call>, Vec<Arc<dyn Listener>>) {
         let mut calls = Vec::new();
         for slot in self.slots.iter_mut().rev() {
             let call = |doorbell| Call {
@@ -180,8 +203,13 @@ impl Listeners {
                 calls.extend(held.cloned().map(call));
             }
         }
-        self.slots.retain(|slot| slot.phase != Phase::Leaving);
-        calls
+        let mut left = Vec::new();
+        self.slots.retain(|slot| {
+            let leaving = slot.phase == Phase::Leaving;
+            left.extend(leaving.then(|| Arc::clone(&slot.listener)));
+            !leaving
+        });
+        (calls, left)
     }
 
     /// The calls by which the listeners take `added`, and the new ones `all`.
@@ -214,6 +242,10 @@ impl Listeners {
 }
 
 impl Call {
+    pub fn listener(&self) -> &Arc<dyn Listener> {
+        &self.listener
+    }
+
     pub fn add(&self) -> Result<(), Refusal> {
         let done = self.listener.eventfd_add(&self.doorbell);
         done.map_err(|error| self.refusal(Change::Add, error))

@@ -99,13 +99,11 @@ impl Assertion {
 
     /// KVM lowers the line, and has nothing to do with it any more.
     pub(super) fn close(&self) -> io::Result<()> {
-        let mut state = self.lock();
-        state.raised = false;
-        self.unregister(&mut state)
+        self.unregister(&mut self.lock())
     }
 
     /// Looks whether the guest has ended an interrupt. KVM has lowered the line then, as far as is known.
-    fn take_end(&self) -> bool {
+    pub(super) fn take_end(&self) -> bool {
         let mut state = self.lock();
         let ended = self.resample.read().is_ok();
         if ended {
@@ -172,15 +170,17 @@ impl Pump {
         Ok(())
     }
 
-    /// The router hears of the ends on this line no more, except of one that the thread has in hand.
-    pub(super) fn forget(&self, gsi: u32) -> io::Result<()> {
+    /// The router hears of the ends on this line no more, except of one that the thread has in hand. Returns its way back.
+    pub(super) fn forget(&self, gsi: u32) -> io::Result<Option<Eoi>> {
         let mut watched = self.shared.lock();
         let number = watched.numbers.remove(&gsi);
-        match number.and_then(|number| watched.lines.remove(&number)) {
-            // The thread may hold the assertion, so its closing does not take it out.
-            Some((assertion, _)) => self.shared.remove(&assertion.resample),
-            None => Ok(()),
-        }
+        let Some((assertion, line)) = number.and_then(|number| watched.lines.remove(&number))
+        else {
+            return Ok(None);
+        };
+        // The thread may hold the assertion, so its closing does not take it out.
+        self.shared.remove(&assertion.resample)?;
+        Ok(Some(line))
     }
 }
 

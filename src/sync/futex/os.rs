@@ -206,15 +206,18 @@ mod portable {
     pub(super) fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
         let mut nap = FIRST_NAP;
         // Acquire pairs with the Release of whoever changed the word before waking.
-        while word.load(Ordering::Acquire) == expected {
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            // Whatever the word is by then: it may change each time that somebody comes to wait.
             if left.is_zero() {
                 return Outcome::TimedOut;
+            }
+            if word.load(Ordering::Acquire) != expected {
+                return Outcome::Woken;
             }
             std::thread::sleep(nap.min(left));
             nap = (nap * 2).min(LONGEST_NAP);
         }
-        Outcome::Woken
     }
 
     pub(super) fn wake_some(word: &AtomicU32, count: u32) {
@@ -255,6 +258,7 @@ mod tests {
             let word = AtomicU32::new(1);
             let past = Instant::now();
             assert_eq!(wait_until(&word, 1, past), Outcome::TimedOut);
+            assert_eq!(wait_until(&word, 2, past), Outcome::TimedOut);
         }
     }
 

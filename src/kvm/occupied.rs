@@ -1,0 +1,127 @@
+//! What KVM emulates itself, as far as KVM can be asked.
+//!
+//! KVM's devices stand on the buses on which its ioeventfds do (`kvm_io_bus`), and a guest write goes to the first that it
+//! fits into. `KVM_IOEVENTFD` knows of no collision with a device, so an ioeventfd inside of one is registered, and then
+//! either is never reached or takes the device's writes.
+
+use crate::ioeventfd::Key;
+use std::os::fd::BorrowedFd;
+use std::{error, fmt, io};
+
+/// A device that KVM emulates itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InKernel {
+    /// The interrupt controllers of the PC: ports 0x20, 0x21, 0xa0, 0xa1, 0x4d0 and 0x4d1. (`KVM_CREATE_IRQCHIP`)
+    Pic,
+    /// The timer: ports 0x40 to 0x43. (`KVM_CREATE_PIT2`)
+    Pit,
+    /// The I/O APIC: 256 bytes of memory addresses from 0xfec0_0000. (`KVM_CREATE_IRQCHIP`)
+    IoApic,
+    /// The local APICs: the page at 0xfee0_0000. (`KVM_CREATE_IRQCHIP`)
+    LocalApic,
+}
+
+/// A device of KVM's own stands where the doorbell should (`EBUSY`).
+///
+/// It is the device that takes the guest's writes there: they do not exit to the VMM, and the table does not see them. So
+/// nothing rings this doorbell, in KVM or in the table. Were KVM given it, the doorbell would be overlooked or, if it is
+/// shorter than the device and at its first address, take writes that are meant for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Occupied {
+    /// The device.
+    pub device: InKernel,
+}
+
+impl fmt::Display for Occupied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = match self.device {
+            InKernel::Pic => "PIC",
+            InKernel::Pit => "PIT",
+            InKernel::IoApic => "I/O APIC",
+            InKernel::LocalApic => "local APIC",
+        };
+        write!(
+            f,
+            "KVM's own {device} takes the guest's writes at this address, and nothing rings the doorbell"
+        )
+    }
+}
+
+impl error::Error for Occupied {}
+
+impl From<Occupied> for io::Error {
+    fn from(_: Occupied) -> Self {
+        rustix::io::Errno::BUSY.into()
+    }
+}
+
+/// Fails if a device of KVM's would take the writes of the doorbell, or the doorbell the device's.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn check_vacant(vm: BorrowedFd<'_>, key: &Key) -> Result<(), Occupied> {
+    match x86::device_at(key).filter(|&device| x86::is_there(vm, device)) {
+        Some(device) => Err(Occupied { device }),
+        None => Ok(()),
+    }
+}
+
+/// Elsewhere, devices of KVM's stand where the VMM has put them.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn check_vacant(_: BorrowedFd<'_>, _: &Key) -> Result<(), Occupied> {
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::InKernel;
+    use crate::ioeventfd::{Bus, Key};
+    use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVMIO, kvm_irqchip, kvm_pit_state2};
+    use std::os::fd::BorrowedFd;
+    use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+    use vmm_sys_util::{ioctl_ior_nr, ioctl_iowr_nr};
+
+    ioctl_iowr_nr!(KVM_GET_IRQCHIP, KVMIO, 0x62, kvm_irqchip);
+    ioctl_ior_nr!(KVM_GET_PIT2, KVMIO, 0x9f, kvm_pit_state2);
+
+    /// Where they are, if they are: each with a bus, a first address and a size.
+    const DEVICES: [(InKernel, Bus, u64, u64); 6] = [
+        (InKernel::Pic, Bus::Pio, 0x20, 2),
+        (InKernel::Pic, Bus::Pio, 0xa0, 2),
+        (InKernel::Pic, Bus::Pio, 0x4d0, 2),
+        (InKernel::Pit, Bus::Pio, 0x40, 4),
+        (InKernel::IoApic, Bus::Mmio, 0xfec0_0000, 0x100),
+        (InKernel::LocalApic, Bus::Mmio, 0xfee0_0000, 0x1000),
+    ];
+
+    /// The device that has all of the doorbell's addresses, if it is there. One that reaches beyond a device has writes to
+    /// itself that do not fit into the device.
+    pub(super) fn device_at(key: &Key) -> Option<InKernel> {
+        let fits = |&&(_, bus, first, size): &&(InKernel, Bus, u64, u64)| {
+            let offset = key.address.checked_sub(first);
+            let end = offset.and_then(|offset| offset.checked_add(key.length.max(1).into()));
+            bus == key.bus && end.is_some_and(|end| end <= size)
+        };
+        DEVICES.iter().find(fits).map(|&(device, ..)| device)
+    }
+
+    /// Whether KVM has the device. What cannot be asked for is not there: KVM gives no device's state but its own.
+    pub(super) fn is_there(vm: BorrowedFd<'_>, device: InKernel) -> bool {
+        match device {
+            InKernel::Pit => {
+                let mut pit = kvm_pit_state2::default();
+                // SAFETY: the kernel writes the structure, which is what this ioctl gives, and nothing else.
+                unsafe { ioctl_with_mut_ref(&vm, KVM_GET_PIT2(), &mut pit) == 0 }
+            }
+            // KVM makes all of these at once, or none.
+            InKernel::Pic | InKernel::IoApic | InKernel::LocalApic => {
+                let mut chip = kvm_irqchip {
+                    chip_id: KVM_IRQCHIP_IOAPIC,
+                    ..Default::default()
+                };
+                // SAFETY: as above.
+                unsafe { ioctl_with_mut_ref(&vm, KVM_GET_IRQCHIP(), &mut chip) == 0 }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a sink is told of the irqfds that there are.
+
+use doorbell::Event;
+use doorbell::irqfd::{Eoi, InterruptSink, MsiMessage, Route, Router};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Connected(u32, bool),
+    Disconnected(u32, bool),
+    Message,
+}
+use Told::{Connected, Disconnected, Message};
+
+/// Refuses one GSI.
+#[derive(Default)]
+struct Sink(Mutex<Vec<Told>>);
+
+const REFUSED: u32 = 9;
+
+impl Sink {
+    fn hear(&self, told: Told) {
+        self.0.lock().unwrap().push(told);
+    }
+
+    fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl InterruptSink for Sink {
+    fn set_level(&self, _: u32, _: u32, _: bool) {}
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {
+        self.hear(Message);
+    }
+
+    fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
+        if line.gsi() == REFUSED {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.hear(Connected(line.gsi(), resample));
+        Ok(())
+    }
+
+    fn disconnect(&self, gsi: u32, resample: bool) {
+        self.hear(Disconnected(gsi, resample));
+    }
+}
+
+#[test]
+fn each_connection_ends_once_and_after_its_interrupts() {
+    let sink = Arc::new(Sink::default());
+    let router = Router::new(Arc::clone(&sink));
+    let message = MsiMessage {
+        address: 0xfee0_0000,
+        data: 0x41,
+    };
+    router.set_route(5, Some(Route::Msi(message))).unwrap();
+    let [first, second, resample] = [(); 3].map(|()| Arc::new(Event::new(0)));
+
+    router.assign(&first, REFUSED).unwrap_err();
+    assert_eq!(sink.take(), []);
+    // Refused before the sink is asked: the event has an irqfd.
+    let irqfd = router.assign(&first, 5).unwrap();
+    router.assign(&first, 6).unwrap_err();
+    assert_eq!(sink.take(), [Connected(5, false)]);
+    first.signal();
+    drop(irqfd);
+    first.signal();
+    assert_eq!(sink.take(), [Message, Disconnected(5, false)]);
+
+    let irqfd = router.assign_with_resample(&second, 5, &resample).unwrap();
+    router.deassign(&second, 5);
+    drop(irqfd);
+    router.deassign(&second, 5);
+    assert_eq!(sink.take(), [Connected(5, true), Disconnected(5, true)]);
+
+    // With the router.
+    first.try_read();
+    router.assign(&first, 5).unwrap().keep();
+    router
+        .assign_with_resample(&second, 6, &resample)
+        .unwrap()
+        .keep();
+    sink.take();
+    drop(router);
+    let told = sink.take();
+    assert_eq!(told.len(), 2);
+    assert!(told.contains(&Disconnected(5, false)) && told.contains(&Disconnected(6, true)));
+}

@@ -1,0 +1,92 @@
+//! Events in files of huge pages.
+
+use crate::memory::Memory;
+use doorbell::{AttachError, Mode, SharedEvent};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::io::Errno;
+use std::fs;
+use std::io;
+
+/// 2 MiB on the machines that this runs on, or more.
+const PAGES: usize = 2;
+
+const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Huge pages for this test, given back at the end.
+struct Reserved {
+    before: String,
+}
+
+impl Reserved {
+    fn new() -> io::Result<Self> {
+        let before = fs::read_to_string(RESERVE)?.trim().to_owned();
+        let wanted = before.parse::<usize>().unwrap_or(0) + PAGES;
+        let reserved = Reserved { before };
+        fs::write(RESERVE, wanted.to_string())?;
+        match fs::read_to_string(RESERVE)?.trim().parse::<usize>() {
+            Ok(there) if there >= wanted => Ok(reserved),
+            there => Err(io::Error::other(format!(
+                "{there:?} of {wanted} huge pages"
+            ))),
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _ = fs::write(RESERVE, &self.before);
+    }
+}
+
+/// Its seal against shrinking does not keep a peer from taking a page away, after which an access may be a `SIGBUS`: who
+/// trusts the peer may say so. What is mapped then is whole pages, at any offset, and unmapped again.
+#[test]
+fn huge_pages_are_only_for_who_trusts() {
+    let _reserved = match Reserved::new() {
+        Ok(reserved) => reserved,
+        Err(error) => return eprintln!("no huge pages, not tested: {error}"),
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+    let fd = match memfd_create("huge", flags) {
+        Ok(fd) => fd,
+        Err(error) => return eprintln!("no huge pages, not tested: {error}"),
+    };
+    let stat = fstat(&fd).unwrap();
+    let (page, inode) = (stat.st_blksize as usize, format!(" {} ", stat.st_ino));
+    assert!(page > 64 * 1024, "{page}");
+    ftruncate(&fd, (PAGES * page) as u64).unwrap();
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+    let memory = Memory::of(fd, PAGES * page);
+    let mapped = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.contains(&inode)).count()
+    };
+    assert_eq!(mapped(), 1);
+    for offset in [0, 64, 4096, page / 2 + 192, page - 64, page, 2 * page - 64] {
+        // SAFETY: the memory outlives the event.
+        let made = unsafe { SharedEvent::create_at(memory.at(offset), 5, Mode::Counter) }.unwrap();
+        let offset = offset as u64;
+        match SharedEvent::attach(&memory, offset) {
+            Err(error @ AttachError::HugePages) => {
+                assert!(!error.to_string().is_empty());
+                let error = Errno::from_io_error(&io::Error::from(error));
+                assert_eq!(error, Some(Errno::INVAL));
+            }
+            other => panic!("{other:?}"),
+        }
+        // SAFETY: nobody shortens the file, or makes holes in it.
+        let attached = unsafe { SharedEvent::attach_unsealed(&memory, offset) }.unwrap();
+        assert!(mapped() > 1);
+        made.signal();
+        assert_eq!(attached.read(), 6);
+        drop(attached);
+        assert_eq!(mapped(), 1);
+    }
+    let end = (PAGES * page) as u64;
+    // SAFETY: as above.
+    let beyond = unsafe { SharedEvent::attach_unsealed(&memory, end) };
+    assert!(
+        matches!(beyond, Err(AttachError::OutOfBounds { size }) if size == end),
+        "{beyond:?}"
+    );
+}
