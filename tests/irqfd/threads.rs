@@ -369,7 +369,7 @@ fn a_deassign_loses_nothing() {
     for (router, controller) in routers() {
         let (a, both) = (event(), Barrier::new(2));
         let seen = || controller.messages() + u64::from(router.is_pending(MSI));
-        let (mut late, mut coalesced) = (0, 0);
+        let (mut late, mut coalesced, mut wrong) = (0, 0, Vec::new());
         thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..3_000 {
@@ -382,8 +382,7 @@ fn a_deassign_loses_nothing() {
             });
             for round in 0..3_000_u32 {
                 let irqfd = router.assign(&a, MSI).unwrap();
-                let (before, counters) = (seen(), irqfd.counters());
-                assert_eq!(counters.signals, 0);
+                let before = seen();
                 both.wait();
                 for _ in 0..round % 64 {
                     std::hint::spin_loop();
@@ -392,14 +391,18 @@ fn a_deassign_loses_nothing() {
                 let counters = deassigned(&router, irqfd);
                 coalesced += counters.coalesced;
                 let injected = seen() - before;
-                assert_eq!(injected, counters.injections);
                 both.wait();
                 let left = a.try_read().unwrap_or(0);
                 late += left;
-                assert_eq!(counters.signals + left, SIGNALS);
-                assert_eq!(injected + counters.coalesced + left, SIGNALS);
+                if (injected, injected + counters.coalesced + left)
+                    != (counters.injections, SIGNALS)
+                {
+                    wrong.push((injected, left, counters));
+                }
             }
         });
+        // Not before, for the other thread waits for this one.
+        assert_eq!(wrong.first(), None);
         eprintln!("{late} signals were late, {coalesced} coalesced");
     }
 }
@@ -408,7 +411,7 @@ fn a_deassign_loses_nothing() {
 #[test]
 fn a_deassign_of_a_masked_one_loses_nothing() {
     for (router, controller) in routers() {
-        let (a, both) = (event(), Barrier::new(2));
+        let (a, both, mut wrong) = (event(), Barrier::new(2), Vec::new());
         router.mask(MSI);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -427,11 +430,13 @@ fn a_deassign_of_a_masked_one_loses_nothing() {
                 }
                 let counters = deassigned(&router, irqfd);
                 both.wait();
-                assert!(!router.is_pending(MSI));
                 let left = a.try_read().unwrap_or(0);
-                assert_eq!(left + counters.coalesced, 2, "{counters:?}");
+                if router.is_pending(MSI) || left + counters.coalesced != 2 {
+                    wrong.push((left, counters));
+                }
             }
         });
+        assert_eq!(wrong.first(), None);
         assert_eq!(controller.messages(), 0);
     }
 }
@@ -489,7 +494,7 @@ fn a_driver_is_relieved() {
         });
         eprintln!("most pulses of one signal, of {threads} threads: {most:?}");
         // 16 before the driver wants to be relieved, then a few; and some more for each time that it loses the CPU.
-        assert!(most.iter().all(|&most| most < 200), "{most:?}");
+        assert!(most.iter().all(|&most| most < 100), "{most:?}");
     }
 }
 
