@@ -467,11 +467,13 @@ fn an_event_keeps_its_eventfd() {
     assert!(highest < Some(500), "{highest:?}");
 }
 
-/// When a commit has taken the doorbell from KVM, the event has all kicks that came before, also those that other threads
-/// were moving at the time. KVM's part, which is to write to the eventfd, is played by the test: that makes more rounds.
+/// When a commit has taken the doorbell from KVM, or a drain returns, the event has all kicks that came before, also those
+/// that other threads were moving at the time. KVM's part, which is to write to the eventfd, is played by the test.
 fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &AtomicBool) + Sync) {
     watchdog::limit(name, || {
-        const ROUNDS: u64 = 300;
+        const ROUNDS: u64 = 20_000;
+        // On a machine that has other things to do, fewer rounds must do.
+        const LONG_ENOUGH: Duration = Duration::from_secs(5);
         let Some(machine) = machine(&[]) else {
             return;
         };
@@ -482,21 +484,25 @@ fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &Atomi
         let count = kvm.count_of(&event).unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| carry(&count, &done));
-            }
+            scope.spawn(|| carry(&count, &done));
             let last = Done(&done);
-            for round in 0..ROUNDS {
-                clean(region.add_eventfd(0, 0, None, &event));
-                let begin = Instant::now();
-                let mut kicks = 0;
-                // Up to the end of what KVM would take before the doorbell goes, or a little less.
-                while kicks == 0 || begin.elapsed() < Duration::from_micros(round % 16) {
-                    rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
-                    kicks += 1;
+            let start = Instant::now();
+            for round in 1..=ROUNDS {
+                if start.elapsed() > LONG_ENOUGH {
+                    break;
                 }
-                clean(region.del_eventfd(0, 0, None, &event));
-                assert_eq!(event.try_read(), Some(kicks), "the rest is on its way");
+                // The commit waits for the kernel, so most rounds do what it does then.
+                let by_commit = round % 64 == 0;
+                if by_commit {
+                    clean(region.add_eventfd(0, 0, None, &event));
+                }
+                rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+                if by_commit {
+                    clean(region.del_eventfd(0, 0, None, &event));
+                } else {
+                    count.drain();
+                }
+                assert_eq!(event.count(), round, "it is on its way");
             }
             drop(last);
         });
@@ -538,7 +544,7 @@ fn nothing_is_on_its_way_from_a_poller() {
 #[test]
 fn nothing_comes_from_a_guest_after_the_commit() {
     watchdog::limit("nothing_comes_from_a_guest_after_the_commit", || {
-        let program = program(20_000, 1, current_place);
+        let program = program(6_000, 1, current_place);
         let Some(mut machine) = machine(&program) else {
             return;
         };
