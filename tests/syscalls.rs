@@ -1104,6 +1104,21 @@ fn one_wake_up_for_what_an_observer_rings() {
     assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
 }
 
+/// Who falls asleep in epoll at once has looked at the descriptors by that.
+#[test]
+fn one_call_to_look_and_to_sleep() {
+    let test = "one_call_to_look_and_to_sleep";
+    let looks = calls_with(test, "epoll_pwait(", || {
+        let poller = Poller::with_spin(Spin::Never);
+        let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+        poller.add_fd(&fd, 0, Watch::READABLE).unwrap();
+        mark();
+        assert_eq!(wait(&poller, &mut Events::with_capacity(4), Some(NAP)), 0);
+        mark();
+    });
+    assert!(matches!(looks, None | Some(1)), "{looks:?}");
+}
+
 /// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
 #[test]
 fn no_write_to_carry_over_alone() {
