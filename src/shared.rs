@@ -84,7 +84,7 @@ use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
 use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::ARMED;
+use crate::sync::waiters::{ARMED, Release};
 #[cfg(loom)]
 use line::Line;
 use line::Unfit;
@@ -456,7 +456,7 @@ impl Owner for SharedEvent {
         if self.wakers.is_empty() { 0 } else { ARMED }
     }
 
-    fn call(&self, _: Change, _: u32) {
+    fn call(&self, _: Change, _: u32, _: Release) {
         self.wakers.iter().for_each(Waker::ring);
     }
 }

@@ -28,15 +28,15 @@
 //! of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into
 //! waking the threads.
 
+use super::counter::released;
+use super::observer::calling;
 use super::visitor::Number;
-use super::{Event, Owner, Unwritten, WriteError};
-use crate::sync::waiters::Claimed;
-use crate::sync::wake_queue::Hold;
-use std::any::Any;
+use super::{Change, Event, Owner, Unwritten, WriteError};
+use crate::sync::waiters::{ARMED, Claimed, Release};
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::{fmt, ptr, thread};
+use std::{fmt, mem, ptr, thread};
 
 /// Signals and writes to several events that are delivered together.
 ///
@@ -203,15 +203,16 @@ impl<E: Deref<Target = Event>> Batch<E> {
             unwritten += usize::from(!entries[index].apply());
         }
         for &index in &*pending {
-            if let Some(signals) = entries[index].take_awaited() {
-                rung.push(Rung::new(index, signals));
+            if let Some(whom) = entries[index].take_awaited() {
+                rung.push(Rung::new(index, whom));
             }
         }
-        let panicked = if rung.is_empty() {
-            None
-        } else {
-            deliver(entries, rung)
-        };
+        let mut panicked = None;
+        if !rung.is_empty() {
+            let deliver = AssertUnwindSafe(|| deliver(entries, rung));
+            panicked = panic::catch_unwind(deliver).err();
+            rung.clear();
+        }
         if unwritten == 0 {
             pending.clear();
         } else {
@@ -257,30 +258,33 @@ impl<E: Deref<Target = Event>> Entry<E> {
         self.write.is_none()
     }
 
-    /// Second pass: the signals, if anybody waits for them.
+    /// Second pass: for whom the signals are, if anybody waits for them.
     #[inline(always)]
-    fn take_awaited(&mut self) -> Option<u64> {
+    fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
         let readers = self.event.counter.readers();
-        readers.are_wanted(self.event.kinds()).then_some(n)
+        let wanted = readers.are_wanted(self.event.kinds());
+        wanted.then(|| released(n, self.event.mode))
     }
 }
 
-/// An event that somebody waits for, and whom the commit under way is to wake there.
+/// An event that somebody waits for, and whom the commit under way is to wake there and to call.
 struct Rung {
     index: usize,
-    signals: u64,
+    whom: Release,
     sleepers: Claimed,
     visitor: Option<Number>,
+    kinds: u32,
 }
 
 impl Rung {
-    fn new(index: usize, signals: u64) -> Self {
+    fn new(index: usize, whom: Release) -> Self {
         Rung {
             index,
-            signals,
+            whom,
             sleepers: Claimed::default(),
             visitor: None,
+            kinds: 0,
         }
     }
 }
@@ -294,38 +298,36 @@ fn saturate(sum: &mut u64) {
 /// The passes after the second.
 #[cold]
 #[inline(never)]
-fn deliver<E: Deref<Target = Event>>(
-    entries: &[Entry<E>],
-    rung: &mut Vec<Rung>,
-) -> Option<Box<dyn Any + Send>> {
+fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>) {
     let event = |rung: &Rung| &*entries[rung.index].event;
-    let _held = Hold::begin();
-    let panicked = for_each(rung, |rung| event(rung).call_signalled());
     for place in 0..rung.len() {
         let (before, after) = rung.split_at_mut(place);
         let it = &mut after[0];
-        (it.sleepers, it.visitor) = event(it).claim_readers(it.signals);
+        (it.sleepers, it.visitor) = event(it).claim_readers(it.whom);
         let same = |other: &&mut Rung| it.visitor.is_some() && other.visitor == it.visitor;
         if let Some(other) = before.iter_mut().rev().find(same) {
             (other.sleepers, other.visitor) = (Claimed::default(), None);
         }
     }
-    for it in rung.drain(..) {
-        event(&it).wake_claimed(it.sleepers);
+    for it in &mut *rung {
+        event(it).wake_claimed(mem::take(&mut it.sleepers));
     }
-    panicked
-}
-
-/// Calls `f` for all, even if it panics for one. Returns the first panic.
-fn for_each<T>(items: &[T], mut f: impl FnMut(&T)) -> Option<Box<dyn Any + Send>> {
-    let mut items = items.iter();
-    let mut panicked = None;
-    loop {
-        let rest = AssertUnwindSafe(|| items.by_ref().for_each(&mut f));
-        match panic::catch_unwind(rest) {
-            Ok(()) => return panicked,
-            Err(payload) => _ = panicked.get_or_insert(payload),
-        }
+    rung.retain(|it| event(it).is_observed());
+    if !rung.is_empty() {
+        calling(|calls| {
+            calls.hold();
+            for it in &mut *rung {
+                it.kinds = event(it).claim_observers();
+                if it.kinds & ARMED != 0 {
+                    event(it).wake_by_calls(calls, Change::Signalled, it.whom);
+                }
+            }
+            calls.settle();
+            for it in &*rung {
+                let observers = &event(it).observers;
+                observers.call_others(calls, Change::Signalled, it.kinds);
+            }
+        });
     }
 }
 

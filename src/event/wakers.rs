@@ -24,8 +24,8 @@
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 
-use super::{Change, Event, Observer};
-use crate::sync::waiters::ARMED;
+use super::{Change, Event};
+use crate::sync::waiters::{ARMED, Release};
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included};
@@ -40,12 +40,51 @@ pub(crate) struct Wakers {
     writers: Line,
 }
 
-impl Observer for Wakers {
-    fn notified(&self, change: Change) {
-        match change {
-            Change::Signalled => self.readers.wake(1),
-            Change::Read => self.writers.wake(usize::MAX),
+impl Wakers {
+    pub(super) fn wake(&self, change: Change, tasks: Tasks) {
+        match tasks {
+            Tasks::First(count) => self.line(change).wake(count),
+            Tasks::UpTo(units) => self.line(change).wake_up_to(units),
         }
+    }
+
+    /// How many wait that have not been woken.
+    pub(super) fn waiting(&self, change: Change) -> usize {
+        self.line(change).lock().waiting.len()
+    }
+
+    fn line(&self, change: Change) -> &Line {
+        match change {
+            Change::Signalled => &self.readers,
+            Change::Read => &self.writers,
+        }
+    }
+}
+
+/// Which of the tasks that wait are to be woken.
+#[derive(Clone, Copy)]
+pub(super) enum Tasks {
+    /// So many.
+    First(usize),
+    /// As many as there are units, counting those who have been woken already.
+    UpTo(u32),
+}
+
+impl Event {
+    /// Which tasks to wake after a change for which their arming was claimed.
+    pub(super) fn tasks_for(&self, change: Change, whom: Release) -> Tasks {
+        let count = match whom {
+            Release::One => 1,
+            Release::Each(count) => count as usize,
+            Release::All => usize::MAX,
+        };
+        if whom == Release::One || self.observers.waiting_tasks(change) <= count {
+            return Tasks::First(count);
+        }
+        // The others have lost their arming with the claim, and the next signal may have something for one of them: arm for
+        // them, and look as they would.
+        self.waiters(change).set(ARMED);
+        Tasks::UpTo(self.units())
     }
 }
 
@@ -107,11 +146,7 @@ impl<'a> Place<'a> {
     }
 
     fn line(&self) -> &'a Line {
-        let wakers = self.event.observers.wakers();
-        match self.change {
-            Change::Signalled => &wakers.readers,
-            Change::Read => &wakers.writers,
-        }
+        self.event.observers.wakers().line(self.change)
     }
 }
 
