@@ -446,3 +446,131 @@ impl Claimed {
         self.are_some() && self.alone
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Release::{All, Each, One};
+    use super::*;
+
+    const NOBODY: Release = Release::NOBODY;
+    type Waiters = super::Waiters<Private>;
+
+    /// Threads that wait here, as far as the state knows.
+    fn announced(number: u32) -> Waiters {
+        let waiters = Waiters::new();
+        for _ in 0..number {
+            waiters.enter();
+            waiters.announce();
+        }
+        waiters
+    }
+
+    /// How many threads such claims wake, one after the other.
+    fn claims<const N: usize>(waiters: &Waiters, whom: [Release; N]) -> [u32; N] {
+        whom.map(|whom| waiters.claim_sleepers(whom).threads)
+    }
+
+    fn leave(waiters: &Waiters, took: bool, left_over: Release) -> u32 {
+        let before = waiters.generation();
+        waiters.leave(took, || left_over);
+        waiters.generation() - before
+    }
+
+    #[test]
+    fn each_share_wakes_a_thread_of_its_own_and_no_more_than_there_are() {
+        let waiters = announced(3);
+        assert_eq!(claims(&waiters, [Each(1), Each(1)]), [1, 1]);
+        assert_eq!(claims(&waiters, [Each(1), Each(1), Each(9)]), [ALL, 0, 0]);
+        assert_eq!(
+            claims(&announced(3), [Each(2), NOBODY, Each(2), One]),
+            [2, 0, ALL, 0]
+        );
+        assert_eq!(claims(&announced(3), [Each(u32::MAX), All]), [ALL, 0]);
+        assert_eq!(claims(&announced(0), [Each(1), One, All]), [0; 3]);
+    }
+
+    #[test]
+    fn what_is_taken_whole_wakes_one_and_what_is_for_all_wakes_all() {
+        assert_eq!(
+            claims(&announced(3), [One, One, Each(1), All]),
+            [1, 0, 0, 0]
+        );
+        assert_eq!(claims(&announced(1), [One, One]), [ALL, 0]);
+        assert_eq!(claims(&announced(3), [NOBODY, All, All]), [0, ALL, 0]);
+        assert_eq!(claims(&announced(3), [Each(1), One, Each(1)]), [1, 1, 0]);
+    }
+
+    /// More than can be counted are woken all at once.
+    #[test]
+    fn so_many_that_they_are_not_counted() {
+        for number in [MOST_CLAIMED, MOST_CLAIMED + 1, 1000] {
+            let waiters = announced(number);
+            for _ in 1..MOST_CLAIMED {
+                assert_eq!(claims(&waiters, [Each(1)]), [1]);
+            }
+            assert_eq!(claims(&waiters, [Each(1), Each(1)]), [ALL, 0]);
+            assert_eq!(waiters.count(), number);
+        }
+    }
+
+    /// Who leaves with a share owes nothing to those who are announced or on their way.
+    #[test]
+    fn who_leaves_with_a_share() {
+        let waiters = announced(3);
+        claims(&waiters, [Each(1)]);
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert!(waiters.is_announced());
+        // It is not counted as claimed any more: both are still to be woken.
+        assert_eq!(claims(&waiters, [Each(1), Each(1), Each(1)]), [1, ALL, 0]);
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert!(!waiters.is_announced());
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert_eq!((waiters.count(), waiters.is_announced()), (0, false));
+        assert_eq!(waiters.state.load(Ordering::Relaxed), 0);
+    }
+
+    /// Who leaves without one has been woken for nothing, and acts as the waker.
+    #[test]
+    fn who_leaves_without_a_share() {
+        let waiters = announced(3);
+        claims(&waiters, [Each(1)]);
+        assert_eq!(leave(&waiters, false, Each(1)), 1);
+        assert_eq!(claims(&waiters, [Each(1), Each(1)]), [ALL, 0]);
+        assert_eq!(leave(&waiters, false, NOBODY), 0);
+        assert_eq!(waiters.count(), 1);
+    }
+
+    /// A thread that has come since is not among those who were claimed to the last.
+    #[test]
+    fn who_leaves_before_one_that_has_come_since() {
+        let waiters = announced(2);
+        claims(&waiters, [Each(2)]);
+        waiters.enter();
+        assert_eq!(leave(&waiters, true, NOBODY), 0);
+        assert!(waiters.is_announced());
+    }
+
+    /// What is taken whole was maybe meant for those who stay: they are announced, and woken if there is more.
+    #[test]
+    fn who_leaves_with_all() {
+        let waiters = announced(3);
+        claims(&waiters, [One]);
+        assert_eq!(leave(&waiters, true, NOBODY), 0);
+        assert!(waiters.is_announced());
+        assert_eq!(leave(&waiters, true, One), 1);
+        assert_eq!((waiters.count(), waiters.is_announced()), (1, false));
+    }
+
+    /// The other bits are not theirs.
+    #[test]
+    fn observers_are_left_alone() {
+        let waiters = announced(2);
+        waiters.set(ARMED | OBSERVED);
+        claims(&waiters, [Each(1), Each(1)]);
+        leave(&waiters, true, NOBODY);
+        leave(&waiters, true, NOBODY);
+        assert_eq!(waiters.state.load(Ordering::Relaxed), ARMED | OBSERVED);
+        assert_eq!(waiters.claim_observers(ARMED), ARMED);
+        assert_eq!(waiters.claim_observers(ARMED | OBSERVED), OBSERVED);
+    }
+}
