@@ -322,7 +322,6 @@ fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>)
                     event(it).wake_by_calls(calls, Change::Signalled, it.whom);
                 }
             }
-            calls.settle();
             for it in &*rung {
                 let observers = &event(it).observers;
                 observers.call_others(calls, Change::Signalled, it.kinds);

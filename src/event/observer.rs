@@ -427,7 +427,7 @@ impl Calls<'_, '_> {
     }
 
     /// Wakes whoever has been signalled so far, in the outermost call.
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         if self.outermost && DEPTH.with(Cell::get) == Depth::Owing {
             self.settle_what_is_owed();
         }
