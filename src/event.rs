@@ -88,9 +88,9 @@ pub enum Mode {
 ///
 /// # Waking
 ///
-/// A signal wakes one reader, or as many as there are units if the event is a semaphore, and makes no system call if
-/// nobody sleeps or somebody has been woken for it already: a burst of signals to one sleeping thread is one
-/// `FUTEX_WAKE`. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
+/// A signal wakes one reader, and makes no system call if nobody sleeps or one has been woken already, who takes all there
+/// is: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes a reader of its own, at once,
+/// whether or not those woken before have run; a burst makes no more calls of `FUTEX_WAKE` than there are readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
 /// blocked writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the
 /// kernel. A thread that happens to call at the right moment may overtake a woken one; there is no queue.
 ///

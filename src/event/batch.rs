@@ -7,9 +7,10 @@
 //!     signal(queue)  ──▶  pending: 5  0  9  2          plain additions, no atomics
 //!     commit()       ──▶  1  each pending number is added to its event's count, by one atomic operation
 //!                         2  does anybody wait for these events?  no: done
-//!                         3  those who do: their observers are called
-//!                         4  their sleepers are claimed
-//!                         5  who sleeps is woken: in the events, then in pollers
+//!                         3  those who do: their sleepers are claimed
+//!                         4  who sleeps in them is woken
+//!                         5  pollers are told and tasks woken; then who sleeps in the pollers is woken
+//!                         6  the other observers are called
 //! ```
 //!
 //! The passes matter to whoever waits for several of the events. When the first call or wake-up reaches it, all the
@@ -20,9 +21,9 @@
 //! * A thread in `wait_any` that is the only reader of several of the events is claimed at each, and woken at the last,
 //!   see `src/event/visitor.rs`. (If others read there too, each event wakes somebody for itself.)
 //!
-//! Between a count's change and the look for sleepers there may be other events' changes, and observers' calls before the
-//! wake-up; the handshake of `src/sync/waiters.rs` does not mind. Nothing is claimed while observers run, so one that
-//! blocks or takes its time keeps nobody asleep whom others signal too.
+//! Between a count's change and the look for sleepers there may be other events' changes; the handshake of
+//! `src/sync/waiters.rs` does not mind. What is claimed is made good before code from elsewhere runs, but for the wakers of
+//! tasks, so an observer that blocks or takes its time keeps nobody asleep, whom others signal too.
 //!
 //! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one submission
 //! of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into
@@ -44,7 +45,7 @@ use std::{fmt, mem, ptr, thread};
 /// and [committing](Self::commit) allocate nothing, over and over.
 ///
 /// * Signals to one event become one, of their sum. Writes become one write, which fits as a whole or not at all.
-/// * First the counts of all events change, then their observers are called, then sleepers are woken. A thread that
+/// * First the counts of all events change, then sleepers and tasks are woken, then observers are called. A thread that
 ///   sleeps in one of them, in [`wait_any`](crate::poll::wait_any()) on several that nobody else reads, or in a
 ///   [`Poller`](crate::poll::Poller) for any number of them, is woken once.
 /// * An event that is signalled and written to is written to first.
@@ -180,11 +181,11 @@ impl<E: Deref<Target = Event>> Batch<E> {
         Ok(())
     }
 
-    /// Delivers what is pending: first all counts change, then observers are called, then sleepers are woken. Never blocks.
+    /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and tasks,
+    /// then observers are called. Never blocks, unless an observer does.
     ///
-    /// An observer must not block, and less so here: if it waits for a thread that this very commit is to wake, it waits
-    /// for ever. (Not for one that sleeps in a poller, if it waits in a call of this crate: such a call first wakes
-    /// whoever is to be woken in pollers.)
+    /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the first
+    /// observer is called.
     ///
     /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
     ///

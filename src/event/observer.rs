@@ -14,11 +14,15 @@
 //! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is taken
 //! out there is dropped by the same thread when no call is under way any more, at the end of its outermost call or later.
 //!
-//! **Nesting.** A callback may signal and read events, its own included. What that is to call is not called from there: it is
-//! put into a queue of the thread's, and called by the outermost signal or read, one after the other, when the callback has
-//! returned. So a chain of a hundred thousand events needs no more stack than one of two, and no callback is ever
-//! entered a second time by its own thread. The count changes at once, and sleepers are woken at once; but those who sleep
-//! in a poller are woken when the queue has been worked off, or 256 calls of it, once for all their events (see
+//! **Order.** Threads asleep in the event are woken before anything is called. Then come those that let somebody sleeping
+//! know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks. Then all others,
+//! newest first: they may take their time, and by then nobody depends on them.
+//!
+//! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and pollers are
+//! told at once. What else that is to call is not called from there: it is put into a queue of the thread's, and called by the
+//! outermost signal or read, one after the other, when the callback has returned. So a chain of a hundred thousand events
+//! needs no more stack than one of two, and no callback is ever entered a second time by its own thread. Before the next
+//! callback, tasks are woken, and those who sleep in a poller are, once for all that the last callback has rung (see
 //! [`wake_queue`]). The queue holds on to the lists it is to call, and it is worked off in the section of the outermost call.
 
 use super::Event;
@@ -73,6 +77,15 @@ impl Interest {
 /// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
 /// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
 /// newest first, as in the kernel. Several threads may call at the same time.
+///
+/// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it or in
+/// [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a [`Batch`](super::Batch)
+/// that goes for all its events. So an observer that takes its time delays the signaller and the observers behind it, and none
+/// of those; and while it is in the call, other threads' signals wake whoever has come since. What an observer signals itself
+/// wakes threads at once; those who sleep in a poller are woken when it returns, or waits in a call of this crate; tasks (and
+/// threads in `wait_any` for more than 128 events) when it returns. All of them are woken before the next observer is called.
+/// An observer that was [armed](Observation::arm) is due one call: until that has come, behind those before it, other
+/// signals do not call it.
 ///
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer, deassigns a
 /// doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the process, waits until

@@ -1,8 +1,8 @@
 //! Tasks that wait for an event, and threads that wait as tasks do: a line of wakers for each side.
 //!
-//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line is an [`Observer`]
-//! like any other, attached with the first task that waits and kept with the event, so waiting and waking change no
-//! list of observers. It is called on demand: signals cost nothing while nobody has asked since the last call.
+//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line stands beside
+//! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking change
+//! no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
 //!
 //! ```text
 //!     task                                           signal, by way of the list of observers

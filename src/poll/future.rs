@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 ///
 /// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
 /// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
-/// signal wakes the one that has waited longest, or, if the event is a semaphore, as many as there are units; a read
+/// signal wakes the one that has waited longest, or, if the event is a semaphore, one for each unit, at once; a read
 /// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides.
 /// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
 ///
