@@ -5,13 +5,14 @@
 //! no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
 //!
 //! ```text
-//!     task                                           signal, by way of the list of observers
+//!     task                                           signal
 //!     1  try; got something: done                    1  count
 //!     2  join the line, at its end or,               2  ARMED?  no: done
 //!        if it has been there, at its old place      3  claim: clear ARMED
 //!     3  arm                                         4  take the first waker out of the line, and call it
 //!     4  try; nothing: come back when woken             (a read: all wakers of those who want to write)
-//!     5  leave; others still in line?  hand on:
+//!     5  leave; others still in line?  hand on:         a semaphore, and more in line than units were added: arm for
+//!                                                       them, look, wake as many as there are units less those woken
 //!        more units than woken tasks?  wake so many more
 //!        none?  arm for those in line, look again
 //! ```

@@ -19,8 +19,7 @@ use std::task::{Context, Poll, ready};
 /// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
 /// that goes on with another branch may do, the others that wait for the event wait for it.
 ///
-/// Waiting takes a mutex for a moment. The first one that has to wait attaches an
-/// [`Observer`](crate::event::Observer) to the event.
+/// Waiting takes a mutex for a moment. The first one that has to wait makes the event's line of tasks.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///
