@@ -51,13 +51,13 @@ pub(crate) use counter::Owner;
 pub(crate) use wakers::Place;
 
 use counter::Counter;
-use observer::Observers;
+use observer::{Calls, Observers, calling};
 use visitor::Visitor;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
+use crate::sync::waiters::{ARMED, OBSERVED, Release, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 #[cfg(not(loom))]
@@ -88,9 +88,9 @@ pub enum Mode {
 ///
 /// # Waking
 ///
-/// A signal wakes one reader, or as many as there are units if the event is a semaphore, and makes no system call if
-/// nobody sleeps or somebody has been woken for it already: a burst of signals to one sleeping thread is one
-/// `FUTEX_WAKE`. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
+/// A signal wakes one reader, and makes no system call if nobody sleeps or one has been woken already, who takes all there
+/// is: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes a reader of its own, at once,
+/// whether or not those woken before have run; a burst makes no more calls of `FUTEX_WAKE` than there are readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
 /// blocked writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the
 /// kernel. A thread that happens to call at the right moment may overtake a woken one; there is no queue.
 ///
@@ -385,7 +385,16 @@ impl Event {
 
     /// How many reads could succeed now, with a [`DEKKER`](crate::sync::DEKKER) load.
     pub(crate) fn units(&self) -> u32 {
-        self.counter.units(self.mode)
+        match self.left_over() {
+            Release::One => 1,
+            Release::Each(units) => units,
+            Release::All => u32::MAX,
+        }
+    }
+
+    /// Which readers could go on now, likewise.
+    fn left_over(&self) -> Release {
+        self.counter.left_over(self.mode)
     }
 
     /// Second half of a signal or write of `n`.
@@ -425,6 +434,15 @@ impl Event {
         }
     }
 
+    /// Calls those who armed to be told that somebody sleeps, and do nothing else: pollers and tasks.
+    fn wake_by_calls(&self, calls: &mut Calls<'_, '_>, change: Change, whom: Release) {
+        self.observers.call_prompt(calls, change);
+        if self.observers.have_tasks() {
+            let tasks = self.tasks_for(change, whom);
+            self.observers.wake_tasks(calls, change, tasks);
+        }
+    }
+
     /// Who waits for which change.
     fn sides(&self) -> [(&Waiters, Change); 2] {
         self.counter.sides()
@@ -446,8 +464,13 @@ impl Owner for Event {
         ARMED | OBSERVED
     }
 
-    fn call(&self, change: Change, kinds: u32) {
-        self.observers.call(change, kinds);
+    fn call(&self, change: Change, kinds: u32, whom: Release) {
+        calling(|calls| {
+            if kinds & ARMED != 0 {
+                self.wake_by_calls(calls, change, whom);
+            }
+            self.observers.call_others(calls, change, kinds);
+        });
     }
 }
 

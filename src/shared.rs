@@ -39,8 +39,8 @@
 //! | 32 | 4 | `mode` | 0: a read takes the whole count, 1: one unit |
 //! | 36 | 28 | reserved | 0 |
 //!
-//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 31 the number of
-//! sleeping threads. All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
+//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 24 the number of
+//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` while others stay announced (only if the mode is 1). All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
 //!
 //! **To signal** `n`: compare-exchange `count` to `count + n`, or `u64::MAX` if that is less; back off for a moment
 //! after a lost race. (To write: only if `count + n < u64::MAX`.) Then *notify the readers*, 1 of them, or `n` if the
@@ -50,7 +50,9 @@
 //! something, *notify the writers*, all of them.
 //!
 //! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
-//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If `ARMED` is set and this process knows wakers,
+//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if `CLAIMED` and
+//! the number to notify are together less than the number of threads, and less than 127, set `CLAIMED` to that sum instead
+//! and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 127, and wake all. If `ARMED` is set and this process knows wakers,
 //! clear it in the same step, and send each a byte without blocking.
 //!
 //! **To sleep** until one can read (or write):
@@ -60,8 +62,8 @@
 //! 3. try the read (write) again; if it succeeds, go to 5;
 //! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
 //!    back to 2 if that fails and the caller has time left;
-//! 5. subtract 8 from `state` and, in the same compare-exchange, set `ANNOUNCED` if the number is not 0 then, else
-//!    clear it. If it is not 0 and the event can be read now, notify the readers as if the whole count had been
+//! 5. subtract 8 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED` if
+//!    the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read now, notify the readers as if the whole count had been
 //!    signalled. (Writers need not: who makes room wakes all.)
 //!
 //! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
@@ -84,7 +86,7 @@ use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
 use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::ARMED;
+use crate::sync::waiters::{ARMED, Release};
 #[cfg(loom)]
 use line::Line;
 use line::Unfit;
@@ -456,7 +458,7 @@ impl Owner for SharedEvent {
         if self.wakers.is_empty() { 0 } else { ARMED }
     }
 
-    fn call(&self, _: Change, _: u32) {
+    fn call(&self, _: Change, _: u32, _: Release) {
         self.wakers.iter().for_each(Waker::ring);
     }
 }

@@ -8,6 +8,7 @@ use common::caller::call;
 use common::counter::Counter;
 use common::ours::NeverSpin;
 use common::watchdog::{self, Watchdog};
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::poll::{ReadFuture, Readings, WriteFuture};
 use doorbell::{Event, Mode, WriteError};
 use fastrand::Rng;
@@ -172,10 +173,8 @@ fn as_many_are_woken_as_there_are_units() {
     let event = Event::semaphore(0);
     let mut tasks = reads(&event, 6);
     event.signal_n(4);
-    assert_eq!(woken(&tasks), [1, 0, 0, 0, 0, 0]);
-    assert_eq!(tasks[0].poll(), Poll::Ready(1));
     assert_eq!(woken(&tasks), [1, 1, 1, 1, 0, 0]);
-    for task in &mut tasks[1..4] {
+    for task in &mut tasks[..4] {
         assert_eq!(task.poll(), Poll::Ready(1));
     }
     assert_eq!(woken(&tasks), [1, 1, 1, 1, 0, 0]);
@@ -183,15 +182,124 @@ fn as_many_are_woken_as_there_are_units() {
     assert_eq!(woken(&tasks), [1, 1, 1, 1, 1, 0]);
 }
 
+/// Each unit wakes a task of its own, however it comes, before any of them is polled, and none twice.
 #[test]
-fn a_unit_that_comes_while_one_is_woken_is_handed_on() {
+fn each_unit_wakes_a_task_of_its_own() {
+    fn committed(event: &Event) {
+        let mut batch = Batch::new();
+        let index = batch.add(event);
+        batch.signal(index);
+        batch.commit().unwrap();
+    }
+    let add: [fn(&Event); 3] = [Event::signal, |event| event.write(1).unwrap(), committed];
+    for add in add {
+        let event = Event::semaphore(0);
+        let mut tasks = reads(&event, 3);
+        add(&event);
+        assert_eq!(woken(&tasks), [1, 0, 0]);
+        add(&event);
+        assert_eq!(woken(&tasks), [1, 1, 0]);
+        event.write(0).unwrap();
+        assert_eq!(woken(&tasks), [1, 1, 0]);
+        (0..10_000).for_each(|_| add(&event));
+        assert_eq!(woken(&tasks), [1, 1, 1]);
+        for task in &mut tasks {
+            assert_eq!(task.poll(), Poll::Ready(1));
+        }
+        assert_eq!(woken(&tasks), [1, 1, 1]);
+        assert_eq!(event.count(), 9_999);
+    }
+}
+
+/// So it is for units that come in an observer's call: the tasks are woken when it returns, each once.
+#[test]
+fn each_unit_of_an_observer_wakes_a_task_of_its_own() {
+    let event = Arc::new(Event::semaphore(0));
+    let outer = Event::new(0);
+    let mut tasks = reads(&event, 3);
+    let _observation = Observation::new(&outer, Interest::Signals, {
+        let event = Arc::clone(&event);
+        Arc::new(move |_: Change| {
+            event.signal();
+            event.signal();
+        })
+    });
+    outer.signal();
+    assert_eq!(woken(&tasks), [1, 1, 0]);
+    outer.signal();
+    assert_eq!(woken(&tasks), [1, 1, 1]);
+    outer.signal();
+    for task in &mut tasks {
+        assert_eq!(task.poll(), Poll::Ready(1));
+    }
+    assert_eq!((woken(&tasks), event.count()), (vec![1, 1, 1], 3));
+}
+
+/// A unit that others take wakes nobody in vain, and the tasks stay armed for the next.
+#[test]
+fn a_unit_that_was_stolen() {
     let event = Event::semaphore(0);
-    let mut tasks = reads(&event, 2);
+    let mut tasks = reads(&event, 3);
     event.signal();
+    assert_eq!(event.try_read(), Some(1));
     event.signal();
+    // The first has been woken, and is to find it.
+    assert_eq!(woken(&tasks), [1, 0, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 1, 0]);
     assert_eq!(tasks[0].poll(), Poll::Ready(1));
-    assert_eq!(woken(&tasks), [1, 1]);
     assert_eq!(tasks[1].poll(), Poll::Ready(1));
+    assert_eq!(woken(&tasks), [1, 1, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 1, 1]);
+}
+
+/// A task that was woken and is dropped gives its unit to the next that has none.
+#[test]
+fn a_dropped_task_hands_its_unit_on() {
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 4);
+    event.signal();
+    event.signal();
+    drop(tasks.remove(0));
+    assert_eq!(woken(&tasks), [1, 1, 0]);
+    assert_eq!(tasks[0].poll(), Poll::Ready(1));
+    assert_eq!(tasks[1].poll(), Poll::Ready(1));
+    assert_eq!(woken(&tasks), [1, 1, 0]);
+}
+
+/// The items of streams are shares, too.
+#[test]
+fn two_streams_of_a_semaphore() {
+    let event = Event::semaphore(0);
+    let mut streams = [(); 2].map(|()| Task::new(next_of(event.readings())));
+    for stream in &mut streams {
+        assert!(stream.poll().is_pending());
+    }
+    event.signal();
+    event.signal();
+    for stream in &mut streams {
+        assert_eq!(stream.woken(), 1);
+        assert_eq!(stream.poll(), Poll::Ready(Some(1)));
+    }
+}
+
+fn next_of(mut readings: Readings<'_>) -> impl Future<Output = Option<u64>> + Unpin {
+    poll_fn(move |context| Pin::new(&mut readings).poll_next(context))
+}
+
+/// A counter is taken whole, so one task is woken for a burst; a write of nothing wakes none.
+#[test]
+fn a_write_of_nothing_wakes_no_task() {
+    let event = Event::new(0);
+    let mut tasks = reads(&event, 2);
+    event.write(0).unwrap();
+    event.signal_n(0);
+    assert_eq!(woken(&tasks), [0, 0]);
+    event.signal();
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 0]);
+    assert_eq!(tasks[0].poll(), Poll::Ready(2));
 }
 
 #[test]

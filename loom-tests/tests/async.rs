@@ -8,7 +8,8 @@ use loom::sync::Arc;
 use loom_tests::{Cargo, check, event, spawn};
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 /// The most that `write` can bring the count to.
 const FULL: u64 = u64::MAX - 1;
@@ -218,5 +219,35 @@ fn two_writers_of_a_semaphore() {
             task.join().unwrap().unwrap();
         }
         assert_eq!(event.count(), FULL);
+    });
+}
+
+/// A waker that counts its calls.
+#[derive(Default)]
+struct Bell(AtomicU32);
+
+impl Wake for Bell {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Two units one after the other, or at once, wake two tasks, though none has been polled.
+#[test]
+fn a_wake_up_for_each_unit() {
+    check("a_wake_up_for_each_unit", Some(3), || {
+        let event = event(0, Mode::Semaphore);
+        let bells = [(); 2].map(|()| std::sync::Arc::new(Bell::default()));
+        let mut tasks = [(); 2].map(|()| event.read_async());
+        for (task, bell) in tasks.iter_mut().zip(&bells) {
+            let waker = Waker::from(std::sync::Arc::clone(bell));
+            let task = std::pin::Pin::new(task);
+            assert_eq!(task.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+        }
+        let signaller = spawn(&event, Event::signal);
+        event.signal();
+        signaller.join().unwrap();
+        assert_eq!(bells.map(|bell| bell.0.load(Ordering::Relaxed)), [1, 1]);
+        drop(tasks);
     });
 }

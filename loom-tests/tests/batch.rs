@@ -262,6 +262,40 @@ fn an_observer_waits_for_the_poller() {
     });
 }
 
+/// An observer that waits, not in a call of this crate, for who sleeps at another event of the commit, in a read or a poller.
+#[test]
+fn an_observer_waits_for_all() {
+    for in_poller in [false, true] {
+        check("an_observer_waits_for_all", Some(2), move || {
+            let [first, second] = [(); 2].map(|()| event(0, Mode::Counter));
+            let done = Arc::new(loom::sync::Notify::new());
+            let observation = Observation::new(
+                Arc::clone(&first),
+                Interest::Signals,
+                Arc::new({
+                    let done = Arc::clone(&done);
+                    move |_: Change| done.wait()
+                }),
+            );
+            let poller = poller(&[Arc::clone(&second)]);
+            let waiter = {
+                let (poller, second) = (Arc::clone(&poller), Arc::clone(&second));
+                thread::spawn(move || {
+                    if in_poller {
+                        poller.wait(&mut Events::with_capacity(1), None).unwrap();
+                    } else {
+                        second.read();
+                    }
+                    done.notify();
+                })
+            };
+            signal_each([first, second]).commit().unwrap();
+            waiter.join().unwrap();
+            drop(observation);
+        });
+    }
+}
+
 /// A thread that sleeps at both events is woken once.
 #[test]
 fn commit_and_visitor() {

@@ -129,6 +129,42 @@ fn semaphore_two_readers_two_signals() {
     });
 }
 
+/// Two units one after the other wake two readers who sleep, though the first has not run.
+#[test]
+fn semaphore_a_wake_up_for_each_unit() {
+    check("semaphore_a_wake_up_for_each_unit", Some(3), || {
+        let event = event(0, Mode::Semaphore);
+        let readers = [(); 2].map(|()| spawn(&event, |event| event.read()));
+        let asleep = futex::asleep();
+        event.signal();
+        event.signal();
+        assert!(asleep < 2 || futex::woken() == 2, "one sleeps on");
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+    });
+}
+
+/// More units than readers cost no more wake-ups than readers.
+#[test]
+fn semaphore_no_more_wake_ups_than_readers() {
+    check("semaphore_no_more_wake_ups_than_readers", Some(2), || {
+        let event = event(0, Mode::Semaphore);
+        let readers = [(); 2].map(|()| spawn(&event, |event| event.read()));
+        let asleep = futex::asleep();
+        let before = futex::wakes();
+        (0..4).for_each(|_| event.signal());
+        assert!(
+            asleep < 2 || futex::wakes() - before <= 2,
+            "wake-ups for nobody"
+        );
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+        assert_eq!(event.count(), 2);
+    });
+}
+
 /// A counter, too, is handed on: the second signal may come while nobody is announced and one still sleeps.
 #[test]
 fn counter_two_readers_two_signals() {

@@ -214,3 +214,24 @@ fn two_attach_at_once() {
         watched.end();
     });
 }
+
+/// An observer that waits for the thread that the same signal wakes.
+#[test]
+fn an_observer_waits_for_a_reader() {
+    check("an_observer_waits_for_a_reader", Some(3), || {
+        let event = event();
+        let done = Arc::new(loom::sync::Notify::new());
+        let observer = {
+            let done = Arc::clone(&done);
+            Arc::new(move |_: Change| done.wait())
+        };
+        let observation = Observation::new(event.clone(), Interest::Signals, observer);
+        let reader = spawn(&event, move |event| {
+            event.read();
+            done.notify();
+        });
+        event.signal();
+        reader.join().unwrap();
+        drop(observation);
+    });
+}

@@ -7,9 +7,10 @@
 //!     signal(queue)  ──▶  pending: 5  0  9  2          plain additions, no atomics
 //!     commit()       ──▶  1  each pending number is added to its event's count, by one atomic operation
 //!                         2  does anybody wait for these events?  no: done
-//!                         3  those who do: their observers are called
-//!                         4  their sleepers are claimed
-//!                         5  who sleeps is woken: in the events, then in pollers
+//!                         3  those who do: their sleepers are claimed
+//!                         4  who sleeps in them is woken
+//!                         5  pollers are told and tasks woken; then who sleeps in the pollers is woken
+//!                         6  the other observers are called
 //! ```
 //!
 //! The passes matter to whoever waits for several of the events. When the first call or wake-up reaches it, all the
@@ -20,23 +21,23 @@
 //! * A thread in `wait_any` that is the only reader of several of the events is claimed at each, and woken at the last,
 //!   see `src/event/visitor.rs`. (If others read there too, each event wakes somebody for itself.)
 //!
-//! Between a count's change and the look for sleepers there may be other events' changes, and observers' calls before the
-//! wake-up; the handshake of `src/sync/waiters.rs` does not mind. Nothing is claimed while observers run, so one that
-//! blocks or takes its time keeps nobody asleep whom others signal too.
+//! Between a count's change and the look for sleepers there may be other events' changes; the handshake of
+//! `src/sync/waiters.rs` does not mind. What is claimed is made good before code from elsewhere runs, but for the wakers of
+//! tasks, so an observer that blocks or takes its time keeps nobody asleep, whom others signal too.
 //!
 //! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one submission
 //! of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into
 //! waking the threads.
 
+use super::counter::released;
+use super::observer::calling;
 use super::visitor::Number;
-use super::{Event, Owner, Unwritten, WriteError};
-use crate::sync::waiters::Claimed;
-use crate::sync::wake_queue::Hold;
-use std::any::Any;
+use super::{Change, Event, Owner, Unwritten, WriteError};
+use crate::sync::waiters::{ARMED, Claimed, Release};
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::{fmt, ptr, thread};
+use std::{fmt, mem, ptr, thread};
 
 /// Signals and writes to several events that are delivered together.
 ///
@@ -44,7 +45,7 @@ use std::{fmt, ptr, thread};
 /// and [committing](Self::commit) allocate nothing, over and over.
 ///
 /// * Signals to one event become one, of their sum. Writes become one write, which fits as a whole or not at all.
-/// * First the counts of all events change, then their observers are called, then sleepers are woken. A thread that
+/// * First the counts of all events change, then sleepers and tasks are woken, then observers are called. A thread that
 ///   sleeps in one of them, in [`wait_any`](crate::poll::wait_any()) on several that nobody else reads, or in a
 ///   [`Poller`](crate::poll::Poller) for any number of them, is woken once.
 /// * An event that is signalled and written to is written to first.
@@ -180,11 +181,11 @@ impl<E: Deref<Target = Event>> Batch<E> {
         Ok(())
     }
 
-    /// Delivers what is pending: first all counts change, then observers are called, then sleepers are woken. Never blocks.
+    /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and tasks,
+    /// then observers are called. Never blocks, unless an observer does.
     ///
-    /// An observer must not block, and less so here: if it waits for a thread that this very commit is to wake, it waits
-    /// for ever. (Not for one that sleeps in a poller, if it waits in a call of this crate: such a call first wakes
-    /// whoever is to be woken in pollers.)
+    /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the first
+    /// observer is called.
     ///
     /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
     ///
@@ -203,15 +204,16 @@ impl<E: Deref<Target = Event>> Batch<E> {
             unwritten += usize::from(!entries[index].apply());
         }
         for &index in &*pending {
-            if let Some(signals) = entries[index].take_awaited() {
-                rung.push(Rung::new(index, signals));
+            if let Some(whom) = entries[index].take_awaited() {
+                rung.push(Rung::new(index, whom));
             }
         }
-        let panicked = if rung.is_empty() {
-            None
-        } else {
-            deliver(entries, rung)
-        };
+        let mut panicked = None;
+        if !rung.is_empty() {
+            let deliver = AssertUnwindSafe(|| deliver(entries, rung));
+            panicked = panic::catch_unwind(deliver).err();
+            rung.clear();
+        }
         if unwritten == 0 {
             pending.clear();
         } else {
@@ -257,30 +259,33 @@ impl<E: Deref<Target = Event>> Entry<E> {
         self.write.is_none()
     }
 
-    /// Second pass: the signals, if anybody waits for them.
+    /// Second pass: for whom the signals are, if anybody waits for them.
     #[inline(always)]
-    fn take_awaited(&mut self) -> Option<u64> {
+    fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
         let readers = self.event.counter.readers();
-        readers.are_wanted(self.event.kinds()).then_some(n)
+        let wanted = readers.are_wanted(self.event.kinds());
+        wanted.then(|| released(n, self.event.mode))
     }
 }
 
-/// An event that somebody waits for, and whom the commit under way is to wake there.
+/// An event that somebody waits for, and whom the commit under way is to wake there and to call.
 struct Rung {
     index: usize,
-    signals: u64,
+    whom: Release,
     sleepers: Claimed,
     visitor: Option<Number>,
+    kinds: u32,
 }
 
 impl Rung {
-    fn new(index: usize, signals: u64) -> Self {
+    fn new(index: usize, whom: Release) -> Self {
         Rung {
             index,
-            signals,
+            whom,
             sleepers: Claimed::default(),
             visitor: None,
+            kinds: 0,
         }
     }
 }
@@ -294,38 +299,35 @@ fn saturate(sum: &mut u64) {
 /// The passes after the second.
 #[cold]
 #[inline(never)]
-fn deliver<E: Deref<Target = Event>>(
-    entries: &[Entry<E>],
-    rung: &mut Vec<Rung>,
-) -> Option<Box<dyn Any + Send>> {
+fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>) {
     let event = |rung: &Rung| &*entries[rung.index].event;
-    let _held = Hold::begin();
-    let panicked = for_each(rung, |rung| event(rung).call_signalled());
     for place in 0..rung.len() {
         let (before, after) = rung.split_at_mut(place);
         let it = &mut after[0];
-        (it.sleepers, it.visitor) = event(it).claim_readers(it.signals);
+        (it.sleepers, it.visitor) = event(it).claim_readers(it.whom);
         let same = |other: &&mut Rung| it.visitor.is_some() && other.visitor == it.visitor;
         if let Some(other) = before.iter_mut().rev().find(same) {
             (other.sleepers, other.visitor) = (Claimed::default(), None);
         }
     }
-    for it in rung.drain(..) {
-        event(&it).wake_claimed(it.sleepers);
+    for it in &mut *rung {
+        event(it).wake_claimed(mem::take(&mut it.sleepers));
     }
-    panicked
-}
-
-/// Calls `f` for all, even if it panics for one. Returns the first panic.
-fn for_each<T>(items: &[T], mut f: impl FnMut(&T)) -> Option<Box<dyn Any + Send>> {
-    let mut items = items.iter();
-    let mut panicked = None;
-    loop {
-        let rest = AssertUnwindSafe(|| items.by_ref().for_each(&mut f));
-        match panic::catch_unwind(rest) {
-            Ok(()) => return panicked,
-            Err(payload) => _ = panicked.get_or_insert(payload),
-        }
+    rung.retain(|it| event(it).is_observed());
+    if !rung.is_empty() {
+        calling(|calls| {
+            calls.hold();
+            for it in &mut *rung {
+                it.kinds = event(it).claim_observers();
+                if it.kinds & ARMED != 0 {
+                    event(it).wake_by_calls(calls, Change::Signalled, it.whom);
+                }
+            }
+            for it in &*rung {
+                let observers = &event(it).observers;
+                observers.call_others(calls, Change::Signalled, it.kinds);
+            }
+        });
     }
 }
 

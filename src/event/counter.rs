@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::limit::{Limit, NoTime};
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ALL, ARMED, Waiters};
+use crate::sync::waiters::{ARMED, Release, Waiters};
 use std::fmt;
 
 /// Its layout is part of what `src/shared.rs` documents.
@@ -33,8 +33,8 @@ pub(crate) trait Owner {
     /// The kinds of observers that may be here: [`ARMED`], `OBSERVED`, both or neither.
     fn kinds(&self) -> u32;
 
-    /// Calls those of the kinds given, which have been claimed.
-    fn call(&self, change: Change, kinds: u32);
+    /// Calls those of the kinds given, which have been claimed, after a change that is for `whom`.
+    fn call(&self, change: Change, kinds: u32, whom: Release);
 }
 
 impl<S: Scope> Counter<S> {
@@ -170,7 +170,7 @@ impl<S: Scope> Counter<S> {
             || fits(self.load(), n),
             add,
             // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
-            || self.writers.wait(deadline, add, || 0),
+            || self.writers.wait(deadline, add, || Release::NOBODY),
         );
         added.ok_or(WriteError::TimedOut)?;
         self.written(n, owner)
@@ -218,12 +218,12 @@ impl<S: Scope> Counter<S> {
         let deadline = limit.deadline().ok()?;
         let mode = owner.mode();
         let take = || self.take(mode);
-        let units = || self.units(mode);
+        let left_over = || self.left_over(mode);
         let value = owner.spinner().wait(
             deadline,
             || self.load() != 0,
             take,
-            || self.readers.wait(deadline, take, units),
+            || self.readers.wait(deadline, take, left_over),
         )?;
         self.have_read(value, owner)
     }
@@ -235,12 +235,9 @@ impl<S: Scope> Counter<S> {
         }
     }
 
-    /// How many reads could succeed now, with a [`DEKKER`] load.
-    pub(super) fn units(&self, mode: Mode) -> u32 {
-        match (mode, self.look()) {
-            (Mode::Counter, count) => u32::from(count != 0),
-            (Mode::Semaphore, count) => saturate(count),
-        }
+    /// Which readers could go on now, with a [`DEKKER`] load.
+    pub(super) fn left_over(&self, mode: Mode) -> Release {
+        released(self.look(), mode)
     }
 
     /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
@@ -369,17 +366,34 @@ impl<S: Scope> Counter<S> {
     /// Second half of a signal or write of `n`.
     #[inline(always)]
     pub(crate) fn wake_readers(&self, n: u64, owner: &impl Owner) {
-        self.readers
-            .notify(released(n, owner.mode()), owner.kinds(), |kinds| {
-                owner.call(Change::Signalled, kinds);
-            });
+        if self.readers.are_wanted(owner.kinds()) {
+            self.wake_readers_who_want(n, owner);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
+        let whom = released(n, owner.mode());
+        self.readers.notify(whom, owner.kinds(), |kinds| {
+            owner.call(Change::Signalled, kinds, whom);
+        });
     }
 
     /// Second half of a read.
     #[inline(always)]
     pub(super) fn wake_writers(&self, owner: &impl Owner) {
-        self.writers.notify(ALL, owner.kinds(), |kinds| {
-            owner.call(Change::Read, kinds);
+        if self.writers.are_wanted(owner.kinds()) {
+            self.wake_writers_who_want(owner);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_writers_who_want(&self, owner: &impl Owner) {
+        let whom = Release::All;
+        self.writers.notify(whom, owner.kinds(), |kinds| {
+            owner.call(Change::Read, kinds, whom);
         });
     }
 }
@@ -402,19 +416,15 @@ pub(super) fn fits(count: u64, n: u64) -> bool {
     n < u64::MAX - count
 }
 
-/// How many readers a signal or write of `n` releases.
+/// Which readers a signal or write of `n` releases.
 #[inline(always)]
-pub(super) fn released(n: u64, mode: Mode) -> u32 {
+pub(super) fn released(n: u64, mode: Mode) -> Release {
     match mode {
         // Nothing came of it, so nobody's announcement is to be used up.
-        _ if n == 0 => 0,
-        Mode::Counter => 1,
-        Mode::Semaphore => saturate(n),
+        _ if n == 0 => Release::NOBODY,
+        Mode::Counter => Release::One,
+        Mode::Semaphore => Release::Each(u32::try_from(n).unwrap_or(u32::MAX)),
     }
-}
-
-fn saturate(n: u64) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 #[cfg(all(test, not(loom), target_os = "linux"))]

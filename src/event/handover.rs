@@ -9,7 +9,7 @@
 
 use super::counter::fits;
 use super::{Event, Mode, WriteError};
-use crate::sync::waiters::ALL;
+use crate::sync::waiters::Release;
 
 const MOVED: u64 = u64::MAX;
 
@@ -25,8 +25,8 @@ impl Event {
 
     /// Has all who sleep find out that the count has moved.
     pub(crate) fn wake_moved(&self) {
-        self.counter.readers().notify(ALL, 0, |_| ());
-        self.counter.writers().notify(ALL, 0, |_| ());
+        self.counter.readers().notify(Release::All, 0, |_| ());
+        self.counter.writers().notify(Release::All, 0, |_| ());
     }
 
     /// A read. `None` if the count is 0 and the call is not to block.
@@ -65,12 +65,12 @@ impl Event {
     fn wait_to_take_here(&self) -> Result<u64, Moved> {
         let take = || self.take_here();
         // Once it has moved, everybody has something to leave for.
-        let units = || self.units();
+        let left_over = || self.left_over();
         let result = self.spin.wait(
             None,
             || self.count() != 0,
             take,
-            || self.counter.readers().wait(None, take, units),
+            || self.counter.readers().wait(None, take, left_over),
         );
         result.unwrap_or_else(|| unreachable!("a read without a deadline timed out"))
     }
@@ -84,7 +84,7 @@ impl Event {
             count == MOVED || fits(count, n)
         };
         // Who makes room wakes all writers, and so does the move.
-        let sleep = || self.counter.writers().wait(None, add, || 0);
+        let sleep = || self.counter.writers().wait(None, add, || Release::NOBODY);
         let result = self.spin.wait(None, ready, add, sleep);
         result.unwrap_or_else(|| unreachable!("a write without a deadline timed out"))
     }

@@ -14,20 +14,24 @@
 //! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is taken
 //! out there is dropped by the same thread when no call is under way any more, at the end of its outermost call or later.
 //!
-//! **Nesting.** A callback may signal and read events, its own included. What that is to call is not called from there: it is
-//! put into a queue of the thread's, and called by the outermost signal or read, one after the other, when the callback has
-//! returned. So a chain of a hundred thousand events needs no more stack than one of two, and no callback is ever
-//! entered a second time by its own thread. The count changes at once, and sleepers are woken at once; but those who sleep
-//! in a poller are woken when the queue has been worked off, or 256 calls of it, once for all their events (see
+//! **Order.** Threads asleep in the event are woken before anything is called. Then come those that let somebody sleeping
+//! know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks. Then all others,
+//! newest first: they may take their time, and by then nobody depends on them.
+//!
+//! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and pollers are
+//! told at once. What else that is to call is not called from there: it is put into a queue of the thread's, and called by the
+//! outermost signal or read, one after the other, when the callback has returned. So a chain of a hundred thousand events
+//! needs no more stack than one of two, and no callback is ever entered a second time by its own thread. Before the next
+//! callback, tasks are woken, and those who sleep in a poller are, once for all that the last callback has rung (see
 //! [`wake_queue`]). The queue holds on to the lists it is to call, and it is worked off in the section of the outermost call.
 
 use super::Event;
-use super::wakers::Wakers;
+use super::wakers::{Tasks, Wakers};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lazy::Lazy;
-use crate::sync::srcu::{self, Srcu, with_section};
+use crate::sync::srcu::{self, Section, Srcu, with_section};
 use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
-use crate::sync::wake_queue::{self, Hold};
+use crate::sync::wake_queue;
 use crate::sync::{UnsafeCell, const_thread_local};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -36,7 +40,6 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
 use std::sync::Arc;
 
 /// What happened to an event.
@@ -75,6 +78,15 @@ impl Interest {
 /// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
 /// newest first, as in the kernel. Several threads may call at the same time.
 ///
+/// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it or in
+/// [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a [`Batch`](super::Batch)
+/// that goes for all its events. So an observer that takes its time delays the signaller and the observers behind it, and none
+/// of those; and while it is in the call, other threads' signals wake whoever has come since. What an observer signals itself
+/// wakes threads at once; those who sleep in a poller are woken when it returns, or waits in a call of this crate; tasks (and
+/// threads in `wait_any` for more than 128 events) when it returns. All of them are woken before the next observer is called.
+/// An observer that was [armed](Observation::arm) is due one call: until that has come, behind those before it, other
+/// signals do not call it.
+///
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer, deassigns a
 /// doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the process, waits until
 /// it has returned. So it must not take a lock that another thread holds while it does one of these: the two would wait for
@@ -104,9 +116,6 @@ impl<F: Fn(Change) + Send + Sync> Observer for F {
 /// Calls of observers that one outermost signal may cause by signals of observers.
 const NESTED_CALLS: u32 = 1 << 20;
 
-/// Nested calls after which pollers are woken though there are more to come.
-const CALLS_PER_WAKE: u32 = 256;
-
 /// An observer in the list.
 ///
 /// The lists that it stands in may be freed by any thread, so they do not own the observer: it is dropped with the
@@ -116,6 +125,9 @@ struct Entry {
     interest: Interest,
     /// The bit of [`Waiters`] that it is called for: each time or when armed.
     kind: u32,
+    /// It is one of the crate's own that lets somebody sleeping know, in a moment, and runs no code from elsewhere. So it
+    /// stands before all that may take their time, and is called at once, in the call of another one too.
+    prompt: bool,
     /// Not to be called any more: for the calls that a thread still has in its queue when it detaches in a callback.
     detached: AtomicBool,
 }
@@ -124,11 +136,12 @@ struct Entry {
 unsafe impl Sync for Entry {}
 
 impl Entry {
-    fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32) -> Arc<Self> {
+    fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32, prompt: bool) -> Arc<Self> {
         Arc::new(Entry {
             observer: UnsafeCell::new(ManuallyDrop::new(observer)),
             interest,
             kind,
+            prompt,
             detached: AtomicBool::new(false),
         })
     }
@@ -140,15 +153,6 @@ impl Entry {
         let observer = self.observer.get();
         // SAFETY: `Leaving` writes to it after all such sections.
         unsafe { observer.deref() }.notified(change);
-    }
-
-    /// # Safety
-    ///
-    /// The entry stands in the current list, under its lock.
-    unsafe fn is(&self, wakers: &Arc<Wakers>) -> bool {
-        // SAFETY: as in `call`.
-        let observer = unsafe { Arc::as_ptr(self.observer.get().deref()) };
-        ptr::addr_eq(observer, Arc::as_ptr(wakers))
     }
 }
 
@@ -166,15 +170,14 @@ impl Drop for Leaving {
 
 type List = Arc<[Arc<Entry>]>;
 
-/// The observers of one event.
+/// The observers of one event, and its tasks.
 pub(super) struct Observers(Lazy<Attached>);
 
 /// What an event has once somebody observes it or waits for it as a task.
 struct Attached {
+    /// Prompt ones first, then newest first.
     list: Srcu<List>,
     wakers: Lazy<Arc<Wakers>>,
-    /// The wakers are in the list.
-    wakers_listed: AtomicBool,
 }
 
 impl Attached {
@@ -182,26 +185,15 @@ impl Attached {
         Attached {
             list: Srcu::new(List::from([])),
             wakers: Lazy::new(),
-            wakers_listed: AtomicBool::new(false),
         }
     }
 }
 
 impl Drop for Attached {
-    /// What is there still was forgotten, but for the wakers. A call of it may stand in the queue of a thread that has let go
-    /// of the event.
+    /// What is there still was forgotten. A call of it may stand in the queue of a thread that has let go of the event.
     fn drop(&mut self) {
-        let entries = self.list.write().read().to_vec();
-        let wakers = self.wakers.get();
-        let (wakers, forgotten): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| {
-            // SAFETY: the list is the current one.
-            wakers.is_some_and(|wakers| unsafe { entry.is(wakers) })
-        });
-        for entry in wakers {
-            srcu::retire_memory(Leaving(entry));
-        }
-        for entry in forgotten {
-            srcu::retire(Leaving(entry));
+        for entry in self.list.write().read().iter() {
+            srcu::retire(Leaving(Arc::clone(entry)));
         }
     }
 }
@@ -213,39 +205,60 @@ impl Observers {
         }
     }
 
-    /// Calls those of the `kinds` that are interested in `change`, or has the thread's outermost call do so.
-    pub(super) fn call(&self, change: Change, kinds: u32) {
+    /// Calls the prompt ones that are interested in `change`.
+    pub(super) fn call_prompt(&self, calls: &mut Calls<'_, '_>, change: Change) {
+        if let Some(attached) = self.0.get() {
+            let list = attached.list.read(calls.section);
+            let prompt = list.iter().take_while(|entry| entry.prompt);
+            calls.call_each(prompt, change, ARMED);
+        }
+    }
+
+    /// Wakes tasks, or has the thread's outermost call do so.
+    pub(super) fn wake_tasks(&self, calls: &mut Calls<'_, '_>, change: Change, tasks: Tasks) {
+        let Some(wakers) = self.existing_wakers() else {
+            return;
+        };
+        if calls.outermost {
+            calls.catch(|| wakers.wake(change, tasks));
+        } else if wakers.waiting(change) != 0 {
+            QUEUE.with(|queue| {
+                let wakers = Arc::clone(wakers);
+                queue.borrow_mut().tasks.push_back((wakers, change, tasks));
+            });
+        }
+    }
+
+    /// Calls the others of the `kinds` that are interested in `change`, or has the thread's outermost call do so.
+    pub(super) fn call_others(&self, calls: &mut Calls<'_, '_>, change: Change, kinds: u32) {
         let Some(attached) = self.0.get() else {
             return;
         };
-        with_section(|section| {
-            let list = attached.list.read(section);
-            if !Nesting::is_outermost() {
-                return Nesting::defer(Deferred {
-                    list: Arc::clone(&list),
-                    change,
-                    kinds,
-                });
-            }
-            let nesting = Nesting::begin();
-            let mut panicked = None;
-            call_each(&list, change, kinds, &mut panicked);
-            nesting.work_off(&mut panicked);
-            drop(nesting);
-            if let Some(payload) = panicked {
-                panic::resume_unwind(payload);
-            }
-        });
+        let list = attached.list.read(calls.section);
+        if calls.outermost {
+            calls.call_others(&list, change, kinds);
+        } else if others(&list).any(|entry| entry.is_called(change, kinds)) {
+            QUEUE.with(|queue| {
+                let list = Arc::clone(&list);
+                queue.borrow_mut().others.push_back((list, change, kinds));
+            });
+        }
     }
 
-    /// Puts an entry before the others.
+    /// Puts an entry before the others, as in the kernel's wait queue; but for prompt ones, which are first.
     fn add(&self, entry: &Arc<Entry>) {
         let writer = self.0.get_or_make(Attached::new).list.write();
-        let list = [entry]
-            .into_iter()
-            .chain(&**writer.read())
-            .cloned()
-            .collect();
+        let list = {
+            let list = writer.read();
+            let first = if entry.prompt {
+                0
+            } else {
+                list.iter().take_while(|other| other.prompt).count()
+            };
+            let (before, after) = list.split_at(first);
+            let list = before.iter().chain([entry]).chain(after);
+            list.cloned().collect()
+        };
         writer.publish_without_waiting(list);
     }
 
@@ -266,111 +279,192 @@ impl Observers {
         writer.publish(others.into(), leaving);
     }
 
-    /// The wakers of this event, which are in the list. They are put there when they are first asked for.
+    /// The wakers of this event. Who arms after this is called.
     pub(super) fn wakers(&self) -> &Wakers {
         let attached = self.0.get_or_make(Attached::new);
-        let wakers = attached.wakers.get_or_make(Arc::default);
-        // Acquire pairs with the Release below: who arms after this is called.
-        if !attached.wakers_listed.load(Ordering::Acquire) {
-            Self::list_wakers(attached, wakers);
-        }
-        wakers
+        attached.wakers.get_or_make(Arc::default)
     }
 
-    #[cold]
-    fn list_wakers(attached: &Attached, wakers: &Arc<Wakers>) {
-        let writer = attached.list.write();
-        // Of several who come here at once, one is the first to hold the lock.
-        // SAFETY: the list is the current one.
-        let same = |entry: &Arc<Entry>| unsafe { entry.is(wakers) };
-        let listed = writer.read().iter().any(same);
-        if !listed {
-            let entry = Entry::new(Arc::<Wakers>::clone(wakers), Interest::Both, ARMED);
-            let entries = writer.read().iter().cloned().chain([entry]).collect();
-            writer.publish_without_waiting(entries);
-        }
-        attached.wakers_listed.store(true, Ordering::Release);
+    /// How many tasks wait that have not been woken.
+    pub(super) fn waiting_tasks(&self, change: Change) -> usize {
+        let wakers = self.existing_wakers();
+        wakers.map_or(0, |wakers| wakers.waiting(change))
     }
+
+    /// Whether a task has ever waited.
+    pub(super) fn have_tasks(&self) -> bool {
+        self.existing_wakers().is_some()
+    }
+
+    fn existing_wakers(&self) -> Option<&Arc<Wakers>> {
+        self.0.get()?.wakers.get()
+    }
+}
+
+impl Entry {
+    fn is_called(&self, change: Change, kinds: u32) -> bool {
+        // Relaxed: it matters to the thread that set it.
+        self.kind & kinds != 0
+            && self.interest.includes(change)
+            && !self.detached.load(Ordering::Relaxed)
+    }
+}
+
+/// Those that are not prompt.
+fn others(list: &[Arc<Entry>]) -> impl Iterator<Item = &Arc<Entry>> {
+    list.iter().skip_while(|entry| entry.prompt)
 }
 
 type Payload = Box<dyn Any + Send>;
 
-/// Calls all, even if one panics. The first panic is kept.
-fn call_each(list: &[Arc<Entry>], change: Change, kinds: u32, panicked: &mut Option<Payload>) {
-    for entry in list {
-        // Relaxed: it matters to the thread that set it.
-        let called = entry.kind & kinds != 0
-            && entry.interest.includes(change)
-            && !entry.detached.load(Ordering::Relaxed);
-        if called {
-            // SAFETY: the section in which the list was found lasts until all that is in the queue has been called.
-            let call = AssertUnwindSafe(|| unsafe { entry.call(change) });
-            if let Err(payload) = panic::catch_unwind(call) {
-                panicked.get_or_insert(payload);
-            }
-        }
-    }
+/// What is to be called and woken for one change, or for several at once.
+pub(super) struct Calls<'a, 's> {
+    section: &'a Section<'s>,
+    /// Not inside another's call on this thread.
+    outermost: bool,
+    /// There have been calls inside, so there may be something in the queue.
+    nested: bool,
+    /// The first panic.
+    panicked: Option<Payload>,
 }
-
-/// What a callback has caused, to be called by the outermost call.
-struct Deferred {
-    list: List,
-    change: Change,
-    kinds: u32,
-}
-
-/// The calls under way on this thread.
-struct Nesting;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Outside,
     Calling,
-    /// There is something in the queue.
-    Deferring,
+    /// There is something to [settle](Calls::settle).
+    Owing,
+}
+
+/// What calls have caused, to be done by the outermost one.
+struct Queue {
+    tasks: VecDeque<(Arc<Wakers>, Change, Tasks)>,
+    others: VecDeque<(List, Change, u32)>,
 }
 
 const_thread_local! {
     static DEPTH: Cell<Depth> = { Cell::new(Depth::Outside) };
     /// Without a destructor, so that it is there for the last signals of a thread. Empty, and without memory of its own,
     /// outside.
-    static DEFERRED: RefCell<ManuallyDrop<VecDeque<Deferred>>> =
-        { RefCell::new(ManuallyDrop::new(VecDeque::new())) };
+    static QUEUE: RefCell<ManuallyDrop<Queue>> = {
+        RefCell::new(ManuallyDrop::new(Queue {
+            tasks: VecDeque::new(),
+            others: VecDeque::new(),
+        }))
+    };
 }
 
-impl Nesting {
-    fn is_outermost() -> bool {
-        DEPTH.with(|depth| depth.get() == Depth::Outside)
-    }
+/// Does what `f` has called, all of it even if something panics. Then the first panic goes on.
+#[inline]
+pub(super) fn calling(f: impl FnOnce(&mut Calls<'_, '_>)) {
+    with_section(|section| {
+        let outermost = DEPTH.with(Cell::get) == Depth::Outside;
+        let mut calls = Calls {
+            section,
+            outermost,
+            nested: false,
+            panicked: None,
+        };
+        let end = outermost.then(End::of_the_outermost);
+        if !outermost {
+            calls.hold();
+        }
+        f(&mut calls);
+        if outermost {
+            calls.settle();
+            if calls.nested {
+                calls.work_off();
+            }
+        }
+        drop(end);
+        if let Some(payload) = calls.panicked {
+            panic::resume_unwind(payload);
+        }
+    });
+}
 
-    fn begin() -> Self {
+/// Of the outermost call.
+struct End;
+
+impl End {
+    fn of_the_outermost() -> Self {
         DEPTH.with(|depth| depth.set(Depth::Calling));
-        Nesting
+        End
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        DEPTH.with(|depth| depth.set(Depth::Outside));
+    }
+}
+
+impl Calls<'_, '_> {
+    fn catch(&mut self, f: impl FnOnce()) {
+        if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(f)) {
+            self.panicked.get_or_insert(payload);
+        }
     }
 
-    fn defer(deferred: Deferred) {
-        DEFERRED.with(|queue| queue.borrow_mut().push_back(deferred));
-        DEPTH.with(|depth| depth.set(Depth::Deferring));
+    fn call_each<'e>(
+        &mut self,
+        entries: impl Iterator<Item = &'e Arc<Entry>>,
+        change: Change,
+        kinds: u32,
+    ) {
+        for entry in entries {
+            if entry.is_called(change, kinds) {
+                // SAFETY: the list was found in the section, which lasts as long as `self`.
+                self.catch(|| unsafe { entry.call(change) });
+            }
+        }
     }
 
-    fn work_off(&self, panicked: &mut Option<Payload>) {
-        if DEPTH.with(|depth| depth.get() == Depth::Deferring) {
-            Self::work_off_queue(panicked);
+    /// In the outermost call. What comes before is settled before the first, and what each causes before the next.
+    fn call_others(&mut self, list: &[Arc<Entry>], change: Change, kinds: u32) {
+        for entry in others(list) {
+            if entry.is_called(change, kinds) {
+                self.settle();
+                // SAFETY: the list was found in the outermost section of this thread, which lasts as long as `self`.
+                self.catch(|| unsafe { entry.call(change) });
+            }
+        }
+    }
+
+    /// Holds back whom the thread wakes in pollers, until it is [settled](Self::settle).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn hold(&mut self) {
+        DEPTH.with(|depth| depth.set(Depth::Owing));
+        wake_queue::hold();
+    }
+
+    /// Wakes whoever has been signalled so far, in the outermost call.
+    fn settle(&mut self) {
+        if self.outermost && DEPTH.with(Cell::get) == Depth::Owing {
+            self.settle_what_is_owed();
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn work_off_queue(panicked: &mut Option<Payload>) {
-        let _held = Hold::begin();
+    fn settle_what_is_owed(&mut self) {
+        let next = || QUEUE.with(|queue| queue.borrow_mut().tasks.pop_front());
+        while let Some((wakers, change, tasks)) = next() {
+            self.catch(|| wakers.wake(change, tasks));
+        }
+        // Those are in pollers, and threads that wait as tasks do.
+        wake_queue::release();
+        DEPTH.with(|depth| depth.set(Depth::Calling));
+        self.nested = true;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn work_off(&mut self) {
         let mut calls = 0;
-        let next = || DEFERRED.with(|queue| queue.borrow_mut().pop_front());
-        while let Some(Deferred {
-            list,
-            change,
-            kinds,
-        }) = next()
-        {
+        let next = || QUEUE.with(|queue| queue.borrow_mut().others.pop_front());
+        while let Some((list, change, kinds)) = next() {
             // Who armed waits for this call, and causes no other by itself.
             let kinds = if calls < NESTED_CALLS {
                 kinds
@@ -378,18 +472,14 @@ impl Nesting {
                 kinds & ARMED
             };
             calls += 1;
-            if calls % CALLS_PER_WAKE == 0 {
-                wake_queue::let_go();
-            }
-            call_each(&list, change, kinds, panicked);
+            self.call_others(&list, change, kinds);
+            self.settle();
         }
-        DEFERRED.with(|queue| queue.borrow_mut().shrink_to_fit());
-    }
-}
-
-impl Drop for Nesting {
-    fn drop(&mut self) {
-        DEPTH.with(|depth| depth.set(Depth::Outside));
+        QUEUE.with(|queue| {
+            let mut queue = queue.borrow_mut();
+            queue.tasks.shrink_to_fit();
+            queue.others.shrink_to_fit();
+        });
     }
 }
 
@@ -442,7 +532,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     /// Changes that another thread makes during the call may or may not reach it. What was there before does not: look
     /// at the count afterwards. Waits for nobody.
     pub fn new(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
-        let observation = Self::attach(event, interest, observer, OBSERVED);
+        let observation = Self::attach(event, interest, observer, OBSERVED, false);
         observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
         observation
     }
@@ -453,12 +543,27 @@ impl<E: Deref<Target = Event>> Observation<E> {
     /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it has
     /// looked and armed again, signals cost what they cost without observers. Waits for nobody.
     pub fn on_demand(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
-        Self::attach(event, interest, observer, ARMED)
+        Self::attach(event, interest, observer, ARMED, false)
     }
 
-    fn attach(event: E, interest: Interest, observer: Arc<dyn Observer>, kind: u32) -> Self {
-        let entry = Entry::new(observer, interest, kind);
-        // Newest first, as in the kernel's wait queue.
+    /// As [`on_demand`](Self::on_demand), for one that only lets a thread know that sleeps: in no time, without entering
+    /// other code. It comes before those that may take longer.
+    pub(crate) fn prompt_on_demand(
+        event: E,
+        interest: Interest,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self::attach(event, interest, observer, ARMED, true)
+    }
+
+    fn attach(
+        event: E,
+        interest: Interest,
+        observer: Arc<dyn Observer>,
+        kind: u32,
+        prompt: bool,
+    ) -> Self {
+        let entry = Entry::new(observer, interest, kind, prompt);
         event.observers.add(&entry);
         Observation { event, entry }
     }
@@ -493,14 +598,14 @@ impl<E: Deref<Target = Event>> Observation<E> {
 impl<E: Deref<Target = Event>> Drop for Observation<E> {
     fn drop(&mut self) {
         self.entry.detached.store(true, Ordering::Relaxed);
-        // Under the list's lock: whoever attaches sets its bit after it has had the lock.
+        // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next claim;
+        // tasks set it without the lock.
         self.event.observers.remove(&self.entry, |others| {
             self.for_each_side(|waiters, change| {
-                let same = |other: &Arc<Entry>| {
-                    other.kind == self.entry.kind && other.interest.includes(change)
-                };
-                if !others.iter().any(same) {
-                    waiters.clear(self.entry.kind);
+                let same =
+                    |other: &Arc<Entry>| other.kind == OBSERVED && other.interest.includes(change);
+                if self.entry.kind == OBSERVED && !others.iter().any(same) {
+                    waiters.clear(OBSERVED);
                 }
             });
         });

@@ -24,10 +24,9 @@
 //!
 //! So there is one wake-up, and it comes after all claims: who has woken up and sleeps again is not claimed once more.
 
-use super::counter::released;
 use super::{Change, Event, Owner};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::waiters::Claimed;
+use crate::sync::waiters::{Claimed, Release};
 use crate::sync::{Numbers, const_thread_local};
 use std::cell::Cell;
 use std::num::NonZero;
@@ -73,20 +72,13 @@ impl Event {
     pub(crate) fn end_visit(&self) {
         // The leaving releases it, and a claim acquires: one that finds this thread gone does not find its number.
         self.visitor.0.store(0, Ordering::Relaxed);
-        self.waiters(Change::Signalled).leave(|| self.units());
+        self.waiters(Change::Signalled)
+            .leave(false, || self.left_over());
     }
 
-    /// Calls observers after a signal.
-    pub(super) fn call_signalled(&self) {
-        let readers = self.waiters(Change::Signalled);
-        readers.notify_observers(self.kinds(), |kinds| self.call(Change::Signalled, kinds));
-    }
-
-    /// Claims those readers for whom there is something after a signal of `n`, and says who it is, if it is a single
-    /// visitor.
-    pub(super) fn claim_readers(&self, n: u64) -> (Claimed, Option<Number>) {
-        let readers = self.waiters(Change::Signalled);
-        let claimed = readers.claim_sleepers(released(n, self.mode)).wake_later();
+    /// Claims readers for whom there is something, and says who it is, if it is a single visitor.
+    pub(super) fn claim_readers(&self, whom: Release) -> (Claimed, Option<Number>) {
+        let claimed = self.waiters(Change::Signalled).claim_sleepers(whom);
         let visitor = if claimed.is_one_alone() {
             self.visitor.number()
         } else {
@@ -98,5 +90,16 @@ impl Event {
     /// Wakes those who were claimed.
     pub(super) fn wake_claimed(&self, claimed: Claimed) {
         self.waiters(Change::Signalled).wake_claimed(claimed);
+    }
+
+    /// Whether an observer or a task is to be called after a signal.
+    pub(super) fn is_observed(&self) -> bool {
+        self.waiters(Change::Signalled).are_observed(self.kinds())
+    }
+
+    /// Claims observers after a signal, and returns the kinds that are to be called.
+    pub(super) fn claim_observers(&self) -> u32 {
+        self.waiters(Change::Signalled)
+            .claim_observers(self.kinds())
     }
 }

@@ -1,17 +1,18 @@
 //! Tasks that wait for an event, and threads that wait as tasks do: a line of wakers for each side.
 //!
-//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line is an [`Observer`]
-//! like any other, attached with the first task that waits and kept with the event, so waiting and waking change no
-//! list of observers. It is called on demand: signals cost nothing while nobody has asked since the last call.
+//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line stands beside
+//! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking change
+//! no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
 //!
 //! ```text
-//!     task                                           signal, by way of the list of observers
+//!     task                                           signal
 //!     1  try; got something: done                    1  count
 //!     2  join the line, at its end or,               2  ARMED?  no: done
 //!        if it has been there, at its old place      3  claim: clear ARMED
 //!     3  arm                                         4  take the first waker out of the line, and call it
 //!     4  try; nothing: come back when woken             (a read: all wakers of those who want to write)
-//!     5  leave; others still in line?  hand on:
+//!     5  leave; others still in line?  hand on:         a semaphore, and more in line than units were added: arm for
+//!                                                       them, look, wake as many as there are units less those woken
 //!        more units than woken tasks?  wake so many more
 //!        none?  arm for those in line, look again
 //! ```
@@ -24,8 +25,8 @@
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 
-use super::{Change, Event, Observer};
-use crate::sync::waiters::ARMED;
+use super::{Change, Event};
+use crate::sync::waiters::{ARMED, Release};
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included};
@@ -40,12 +41,51 @@ pub(crate) struct Wakers {
     writers: Line,
 }
 
-impl Observer for Wakers {
-    fn notified(&self, change: Change) {
-        match change {
-            Change::Signalled => self.readers.wake(1),
-            Change::Read => self.writers.wake(usize::MAX),
+impl Wakers {
+    pub(super) fn wake(&self, change: Change, tasks: Tasks) {
+        match tasks {
+            Tasks::First(count) => self.line(change).wake(count),
+            Tasks::UpTo(units) => self.line(change).wake_up_to(units),
         }
+    }
+
+    /// How many wait that have not been woken.
+    pub(super) fn waiting(&self, change: Change) -> usize {
+        self.line(change).lock().waiting.len()
+    }
+
+    fn line(&self, change: Change) -> &Line {
+        match change {
+            Change::Signalled => &self.readers,
+            Change::Read => &self.writers,
+        }
+    }
+}
+
+/// Which of the tasks that wait are to be woken.
+#[derive(Clone, Copy)]
+pub(super) enum Tasks {
+    /// So many.
+    First(usize),
+    /// As many as there are units, counting those who have been woken already.
+    UpTo(u32),
+}
+
+impl Event {
+    /// Which tasks to wake after a change for which their arming was claimed.
+    pub(super) fn tasks_for(&self, change: Change, whom: Release) -> Tasks {
+        let count = match whom {
+            Release::One => 1,
+            Release::Each(count) => count as usize,
+            Release::All => usize::MAX,
+        };
+        if whom == Release::One || self.observers.waiting_tasks(change) <= count {
+            return Tasks::First(count);
+        }
+        // The others have lost their arming with the claim, and the next signal may have something for one of them: arm for
+        // them, and look as they would.
+        self.waiters(change).set(ARMED);
+        Tasks::UpTo(self.units())
     }
 }
 
@@ -107,11 +147,7 @@ impl<'a> Place<'a> {
     }
 
     fn line(&self) -> &'a Line {
-        let wakers = self.event.observers.wakers();
-        match self.change {
-            Change::Signalled => &wakers.readers,
-            Change::Read => &wakers.writers,
-        }
+        self.event.observers.wakers().line(self.change)
     }
 }
 

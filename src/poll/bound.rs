@@ -187,8 +187,11 @@ impl Poller {
         let item = Item::new(key, What::Bound(bound), Arc::clone(self.shared()));
         item.watch(Watch::WRITABLE);
         // Outside the lock, which an observer's call may want.
-        let observation =
-            Observation::on_demand(Arc::clone(event), Interest::Reads, Arc::clone(&item) as _);
+        let observation = Observation::prompt_on_demand(
+            Arc::clone(event),
+            Interest::Reads,
+            Arc::clone(&item) as _,
+        );
         let mut registered = self.registered();
         registered.check_vacant(key)?;
         let What::Bound(bound) = &item.what else {

@@ -12,15 +12,14 @@ use std::task::{Context, Poll, ready};
 ///
 /// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
 /// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
-/// signal wakes the one that has waited longest, or, if the event is a semaphore, as many as there are units; a read
+/// signal wakes the one that has waited longest, or, if the event is a semaphore, one for each unit, at once; a read
 /// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides.
 /// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
 ///
 /// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
 /// that goes on with another branch may do, the others that wait for the event wait for it.
 ///
-/// Waiting takes a mutex for a moment. The first one that has to wait attaches an
-/// [`Observer`](crate::event::Observer) to the event.
+/// Waiting takes a mutex for a moment. The first one that has to wait makes the event's line of tasks.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///

@@ -7,7 +7,7 @@ use crate::event::{Interest, Observation};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::limit::{Limit, has_passed};
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::Outcome;
+use crate::sync::waiters::{Outcome, Release};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Event, Spin};
 use std::any::Any;
@@ -131,8 +131,11 @@ impl Poller {
         let what = What::Watched(Arc::clone(event));
         let item = Item::new(key, what, Arc::clone(&self.shared));
         // Outside the lock, which an observer's call may want, and so in vain if the key is in use.
-        let observation =
-            Observation::on_demand(Arc::clone(event), Interest::Both, Arc::clone(&item) as _);
+        let observation = Observation::prompt_on_demand(
+            Arc::clone(event),
+            Interest::Both,
+            Arc::clone(&item) as _,
+        );
         {
             let mut registered = self.registered();
             registered.check_vacant(key)?;
@@ -324,7 +327,7 @@ impl Poller {
         let result = fds.look(events.room(), |found| {
             self.registered().take_over(events, found);
         });
-        self.shared.waiters.leave(|| self.hand_on());
+        self.shared.waiters.leave(false, || self.hand_on());
         result
     }
 
@@ -416,7 +419,7 @@ impl Poller {
     }
 
     /// A thread leaves that was or may have been woken, and others stay.
-    fn hand_on(&self) -> u32 {
+    fn hand_on(&self) -> Release {
         let left = self.registered().queued() != 0
             || !self.shared.incoming.is_empty()
             || self.shared.is_notified();
@@ -424,7 +427,7 @@ impl Poller {
             self.shared.wake();
         }
         // Nobody is woken the usual way.
-        0
+        Release::NOBODY
     }
 
     /// A glance, for who spins.

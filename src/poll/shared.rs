@@ -6,7 +6,7 @@ use super::item::Item;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lazy::Lazy;
-use crate::sync::waiters::Waiters;
+use crate::sync::waiters::{Release, Waiters};
 use crate::sync::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 
@@ -66,16 +66,15 @@ impl Shared {
 impl Sleeper for Shared {
     /// One thread, if it has not been woken yet. It wakes the next if it leaves anything.
     fn wake_now(&self) {
-        let sleepers = self.waiters.claim_sleepers(1);
+        let claimed = self.waiters.claim_sleepers(Release::One);
         match self.fds.get() {
-            None => drop(sleepers),
+            None => self.waiters.wake_claimed(claimed),
             // Who chose to sleep there did so before it announced itself, so the claim has made this look find it. Who chose
             // the futex before there was another place is woken when that is made.
             Some(fds) => {
-                if sleepers.are_claimed() {
+                if claimed.are_some() {
                     fds.ring();
                 }
-                sleepers.wake_elsewhere();
             }
         }
     }

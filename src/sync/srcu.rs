@@ -819,13 +819,6 @@ pub fn retire(outdated: impl Send + 'static) {
     domain.free_due(FREE_OWN);
 }
 
-/// As [`retire`], for what runs no foreign code when it is dropped: any thread may do it.
-pub fn retire_memory(outdated: impl Send + 'static) {
-    let domain = domain();
-    domain.leave::<Fenced>(EVERYBODY, Box::new(outdated));
-    domain.free_due(FREE);
-}
-
 /// Frees what detaching and deassigning inside callbacks has left behind, of all threads, on this thread.
 ///
 /// An observer that is detached inside an observer's call cannot be dropped there, for another thread may be calling it.

@@ -4,8 +4,8 @@
 //! counter is not zero") lives elsewhere, and so does the list of observers; a [`Waiters`] knows only who waits.
 //!
 //! ```text
-//!     state       | number of threads in wait() : 29 | OBSERVED | ARMED | ANNOUNCED |   what a waker looks at, one load
-//!     generation  | number of announcements claimed : 32                            |   what the threads sleep on
+//!     state       | claimed : 7 | threads in wait() : 22 | OBSERVED | ARMED | ANNOUNCED |   what a waker looks at, one load
+//!     generation  | number of claims : 32                                               |   what the threads sleep on
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
@@ -14,9 +14,16 @@
 //!     4  condition true?  take, go to 7              4  generation += 1
 //!     5  sleep while generation == key               5  wake one thread, or as many as can go on, or all
 //!     6  key = generation; condition true?  take; no: again from 3
-//!     7  state -= one waiter; nobody left: clear ANNOUNCED
+//!     7  state -= one waiter, one claimed; nobody left: clear ANNOUNCED
 //!        others left: set ANNOUNCED for them; condition (still) true: be their waker
 //! ```
+//!
+//! **Shares.** A waker that has something for [each](Release::Each) of `n` threads, as a semaphore's units are, must not
+//! take the announcement away from the threads behind those: the next waker has something for one of them, and the first
+//! thread may not have run by then. So the claim of such a waker leaves ANNOUNCED set and counts `n` as claimed instead,
+//! until as many are claimed as there are threads; then it clears ANNOUNCED and wakes all who are left. A storm of signals
+//! hence makes no more system calls than there are threads in `wait()`. A thread that leaves with a share
+//! owes the others nothing while they are announced, or claimed to the last: whoever made a share wakes for it.
 //!
 //! Why it loses no wake-up:
 //!
@@ -36,6 +43,13 @@
 //! asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls them all. That is
 //! the handshake of sleeper 3 and 4; and a signal to which nobody has a call outstanding costs a load.
 //!
+//! The number of threads claimed orders nothing and wakes nobody by itself, so it need not be exact. It is too low when a
+//! thread leaves that was not claimed: then there are wake-ups for nobody. It is too high when a thread was claimed, found
+//! nothing and sleeps again: then a claim wakes all who are left too early. It is never both too high and without an
+//! announcement, which is what a thread that leaves relies on: a thread that sleeps again announces itself first.
+//!
+//! 22 bits are as many threads as Linux can have (`PID_MAX_LIMIT`).
+//!
 //! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that many, each
 //! of them a system call (over ten minutes), to sleep through a wake-up.
 
@@ -45,7 +59,6 @@ pub(crate) use super::futex::{MOST_WORDS, Outcome, Refused, most_words};
 use super::scope::{Private, Races, Scope};
 use super::{DEKKER, dekker_load};
 use std::marker::PhantomData;
-use std::mem;
 use std::time::Instant;
 
 /// Somebody may sleep who has not been woken yet.
@@ -55,10 +68,37 @@ pub(crate) const ARMED: u32 = 2;
 /// Somebody is to be called each time.
 pub(crate) const OBSERVED: u32 = 4;
 /// One thread in [`Waiters::wait`], in the units of `state`.
-const WAITER: u32 = 8;
+const WAITER: u32 = 1 << 3;
+/// One thread that was claimed while others stay announced, in the units of `state`.
+const CLAIMED: u32 = 1 << 25;
+/// As many as `state` can count.
+const MOST_CLAIMED: u32 = u32::MAX / CLAIMED;
 
-/// Wakes everybody.
-pub(crate) const ALL: u32 = u32::MAX;
+/// Wakes all who sleep on a word.
+const ALL: u32 = u32::MAX;
+
+/// For how many of those who wait there is something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// For one, who takes all there is.
+    One,
+    /// For so many, each of whom takes one share.
+    Each(u32),
+    /// For all; who finds too little waits on.
+    All,
+}
+
+impl Release {
+    pub(crate) const NOBODY: Release = Release::Each(0);
+}
+
+fn waiters(state: u32) -> u32 {
+    state % CLAIMED / WAITER
+}
+
+fn claimed(state: u32) -> u32 {
+    state / CLAIMED
+}
 
 /// Its layout is part of what `src/shared.rs` documents.
 #[repr(C)]
@@ -88,16 +128,20 @@ impl<S: Scope> Waiters<S> {
 
     /// How many threads wait. A snapshot.
     pub(crate) fn count(&self) -> u32 {
-        self.state.load(Ordering::Relaxed) / WAITER
+        waiters(self.state.load(Ordering::Relaxed))
     }
 
-    /// Wakes up to `count` threads if any are announced, after `call` has called the observers of the kinds it is given:
-    /// those of `kinds` ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called
-    /// after the condition was made true with a [`DEKKER`] store.
-    #[inline(always)]
-    pub(crate) fn notify(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
-        if self.are_wanted(kinds) {
-            self.wake(count, kinds, call);
+    /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of `kinds`
+    /// ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called after the
+    /// condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
+    #[inline]
+    pub(crate) fn notify(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
+        // A call may take its time, or wait for one of the threads. Nor is anything claimed before its turn has come: what
+        // is claimed, another waker relies on.
+        self.wake_sleepers(whom);
+        let kinds = self.claim_observers(kinds);
+        if kinds != 0 {
+            call(kinds);
         }
     }
 
@@ -109,47 +153,40 @@ impl<S: Scope> Waiters<S> {
         dekker_load(&self.state) & (ANNOUNCED | kinds) != 0
     }
 
-    /// What [`notify`](Self::notify) does of it for observers.
-    pub(crate) fn notify_observers(&self, kinds: u32, call: impl FnOnce(u32)) {
-        let claimed = self.claim(kinds & ARMED);
-        if claimed & kinds != 0 {
-            call(claimed & kinds);
+    /// Whether there is somebody to call, likewise.
+    pub(crate) fn are_observed(&self, kinds: u32) -> bool {
+        dekker_load(&self.state) & kinds != 0
+    }
+
+    /// Claims those who armed, if `kinds` has them, and returns which of the kinds are to be called.
+    pub(crate) fn claim_observers(&self, kinds: u32) -> u32 {
+        self.claim(|state| state & !(kinds & ARMED)) & kinds
+    }
+
+    /// Wakes threads if any are announced.
+    fn wake_sleepers(&self, whom: Release) {
+        let claimed = self.claim_sleepers(whom);
+        self.wake_claimed(claimed);
+    }
+
+    /// Claims threads, if any are announced, for the caller to wake, here or where they sleep. None of them falls asleep
+    /// from now on without having looked again.
+    pub(crate) fn claim_sleepers(&self, whom: Release) -> Claimed {
+        let state = self.claim(|state| after_claim(state, whom));
+        let claimed = Claimed {
+            threads: threads_to_wake(state, whom),
+            alone: waiters(state) == 1,
+        };
+        if claimed.are_some() {
+            // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
+            self.generation.fetch_add(1, Ordering::Release);
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wake(&self, count: u32, kinds: u32, call: impl FnOnce(u32)) {
-        // The threads are woken even if an observer panics.
-        let sleepers = self.claim_sleepers_and(kinds & ARMED, count);
-        if sleepers.state & kinds != 0 {
-            call(sleepers.state & kinds);
-        }
-    }
-
-    /// Wakes up to `count` threads if any are announced.
-    fn wake_sleepers(&self, count: u32) {
-        drop(self.claim_sleepers(count));
-    }
-
-    /// Claims the announcement, if there is one. What is returned wakes up to `count` threads when it is dropped.
-    pub(crate) fn claim_sleepers(&self, count: u32) -> Sleepers<'_, S> {
-        self.claim_sleepers_and(0, count)
-    }
-
-    fn claim_sleepers_and(&self, bits: u32, count: u32) -> Sleepers<'_, S> {
-        // Who wakes nobody leaves the announcement to who does.
-        let threads = if count == 0 { 0 } else { ANNOUNCED };
-        Sleepers {
-            waiters: self,
-            state: self.claim(threads | bits),
-            count,
-        }
+        claimed
     }
 
     /// Wakes those who were claimed, and who sleep.
     pub(crate) fn wake_claimed(&self, claimed: Claimed) {
-        if claimed.threads != 0 {
+        if claimed.are_some() {
             S::wake(&self.generation, claimed.threads);
         }
     }
@@ -163,24 +200,22 @@ impl<S: Scope> Waiters<S> {
     /// Wakes everybody who sleeps here or is about to, announced or not.
     #[cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]
     pub(crate) fn wake_everybody(&self) {
-        drop(Sleepers {
-            waiters: self,
-            state: ANNOUNCED,
-            count: ALL,
-        });
+        // Release as in `claim_sleepers`.
+        self.generation.fetch_add(1, Ordering::Release);
+        S::wake(&self.generation, ALL);
     }
 
-    /// Clears those of the bits that are set, for this waker to act upon, and returns the state in which it found them;
-    /// those that another waker has claimed are not in it.
-    fn claim(&self, bits: u32) -> u32 {
+    /// Makes a claim, unless there is nothing to be claimed: then `after` changes nothing. Returns the state in which it
+    /// found everything; what another waker has claimed is not in it.
+    fn claim(&self, after: impl Fn(u32) -> u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
         let mut races = Races::none_lost();
-        while state & bits != 0 {
+        while after(state) != state {
             // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and who
             // armed stands in the list of observers.
             match self.state.compare_exchange_weak(
                 state,
-                state & !bits,
+                after(state),
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
@@ -197,12 +232,12 @@ impl<S: Scope> Waiters<S> {
     /// Waits until `attempt` yields something, or until the deadline, after which it is tried a last time.
     ///
     /// `attempt` must look at the condition with [`DEKKER`] loads, those on its failing paths above all. `left_over` says
-    /// how many of the other waiters could go on now; it is asked when this one leaves and others stay.
+    /// which of the other waiters could go on now; it is asked when this one leaves and others stay.
     pub(crate) fn wait<T>(
         &self,
         deadline: Option<Instant>,
         attempt: impl FnMut() -> Option<T>,
-        left_over: impl FnOnce() -> u32,
+        left_over: impl FnOnce() -> Release,
     ) -> Option<T> {
         self.wait_in(attempt, |key| self.sleep(key, deadline), left_over)
     }
@@ -213,7 +248,7 @@ impl<S: Scope> Waiters<S> {
         &self,
         mut attempt: impl FnMut() -> Option<T>,
         mut sleep: impl FnMut(u32) -> Outcome,
-        left_over: impl FnOnce() -> u32,
+        left_over: impl FnOnce() -> Release,
     ) -> Option<T> {
         let mut key = self.enter();
         let result = loop {
@@ -229,7 +264,7 @@ impl<S: Scope> Waiters<S> {
                 break taken;
             }
         };
-        self.leave(left_over);
+        self.leave(result.is_some(), left_over);
         result
     }
 
@@ -242,7 +277,7 @@ impl<S: Scope> Waiters<S> {
     #[cfg(loom)]
     pub(crate) fn claim_for_nothing(&self) {
         if self.is_announced() {
-            self.claim(ANNOUNCED);
+            self.claim(|state| after_claim(state, Release::One));
         }
     }
 
@@ -282,39 +317,101 @@ impl<S: Scope> Waiters<S> {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
-    /// Step 7 of who has entered. `left_over` says how many of the others could go on now, if there are others.
-    pub(crate) fn leave(&self, left_over: impl FnOnce() -> u32) {
-        if self.uncount() {
-            let count = left_over();
-            if count != 0 {
-                self.wake_sleepers(count);
-            }
+    /// Step 7 of who has entered, and maybe taken its share. `left_over` says which of the others could go on now, if there
+    /// are others.
+    pub(crate) fn leave(&self, took: bool, left_over: impl FnOnce() -> Release) {
+        let before = self.uncount();
+        if waiters(left(before)) == 0 {
+            return;
+        }
+        match left_over() {
+            Release::Each(_) if took && are_seen_to(before) => {}
+            whom => self.wake_sleepers(whom),
         }
     }
 
-    /// Is counted no more. Returns whether others are; they are announced then.
-    fn uncount(&self) -> bool {
+    /// Is counted no more. Others who are counted are announced then, unless they have been claimed to the last. Returns
+    /// the state in which it found everything.
+    fn uncount(&self) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
         let mut races = Races::none_lost();
         loop {
-            // Wrapping: another process may have written anything.
-            let left = state.wrapping_sub(WAITER) & !ANNOUNCED;
-            let others = left / WAITER != 0;
-            let after = if others { left | ANNOUNCED } else { left };
+            let left = left(state);
+            let after = if waiters(left) == 0 {
+                left % WAITER
+            } else if are_seen_to(state) {
+                left | state & ANNOUNCED
+            } else {
+                left | ANNOUNCED
+            };
             // First half of the handshake with `notify`, on behalf of the others.
             match self
                 .state
                 .compare_exchange_weak(state, after, DEKKER, Ordering::Relaxed)
             {
-                Ok(_) => return others,
+                Ok(_) => return state,
                 Err(now) => state = now,
             }
             if races.lose::<S>() {
                 self.state.fetch_sub(WAITER, Ordering::Relaxed);
                 self.announce();
-                return true;
+                // Somebody may be left, and not be seen to.
+                return 2 * WAITER;
             }
         }
+    }
+}
+
+/// The state without one thread and its claim, and without the announcement.
+fn left(state: u32) -> u32 {
+    let one = if claimed(state) == 0 {
+        WAITER
+    } else {
+        WAITER + CLAIMED
+    };
+    // Wrapping: another process may have written anything.
+    state.wrapping_sub(one) & !ANNOUNCED
+}
+
+/// Whether those who wait are announced, or on their way to the last. Then whoever makes a share wakes somebody for it.
+fn are_seen_to(state: u32) -> bool {
+    state & ANNOUNCED != 0 || claimed(state) >= waiters(state)
+}
+
+/// How many are claimed after a claim for `whom`, if any are announced: so many or, which is `None`, all of them.
+fn claimed_by(state: u32, count: u32) -> Option<u32> {
+    let claimed = claimed(state).saturating_add(count);
+    (claimed < waiters(state).min(MOST_CLAIMED)).then_some(claimed)
+}
+
+/// What a claim for `whom` makes of a state.
+fn after_claim(state: u32, whom: Release) -> u32 {
+    if state & ANNOUNCED == 0 {
+        return state;
+    }
+    let nobody = state % CLAIMED & !ANNOUNCED;
+    let everybody = nobody | waiters(state).min(MOST_CLAIMED) * CLAIMED;
+    match whom {
+        // Who wakes nobody leaves the announcement to who does.
+        Release::NOBODY => state,
+        Release::One => nobody,
+        Release::Each(count) => match claimed_by(state, count) {
+            Some(claimed) => state % CLAIMED | claimed * CLAIMED,
+            None => everybody,
+        },
+        Release::All => everybody,
+    }
+}
+
+/// How many sleepers who makes a claim for `whom` in this state is to wake.
+fn threads_to_wake(state: u32, whom: Release) -> u32 {
+    if state & ANNOUNCED == 0 {
+        return 0;
+    }
+    match whom {
+        Release::One if waiters(state) > 1 => 1,
+        Release::Each(count) if claimed_by(state, count).is_some() || count == 0 => count,
+        _ => ALL,
     }
 }
 
@@ -329,52 +426,6 @@ pub(crate) fn sleep_at_all<'a>(
     )
 }
 
-/// Announced threads that a waker has claimed. It wakes them at the end of its life.
-pub(crate) struct Sleepers<'a, S: Scope> {
-    waiters: &'a Waiters<S>,
-    /// As the claim found it.
-    state: u32,
-    count: u32,
-}
-
-impl<S: Scope> Sleepers<'_, S> {
-    /// Whether there are any; if not, nothing was announced or another waker has the claim.
-    pub(crate) fn are_claimed(&self) -> bool {
-        self.state & ANNOUNCED != 0
-    }
-
-    /// Leaves it to the caller to wake them, where they sleep.
-    pub(crate) fn wake_elsewhere(mut self) {
-        self.count = 0;
-    }
-
-    /// Leaves it to the caller to wake them later. None of them falls asleep from now on without having looked again.
-    pub(crate) fn wake_later(mut self) -> Claimed {
-        self.end_generation()
-    }
-
-    fn end_generation(&mut self) -> Claimed {
-        let count = mem::take(&mut self.count);
-        if !self.are_claimed() || count == 0 {
-            return Claimed::default();
-        }
-        // Release pairs with the Acquire in `generation`: an announcement under the new one is not the one claimed.
-        self.waiters.generation.fetch_add(1, Ordering::Release);
-        let waiters = self.state / WAITER;
-        Claimed {
-            threads: if count >= waiters { ALL } else { count },
-            alone: waiters == 1,
-        }
-    }
-}
-
-impl<S: Scope> Drop for Sleepers<'_, S> {
-    fn drop(&mut self) {
-        let claimed = self.end_generation();
-        self.waiters.wake_claimed(claimed);
-    }
-}
-
 /// What a waker that has made a claim still has to do.
 #[derive(Default)]
 pub(crate) struct Claimed {
@@ -385,8 +436,141 @@ pub(crate) struct Claimed {
 }
 
 impl Claimed {
+    /// Whether there is somebody to wake.
+    pub(crate) fn are_some(&self) -> bool {
+        self.threads != 0
+    }
+
     /// Whether there is somebody to wake, who stood there alone at the time of the claim.
     pub(crate) fn is_one_alone(&self) -> bool {
-        self.alone
+        self.are_some() && self.alone
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Release::{All, Each, One};
+    use super::*;
+
+    const NOBODY: Release = Release::NOBODY;
+    type Waiters = super::Waiters<Private>;
+
+    /// Threads that wait here, as far as the state knows.
+    fn announced(number: u32) -> Waiters {
+        let waiters = Waiters::new();
+        for _ in 0..number {
+            waiters.enter();
+            waiters.announce();
+        }
+        waiters
+    }
+
+    /// How many threads such claims wake, one after the other.
+    fn claims<const N: usize>(waiters: &Waiters, whom: [Release; N]) -> [u32; N] {
+        whom.map(|whom| waiters.claim_sleepers(whom).threads)
+    }
+
+    fn leave(waiters: &Waiters, took: bool, left_over: Release) -> u32 {
+        let before = waiters.generation();
+        waiters.leave(took, || left_over);
+        waiters.generation() - before
+    }
+
+    #[test]
+    fn each_share_wakes_a_thread_of_its_own_and_no_more_than_there_are() {
+        let waiters = announced(3);
+        assert_eq!(claims(&waiters, [Each(1), Each(1)]), [1, 1]);
+        assert_eq!(claims(&waiters, [Each(1), Each(1), Each(9)]), [ALL, 0, 0]);
+        assert_eq!(
+            claims(&announced(3), [Each(2), NOBODY, Each(2), One]),
+            [2, 0, ALL, 0]
+        );
+        assert_eq!(claims(&announced(3), [Each(u32::MAX), All]), [ALL, 0]);
+        assert_eq!(claims(&announced(0), [Each(1), One, All]), [0; 3]);
+    }
+
+    #[test]
+    fn what_is_taken_whole_wakes_one_and_what_is_for_all_wakes_all() {
+        assert_eq!(
+            claims(&announced(3), [One, One, Each(1), All]),
+            [1, 0, 0, 0]
+        );
+        assert_eq!(claims(&announced(1), [One, One]), [ALL, 0]);
+        assert_eq!(claims(&announced(3), [NOBODY, All, All]), [0, ALL, 0]);
+        assert_eq!(claims(&announced(3), [Each(1), One, Each(1)]), [1, 1, 0]);
+    }
+
+    /// More than can be counted are woken all at once.
+    #[test]
+    fn so_many_that_they_are_not_counted() {
+        for number in [MOST_CLAIMED, MOST_CLAIMED + 1, 1000] {
+            let waiters = announced(number);
+            for _ in 1..MOST_CLAIMED {
+                assert_eq!(claims(&waiters, [Each(1)]), [1]);
+            }
+            assert_eq!(claims(&waiters, [Each(1), Each(1)]), [ALL, 0]);
+            assert_eq!(waiters.count(), number);
+        }
+    }
+
+    /// Who leaves with a share owes nothing to those who are announced or on their way.
+    #[test]
+    fn who_leaves_with_a_share() {
+        let waiters = announced(3);
+        claims(&waiters, [Each(1)]);
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert!(waiters.is_announced());
+        // It is not counted as claimed any more: both are still to be woken.
+        assert_eq!(claims(&waiters, [Each(1), Each(1), Each(1)]), [1, ALL, 0]);
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert!(!waiters.is_announced());
+        assert_eq!(leave(&waiters, true, Each(1)), 0);
+        assert_eq!((waiters.count(), waiters.is_announced()), (0, false));
+        assert_eq!(waiters.state.load(Ordering::Relaxed), 0);
+    }
+
+    /// Who leaves without one has been woken for nothing, and acts as the waker.
+    #[test]
+    fn who_leaves_without_a_share() {
+        let waiters = announced(3);
+        claims(&waiters, [Each(1)]);
+        assert_eq!(leave(&waiters, false, Each(1)), 1);
+        assert_eq!(claims(&waiters, [Each(1), Each(1)]), [ALL, 0]);
+        assert_eq!(leave(&waiters, false, NOBODY), 0);
+        assert_eq!(waiters.count(), 1);
+    }
+
+    /// A thread that has come since is not among those who were claimed to the last.
+    #[test]
+    fn who_leaves_before_one_that_has_come_since() {
+        let waiters = announced(2);
+        claims(&waiters, [Each(2)]);
+        waiters.enter();
+        assert_eq!(leave(&waiters, true, NOBODY), 0);
+        assert!(waiters.is_announced());
+    }
+
+    /// What is taken whole was maybe meant for those who stay: they are announced, and woken if there is more.
+    #[test]
+    fn who_leaves_with_all() {
+        let waiters = announced(3);
+        claims(&waiters, [One]);
+        assert_eq!(leave(&waiters, true, NOBODY), 0);
+        assert!(waiters.is_announced());
+        assert_eq!(leave(&waiters, true, One), 1);
+        assert_eq!((waiters.count(), waiters.is_announced()), (1, false));
+    }
+
+    /// The other bits are not theirs.
+    #[test]
+    fn observers_are_left_alone() {
+        let waiters = announced(2);
+        waiters.set(ARMED | OBSERVED);
+        claims(&waiters, [Each(1), Each(1)]);
+        leave(&waiters, true, NOBODY);
+        leave(&waiters, true, NOBODY);
+        assert_eq!(waiters.state.load(Ordering::Relaxed), ARMED | OBSERVED);
+        assert_eq!(waiters.claim_observers(ARMED), ARMED);
+        assert_eq!(waiters.claim_observers(ARMED | OBSERVED), OBSERVED);
     }
 }

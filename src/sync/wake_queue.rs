@@ -5,9 +5,9 @@
 //! whose they are:
 //!
 //! ```text
-//!     Hold::begin        make a condition true; wake(sleepers)   ┐ any number of times,
-//!                        make a condition true; wake(sleepers)   ┘ for any number of sleepers
-//!     the end of it      each is woken, once, in the order in which they came to be woken
+//!     hold        make a condition true; wake(sleepers)   ┐ any number of times,
+//!                 make a condition true; wake(sleepers)   ┘ for any number of sleepers
+//!     release     each is woken, once, in the order in which they came to be woken
 //! ```
 //!
 //! Nothing is claimed before the end, so others may wake the same sleepers in the meantime, and then they are not woken
@@ -70,26 +70,15 @@ pub(crate) fn let_go() {
     }
 }
 
-/// As long as there is one, this thread holds wake-ups back. One inside another does nothing.
-pub(crate) struct Hold {
-    outermost: bool,
+/// From now on, this thread holds wake-ups back.
+pub(crate) fn hold() {
+    HOLDING.with(|holding| holding.set(true));
 }
 
-impl Hold {
-    pub(crate) fn begin() -> Self {
-        Hold {
-            outermost: !HOLDING.with(|holding| holding.replace(true)),
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.outermost {
-            let_go();
-            HOLDING.with(|holding| holding.set(false));
-        }
-    }
+/// Wakes all whom this thread holds back, and from now on wakes at once.
+pub(crate) fn release() {
+    let_go();
+    HOLDING.with(|holding| holding.set(false));
 }
 
 #[cfg(all(test, not(loom)))]
@@ -113,18 +102,17 @@ mod tests {
         let so_far = || std::mem::take(&mut *woken.lock().expect("nobody panics"));
         wake(&a);
         assert_eq!(so_far(), "a");
-        let outer = Hold::begin();
+        hold();
         for whom in [&b, &a, &b, &b, &a] {
             wake(whom);
         }
-        let inner = Hold::begin();
-        drop(inner);
+        hold();
         assert_eq!(so_far(), "");
         let_go();
         assert_eq!(so_far(), "ba");
         wake(&a);
         assert_eq!(so_far(), "");
-        drop(outer);
+        release();
         assert_eq!(so_far(), "a");
         wake(&b);
         assert_eq!(so_far(), "b");
@@ -137,8 +125,9 @@ mod tests {
         struct Last(Arc<Named>);
         impl Drop for Last {
             fn drop(&mut self) {
-                let _held = Hold::begin();
+                hold();
                 wake(&self.0);
+                release();
             }
         }
         thread_local! {

@@ -28,20 +28,30 @@ struct event {
 
 _Static_assert(sizeof(struct event) == 64, "one cache line");
 
-enum { ANNOUNCED = 1, WAITER = 8 };
+enum { ANNOUNCED = 1, WAITER = 1 << 3, CLAIMED = 1 << 25, MOST_CLAIMED = 127 };
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
 {
     return syscall(SYS_futex, word, op, value, timeout, NULL, 0);
 }
 
-static void notify(struct waiters *waiters, int number)
+static void notify(struct waiters *waiters, int number, int each)
 {
     uint32_t state = waiters->state;
     while (state & ANNOUNCED) {
-        if (atomic_compare_exchange_weak(&waiters->state, &state, state & ~ANNOUNCED)) {
+        uint32_t rest = state % CLAIMED & ~ANNOUNCED, threads = rest / WAITER;
+        uint32_t most = threads < MOST_CLAIMED ? threads : MOST_CLAIMED;
+        uint64_t claimed = (uint64_t)(state / CLAIMED) + number;
+        int wake = number;
+        if (each && claimed < most) {
+            rest |= ANNOUNCED | (uint32_t)claimed * CLAIMED;
+        } else if (each) {
+            rest |= most * CLAIMED;
+            wake = INT32_MAX;
+        }
+        if (atomic_compare_exchange_weak(&waiters->state, &state, rest)) {
             waiters->generation++;
-            futex(&waiters->generation, FUTEX_WAKE, number, NULL);
+            futex(&waiters->generation, FUTEX_WAKE, wake, NULL);
             return;
         }
     }
@@ -52,7 +62,7 @@ static void event_signal(struct event *event, uint64_t n)
     uint64_t count = event->count;
     while (!atomic_compare_exchange_weak(&event->count, &count, count + n < n ? UINT64_MAX : count + n))
         ;
-    notify(&event->readers, event->mode && n < INT32_MAX ? n : event->mode ? INT32_MAX : 1);
+    notify(&event->readers, event->mode && n < INT32_MAX ? n : event->mode ? INT32_MAX : 1, event->mode);
 }
 
 static uint64_t try_read(struct event *event)
@@ -84,15 +94,17 @@ static uint64_t event_read(struct event *event)
         }
         uint32_t state = readers->state, left;
         do {
-            left = (state - WAITER) & ~ANNOUNCED;
-            if (left >= WAITER)
+            left = (state - WAITER - (state >= CLAIMED ? CLAIMED : 0)) & ~ANNOUNCED;
+            if (left % CLAIMED >= WAITER)
                 left |= ANNOUNCED;
+            else
+                left %= CLAIMED;
         } while (!atomic_compare_exchange_weak(&readers->state, &state, left));
         uint64_t count = event->count;
-        if (left >= WAITER && count)
-            notify(readers, event->mode && count < INT32_MAX ? count : event->mode ? INT32_MAX : 1);
+        if (left % CLAIMED >= WAITER && count)
+            notify(readers, event->mode && count < INT32_MAX ? count : event->mode ? INT32_MAX : 1, event->mode);
     }
-    notify(&event->writers, INT32_MAX);
+    notify(&event->writers, INT32_MAX, 0);
     return value;
 }
 

@@ -106,6 +106,11 @@ pub fn refuse_wait_any() {
     QUEUE.with_borrow_mut(|queue| queue.no_wait_any = true);
 }
 
+/// How many places in the queue are taken.
+pub fn asleep() -> usize {
+    QUEUE.with_borrow(|queue| queue.sleepers.len())
+}
+
 /// How many system calls to wake somebody there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
