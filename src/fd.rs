@@ -52,5 +52,7 @@ pub use eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 pub use forward::Forward;
 pub use mirror::Mirror;
 pub use notifier::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+#[cfg(all(feature = "vmm-sys-util", not(loom)))]
+pub use originals::AsOriginal;
 #[cfg(feature = "vm-superio")]
 pub use superio::SharedTrigger;

@@ -22,7 +22,10 @@ use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
-use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::fd::{
+    EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, EventFlag, Forward, Mirror,
+    new_event_consumer_and_notifier,
+};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
@@ -38,12 +41,12 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -106,6 +109,58 @@ fn allow_system_calls(mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>) {
     );
     let program = BpfProgram::try_from(filter.unwrap()).unwrap();
     seccompiler::apply_filter(&program).unwrap();
+}
+
+/// Rules for a call one of whose arguments is to be one of some.
+fn with(argument: u8, values: &[i32]) -> Vec<SeccompRule> {
+    let rule = |&value: &i32| {
+        let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+        let condition = SeccompCondition::new(argument, length, operator, value as u32 as u64);
+        SeccompRule::new(vec![condition.unwrap()]).unwrap()
+    };
+    values.iter().map(rule).collect()
+}
+
+/// What a thread does, and what it may call for that.
+type Filtered = (
+    BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    Box<dyn FnOnce() + Send>,
+);
+
+fn filtered(
+    allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    body: impl FnOnce() + Send + 'static,
+) -> Filtered {
+    (allowed, Box::new(body))
+}
+
+// The operations of `futex` that there are, all of them private.
+const WAIT: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+
+/// Runs each on a thread of its own with a filter of its own; together, so that they meet. Returns when all are done.
+fn under_filters(threads: impl IntoIterator<Item = Filtered>) {
+    let threads: Vec<_> = threads.into_iter().collect();
+    let number = threads.len();
+    let counters = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    for (mut allowed, body) in threads {
+        let counters = Arc::clone(&counters);
+        thread::spawn(move || {
+            let [ready, finished] = &*counters;
+            allowed.insert(libc::SYS_exit, vec![]);
+            allow_system_calls(allowed);
+            ready.fetch_add(1, Ordering::Relaxed);
+            while ready.load(Ordering::Relaxed) < number {}
+            body();
+            finished.fetch_add(1, Ordering::Release);
+            // SAFETY: the thread ends without its destructors, which have calls of their own; nobody else needs what it
+            // has.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+    }
+    while counters[1].load(Ordering::Acquire) < number {
+        thread::sleep(NAP);
+    }
 }
 
 /// An empty counter at which readers have slept, one in vain.
@@ -458,28 +513,116 @@ fn one_wake_up_for_all_writers() {
 
 // With a descriptor
 
-/// None as long as nobody asks for a descriptor, not even to make an `EventFd`.
+/// None to write to an `EventFd` and to read it as long as nobody asks for a descriptor.
 #[test]
-fn none_of_an_eventfd_without_a_descriptor() {
+fn none_of_an_eventfd_that_nobody_has_asked() {
     if !is_observed() {
-        let output = observe(&[], "none_of_an_eventfd_without_a_descriptor");
+        let output = observe(&[], "none_of_an_eventfd_that_nobody_has_asked");
         assert_eq!(output.status.code(), Some(DONE), "{output:?}");
         return;
     }
-    let live = || {
-        for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
-            let event = EventFd::new(flags).unwrap();
-            let clone = event.try_clone().unwrap();
-            event.write(3).unwrap();
-            while clone.read().is_ok() {}
-            event.write(FULL).unwrap();
-            clone.write(1).unwrap_err();
-        }
-    };
-    // The allocator has what it needs.
-    live();
+    let events = [0, EFD_SEMAPHORE].map(|mode| {
+        let event = EventFd::new(EFD_NONBLOCK | mode).unwrap();
+        (event.try_clone().unwrap(), event)
+    });
     forbid_system_calls();
-    live();
+    for (clone, event) in &events {
+        event.write(3).unwrap();
+        while clone.read().is_ok() {}
+        event.write(FULL).unwrap();
+        clone.write(1).unwrap_err();
+    }
+    done()
+}
+
+/// What vmm-sys-util's `new` and `try_clone` call, and they call nothing else, be there a count or not.
+#[test]
+fn an_eventfd_is_made_when_the_original_is() {
+    if !is_observed() {
+        let output = observe(&[], "an_eventfd_is_made_when_the_original_is");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let mut allowed = whatever_the_arguments(MEMORY.into_iter().chain([libc::SYS_eventfd2]));
+    allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_DUPFD_CLOEXEC]));
+    allow_system_calls(allowed);
+    for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
+        let event = EventFd::new(flags).unwrap();
+        event.write(1).unwrap();
+        let handles = (event.try_clone().unwrap(), event);
+        // At the end there are others.
+        std::mem::forget(handles);
+    }
+    let pair = new_event_consumer_and_notifier(EventFlag::all()).unwrap();
+    pair.1.notify().unwrap();
+    std::mem::forget(pair);
+    done()
+}
+
+/// Made and cloned on one thread, given out on three others, each with a filter of its own, which forbids what makes a
+/// descriptor: that is where a VMM's vCPU threads register an eventfd with KVM, and its API thread shuts the VM down.
+#[test]
+fn eventfds_given_out_behind_filters() {
+    if !is_observed() {
+        let output = observe(&[], "eventfds_given_out_behind_filters");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let eventfd = |flags: i32| {
+        let event = EventFd::new(flags | EFD_NONBLOCK).unwrap();
+        event.write(3).unwrap();
+        event
+    };
+    let handles = |event: &EventFd| [(); 3].map(|()| event.try_clone().unwrap());
+    let all = eventfd(0);
+    let [first, second, third] = handles(&all);
+    let alone = [eventfd(0), eventfd(EFD_SEMAPHORE), eventfd(0)];
+    let [one, two, three] = alone.each_ref().map(|event| event.try_clone().unwrap());
+    let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::empty()).unwrap();
+    notifier.notify().unwrap();
+    // One that a thread is asleep in.
+    let doorbell = EventFd::new(0).unwrap();
+    let (read_here, given_out) = (doorbell.try_clone().unwrap(), doorbell.try_clone().unwrap());
+
+    let write = [(libc::SYS_write, vec![])];
+    let futex = (libc::SYS_futex, with(1, &[WAIT, WAKE]));
+    let all_three = || write.clone().into_iter().chain([futex.clone()]).collect();
+    // The process's first call that blocks has counted the CPUs.
+    Event::new(0).read_timeout(NAP);
+    under_filters([
+        // Nobody else has to do with these, nor sleeps: `write` alone.
+        filtered(write.clone().into_iter().collect(), move || {
+            assert!(one.as_raw_fd() >= 0 && one.as_raw_fd() >= 0);
+            assert!(two.into_raw_fd() >= 0);
+            std::mem::forget([OwnedFd::from(consumer), OwnedFd::from(notifier)]);
+            std::mem::forget(one);
+        }),
+        // They meet each other, and a sleeper.
+        filtered(all_three(), move || {
+            assert!(first.as_fd().as_raw_fd() >= 0);
+            assert!(three.as_raw_fd() >= 0);
+            std::mem::forget((first, three));
+        }),
+        filtered(all_three(), move || {
+            std::mem::forget((OwnedFd::from(second), third.into_raw_fd()));
+            assert!(given_out.as_raw_fd() >= 0);
+            rustix::io::write(&given_out, &7_u64.to_ne_bytes()).unwrap();
+            std::mem::forget(given_out);
+        }),
+        filtered(
+            [(libc::SYS_read, vec![]), futex.clone()]
+                .into_iter()
+                .collect(),
+            move || {
+                assert_eq!(read_here.read().unwrap(), 7);
+                std::mem::forget(read_here);
+            },
+        ),
+    ]);
+    for event in [&all, &alone[0], &alone[2]] {
+        assert_eq!(event.read().unwrap(), 3);
+    }
+    assert_eq!(alone[1].read().unwrap(), 1);
     done()
 }
 

@@ -198,6 +198,25 @@ fn move_between_calls() {
     });
 }
 
+/// Two reads that may meet the move find the count, wherever it is.
+#[test]
+fn move_met_by_a_read() {
+    check("move_met_by_a_read", Some(3), || {
+        let event = eventfd(EFD_NONBLOCK | EFD_SEMAPHORE, 2);
+        let others: Vec<_> = (0..2)
+            .map(|_| {
+                let other = event.try_clone().unwrap();
+                thread::spawn(move || other.read().unwrap())
+            })
+            .collect();
+        let fd = event.move_to_kernel();
+        for other in others {
+            assert_eq!(other.join().unwrap(), 1);
+        }
+        assert_eq!(fd.count(), 0);
+    });
+}
+
 /// A reader that sleeps, or is about to, goes on in the kernel, and is woken there.
 #[test]
 fn move_under_a_sleeping_reader() {
@@ -253,12 +272,14 @@ fn two_moves_and_a_clone() {
         let event = eventfd(EFD_NONBLOCK, 1);
         let other = event.try_clone().unwrap();
         let other = thread::spawn(move || {
-            other.move_to_kernel().write(2).unwrap();
+            let fd = other.move_to_kernel();
+            assert_eq!(fd.count() & 1, 1, "what was there first");
+            fd.write(2).unwrap();
             other
         });
         let clone = event.try_clone().unwrap();
         clone.write(4).unwrap();
-        event.move_to_kernel();
+        assert_eq!(event.move_to_kernel().count() & 5, 5);
         let other = other.join().unwrap();
         assert_eq!(clone.move_to_kernel().count(), 7);
         assert_eq!(other.read().unwrap(), 7);
