@@ -108,20 +108,42 @@ fn mirror_made_during_a_signal() {
 
 // Forward
 
-/// Each signal is an edge, and when it returns its count has been passed on.
+/// Each signal is an edge of its own, and when both have returned their counts have been passed on.
 #[test]
 fn forward_two_signals() {
     check("forward_two_signals", Some(3), || {
         let forward = Arc::new(Forward::new(event(0)).unwrap());
         let signal = |forward: &Forward| {
+            let before = forward.fd().writes();
             forward.event().signal();
-            assert!(forward.fd().is_readable());
+            assert!(forward.fd().writes() > before);
         };
         let other = spawn(&forward, signal);
         signal(&forward);
         other.join().unwrap();
-        assert_eq!(forward.fd().writes(), 2);
+        assert_eq!((forward.fd().count(), forward.fd().writes()), (2, 2));
         assert_eq!(forward.event().count(), 0);
+    });
+}
+
+/// What had no room is passed on once, by one of those who try.
+#[test]
+fn forward_two_flushes() {
+    check("forward_two_flushes", Some(3), || {
+        let forward = Arc::new(Forward::new(event(0)).unwrap());
+        forward.fd().write(u64::MAX - 1).unwrap();
+        forward.event().signal_n(2);
+        forward.event().signal_n(3);
+        let reader = spawn(&forward, |forward| forward.fd().read().unwrap());
+        let other = spawn(&forward, |forward| {
+            let _ = forward.flush();
+        });
+        let _ = forward.flush();
+        other.join().unwrap();
+        assert_eq!(reader.join().unwrap(), u64::MAX - 1);
+        forward.flush().unwrap();
+        assert_eq!(forward.fd().count(), 5);
+        assert_eq!((forward.pending(), forward.event().count()), (0, 0));
     });
 }
 

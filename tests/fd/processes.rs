@@ -5,6 +5,7 @@ use crate::{Watch, child};
 use doorbell::Event;
 use doorbell::fd::{EventFd, Mirror};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write, stdin};
@@ -107,12 +108,24 @@ const EPOLLS: [libc::c_long; 2] = [libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2
 /// It sees what it would see of the event, were that an eventfd: of edges, those with which the count leaves 0.
 #[test]
 fn another_process_polls_a_mirror() {
+    let duplicate = |mirror: &Mirror| mirror.as_fd().try_clone_to_owned().unwrap();
+    polled("processes::another_process_polls_a_mirror", duplicate);
+}
+
+#[test]
+fn another_process_can_only_poll() {
+    let poll_only = |mirror: &Mirror| mirror.poll_only().unwrap();
+    polled("processes::another_process_can_only_poll", poll_only);
+}
+
+fn polled(test: &str, export: impl FnOnce(&Mirror) -> OwnedFd) {
     if let Some(fd) = child::argument() {
         return obey(&fd);
     }
     let event = Arc::new(Event::new(0));
     let mirror = Mirror::new(Arc::clone(&event)).unwrap();
-    let mut peer = Peer::new("processes::another_process_polls_a_mirror", &mirror);
+    let exported = export(&mirror);
+    let mut peer = Peer::new(test, &exported);
     let seen = |level: &str, edge: &str| (level.to_owned(), edge.to_owned());
     let nothing = seen("no", "no");
 
@@ -140,11 +153,17 @@ fn another_process_polls_a_mirror() {
         assert_eq!(peer.answer(), "yes");
         event.read();
     }
-    // It keeps what it was passed.
+    // It keeps a duplicate of the eventfd as that was.
+    let is_eventfd = fcntl_getfl(&exported).unwrap().contains(OFlags::NONBLOCK);
     event.signal();
     drop(mirror);
     event.read();
-    assert_eq!(peer.polled(), seen("yes", "yes"));
+    let after = if is_eventfd {
+        seen("yes", "yes")
+    } else {
+        nothing
+    };
+    assert_eq!(peer.polled(), after);
     peer.finish();
 }
 
