@@ -58,8 +58,8 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// # Child processes
 ///
 /// A child made by `fork` inherits the descriptors, and a count that is still in the process as a copy: parent and child then
-/// have a count each, and do not hear of each other. Ask for a descriptor before the fork, and they share it, as with the
-/// original.
+/// have a count each, and do not hear of each other. If both ask for a descriptor after that, the kernel's count gets what
+/// was there at the fork twice. Ask for a descriptor before the fork, and the count is one, as with the original.
 ///
 /// ```
 /// use doorbell::fd::{EFD_NONBLOCK, EventFd};

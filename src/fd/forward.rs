@@ -59,9 +59,9 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event and the same eventfd: its signals are passed on, to the same peer, and what
-/// waits for room waits in both copies, so only one of the two processes is to go on signalling, or flush. Dropping the
-/// child's copy closes its descriptor only.
+/// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited for
+/// room at the fork waits in both processes, and arrives twice if both go on. The child's end, or an `exec`, changes nothing
+/// for the parent.
 ///
 /// # Examples
 ///

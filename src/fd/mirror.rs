@@ -66,8 +66,9 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event, both change
-/// the one descriptor. So one of the two is to leave the event alone; dropping the child's copy closes its descriptor only.
+/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in the
+/// one descriptor. So a child leaves the event alone, or makes an event and a mirror of its own. Its end, or an `exec`,
+/// changes nothing for the parent.
 ///
 /// # Examples
 ///
