@@ -12,7 +12,7 @@
 use super::kernel::KernelEvent;
 use crate::Mode;
 use crate::errno::Errno;
-use crate::event::{Handover, Moved};
+use crate::event::Handover;
 use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
@@ -129,9 +129,8 @@ impl EventFd {
     #[inline]
     pub fn write(&self, v: u64) -> io::Result<()> {
         if let Some(here) = &self.here {
-            match here.count.write(v, !here.nonblocking) {
-                Ok(result) => return Ok(result?),
-                Err(Moved) => {}
+            if let Ok(result) = here.count.write(v, !here.nonblocking) {
+                return Ok(result?);
             }
         }
         self.fd.write(v)
@@ -149,10 +148,8 @@ impl EventFd {
     #[inline]
     pub fn read(&self) -> io::Result<u64> {
         if let Some(here) = &self.here {
-            match here.count.read(!here.nonblocking) {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => return Err(Errno::Again.into()),
-                Err(Moved) => {}
+            if let Ok(value) = here.count.read(!here.nonblocking) {
+                return value.ok_or(Errno::Again.into());
             }
         }
         self.fd.read()
