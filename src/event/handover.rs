@@ -3,25 +3,31 @@
 //!
 //! ```text
 //!     the thread that moves                      a call that finds MOVED
-//!     1  take the count, put MOVED there         1  wait until arrived
-//!     2  put the count elsewhere                 2  make the call again, elsewhere
-//!     3  arrived = 1
-//!     4  wake all who sleep here
+//!     1  become the one that moves               1  wait until arrived
+//!     2  take the count, put MOVED there         2  make the call again, elsewhere
+//!     3  put the count elsewhere
+//!     4  arrived = 1
+//!     5  wake all who sleep here
 //! ```
 //!
-//! Step 1 is one atomic step. So each call has its effect before it, here, or finds `MOVED` and is made again where the
-//! count is then; none can fall in between. A call that meets the move waits for step 2, which is one `write(2)`: it spins,
+//! Step 2 is one atomic step. So each call has its effect before it, here, or finds `MOVED` and is made again where the
+//! count is then; none can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it spins,
 //! and sleeps as a reader does if the thread that moves was put aside meanwhile. There is no lock, and a move without
 //! anybody asleep calls nothing but what puts the count elsewhere.
+//!
+//! A signal handler that interrupts the thread that moves does not wait, for that would be for ever: its calls have their
+//! effect elsewhere, and the count is added to that when the handler has returned.
 //!
 //! `MOVED` is the overflow state, which no write reaches. It has this meaning only here, where nobody signals.
 
 use super::counter::fits;
 use super::{Event, Mode, WriteError};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::waiters::ALL;
-use crate::sync::{DEKKER, dekker_load};
+use crate::sync::{DEKKER, const_thread_local, dekker_load};
+use std::cell::Cell;
 use std::hint;
+use std::ptr;
 
 const MOVED: u64 = u64::MAX;
 
@@ -36,14 +42,26 @@ pub(crate) struct Moved;
 /// An event until its count is moved.
 pub(crate) struct Handover {
     event: Event,
+    /// Which thread moves the count, or has moved it; 0 if none does.
+    mover: AtomicUsize,
     /// Not 0 when the count is where it has been moved to.
     arrived: AtomicU32,
+}
+
+const_thread_local! {
+    static HERE: Cell<u8> = { Cell::new(0) };
+}
+
+/// Tells this thread from others, and never 0.
+fn this_thread() -> usize {
+    HERE.with(|here| ptr::from_ref(here).addr())
 }
 
 impl Handover {
     pub(crate) fn new(mode: Mode) -> Self {
         Handover {
             event: Event::with_mode(0, mode),
+            mover: AtomicUsize::new(0),
             arrived: AtomicU32::new(0),
         }
     }
@@ -54,16 +72,20 @@ impl Handover {
     }
 
     /// Has `put` put the count elsewhere if it is not 0 and has not been moved. When this returns it is there, whoever
-    /// moved it.
+    /// moved it (but for a signal handler that has interrupted that thread).
     pub(crate) fn move_out(&self, put: impl FnOnce(u64)) {
-        match self.event.counter.replace(MOVED) {
-            MOVED => self.wait_until_arrived(),
-            0 => self.arrive(),
-            count => {
-                put(count);
-                self.arrive();
-            }
+        // Relaxed: it keeps all but one out, and tells that one's signal handlers.
+        let claim =
+            self.mover
+                .compare_exchange(0, this_thread(), Ordering::Relaxed, Ordering::Relaxed);
+        if claim.is_err() {
+            return self.wait_until_arrived();
         }
+        let count = self.event.counter.replace(MOVED);
+        if count != 0 {
+            put(count);
+        }
+        self.arrive();
     }
 
     fn arrive(&self) {
@@ -83,6 +105,9 @@ impl Handover {
     #[cold]
     #[inline(never)]
     fn wait_for_arrival(&self) {
+        if self.mover.load(Ordering::Relaxed) == this_thread() {
+            return;
+        }
         // No time passes in a model of loom's.
         let looks = if cfg!(loom) { 0 } else { LOOKS };
         for _ in 0..looks {

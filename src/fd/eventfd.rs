@@ -52,14 +52,16 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// | `read`, `write` later | `read`, `write` | as the original |
 ///
 /// A call that meets the first `as_raw_fd` on another thread waits for its `write`; if that thread does not get to run, by
-/// `futex` (`FUTEX_WAIT`, private). There are no other locks inside. A thread's first sleep in a process has calls of its own: see
+/// `futex` (`FUTEX_WAIT`, private). There are no locks inside, and no memory is allocated after `new`, so a signal handler may
+/// write, and read what is non-blocking, as it may with the original. The first sleep in a process has calls of its own: see
 /// [`fd`](crate::fd).
 ///
 /// # Child processes
 ///
 /// A child made by `fork` inherits the descriptors, and a count that is still in the process as a copy: parent and child then
 /// have a count each, and do not hear of each other. If both ask for a descriptor after that, the kernel's count gets what
-/// was there at the fork twice. Ask for a descriptor before the fork, and the count is one, as with the original.
+/// was there at the fork twice; and if a thread of the parent was the first to ask at the very moment of the fork, calls in the
+/// child wait for it in vain. Ask for a descriptor before the fork, and the count is one, as with the original.
 ///
 /// ```
 /// use doorbell::fd::{EFD_NONBLOCK, EventFd};

@@ -17,7 +17,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -633,6 +633,55 @@ fn closed_behind_its_back<E: Api>() {
         }
         // The standard library aborts where it closes one that is not open.
         std::mem::forget((event, clone));
+    });
+}
+
+/// A signal handler writes, as it may with the original, also while the thread that it interrupts moves the count.
+#[test]
+fn written_by_a_signal_handler() {
+    static TARGET: AtomicPtr<EventFd> = AtomicPtr::new(std::ptr::null_mut());
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: libc::c_int) {
+        // SAFETY: null, or an eventfd that the interrupted thread keeps as long as it is the target.
+        if let Some(event) = unsafe { TARGET.load(Ordering::Relaxed).as_ref() } {
+            event.write(1).unwrap();
+            WRITES.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    child::alone("eventfd::written_by_a_signal_handler", || {
+        // SAFETY: the handler does what handlers may do; the action is complete.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        }
+        // SAFETY: it asks nothing of anybody.
+        let thread = unsafe { libc::pthread_self() } as usize;
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // SAFETY: the thread waits for this one to end.
+                    unsafe { libc::pthread_kill(thread as libc::pthread_t, libc::SIGUSR1) };
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut interrupted = 0;
+            while interrupted < 500 {
+                let event = EventFd::new(EFD_NONBLOCK).unwrap();
+                let clone = event.try_clone().unwrap();
+                event.write(3).unwrap();
+                let before = WRITES.load(Ordering::Relaxed);
+                let place = std::ptr::from_ref(&event).cast_mut();
+                TARGET.store(place, Ordering::SeqCst);
+                assert!(event.as_raw_fd() >= 0);
+                TARGET.store(std::ptr::null_mut(), Ordering::SeqCst);
+                let writes = WRITES.load(Ordering::Relaxed) - before;
+                assert_eq!(clone.read().unwrap(), 3 + writes);
+                interrupted += writes;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
     });
 }
 
