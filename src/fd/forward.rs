@@ -60,8 +60,8 @@ use std::sync::{Arc, PoisonError};
 /// # Child processes
 ///
 /// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited for
-/// room at the fork waits in both processes, and arrives twice if both go on. The child's end, or an `exec`, changes nothing
-/// for the parent.
+/// room at the fork waits in both processes, and arrives twice if both go on. So a child leaves event and forward alone. Its
+/// end, or an `exec`, changes nothing for the parent.
 ///
 /// # Examples
 ///

@@ -67,8 +67,8 @@ use std::sync::{Arc, PoisonError};
 /// # Child processes
 ///
 /// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in the
-/// one descriptor. So a child leaves the event alone, or makes an event and a mirror of its own. Its end, or an `exec`,
-/// changes nothing for the parent.
+/// one descriptor. So a child leaves event and mirror alone, or makes others of its own. Its end, or an `exec`, changes nothing
+/// for the parent.
 ///
 /// # Examples
 ///
