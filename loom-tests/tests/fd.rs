@@ -147,6 +147,30 @@ fn forward_two_flushes() {
     });
 }
 
+/// Two that find no room for more together than one number holds: the rest is in the event.
+#[test]
+fn forward_too_much_for_one_number() {
+    check("forward_too_much_for_one_number", Some(2), || {
+        const FULL: u64 = u64::MAX - 1;
+        let forward = Arc::new(Forward::new(event(0)).unwrap());
+        forward.fd().write(FULL).unwrap();
+        forward.event().signal_n(FULL);
+        forward.event().signal_n(5);
+        let other = spawn(&forward, |forward| {
+            let _ = forward.flush();
+        });
+        let _ = forward.flush();
+        other.join().unwrap();
+        let mut taken = 0;
+        while forward.fd().is_readable() {
+            taken += u128::from(forward.fd().read().unwrap());
+            let _ = forward.flush();
+        }
+        assert_eq!(taken, 2 * u128::from(FULL) + 5);
+        assert_eq!((forward.pending(), forward.event().count()), (0, 0));
+    });
+}
+
 /// What is signalled while the forwarder is being made arrives, once.
 #[test]
 fn forward_made_during_a_signal() {
