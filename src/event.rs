@@ -43,7 +43,7 @@ pub use crate::sync::spin::Spin;
 pub use batch::Batch;
 pub use error::{Unwritten, WriteError};
 #[cfg(target_os = "linux")]
-pub(crate) use handover::Moved;
+pub(crate) use handover::Handover;
 pub use observer::{Change, Interest, Observation, Observer};
 pub use readiness::Readiness;
 

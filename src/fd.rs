@@ -14,19 +14,41 @@
 //! * A [`Mirror`] is for `poll`, epoll and io_uring, in this process or another, while the event is read here.
 //! * A [`Forward`] is for who takes the count: KVM (`KVM_IRQFD`), vhost, VFIO, a vhost-user peer.
 //! * An [`EventFd`] is for code written for `vmm_sys_util::eventfd::EventFd`, and [`EventNotifier`] and
-//!   [`EventConsumer`] for that written for `vmm_sys_util::event`. The count is an event in this process until somebody
-//!   asks for the descriptor.
+//!   [`EventConsumer`] for that written for `vmm_sys_util::event`. They make the descriptors that the originals make, when
+//!   the originals make them. The count is in this process until somebody asks for a descriptor, so they gain where nobody
+//!   does: an eventfd that is registered with epoll or KVM costs what the original costs.
 //!
 //! (`AsFd` of an `Event` itself could not fail, and would leave open who closes the descriptor, and what keeps the
 //! event in its place for the observer that is to light it.)
 //!
 //! A descriptor that exists already, and that a peer or the kernel signals, is no matter of this module but of pollers.
 //!
-//! For a seccomp filter, all system calls there are, on x86-64: `eventfd2`, `read`, `write`, `close`; `dup` and `fcntl`
-//! with `F_DUPFD_CLOEXEC` for handles of an [`EventFd`]; `fcntl` with `F_GETFL` for [`Forward::with_fd`]; `futex`,
-//! where threads sleep in an event and for the locks inside (the first such sleep in a process reads
-//! `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp) has);
-//! `sched_yield` and `clock_nanosleep` where an observer is detached while others are being called.
+//! # Peers and children
+//!
+//! Whoever is given a duplicate of a descriptor shares its flags and its count. What a peer that is not trusted can do with
+//! that, and what there is for such peers, is said at [`Mirror`](Mirror#peers-that-are-not-trusted) and
+//! [`Forward`](Forward#peers-that-are-not-trusted); what a child made by `fork` shares with its parent, there and at
+//! [`EventFd`](EventFd#child-processes).
+//!
+//! # System calls
+//!
+//! For a seccomp filter, all system calls there are, on x86-64, each on the thread that makes the call in the first column:
+//!
+//! | what | calls |
+//! |---|---|
+//! | [`Mirror::new`], [`Forward::new`] | `eventfd2`; what an observer's attachment calls (below) |
+//! | [`Forward::with_fd`] | `fcntl(F_GETFL)`; likewise |
+//! | [`Mirror::poll_only`] | `epoll_create1`, `epoll_ctl` |
+//! | a signal or read of an event with a `Mirror` | `write`, `read`; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) where two threads meet |
+//! | a signal of an event with a `Forward`, [`Forward::flush`] | `write`; likewise |
+//! | the drop of either | `close`, and what an observer's detachment calls (below) |
+//! | [`EventFd`], [`EventNotifier`], [`EventConsumer`] | `eventfd2`, `fcntl(F_DUPFD_CLOEXEC)`, `read`, `write`, `close`; `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`): see [there](EventFd#system-calls) for which call makes which |
+//!
+//! An observer is attached and detached under a lock (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), and detached with
+//! `sched_yield` and `clock_nanosleep` while other threads are in observers' calls. Threads that sleep in an event or an
+//! `EventFd` call `futex` (`FUTEX_WAIT`), and who wakes them `futex` (`FUTEX_WAKE`); the first such sleep in a process reads
+//! `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp) has. All futexes are private. Where the standard library is built with debug assertions,
+//! it calls `fcntl(F_GETFD)` before `close`.
 //!
 //! Features: `vmm-sys-util` adds conversions from and to the originals, `mio` makes what has a descriptor an
 //! `event::Source`, `vm-superio` makes events a `Trigger`.
@@ -52,5 +74,7 @@ pub use eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 pub use forward::Forward;
 pub use mirror::Mirror;
 pub use notifier::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+#[cfg(all(feature = "vmm-sys-util", not(loom)))]
+pub use originals::AsOriginal;
 #[cfg(feature = "vm-superio")]
 pub use superio::SharedTrigger;

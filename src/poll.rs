@@ -47,18 +47,18 @@
 //! `futex_waitv` must be taught it; one that refuses it costs one failed call.
 //!
 //! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a moment:
-//! `futex`, if two meet there. The first future that waits for an event, and the first `wait_any` on it that cannot
-//! use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under a mutex.
+//! `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), if two meet there. The first future that waits for an event, and the first
+//! `wait_any` on it that cannot use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under a mutex.
 //!
-//! A poller, and what the memory allocator calls:
+//! A poller, and what the memory allocator calls; all that `futex` stands for is private, and so it is above:
 //!
 //! | what | calls |
 //! |---|---|
-//! | a signal to an event of a poller | `futex` (wake) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
+//! | a signal to an event of a poller | `futex` (`FUTEX_WAKE`) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
-//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
-//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` for the lock |
-//! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, `futex` |
+//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` (`FUTEX_WAIT`) or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
+//! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the locks |
+//! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, and the `futex` of the locks |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
 //! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
 //! | a bound eventfd that is ready | `preadv2` and one more, in `wait`; `write`, if another is ready and another thread sleeps; `futex`, if another thread carries at the time |

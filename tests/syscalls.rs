@@ -22,7 +22,12 @@ use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
-use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
+use doorbell::fd::{
+    EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, EventFlag, Forward, Mirror,
+    new_event_consumer_and_notifier,
+};
+use doorbell::ioeventfd::space::AddressSpace;
+use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
@@ -38,12 +43,12 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -106,6 +111,86 @@ fn allow_system_calls(mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>) {
     );
     let program = BpfProgram::try_from(filter.unwrap()).unwrap();
     seccompiler::apply_filter(&program).unwrap();
+}
+
+/// Rules for a call one of whose arguments is to be one of some.
+fn with(argument: u8, values: &[i32]) -> Vec<SeccompRule> {
+    let rule = |&value: &i32| {
+        let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+        let condition = SeccompCondition::new(argument, length, operator, value as u32 as u64);
+        SeccompRule::new(vec![condition.unwrap()]).unwrap()
+    };
+    values.iter().map(rule).collect()
+}
+
+/// What a thread does, and what it may call for that.
+type Filtered = (
+    BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    Box<dyn FnOnce() + Send>,
+);
+
+fn filtered(
+    allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    body: impl FnOnce() + Send + 'static,
+) -> Filtered {
+    (allowed, Box::new(body))
+}
+
+// The operations of `futex` that there are, all of them private.
+const WAIT: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+/// How the standard library's locks wait.
+const WAIT_BITSET: i32 = libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG;
+
+/// What a list in the documentation lets through: calls whatever their arguments, and operations of `futex`; and what the
+/// memory allocator calls.
+fn listed(calls: &[libc::c_long], futex: &[i32]) -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    let mut allowed = whatever_the_arguments(MEMORY.iter().chain(calls).copied());
+    allowed.insert(libc::SYS_futex, with(1, futex));
+    allowed
+}
+
+/// As many threads as are to meet, each with the list.
+fn meet_under(
+    allowed: &BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    body: impl Fn(usize) + Send + Sync + 'static,
+) {
+    doorbell::prepare_for_seccomp();
+    let body = Arc::new(body);
+    under_filters((0..4).map(|number| {
+        let body = Arc::clone(&body);
+        filtered(allowed.clone(), move || {
+            body(number);
+            // Who drops it last has calls of its own.
+            std::mem::forget(body);
+        })
+    }));
+    done()
+}
+
+/// Runs each on a thread of its own with a filter of its own; together, so that they meet. Returns when all are done.
+fn under_filters(threads: impl IntoIterator<Item = Filtered>) {
+    let threads: Vec<_> = threads.into_iter().collect();
+    let number = threads.len();
+    let counters = Arc::new([const { AtomicUsize::new(0) }; 2]);
+    for (mut allowed, body) in threads {
+        let counters = Arc::clone(&counters);
+        thread::spawn(move || {
+            let [ready, finished] = &*counters;
+            allowed.insert(libc::SYS_exit, vec![]);
+            allow_system_calls(allowed);
+            ready.fetch_add(1, Ordering::Relaxed);
+            while ready.load(Ordering::Relaxed) < number {}
+            body();
+            finished.fetch_add(1, Ordering::Release);
+            // SAFETY: the thread ends without its destructors, which have calls of their own; nobody else needs what it
+            // has.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+    }
+    while counters[1].load(Ordering::Acquire) < number {
+        thread::sleep(NAP);
+    }
 }
 
 /// An empty counter at which readers have slept, one in vain.
@@ -458,28 +543,116 @@ fn one_wake_up_for_all_writers() {
 
 // With a descriptor
 
-/// None as long as nobody asks for a descriptor, not even to make an `EventFd`.
+/// None to write to an `EventFd` and to read it as long as nobody asks for a descriptor.
 #[test]
-fn none_of_an_eventfd_without_a_descriptor() {
+fn none_of_an_eventfd_that_nobody_has_asked() {
     if !is_observed() {
-        let output = observe(&[], "none_of_an_eventfd_without_a_descriptor");
+        let output = observe(&[], "none_of_an_eventfd_that_nobody_has_asked");
         assert_eq!(output.status.code(), Some(DONE), "{output:?}");
         return;
     }
-    let live = || {
-        for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
-            let event = EventFd::new(flags).unwrap();
-            let clone = event.try_clone().unwrap();
-            event.write(3).unwrap();
-            while clone.read().is_ok() {}
-            event.write(FULL).unwrap();
-            clone.write(1).unwrap_err();
-        }
-    };
-    // The allocator has what it needs.
-    live();
+    let events = [0, EFD_SEMAPHORE].map(|mode| {
+        let event = EventFd::new(EFD_NONBLOCK | mode).unwrap();
+        (event.try_clone().unwrap(), event)
+    });
     forbid_system_calls();
-    live();
+    for (clone, event) in &events {
+        event.write(3).unwrap();
+        while clone.read().is_ok() {}
+        event.write(FULL).unwrap();
+        clone.write(1).unwrap_err();
+    }
+    done()
+}
+
+/// What vmm-sys-util's `new` and `try_clone` call, and they call nothing else, be there a count or not.
+#[test]
+fn an_eventfd_is_made_when_the_original_is() {
+    if !is_observed() {
+        let output = observe(&[], "an_eventfd_is_made_when_the_original_is");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let mut allowed = whatever_the_arguments(MEMORY.into_iter().chain([libc::SYS_eventfd2]));
+    allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_DUPFD_CLOEXEC]));
+    allow_system_calls(allowed);
+    for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
+        let event = EventFd::new(flags).unwrap();
+        event.write(1).unwrap();
+        let handles = (event.try_clone().unwrap(), event);
+        // At the end there are others.
+        std::mem::forget(handles);
+    }
+    let pair = new_event_consumer_and_notifier(EventFlag::all()).unwrap();
+    pair.1.notify().unwrap();
+    std::mem::forget(pair);
+    done()
+}
+
+/// Made and cloned on one thread, given out on three others, each with a filter of its own, which forbids what makes a
+/// descriptor: that is where a VMM's vCPU threads register an eventfd with KVM, and its API thread shuts the VM down.
+#[test]
+fn eventfds_given_out_behind_filters() {
+    if !is_observed() {
+        let output = observe(&[], "eventfds_given_out_behind_filters");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let eventfd = |flags: i32| {
+        let event = EventFd::new(flags | EFD_NONBLOCK).unwrap();
+        event.write(3).unwrap();
+        event
+    };
+    let handles = |event: &EventFd| [(); 3].map(|()| event.try_clone().unwrap());
+    let all = eventfd(0);
+    let [first, second, third] = handles(&all);
+    let alone = [eventfd(0), eventfd(EFD_SEMAPHORE), eventfd(0)];
+    let [one, two, three] = alone.each_ref().map(|event| event.try_clone().unwrap());
+    let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::empty()).unwrap();
+    notifier.notify().unwrap();
+    // One that a thread is asleep in.
+    let doorbell = EventFd::new(0).unwrap();
+    let (read_here, given_out) = (doorbell.try_clone().unwrap(), doorbell.try_clone().unwrap());
+
+    let write = [(libc::SYS_write, vec![])];
+    let futex = (libc::SYS_futex, with(1, &[WAIT, WAKE]));
+    let all_three = || write.clone().into_iter().chain([futex.clone()]).collect();
+    // The process's first call that blocks has counted the CPUs.
+    Event::new(0).read_timeout(NAP);
+    under_filters([
+        // Nobody else has to do with these, nor sleeps: `write` alone.
+        filtered(write.clone().into_iter().collect(), move || {
+            assert!(one.as_raw_fd() >= 0 && one.as_raw_fd() >= 0);
+            assert!(two.into_raw_fd() >= 0);
+            std::mem::forget([OwnedFd::from(consumer), OwnedFd::from(notifier)]);
+            std::mem::forget(one);
+        }),
+        // They meet each other, and a sleeper.
+        filtered(all_three(), move || {
+            assert!(first.as_fd().as_raw_fd() >= 0);
+            assert!(three.as_raw_fd() >= 0);
+            std::mem::forget((first, three));
+        }),
+        filtered(all_three(), move || {
+            std::mem::forget((OwnedFd::from(second), third.into_raw_fd()));
+            assert!(given_out.as_raw_fd() >= 0);
+            rustix::io::write(&given_out, &7_u64.to_ne_bytes()).unwrap();
+            std::mem::forget(given_out);
+        }),
+        filtered(
+            [(libc::SYS_read, vec![]), futex.clone()]
+                .into_iter()
+                .collect(),
+            move || {
+                assert_eq!(read_here.read().unwrap(), 7);
+                std::mem::forget(read_here);
+            },
+        ),
+    ]);
+    for event in [&all, &alone[0], &alone[2]] {
+        assert_eq!(event.read().unwrap(), 3);
+    }
+    assert_eq!(alone[1].read().unwrap(), 1);
     done()
 }
 
@@ -582,83 +755,203 @@ fn one_for_each_signal_that_is_forwarded() {
     }
 }
 
-/// All that `doorbell::fd` does, under a filter that lets through what its documentation lists, and what a program needs for
-/// its memory.
-#[test]
-fn no_others_than_documented() {
-    if !is_observed() {
-        let output = observe(&[], "no_others_than_documented");
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-        return;
-    }
-    // The process's first call that blocks has counted the CPUs.
-    Event::new(0).read_timeout(NAP);
-    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
-    let blocking = EventFd::new(0).unwrap();
-    let others = {
-        let (event, blocking) = (Arc::clone(&event), blocking.try_clone().unwrap());
-        thread::spawn(move || {
-            event.read();
-            blocking.write(1).unwrap();
-            blocking.write(1).unwrap();
-        })
-    };
-
+/// What the documentation of `fd` lists.
+fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    let calls = [
+        libc::SYS_eventfd2,
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_close,
+        libc::SYS_epoll_create1,
+        libc::SYS_epoll_ctl,
+        libc::SYS_sched_yield,
+        libc::SYS_clock_nanosleep,
+    ];
+    let mut allowed = listed(&calls, &[WAIT, WAKE, WAIT_BITSET]);
     let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL];
     if cfg!(debug_assertions) {
         // The standard library, before it closes one.
         fcntl.push(libc::F_GETFD);
     }
-    let fcntl = fcntl.into_iter().map(|command| {
-        let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
-        let condition = SeccompCondition::new(1, length, operator, command as u64).unwrap();
-        SeccompRule::new(vec![condition]).unwrap()
+    allowed.insert(libc::SYS_fcntl, with(1, &fcntl));
+    allowed
+}
+
+/// All that `doorbell::fd` does, by threads that meet there.
+#[test]
+fn the_list_of_fd_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_fd_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
+    let asked = EventFd::new(EFD_NONBLOCK).unwrap();
+    let _mirror = mirror(Arc::clone(&event));
+    meet_under(&list_of_fd(), move |number| {
+        let own = Arc::new(Event::new(0));
+        for round in 0..100 {
+            let seen = mirror(Arc::clone(&event));
+            event.signal();
+            event.try_read();
+            // Threads that sleep and wake each other.
+            event.read_timeout(NAP / 10);
+            let poll_only = seen.poll_only().unwrap();
+            assert!(poll_only.as_raw_fd() >= 0);
+
+            let forward = Forward::new(Arc::clone(&own)).unwrap();
+            own.signal();
+            forward.flush().unwrap();
+            drop(forward);
+
+            let moved = EventFd::new(EFD_NONBLOCK).unwrap();
+            let clone = moved.try_clone().unwrap();
+            moved.write(1).unwrap();
+            assert!(moved.as_raw_fd() >= 0);
+            assert_eq!(clone.read().unwrap(), 1);
+            let forward = Forward::with_fd(Arc::clone(&own), clone.into()).unwrap();
+            own.signal();
+            assert_eq!((forward.pending(), moved.read().unwrap()), (0, 1));
+            // One is asked while others use it.
+            asked.write(1).unwrap();
+            let _ = asked.read();
+            if (number, round) == (0, 50) {
+                assert!(asked.as_raw_fd() >= 0);
+            }
+        }
     });
-    let documented = [
-        (libc::SYS_eventfd2, vec![]),
-        (libc::SYS_read, vec![]),
-        (libc::SYS_write, vec![]),
-        (libc::SYS_close, vec![]),
-        (libc::SYS_dup, vec![]),
-        (libc::SYS_futex, vec![]),
-        (libc::SYS_sched_yield, vec![]),
-        (libc::SYS_clock_nanosleep, vec![]),
-        (libc::SYS_fcntl, fcntl.collect()),
-    ];
-    let memory = [
-        libc::SYS_mprotect,
-        libc::SYS_brk,
+}
+
+/// The test above would notice a lock that waits with an operation that is not listed.
+#[test]
+fn a_lock_is_noticed() {
+    if !is_observed() {
+        let output = observe(&[], "a_lock_is_noticed");
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{output:?}");
+        return;
+    }
+    let mut allowed = list_of_fd();
+    allowed.insert(libc::SYS_futex, with(1, &[WAIT, WAKE]));
+    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
+    let _mirror = mirror(Arc::clone(&event));
+    meet_under(&allowed, move |_| {
+        loop {
+            event.signal();
+            event.try_read();
+        }
+    });
+}
+
+// Lists of what needs no descriptor
+
+/// What an `Event` calls that nobody observes: to sleep and to wake sleepers.
+#[test]
+fn the_list_of_an_event_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_an_event_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let mut calls = vec![];
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
+        // Who spins there lets others run.
+        calls.push(libc::SYS_sched_yield);
+    }
+    let events = [Spin::Never, Spin::DEFAULT].map(|spin| {
+        [Mode::Counter, Mode::Semaphore].map(|mode| Event::with_mode(0, mode).with_spin(spin))
+    });
+    meet_under(&listed(&calls, &[WAIT, WAKE]), move |number| {
+        for event in events.iter().flatten() {
+            for _ in 0..100 {
+                // Two that sleep until there is something, two until there is room.
+                match number {
+                    0 => _ = event.read_timeout(NAP),
+                    1 => _ = event.read_deadline(Instant::now() + NAP),
+                    2 => _ = event.write_timeout(FULL, NAP),
+                    _ => event
+                        .write_timeout(FULL, NAP)
+                        .map_or((), |()| event.signal_n(3)),
+                }
+            }
+        }
+    });
+}
+
+/// A table, an address space and a router that threads change, while others look things up.
+#[test]
+fn the_list_of_tables_and_routers_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_tables_and_routers_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let calls = [libc::SYS_sched_yield, libc::SYS_clock_nanosleep];
+    let (table, space) = (Table::new(), AddressSpace::new());
+    let router = Router::new(Arc::new(Nowhere));
+    router.set_routes(Routes::identity(24)).unwrap();
+    let region = space.region(Bus::Mmio, 0x1000);
+    assert!(region.map(0x1000).unwrap().is_clean());
+    meet_under(&listed(&calls, &[WAIT, WAKE, WAIT_BITSET]), move |number| {
+        let event = Arc::new(Event::new(0));
+        let address = 0x1000 + 8 * number as u64;
+        for _ in 0..200 {
+            let doorbell = table.assign(Key::mmio(address, 4), &event).unwrap();
+            assert!(table.write(Bus::Mmio, address, &[0; 4]));
+            drop(doorbell);
+            let offset = address - 0x1000;
+            let _ = region.add_eventfd(offset, 4, None, &event).unwrap();
+            assert!(space.write(Bus::Mmio, address, &[0; 4]));
+            let _ = region.del_eventfd(offset, 4, None, &event).unwrap();
+            let irqfd = router.assign(&event, number as u32).unwrap();
+            event.signal();
+            router.mask(number as u32);
+            event.signal();
+            router.unmask(number as u32);
+            drop(irqfd);
+        }
+    });
+}
+
+/// A `SharedEvent` from its creation to its end, with sleepers and peers that are woken by a socket.
+#[test]
+fn the_list_of_a_shared_event_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_a_shared_event_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let mut calls = vec![
+        libc::SYS_sendto,
+        libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_fcntl,
+        libc::SYS_fstat,
         libc::SYS_mmap,
         libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_madvise,
+        // Of the descriptor of the memory, which is the caller's.
+        libc::SYS_close,
     ];
-    let memory = memory.map(|call| (call, vec![]));
-    allow_system_calls(documented.into_iter().chain(memory).collect());
-
-    {
-        let mirrors = [mirror(Arc::clone(&event)), mirror(Arc::clone(&event))];
-        event.signal();
-        // The other thread has been woken for that.
-        let woken = blocking.read().unwrap();
-        event.signal();
-        event.read();
-        assert!(woken > 0 && mirrors[0].as_raw_fd() >= 0);
-        let forward = Forward::new(Arc::clone(&event)).unwrap();
-        event.signal();
-        forward.flush().unwrap();
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
+        calls.push(libc::SYS_sched_yield);
     }
-    let moved = EventFd::new(EFD_NONBLOCK).unwrap();
-    let clones = [moved.try_clone().unwrap(), moved.try_clone().unwrap()];
-    moved.write(1).unwrap();
-    assert!(clones[0].as_raw_fd() >= 0);
-    let after = moved.try_clone().unwrap();
-    assert_eq!(after.read().unwrap(), 1);
-    let forward = Forward::with_fd(event, after.into()).unwrap();
-    forward.event().signal();
-    assert_eq!(clones[1].read().unwrap(), 1);
-    drop((moved, clones, forward, others));
-    done()
+    let (event, memory) = SharedEvent::create(0, Mode::Counter).unwrap();
+    let event = event.with_spin(Spin::Never);
+    let allowed = listed(&calls, &[libc::FUTEX_WAIT, libc::FUTEX_WAKE]);
+    meet_under(&allowed, move |number| {
+        for round in 0..100 {
+            match (number, round % 10) {
+                (0, 0) => {
+                    let (own, fd) = SharedEvent::create(1, Mode::Semaphore).unwrap();
+                    assert_eq!(own.read(), 1);
+                    drop((own, fd));
+                    let own = SharedEvent::attach(&memory, 0).unwrap();
+                    own.signal();
+                }
+                (0 | 1, _) => event.signal(),
+                _ => _ = event.read_timeout(NAP / 4),
+            }
+        }
+    });
 }
 
 /// A waiter for several, and then a reader of one of them that it leaves behind.
@@ -1199,11 +1492,12 @@ fn one_write_for_64_signals_to_a_poller_with_descriptors() {
 }
 
 /// What an allocator calls in a thread that may be new.
-const MEMORY: [libc::c_long; 5] = [
+const MEMORY: [libc::c_long; 6] = [
     libc::SYS_brk,
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
+    libc::SYS_mremap,
     libc::SYS_madvise,
 ];
 
@@ -1213,16 +1507,9 @@ fn whatever_the_arguments(
     calls.map(|number| (number, Vec::new())).collect()
 }
 
-/// The calls that the documentation of `poll` lists, those of the memory allocator, and the end.
-#[test]
-fn the_list_of_calls_is_complete() {
-    if !is_observed() {
-        let output = observe(&[], "the_list_of_calls_is_complete");
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-        return;
-    }
-    let listed = [
-        libc::SYS_futex,
+/// What the documentation of `poll` lists for a poller.
+fn list_of_a_poller() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    let calls = [
         libc::SYS_epoll_create1,
         libc::SYS_eventfd2,
         libc::SYS_epoll_ctl,
@@ -1238,8 +1525,18 @@ fn the_list_of_calls_is_complete() {
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
     ];
-    let ends = [libc::SYS_clock_gettime, libc::SYS_exit_group];
-    let allowed = whatever_the_arguments(listed.into_iter().chain(MEMORY).chain(ends));
+    listed(&calls, &[WAIT, WAKE, WAIT_BITSET])
+}
+
+/// All that a poller calls.
+#[test]
+fn the_list_of_calls_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_calls_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let allowed = list_of_a_poller();
     let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
     let (to_sleeper, sleepers) = mpsc::channel::<Arc<Poller>>();
     // On the two threads of this test, for the others may still be starting.
@@ -1282,6 +1579,44 @@ fn the_list_of_calls_is_complete() {
     done()
 }
 
+/// The same where threads meet in one poller.
+#[test]
+fn the_list_of_a_poller_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_a_poller_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    let pollers = [false, true].map(|with_fd| {
+        let poller = poller(&[], Watch::READABLE);
+        if with_fd {
+            poller.add_fd(&fd, 100, Watch::READABLE).unwrap();
+        }
+        poller
+    });
+    meet_under(&list_of_a_poller(), move |number| {
+        let event = Arc::new(Event::new(0));
+        let mut found = Events::with_capacity(4);
+        for poller in &pollers {
+            for _ in 0..50 {
+                poller.add(&event, number, Watch::READABLE).unwrap();
+                event.signal();
+                wait(poller, &mut found, Some(NAP / 10));
+                poller.modify(number, Watch::READABLE.edge()).unwrap();
+                event.read();
+                wait(poller, &mut found, Some(NAP / 10));
+                poller.delete(number).unwrap();
+            }
+        }
+    });
+}
+
+/// What the documentation of `poll` lists for `wait_any` and futures.
+fn list_of_wait_any_and_futures() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    listed(&[libc::SYS_futex_waitv], &[WAIT, WAKE, WAIT_BITSET])
+}
+
 /// The same for `wait_any` and for futures, on a thread that waits and on one that wakes it.
 #[test]
 fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
@@ -1290,13 +1625,7 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
         assert_eq!(output.status.code(), Some(DONE), "{output:?}");
         return;
     }
-    let listed = [
-        libc::SYS_futex,
-        libc::SYS_futex_waitv,
-        libc::SYS_sched_yield,
-        libc::SYS_clock_nanosleep,
-    ];
-    let allowed = whatever_the_arguments(listed.into_iter().chain(MEMORY));
+    let allowed = list_of_wait_any_and_futures();
     const ROUNDS: usize = 20;
     // More than fit into one futex_waitv, and an answer to each.
     let bells: Arc<[Event; 129]> = Arc::new([const { Event::new(0) }; 129]);
@@ -1387,6 +1716,23 @@ fn a_process_that_is_not_prepared_opens_a_file() {
         return;
     }
     block_behind_a_filter()
+}
+
+/// The same where threads meet in the line of one event.
+#[test]
+fn the_list_of_a_line_of_futures_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_a_line_of_futures_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let shared = Arc::new(Event::semaphore(4));
+    meet_under(&list_of_wait_any_and_futures(), move |_| {
+        for _ in 0..3_000 {
+            pollster::block_on(shared.read_async());
+            shared.signal();
+        }
+    });
 }
 
 // Spinning

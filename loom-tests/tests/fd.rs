@@ -108,20 +108,66 @@ fn mirror_made_during_a_signal() {
 
 // Forward
 
-/// Each signal is an edge, and when it returns its count has been passed on.
+/// Each signal is an edge of its own, and when both have returned their counts have been passed on.
 #[test]
 fn forward_two_signals() {
     check("forward_two_signals", Some(3), || {
         let forward = Arc::new(Forward::new(event(0)).unwrap());
         let signal = |forward: &Forward| {
+            let before = forward.fd().writes();
             forward.event().signal();
-            assert!(forward.fd().is_readable());
+            assert!(forward.fd().writes() > before);
         };
         let other = spawn(&forward, signal);
         signal(&forward);
         other.join().unwrap();
-        assert_eq!(forward.fd().writes(), 2);
+        assert_eq!((forward.fd().count(), forward.fd().writes()), (2, 2));
         assert_eq!(forward.event().count(), 0);
+    });
+}
+
+/// What had no room is passed on once, by one of those who try.
+#[test]
+fn forward_two_flushes() {
+    check("forward_two_flushes", Some(3), || {
+        let forward = Arc::new(Forward::new(event(0)).unwrap());
+        forward.fd().write(u64::MAX - 1).unwrap();
+        forward.event().signal_n(2);
+        forward.event().signal_n(3);
+        let reader = spawn(&forward, |forward| forward.fd().read().unwrap());
+        let other = spawn(&forward, |forward| {
+            let _ = forward.flush();
+        });
+        let _ = forward.flush();
+        other.join().unwrap();
+        assert_eq!(reader.join().unwrap(), u64::MAX - 1);
+        forward.flush().unwrap();
+        assert_eq!(forward.fd().count(), 5);
+        assert_eq!((forward.pending(), forward.event().count()), (0, 0));
+    });
+}
+
+/// Two that find no room for more together than one number holds: the rest is in the event.
+#[test]
+fn forward_too_much_for_one_number() {
+    check("forward_too_much_for_one_number", Some(2), || {
+        const FULL: u64 = u64::MAX - 1;
+        let forward = Arc::new(Forward::new(event(0)).unwrap());
+        forward.fd().write(FULL).unwrap();
+        forward.event().signal_n(FULL);
+        forward.event().signal_n(5);
+        let other = spawn(&forward, |forward| {
+            let _ = forward.flush();
+        });
+        let _ = forward.flush();
+        other.join().unwrap();
+        let mut taken = 0;
+        while forward.fd().is_readable() {
+            taken += u128::from(forward.fd().read().unwrap());
+            let _ = forward.flush();
+        }
+        assert_eq!(taken, 2 * u128::from(FULL) + 5);
+        assert_eq!((forward.pending(), forward.event().count()), (0, 0));
     });
 }
 
@@ -167,7 +213,7 @@ fn is_blocking(result: &io::Result<u64>) -> bool {
 /// A write and a read while the count moves: nothing is lost or doubled.
 #[test]
 fn move_during_write_and_read() {
-    check("move_during_write_and_read", None, || {
+    check("move_during_write_and_read", Some(3), || {
         let event = eventfd(EFD_NONBLOCK, 1);
         let (writer, reader) = (event.try_clone().unwrap(), event.try_clone().unwrap());
         let writer = thread::spawn(move || writer.write(2).unwrap());
@@ -195,6 +241,25 @@ fn move_between_calls() {
         assert!(is_blocking(&event.read()));
         mover.join().unwrap();
         assert!(is_blocking(&event.read()));
+    });
+}
+
+/// Two reads that may meet the move find the count, wherever it is.
+#[test]
+fn move_met_by_a_read() {
+    check("move_met_by_a_read", Some(3), || {
+        let event = eventfd(EFD_NONBLOCK | EFD_SEMAPHORE, 2);
+        let others: Vec<_> = (0..2)
+            .map(|_| {
+                let other = event.try_clone().unwrap();
+                thread::spawn(move || other.read().unwrap())
+            })
+            .collect();
+        let fd = event.move_to_kernel();
+        for other in others {
+            assert_eq!(other.join().unwrap(), 1);
+        }
+        assert_eq!(fd.count(), 0);
     });
 }
 
@@ -253,12 +318,14 @@ fn two_moves_and_a_clone() {
         let event = eventfd(EFD_NONBLOCK, 1);
         let other = event.try_clone().unwrap();
         let other = thread::spawn(move || {
-            other.move_to_kernel().write(2).unwrap();
+            let fd = other.move_to_kernel();
+            assert_eq!(fd.count() & 1, 1, "what was there first");
+            fd.write(2).unwrap();
             other
         });
         let clone = event.try_clone().unwrap();
         clone.write(4).unwrap();
-        event.move_to_kernel();
+        assert_eq!(event.move_to_kernel().count() & 5, 5);
         let other = other.join().unwrap();
         assert_eq!(clone.move_to_kernel().count(), 7);
         assert_eq!(other.read().unwrap(), 7);

@@ -1,104 +1,207 @@
 //! The end of an event whose count goes on living elsewhere: [`fd::EventFd`](crate::fd::EventFd) becomes a kernel
 //! eventfd.
 //!
-//! [`move_out`](Event::move_out) takes the count and puts [`MOVED`] in its place, in one step. So each call has its
-//! effect before it, here, or finds it and is made again where the count is now; none can fall in between.
+//! ```text
+//!     the thread that moves                      a call that finds MOVED
+//!     1  become the one that moves               1  wait until arrived
+//!     2  take the count, put MOVED there         2  make the call again, elsewhere
+//!     3  put the count elsewhere
+//!     4  arrived = 1
+//!     5  wake all who sleep here
+//! ```
 //!
-//! `MOVED` is the overflow state, which no write reaches. It has this meaning only for events that are not signalled,
-//! that is for those that only the calls below are made on.
+//! Step 2 is one atomic step. So each call has its effect before it, here, or finds `MOVED` and is made again where the
+//! count is then; none can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it spins,
+//! and sleeps as a reader does if the thread that moves was put aside meanwhile. There is no lock, and a move without
+//! anybody asleep calls nothing but what puts the count elsewhere.
+//!
+//! A signal handler that interrupts the thread that moves does not wait, for that would be for ever: its calls have their
+//! effect elsewhere, and the count is added to that when the handler has returned.
+//!
+//! `MOVED` is the overflow state, which no write reaches. It has this meaning only here, where nobody signals.
 
 use super::counter::fits;
 use super::{Event, Mode, WriteError};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::waiters::Release;
+use crate::sync::{DEKKER, const_thread_local, dekker_load};
+use std::cell::Cell;
+use std::hint;
+use std::ptr;
 
 const MOVED: u64 = u64::MAX;
 
-/// The count is elsewhere.
+/// How often a call that meets a move looks whether it is done before it sleeps: for a few microseconds, in which a
+/// `write(2)` is done on a thread that runs.
+const LOOKS: u32 = 200;
+
+/// The count is elsewhere, all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved;
 
-impl Event {
-    /// Takes the count for good. Calls that are asleep go on sleeping until [`wake_moved`](Self::wake_moved).
-    pub(crate) fn move_out(&self) -> u64 {
-        self.counter.replace(MOVED)
+/// An event until its count is moved.
+pub(crate) struct Handover {
+    event: Event,
+    /// Which thread moves the count, or has moved it; 0 if none does.
+    mover: AtomicUsize,
+    /// Not 0 when the count is where it has been moved to.
+    arrived: AtomicU32,
+}
+
+const_thread_local! {
+    static HERE: Cell<u8> = { Cell::new(0) };
+}
+
+/// Tells this thread from others, and never 0.
+fn this_thread() -> usize {
+    HERE.with(|here| ptr::from_ref(here).addr())
+}
+
+impl Handover {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Handover {
+            event: Event::with_mode(0, mode),
+            mover: AtomicUsize::new(0),
+            arrived: AtomicU32::new(0),
+        }
     }
 
-    /// Has all who sleep find out that the count has moved.
-    pub(crate) fn wake_moved(&self) {
-        self.counter.readers().notify(Release::All, 0, |_| ());
-        self.counter.writers().notify(Release::All, 0, |_| ());
+    /// The event, if the count is (still) there.
+    pub(crate) fn event(&self) -> Option<&Event> {
+        (self.event.count() != MOVED).then_some(&self.event)
+    }
+
+    /// Has `put` put the count elsewhere if it is not 0 and has not been moved. When this returns it is there, whoever
+    /// moved it (but for a signal handler that has interrupted that thread).
+    pub(crate) fn move_out(&self, put: impl FnOnce(u64)) {
+        // Relaxed: it keeps all but one out, and tells that one's signal handlers.
+        let claim =
+            self.mover
+                .compare_exchange(0, this_thread(), Ordering::Relaxed, Ordering::Relaxed);
+        if claim.is_err() {
+            return self.wait_until_arrived();
+        }
+        let count = self.event.counter.replace(MOVED);
+        if count != 0 {
+            put(count);
+        }
+        self.arrive();
+    }
+
+    fn arrive(&self) {
+        // First half of the handshake with those who are about to sleep. Releases what has been put elsewhere.
+        self.arrived.swap(1, DEKKER);
+        self.event.counter.readers().notify(Release::All, 0, |_| ());
+        self.event.counter.writers().notify(Release::All, 0, |_| ());
+    }
+
+    fn wait_until_arrived(&self) {
+        // Acquire pairs with the Release half of `arrive`.
+        if self.arrived.load(Ordering::Acquire) == 0 {
+            self.wait_for_arrival();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_for_arrival(&self) {
+        if self.mover.load(Ordering::Relaxed) == this_thread() {
+            return;
+        }
+        // No time passes in a model of loom's.
+        let looks = if cfg!(loom) { 0 } else { LOOKS };
+        for _ in 0..looks {
+            hint::spin_loop();
+            // Acquire as above.
+            if self.arrived.load(Ordering::Acquire) != 0 {
+                return;
+            }
+        }
+        // Second half of the handshake with `arrive`.
+        let arrived = || (dekker_load(&self.arrived) != 0).then_some(());
+        let arrival = self.event.counter.readers().wait(None, arrived, || Release::All);
+        arrival.unwrap_or_else(|| unreachable!("a wait without a deadline timed out"));
     }
 
     /// A read. `None` if the count is 0 and the call is not to block.
     #[inline]
-    pub(crate) fn read_here(&self, blocking: bool) -> Result<Option<u64>, Moved> {
-        let value = match self.take_here() {
-            Some(result) => result?,
-            None if blocking => self.wait_to_take_here()?,
+    pub(crate) fn read(&self, blocking: bool) -> Result<Option<u64>, Moved> {
+        let value = match self.take() {
+            Some(Ok(value)) => value,
+            Some(Err(Moved)) => return Err(self.moved()),
+            None if blocking => self.wait_to_take()?,
             None => return Ok(None),
         };
-        self.wake_writers();
+        self.event.wake_writers();
         Ok(Some(value))
     }
 
     /// A write.
     #[inline]
-    pub(crate) fn write_here(
-        &self,
-        n: u64,
-        blocking: bool,
-    ) -> Result<Result<(), WriteError>, Moved> {
+    pub(crate) fn write(&self, n: u64, blocking: bool) -> Result<Result<(), WriteError>, Moved> {
         if n == u64::MAX {
             return Ok(Err(WriteError::Invalid));
         }
-        match self.add_here(n) {
-            Some(result) => result?,
-            None if blocking => self.wait_to_add_here(n)?,
+        match self.add(n) {
+            Some(Ok(())) => {}
+            Some(Err(Moved)) => return Err(self.moved()),
+            None if blocking => self.wait_to_add(n)?,
             None => return Ok(Err(WriteError::WouldBlock)),
         }
-        self.counter.wake_readers(n, self);
+        self.event.counter.wake_readers(n, &self.event);
         Ok(Ok(()))
     }
 
     #[cold]
-    #[inline(never)]
-    fn wait_to_take_here(&self) -> Result<u64, Moved> {
-        let take = || self.take_here();
-        // Once it has moved, everybody has something to leave for.
-        let left_over = || self.left_over();
-        let result = self.spin.wait(
-            None,
-            || self.count() != 0,
-            take,
-            || self.counter.readers().wait(None, take, left_over),
-        );
-        result.unwrap_or_else(|| unreachable!("a read without a deadline timed out"))
+    fn moved(&self) -> Moved {
+        self.wait_until_arrived();
+        Moved
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_to_add_here(&self, n: u64) -> Result<(), Moved> {
-        let add = || self.add_here(n);
+    fn wait_to_take(&self) -> Result<u64, Moved> {
+        let Event { counter, spin, .. } = &self.event;
+        let take = || self.take();
+        // Once it has moved, everybody has something to leave for.
+        let left_over = || self.event.left_over();
+        let result = spin.wait(
+            None,
+            || self.event.count() != 0,
+            take,
+            || counter.readers().wait(None, take, left_over),
+        );
+        let result = result.unwrap_or_else(|| unreachable!("a read without a deadline timed out"));
+        result.map_err(|Moved| self.moved())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_add(&self, n: u64) -> Result<(), Moved> {
+        let Event { counter, spin, .. } = &self.event;
+        let add = || self.add(n);
         let ready = || {
-            let count = self.count();
+            let count = self.event.count();
             count == MOVED || fits(count, n)
         };
         // Who makes room wakes all writers, and so does the move.
-        let sleep = || self.counter.writers().wait(None, add, || Release::NOBODY);
-        let result = self.spin.wait(None, ready, add, sleep);
-        result.unwrap_or_else(|| unreachable!("a write without a deadline timed out"))
+        let sleep = || counter.writers().wait(None, add, || Release::NOBODY);
+        let result = spin.wait(None, ready, add, sleep);
+        let result = result.unwrap_or_else(|| unreachable!("a write without a deadline timed out"));
+        result.map_err(|Moved| self.moved())
     }
 
     /// `None`, with a `DEKKER` load, if the count is 0.
     #[inline(always)]
-    fn take_here(&self) -> Option<Result<u64, Moved>> {
-        let before = self.counter.update(|count| match (self.mode, count) {
+    fn take(&self) -> Option<Result<u64, Moved>> {
+        let mode = self.event.mode;
+        let before = self.event.counter.update(|count| match (mode, count) {
             (_, 0 | MOVED) => None,
             (Mode::Counter, _) => Some(0),
             (Mode::Semaphore, count) => Some(count - 1),
         });
-        match (self.mode, before) {
-            (_, None) => self.moved(),
+        match (mode, before) {
+            (_, None) => self.has_moved(),
             (Mode::Counter, Some(count)) => Some(Ok(count)),
             (Mode::Semaphore, Some(_)) => Some(Ok(1)),
         }
@@ -106,14 +209,14 @@ impl Event {
 
     /// `None`, with a `DEKKER` load, if there is no room.
     #[inline(always)]
-    fn add_here(&self, n: u64) -> Option<Result<(), Moved>> {
-        match self.counter.add(n) {
+    fn add(&self, n: u64) -> Option<Result<(), Moved>> {
+        match self.event.counter.add(n) {
             Some(()) => Some(Ok(())),
-            None => self.moved(),
+            None => self.has_moved(),
         }
     }
 
-    fn moved<T>(&self) -> Option<Result<T, Moved>> {
-        (self.counter.look() == MOVED).then_some(Err(Moved))
+    fn has_moved<T>(&self) -> Option<Result<T, Moved>> {
+        (self.event.counter.look() == MOVED).then_some(Err(Moved))
     }
 }

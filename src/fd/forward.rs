@@ -1,7 +1,8 @@
 //! An event whose signals go on to the kernel.
 //!
 //! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds: what they react to is the write.
-//! So an observer passes on every signal, on the thread that makes it, as a write of its own.
+//! So an observer passes on every signal, on the thread that makes it, as a write of its own. Each takes what is in the
+//! event, and writes without a lock: a peer can hold up a write, and is not to hold up others by that.
 
 use super::kernel::KernelEvent;
 use crate::Event;
@@ -11,6 +12,7 @@ use crate::sync::{Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
@@ -18,13 +20,50 @@ use std::sync::{Arc, PoisonError};
 ///
 /// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too)
 /// and writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the
-/// eventfd do. Each signal or write makes one `write(2)`, that of 0 included, and also one whose count another thread
-/// has just taken along, which then writes 0: every one of them is an edge there, as it would be had it been a
-/// `write(2)` in the first place.
+/// eventfd do. Each signal or write makes one `write(2)` of its own after its change of the count, that of 0 included, and
+/// every one of them is an edge there, as it would be had it been a `write(2)` in the first place. Of two signals at the same
+/// time one may take the count of both along, and the other then writes 0: both counts have arrived when both have returned.
 ///
 /// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the
 /// next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into
 /// the event, which saturates as for [`signal_n`](Event::signal_n).
+///
+/// # Peers that are not trusted
+///
+/// The eventfd is non-blocking, and no signal waits for room. But whoever has a duplicate of the descriptor shares its
+/// flags: a peer that clears `O_NONBLOCK` and fills the eventfd blocks each thread that signals the event in its `write(2)`,
+/// for as long as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that
+/// the flag does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look
+/// before the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
+/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. Who waits until observers'
+/// calls have returned (the drop of the `Forward`, see [`Observation`]) waits for the thread too.
+///
+/// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first place, is
+/// to get its counts from a thread that nobody waits for, in place of a `Forward`:
+///
+/// ```
+/// # use doorbell::{Event, fd::EventFd};
+/// # use std::{sync::Arc, thread};
+/// # let event = Arc::new(Event::new(3));
+/// # let peers_eventfd = EventFd::new(0).unwrap();
+/// # let peer = peers_eventfd.try_clone().unwrap();
+/// # let signalled = Arc::clone(&event);
+/// thread::spawn(move || {
+///     // Until the peer breaks it.
+///     while peers_eventfd.write(event.read()).is_ok() {}
+/// });
+/// # assert_eq!(peer.read().unwrap(), 3);
+/// # signalled.signal();
+/// # assert_eq!(peer.read().unwrap(), 1);
+/// ```
+///
+/// # Child processes
+///
+/// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited for
+/// room at the fork waits in both processes, and arrives twice if both go on. So a child leaves event and forward alone. Its
+/// end, or an `exec`, changes nothing for the parent.
+///
+/// # Examples
 ///
 /// ```
 /// use doorbell::Event;
@@ -92,7 +131,7 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     }
 
     /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
-    /// event.
+    /// event, nor what a thread is writing at this moment.
     pub fn pending(&self) -> u64 {
         *self.sender.owed()
     }
@@ -107,41 +146,52 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
 struct Sender<E: Deref<Target = Event>> {
     event: E,
     fd: KernelEvent,
-    /// Taken from the event, not written to the descriptor. The lock orders writes: a signal returns when its count,
-    /// which another thread may have taken, has been written.
+    /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can block
+    /// writes.
     owed: Mutex<u64>,
 }
 
 impl<E: Deref<Target = Event>> Sender<E> {
     fn pass_on(&self, signalled: bool) -> io::Result<()> {
-        let mut owed = self.owed();
-        let late = *owed != 0;
-        self.pay(&mut owed)?;
+        let late = mem::take(&mut *self.owed());
+        self.write(late)?;
         let taken = self.event.take_all();
-        *owed = taken;
-        if taken == 0 && signalled && !late {
+        let result = self.write(taken);
+        if taken == 0 && late == 0 && signalled {
             // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to
             // be read.
             let _ = self.fd.write(0);
         }
-        let result = self.pay(&mut owed);
-        // Those who are told may signal the event, which comes back here.
-        drop(owed);
         if taken != 0 {
             self.event.wake_writers();
         }
         result
     }
 
-    fn pay(&self, owed: &mut u64) -> io::Result<()> {
-        while *owed != 0 {
+    /// Writes `n`, which nobody else has. What there is no room for is owed.
+    fn write(&self, mut n: u64) -> io::Result<()> {
+        while n != 0 {
             // The overflow state is more than one write may add.
-            let n = u64::min(*owed, u64::MAX - 1);
-            // It fails for want of room only.
-            self.fd.write(n).map_err(|_| Errno::Again)?;
-            *owed -= n;
+            let part = u64::min(n, u64::MAX - 1);
+            if self.fd.write(part).is_err() {
+                // For want of room: it fails for nothing else.
+                self.owe(n);
+                return Err(Errno::Again.into());
+            }
+            n -= part;
         }
         Ok(())
+    }
+
+    fn owe(&self, n: u64) {
+        let mut owed = self.owed();
+        let fits = n.min(u64::MAX - *owed);
+        *owed += fits;
+        drop(owed);
+        if fits < n {
+            // Several threads have found no room at once. The rest waits where that of later signals does.
+            self.event.signal_n(n - fits);
+        }
     }
 
     fn owed(&self) -> MutexGuard<'_, u64> {
@@ -190,7 +240,7 @@ mod as_fd {
         /// # Errors
         ///
         /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up
-        /// the threads that signal.
+        /// the threads that signal. (Whoever shares it may make it block later: see [above](Self#peers-that-are-not-trusted).)
         pub fn with_fd(event: E, fd: OwnedFd) -> io::Result<Self> {
             if !fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) {
                 return Err(Errno::Invalid.into());

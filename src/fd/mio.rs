@@ -7,21 +7,10 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-
-/// The descriptor, or why there is none.
-trait Descriptor {
-    fn descriptor(&self) -> io::Result<BorrowedFd<'_>>;
-}
+use std::os::fd::AsRawFd;
 
 macro_rules! source {
-    ([$($generics:tt)*] $type:ty, $self:ident, $fd:expr) => {
-        impl $($generics)* Descriptor for $type {
-            fn descriptor(&$self) -> io::Result<BorrowedFd<'_>> {
-                $fd
-            }
-        }
-
+    ([$($generics:tt)*] $type:ty) => {
         impl $($generics)* Source for $type {
             fn register(
                 &mut self,
@@ -29,7 +18,7 @@ macro_rules! source {
                 token: Token,
                 interests: Interest,
             ) -> io::Result<()> {
-                SourceFd(&self.descriptor()?.as_raw_fd()).register(registry, token, interests)
+                SourceFd(&self.as_raw_fd()).register(registry, token, interests)
             }
 
             fn reregister(
@@ -38,17 +27,17 @@ macro_rules! source {
                 token: Token,
                 interests: Interest,
             ) -> io::Result<()> {
-                SourceFd(&self.descriptor()?.as_raw_fd()).reregister(registry, token, interests)
+                SourceFd(&self.as_raw_fd()).reregister(registry, token, interests)
             }
 
             fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-                SourceFd(&self.descriptor()?.as_raw_fd()).deregister(registry)
+                SourceFd(&self.as_raw_fd()).deregister(registry)
             }
         }
     };
 }
 
-source!([] EventFd, self, self.try_as_fd());
-source!([] EventConsumer, self, self.try_as_fd());
-source!([<E: Deref<Target = Event>>] Mirror<E>, self, Ok(self.as_fd()));
-source!([<E: Deref<Target = Event>>] Forward<E>, self, Ok(self.as_fd()));
+source!([] EventFd);
+source!([] EventConsumer);
+source!([<E: Deref<Target = Event>>] Mirror<E>);
+source!([<E: Deref<Target = Event>>] Forward<E>);

@@ -40,14 +40,37 @@ use std::sync::{Arc, PoisonError};
 /// It is a non-blocking eventfd, closed on exec. When a [`signal`](Event::signal), `write` or `read` of the event
 /// returns, the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is 0. That
 /// takes one `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call otherwise,
-/// except that each read of a [semaphore](Event::semaphore) that leaves units costs a `write(2)`. Whoever watches for
-/// edges (`EPOLLET`) gets one each time the count leaves 0, and none for further signals: those are for
-/// [`Forward`](super::Forward).
+/// except that each read of a [semaphore](Event::semaphore) that leaves units costs a `write(2)`.
+///
+/// # Edges
+///
+/// Whoever watches for edges (`EPOLLET`) gets what this table says. An eventfd gives one for each `write(2)`, and to who
+/// watches for output too, one for each `read(2)`.
+///
+/// | what happens to the event | edge for `EPOLLIN` | edge for `EPOLLIN` and `EPOLLOUT` |
+/// |---|---|---|
+/// | the count leaves 0 | one | one |
+/// | further signals while it is above 0 | none: those are for [`Forward`](super::Forward) | none |
+/// | a read takes it back to 0 | none | one, for the `read(2)` |
+/// | a read finds it above 0 afterwards, because it was signalled meanwhile | one | one |
+/// | a read of a semaphore leaves units | one for each such read | one for each such read |
+///
+/// So there may be edges without anything new, but none is missing: who reads the event once for each edge gets all.
+///
+/// # Peers that are not trusted
 ///
 /// Peers only poll it. It is always writable, and its own count means nothing. A peer that reads it nevertheless puts
-/// it out until the count has been 0 again; one that writes to it lights it until then, and one that makes it blocking
-/// and reads it may hold up the threads that use the event: it is to be passed to peers that may be trusted with that.
-/// The event's count is safe from all of them.
+/// it out until the count has been 0 again; one that writes to it lights it until then; and one that clears its
+/// `O_NONBLOCK`, which duplicates share, can block the threads that signal and read the event. The event's count is safe
+/// from all of them. A peer that is not to be trusted with that gets [`poll_only`](Self::poll_only) instead.
+///
+/// # Child processes
+///
+/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in the
+/// one descriptor. So a child leaves event and mirror alone, or makes others of its own. Its end, or an `exec`, changes nothing
+/// for the parent.
+///
+/// # Examples
 ///
 /// An event can have any number of mirrors. Dropping one closes its descriptor; copies that were made of the
 /// descriptor stay as they were then. It keeps the event alive if it holds an `Arc` of it.
@@ -173,8 +196,34 @@ impl<E: Deref<Target = Event>> fmt::Debug for Mirror<E> {
 #[cfg(not(loom))]
 mod as_fd {
     use super::{Event, Mirror};
+    use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+    use std::io;
     use std::ops::Deref;
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+    impl<E: Deref<Target = Event>> Mirror<E> {
+        /// Another descriptor that is readable when the mirror's is, for peers that are not trusted: an epoll, closed on
+        /// exec, that watches the mirror's.
+        ///
+        /// `poll(2)`, another epoll and io_uring watch it as they do the mirror's, and get the same edges for input. It
+        /// cannot be read or written, and a peer to which it is passed has no way to the eventfd behind it, so nothing that
+        /// a peer does puts it out for others or blocks a thread that uses the event. (A peer may add descriptors of its
+        /// own to it, and have it readable for no reason.) The kernel does not watch it with `EPOLLEXCLUSIVE`.
+        ///
+        /// When the mirror is dropped, it is not readable any more, unless the mirror's descriptor was duplicated.
+        ///
+        /// System calls: `epoll_create1`, `epoll_ctl`.
+        ///
+        /// # Errors
+        ///
+        /// Those of `epoll_create(2)` and `epoll_ctl(2)`: `EMFILE` and `ENFILE` if there are too many descriptors,
+        /// `ENOMEM`, `ENOSPC`.
+        pub fn poll_only(&self) -> io::Result<OwnedFd> {
+            let fd = epoll::create(CreateFlags::CLOEXEC)?;
+            epoll::add(&fd, self, EventData::new_u64(0), EventFlags::IN)?;
+            Ok(fd)
+        }
+    }
 
     impl<E: Deref<Target = Event>> AsFd for Mirror<E> {
         fn as_fd(&self) -> BorrowedFd<'_> {

@@ -18,7 +18,7 @@ bitflags::bitflags! {
 ///
 /// # Errors
 ///
-/// None on Linux: no descriptor is made yet. It is the original's signature.
+/// As for [`EventFd::new`] and [`EventFd::try_clone`]: there are too many descriptors.
 ///
 /// ```
 /// use doorbell::fd::{EventFlag, new_event_consumer_and_notifier};
@@ -49,8 +49,8 @@ pub fn new_event_consumer_and_notifier(
 
 /// The end that notifies: a drop-in for `vmm_sys_util::event::EventNotifier`.
 ///
-/// Like an [`EventFd`] it has a file descriptor from when it is asked for one. It may be made from any other that takes
-/// 8 bytes at a time, such as a pipe's.
+/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until somebody asks for that. It may be
+/// made from any other descriptor that takes 8 bytes at a time, such as a pipe's.
 #[derive(Debug)]
 pub struct EventNotifier(EventFd);
 
@@ -76,8 +76,8 @@ impl EventNotifier {
 
 /// The end that consumes: a drop-in for `vmm_sys_util::event::EventConsumer`.
 ///
-/// Like an [`EventFd`] it has a file descriptor from when it is asked for one. It may be made from any other that gives
-/// 8 bytes at a time, such as a pipe's.
+/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until somebody asks for that. It may be
+/// made from any other descriptor that gives 8 bytes at a time, such as a pipe's.
 #[derive(Debug)]
 pub struct EventConsumer(EventFd);
 
@@ -104,47 +104,36 @@ impl EventConsumer {
 #[cfg(not(loom))]
 mod descriptor {
     use super::{EventConsumer, EventFd, EventNotifier};
-    use std::io;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
     /// As of the [`EventFd`] that it is.
     macro_rules! as_eventfd {
         ($end:ident) => {
-            impl $end {
-                /// As [`EventFd::try_as_fd`].
-                ///
-                /// # Errors
-                ///
-                /// As there.
-                pub fn try_as_fd(&self) -> io::Result<BorrowedFd<'_>> {
-                    self.0.try_as_fd()
-                }
-            }
-
             impl AsFd for $end {
-                /// # Panics
-                ///
-                /// If there cannot be another descriptor.
+                /// As [`EventFd`]'s.
                 fn as_fd(&self) -> BorrowedFd<'_> {
                     self.0.as_fd()
                 }
             }
 
             impl AsRawFd for $end {
-                /// # Panics
-                ///
-                /// If there cannot be another descriptor.
+                /// As [`EventFd`]'s.
                 fn as_raw_fd(&self) -> RawFd {
                     self.0.as_raw_fd()
                 }
             }
 
             impl IntoRawFd for $end {
-                /// # Panics
-                ///
-                /// If there cannot be another descriptor.
+                /// As [`EventFd`]'s.
                 fn into_raw_fd(self) -> RawFd {
                     self.0.into_raw_fd()
+                }
+            }
+
+            impl From<$end> for OwnedFd {
+                /// As [`EventFd`]'s.
+                fn from(end: $end) -> Self {
+                    end.0.into()
                 }
             }
 

@@ -1,10 +1,14 @@
-//! Conversions from and to vmm-sys-util's types, which kvm-ioctls, vhost-user-backend and others have in their
+//! Conversions from and to vmm-sys-util's types, which kvm-ioctls, vhost, vhost-user-backend and others have in their
 //! signatures.
 //!
-//! An original becomes ours without a system call, and keeps its descriptor. The other way needs a descriptor, which
-//! there may be too many of, so it is a `TryFrom`: of a handle, which is used up, or of a reference to one, for which
-//! the original gets a descriptor of its own. After either the count is in the kernel, and shared by all handles, ours
-//! and theirs.
+//! | from | to | system calls |
+//! |---|---|---|
+//! | an original | ours | none |
+//! | one of ours | an original | the count moves, see [`EventFd`]; the descriptor is the same |
+//! | `&` one of ours | an original of its own | likewise, and `fcntl(F_DUPFD_CLOEXEC)` |
+//! | `&` one of ours | `&` an original: [`EventFd::as_original`] | likewise, without the `fcntl` |
+//!
+//! After each of them the count is in the kernel, and shared by all handles, ours and theirs.
 //!
 //! ```
 //! use doorbell::fd::EventFd;
@@ -12,24 +16,69 @@
 //! # fn main() -> std::io::Result<()> {
 //! let ours = EventFd::new(0)?;
 //! ours.write(3)?;
-//! let theirs = vmm_sys_util::eventfd::EventFd::try_from(&ours)?; // for VmFd::register_irqfd, say
+//! let theirs = vmm_sys_util::eventfd::EventFd::try_from(&ours)?; // to be kept
 //! theirs.write(4)?;
-//! assert_eq!(ours.read()?, 7);
+//! let register_irqfd = |fd: &vmm_sys_util::eventfd::EventFd| fd.write(5); // stands for VmFd::register_irqfd
+//! register_irqfd(&ours.as_original())?;
+//! assert_eq!(ours.read()?, 12);
 //! # Ok(())
 //! # }
 //! ```
 
-use super::eventfd::EventFd;
-use super::forward::Forward;
-use super::notifier::{EventConsumer, EventNotifier};
+use super::{EventConsumer, EventFd, EventNotifier, Forward};
 use crate::Event;
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use vmm_sys_util::{event, eventfd};
+
+/// One of ours, lent as the original `T`: for calls that take `&vmm_sys_util::eventfd::EventFd`, such as
+/// `VmFd::register_irqfd` and `register_ioevent` of kvm-ioctls or `set_vring_call` of vhost.
+///
+/// It has the descriptor of the handle that it was made of, and does not close it.
+pub struct AsOriginal<'a, T> {
+    original: ManuallyDrop<T>,
+    handle: PhantomData<BorrowedFd<'a>>,
+}
+
+impl<'a, T: FromRawFd> AsOriginal<'a, T> {
+    fn new(fd: BorrowedFd<'a>) -> Self {
+        // SAFETY: the descriptor is open for `'a`, as an owner's must be, and is not closed by this owner, which nobody
+        // can take out: it is lent by `Deref` alone.
+        let original = unsafe { T::from_raw_fd(fd.as_raw_fd()) };
+        AsOriginal {
+            original: ManuallyDrop::new(original),
+            handle: PhantomData,
+        }
+    }
+}
+
+impl<T> Deref for AsOriginal<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.original
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for AsOriginal<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.original.fmt(f)
+    }
+}
 
 macro_rules! conversions {
     ($ours:ty, $original:ty) => {
+        impl $ours {
+            /// This handle as the original, for calls that borrow one. Its count moves into the kernel.
+            pub fn as_original(&self) -> AsOriginal<'_, $original> {
+                AsOriginal::new(self.as_fd())
+            }
+        }
+
         impl From<$original> for $ours {
             fn from(original: $original) -> Self {
                 // SAFETY: the original owned it, and has let go of it.
@@ -37,19 +86,19 @@ macro_rules! conversions {
             }
         }
 
-        impl TryFrom<$ours> for $original {
-            type Error = io::Error;
-
-            fn try_from(ours: $ours) -> io::Result<Self> {
-                Ok(original(EventFd::from(ours).try_into_fd()?))
+        impl From<$ours> for $original {
+            /// The same descriptor. The count moves into the kernel.
+            fn from(ours: $ours) -> Self {
+                original(ours.into())
             }
         }
 
         impl TryFrom<&$ours> for $original {
             type Error = io::Error;
 
+            /// Another descriptor. The count moves into the kernel.
             fn try_from(ours: &$ours) -> io::Result<Self> {
-                Ok(original(ours.try_as_fd()?.try_clone_to_owned()?))
+                Ok(original(ours.as_fd().try_clone_to_owned()?))
             }
         }
     };
@@ -59,10 +108,17 @@ conversions!(EventFd, eventfd::EventFd);
 conversions!(EventConsumer, event::EventConsumer);
 conversions!(EventNotifier, event::EventNotifier);
 
-/// For `VmFd::register_irqfd` and the like: another descriptor of what the signals are passed on to.
+impl<E: Deref<Target = Event>> Forward<E> {
+    /// What the signals are passed on to as an original, for calls that borrow one, such as `VmFd::register_irqfd`.
+    pub fn as_original(&self) -> AsOriginal<'_, eventfd::EventFd> {
+        AsOriginal::new(self.as_fd())
+    }
+}
+
 impl<E: Deref<Target = Event>> TryFrom<&Forward<E>> for eventfd::EventFd {
     type Error = io::Error;
 
+    /// Another descriptor of what the signals are passed on to.
     fn try_from(forward: &Forward<E>) -> io::Result<Self> {
         Ok(original(forward.as_fd().try_clone_to_owned()?))
     }

@@ -56,14 +56,6 @@ impl<T> Lazy<T> {
         // SAFETY: as in `get`.
         unsafe { &*value }
     }
-
-    /// The value, if it has been made. It can be made again.
-    #[cfg(all(target_os = "linux", not(loom)))]
-    pub(crate) fn take(&mut self) -> Option<T> {
-        let value = self.value.swap(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: null, or leaked by `get_or_make`; all borrows of it have ended, for they borrowed `self`.
-        (!value.is_null()).then(|| *unsafe { Box::from_raw(value) })
-    }
 }
 
 impl<T> Drop for Lazy<T> {

@@ -17,7 +17,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ const FULL: u64 = u64::MAX - 1;
 
 /// What the original can do.
 trait Api: AsRawFd + FromRawFd + IntoRawFd + Sized + Send + 'static {
+    /// Where `both` has its tests.
+    const MODULE: &str;
     fn new(flags: i32) -> io::Result<Self>;
     fn read(&self) -> io::Result<u64>;
     fn write(&self, n: u64) -> io::Result<()>;
@@ -34,8 +36,9 @@ trait Api: AsRawFd + FromRawFd + IntoRawFd + Sized + Send + 'static {
 }
 
 macro_rules! api {
-    ($($type:ident)*) => {$(
+    ($($type:ident: $module:literal),*) => {$(
         impl Api for $type {
+            const MODULE: &str = $module;
             fn new(flags: i32) -> io::Result<Self> {
                 $type::new(flags)
             }
@@ -51,7 +54,7 @@ macro_rules! api {
         }
     )*};
 }
-api!(EventFd Original);
+api!(EventFd: "ours", Original: "original");
 
 /// Makes a test of each case for either.
 macro_rules! both {
@@ -73,6 +76,15 @@ both! {
     a_clone_shares_the_count,
     a_raw_descriptor_and_back,
     a_pipe_will_do,
+    what_a_pipe_gives,
+    how_many_descriptors,
+    too_many_descriptors,
+    closed_behind_its_back,
+}
+
+/// For a child that is to run one of `both`.
+fn test_name<E: Api>(case: &str) -> String {
+    format!("eventfd::{}::{case}", E::MODULE)
 }
 
 fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {
@@ -180,6 +192,46 @@ fn a_pipe_will_do<E: Api>() {
     assert_eq!((reader.read().unwrap(), reader.read().unwrap()), (1, 2));
     drop(writer);
     assert_eq!(reader.read().unwrap_err().kind(), ErrorKind::UnexpectedEof);
+}
+
+/// Also less than 8 bytes at a time, which are lost if there are no more.
+fn what_a_pipe_gives<E: Api>() {
+    let ends = || {
+        let flags = rustix::pipe::PipeFlags::NONBLOCK;
+        let (reader, writer) = rustix::pipe::pipe_with(flags).unwrap();
+        // SAFETY: it is owned, and given away.
+        (unsafe { E::from_raw_fd(reader.into_raw_fd()) }, writer)
+    };
+    let (reader, writer) = ends();
+    assert_eq!(
+        reader.read().unwrap_err().raw_os_error(),
+        Some(libc::EAGAIN)
+    );
+    rustix::io::write(&writer, &[1, 2, 3]).unwrap();
+    assert_eq!(
+        reader.read().unwrap_err().raw_os_error(),
+        Some(libc::EAGAIN)
+    );
+    rustix::io::write(&writer, &[0; 7]).unwrap();
+    rustix::io::write(&writer, &[1, 9]).unwrap();
+    assert_eq!(
+        reader.read().unwrap().to_ne_bytes(),
+        [0, 0, 0, 0, 0, 0, 0, 1]
+    );
+    drop(writer);
+    let error = reader.read().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.raw_os_error()),
+        (ErrorKind::UnexpectedEof, None)
+    );
+    let (reader, writer) = ends();
+    drop(reader);
+    // SAFETY: it is owned, and given away.
+    let writer = unsafe { E::from_raw_fd(writer.into_raw_fd()) };
+    assert_eq!(
+        writer.write(1).unwrap_err().raw_os_error(),
+        Some(libc::EPIPE)
+    );
 }
 
 /// What there is to see of descriptors: those of a handle, of a clone that was made before anybody asked, of one that
@@ -510,21 +562,20 @@ fn everything_at_once() {
     }
 }
 
-/// As many as there are handles, from when the first is asked; none before.
-#[test]
-fn how_many_descriptors() {
-    child::alone("eventfd::how_many_descriptors", || {
+/// One for each handle, as long as it is there.
+fn how_many_descriptors<E: Api>() {
+    child::alone(&test_name::<E>("how_many_descriptors"), || {
         let open = || fs::read_dir("/proc/self/fd").unwrap().count();
         let none = open();
-        let event = EventFd::new(0).unwrap();
+        let event = E::new(0).unwrap();
+        assert_eq!(open(), none + 1);
         let handles = [0; 3].map(|_| event.try_clone().unwrap());
         drop(event.try_clone().unwrap());
+        assert_eq!(open(), none + 4);
         event.write(1).unwrap();
         handles[0].read().unwrap();
-        assert_eq!(open(), none);
-        assert!(handles[1].as_raw_fd() >= 0);
-        assert_eq!(open(), none + 4);
         let raw = handles.each_ref().map(AsRawFd::as_raw_fd);
+        assert!(raw.iter().all(|&fd| fd > libc::STDERR_FILENO));
         assert_eq!(open(), none + 4);
         let [first, second, third] = handles;
         drop(first);
@@ -532,54 +583,109 @@ fn how_many_descriptors() {
         // The others have kept theirs.
         assert_eq!([second.as_raw_fd(), third.as_raw_fd()], raw[1..]);
         drop(event);
-        let fd = OwnedFd::from(second);
+        // SAFETY: it is given away just now.
+        let fd = unsafe { OwnedFd::from_raw_fd(second.into_raw_fd()) };
         assert_eq!(open(), none + 2);
         drop((fd, third));
         assert_eq!(open(), none);
     });
 }
 
-/// Nothing happens to the count, and it can be asked for later.
-#[test]
-fn too_many_descriptors() {
-    child::alone("eventfd::too_many_descriptors", || {
-        let limited = |limit: Option<u64>| {
-            let limit = Rlimit {
-                current: limit,
-                ..getrlimit(Resource::Nofile)
-            };
-            setrlimit(Resource::Nofile, limit).unwrap();
-        };
-        let before = getrlimit(Resource::Nofile).current;
-        let event = eventfd_with(EFD_NONBLOCK, 3);
+/// There can be no other handle then, but those that are there can be asked for what they have.
+fn too_many_descriptors<E: Api>() {
+    child::alone(&test_name::<E>("too_many_descriptors"), || {
+        let event = E::new(EFD_NONBLOCK).unwrap();
         let clone = event.try_clone().unwrap();
+        event.write(3).unwrap();
         let free = fs::File::open("/dev/null").unwrap().as_raw_fd();
-        // No room, and room for the first of two descriptors only.
-        for room in [0, 1] {
-            limited(Some(free as u64 + room));
-            for _ in 0..2 {
-                let error = event.try_as_fd().unwrap_err();
-                assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        let limit = Rlimit {
+            current: Some(free as u64),
+            ..getrlimit(Resource::Nofile)
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        for _ in 0..2 {
+            for error in [event.try_clone().err(), E::new(0).err()] {
+                assert_eq!(error.unwrap().raw_os_error(), Some(libc::EMFILE));
             }
             event.write(1).unwrap();
-            let asks = std::panic::AssertUnwindSafe(|| event.as_raw_fd());
-            assert!(std::panic::catch_unwind(asks).is_err());
-            // The descriptor that could be made is closed again.
-            limited(before);
-            assert_eq!(fs::File::open("/dev/null").unwrap().as_raw_fd(), free);
+            assert!(event.as_raw_fd() >= 0);
         }
+        assert!(clone.as_raw_fd() >= 0);
         assert_eq!(clone.read().unwrap(), 5);
-        event.write(2).unwrap();
-        assert!(event.as_raw_fd() >= 0);
-        limited(Some(free as u64));
-        // Now that there are descriptors, it is as the original.
-        let error = event.try_clone().unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
-        assert_eq!(clone.read().unwrap(), 2);
+        // SAFETY: it is given away just now.
+        let clone = unsafe { E::from_raw_fd(clone.into_raw_fd()) };
+        clone.write(2).unwrap();
+        assert_eq!(event.read().unwrap(), 2);
     });
 }
 
-// What needs a descriptor: that of an `EventFd`, written to before it had one, beside a real eventfd.
+/// As the children of daemons do that close all that they have inherited.
+fn closed_behind_its_back<E: Api>() {
+    child::alone(&test_name::<E>("closed_behind_its_back"), || {
+        let event = E::new(EFD_NONBLOCK).unwrap();
+        let clone = event.try_clone().unwrap();
+        event.write(1).unwrap();
+        // SAFETY: nobody else opens descriptors in this process, and nothing uses these as if they were open.
+        assert_eq!(unsafe { libc::close_range(3, u32::MAX, 0) }, 0);
+        assert!(clone.as_raw_fd() >= 0);
+        for error in [event.read().err(), event.write(1).err()] {
+            assert_eq!(error.unwrap().raw_os_error(), Some(libc::EBADF));
+        }
+        // The standard library aborts where it closes one that is not open.
+        std::mem::forget((event, clone));
+    });
+}
+
+/// A signal handler writes, as it may with the original, also while the thread that it interrupts moves the count.
+#[test]
+fn written_by_a_signal_handler() {
+    static TARGET: AtomicPtr<EventFd> = AtomicPtr::new(std::ptr::null_mut());
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: libc::c_int) {
+        // SAFETY: null, or an eventfd that the interrupted thread keeps as long as it is the target.
+        if let Some(event) = unsafe { TARGET.load(Ordering::Relaxed).as_ref() } {
+            event.write(1).unwrap();
+            WRITES.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    child::alone("eventfd::written_by_a_signal_handler", || {
+        // SAFETY: the handler does what handlers may do; the action is complete.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        }
+        // SAFETY: it asks nothing of anybody.
+        let thread = unsafe { libc::pthread_self() } as usize;
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // SAFETY: the thread waits for this one to end.
+                    unsafe { libc::pthread_kill(thread as libc::pthread_t, libc::SIGUSR1) };
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let mut interrupted = 0;
+            while interrupted < 500 {
+                let event = EventFd::new(EFD_NONBLOCK).unwrap();
+                let clone = event.try_clone().unwrap();
+                event.write(3).unwrap();
+                let before = WRITES.load(Ordering::Relaxed);
+                let place = std::ptr::from_ref(&event).cast_mut();
+                TARGET.store(place, Ordering::SeqCst);
+                assert!(event.as_raw_fd() >= 0);
+                TARGET.store(std::ptr::null_mut(), Ordering::SeqCst);
+                let writes = WRITES.load(Ordering::Relaxed) - before;
+                assert_eq!(clone.read().unwrap(), 3 + writes);
+                interrupted += writes;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+// What needs a descriptor: that of an `EventFd`, written to before it was asked for it, beside a real eventfd.
 
 /// Both, with a count, non-blocking.
 fn pair(count: u64, semaphore: bool) -> [OwnedFd; 2] {

@@ -1,18 +1,19 @@
 //! What is signalled to a forwarded event arrives at its eventfd.
 
-use crate::common::caller::call;
-use crate::common::counter::Counter;
+use crate::common::caller::{Caller, call, call_at};
+use crate::common::counter::{Counter, Place};
 use crate::common::ours::DefaultSpin;
 use crate::common::watchdog::{self, Watchdog};
 use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
 use doorbell::{Event, Mode};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, AsRawFd};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -150,6 +151,73 @@ fn to_an_eventfd_that_is_there() {
     let error = Forward::with_fd(Arc::clone(&event), fd).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     assert_eq!(event.count(), 7);
+}
+
+/// A peer that shares the descriptor's flags can block writes to it. That is then all: a signal on another event, and
+/// whoever looks at this one or at what passes it on, goes on; and nothing is lost when the peer relents.
+#[test]
+fn a_peer_that_blocks_writes() {
+    watchdog::limit("a peer that blocks writes", || {
+        let (event, forward, peer) = forwarded(0, Mode::Counter);
+        peer.write(FULL).unwrap();
+        event.signal_n(5);
+        assert_eq!(forward.pending(), 5);
+        fcntl_setfl(&peer, OFlags::empty()).unwrap();
+        let signallers = [6, 7].map(|n| {
+            let event = Arc::clone(&event);
+            call_at(Place::Descriptor(forward.as_raw_fd()), move || {
+                event.signal_n(n)
+            })
+        });
+        signallers.iter().for_each(Caller::wait_asleep);
+        assert_eq!(forward.pending(), 0, "a thread is writing it");
+        assert!(format!("{forward:?}").contains("pending"));
+        assert!(event.count() <= 13);
+        let other = Event::new(0);
+        other.signal();
+        assert_eq!(other.read(), 1);
+        // One of them has found the 5, and has that to write before its own. As much as they have is in their writes.
+        let mut taken = u128::from(peer.read().unwrap());
+        signallers.into_iter().for_each(Caller::finish);
+        fcntl_setfl(&peer, OFlags::NONBLOCK).unwrap();
+        while let Ok(n) = peer.read() {
+            taken += u128::from(n);
+        }
+        assert_eq!(taken, u128::from(FULL) + 5 + 6 + 7);
+        assert_eq!((forward.pending(), event.count()), (0, 0));
+    });
+}
+
+/// Two threads that find no room for more than a number together.
+#[test]
+fn too_much_for_one_number() {
+    watchdog::limit("too much for one number", || {
+        for _ in 0..100 {
+            let (event, forward, peer) = forwarded(0, Mode::Counter);
+            peer.write(FULL).unwrap();
+            let both = Barrier::new(2);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        both.wait();
+                        event.signal_n(FULL);
+                    });
+                }
+            });
+            let mut taken = 0_u128;
+            loop {
+                while let Ok(n) = peer.read() {
+                    taken += u128::from(n);
+                }
+                if forward.flush().is_ok() && !is_readable(&peer) {
+                    break;
+                }
+            }
+            // All of it, unless the event had both at once, and saturated.
+            let full = u128::from(FULL);
+            assert!(taken == 3 * full || taken == 2 * full + 1, "{taken}");
+        }
+    });
 }
 
 /// To take a count is to read it: who observes reads is called, and may signal; writers that wait go on.
@@ -316,8 +384,6 @@ fn too_many_descriptors() {
 #[test]
 fn kvm_irqfd() {
     use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip};
-    use std::os::fd::AsRawFd;
-
     const GSI: u32 = 5;
     let Ok(kvm) = kvm_ioctls::Kvm::new() else {
         eprintln!("skipped: kvm_irqfd: no /dev/kvm");

@@ -1,6 +1,8 @@
 //! Our descriptors in the hands of other crates.
 
 use crate::common::watchdog;
+#[cfg(feature = "vmm-sys-util")]
+use crate::is_readable;
 use doorbell::Event;
 use doorbell::fd::{
     EFD_NONBLOCK, EventConsumer, EventFd, EventFlag, EventNotifier, Mirror,
@@ -8,8 +10,9 @@ use doorbell::fd::{
 };
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::io::{FdFlags, fcntl_getfd};
-use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 // The pair
@@ -56,6 +59,57 @@ fn the_ends_of_a_pipe() {
     };
     notifier.notify().unwrap();
     consumer.consume().unwrap();
+}
+
+/// What our consumer makes of a pipe, and the original does: less than 8 bytes are taken, and lost.
+#[test]
+fn a_consumer_of_a_pipe() {
+    use vmm_sys_util::event::EventConsumer as Original;
+
+    fn seen(
+        make: impl FnOnce(OwnedFd) -> Box<dyn Fn() -> io::Result<()>>,
+    ) -> Vec<Result<(), (ErrorKind, Option<i32>)>> {
+        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let consume = make(reader);
+        let mut writer = Some(writer);
+        let steps: [&[u8]; 6] = [&[], &[1; 8], &[1; 16], &[], &[1; 3], &[1; 5]];
+        let mut seen = Vec::new();
+        for bytes in steps {
+            if !bytes.is_empty() {
+                rustix::io::write(writer.as_ref().unwrap(), bytes).unwrap();
+            }
+            seen.push(consume());
+        }
+        rustix::io::write(writer.take().unwrap(), &[1; 3]).unwrap();
+        seen.extend([consume(), consume()]);
+        seen.into_iter()
+            .map(|result| result.map_err(|error| (error.kind(), error.raw_os_error())))
+            .collect()
+    }
+    let ours = seen(|fd| {
+        let consumer = EventConsumer::from(fd);
+        Box::new(move || consumer.consume())
+    });
+    let theirs = seen(|fd| {
+        // SAFETY: it is owned, and given away.
+        let consumer = unsafe { Original::from_raw_fd(fd.into_raw_fd()) };
+        Box::new(move || consumer.consume())
+    });
+    assert_eq!(ours, theirs);
+    assert_eq!(ours[..4].iter().filter(|result| result.is_ok()).count(), 3);
+}
+
+/// As their originals' descriptors are owned.
+#[test]
+fn ends_that_become_descriptors() {
+    let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
+    notifier.notify().unwrap();
+    let raw = [consumer.as_raw_fd(), notifier.as_raw_fd()];
+    let fds = [OwnedFd::from(consumer), OwnedFd::from(notifier)];
+    assert_eq!(fds.each_ref().map(|fd| fd.as_raw_fd()), raw);
+    rustix::io::write(&fds[1], &2_u64.to_ne_bytes()).unwrap();
+    let [consumer, _notifier] = fds;
+    assert_eq!(EventFd::from(consumer).read().unwrap(), 3);
 }
 
 #[test]
@@ -235,7 +289,7 @@ fn originals() {
     theirs.write(4).unwrap();
     assert_eq!(clone.read().unwrap(), 7);
     let raw = ours.as_raw_fd();
-    let theirs = Original::try_from(ours).unwrap();
+    let theirs = Original::from(ours);
     assert_eq!(theirs.as_raw_fd(), raw);
     clone.write(5).unwrap();
     assert_eq!(theirs.read().unwrap(), 5);
@@ -246,7 +300,7 @@ fn originals() {
     assert_eq!(clone.read().unwrap(), 6);
 
     let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
-    let their_notifier = event::EventNotifier::try_from(notifier).unwrap();
+    let their_notifier = event::EventNotifier::from(notifier);
     their_notifier.notify().unwrap();
     consumer.consume().unwrap();
     let their_consumer = event::EventConsumer::try_from(&consumer).unwrap();
@@ -265,6 +319,59 @@ fn originals() {
     let theirs = Original::try_from(&forward).unwrap();
     event.signal();
     assert_eq!(theirs.read().unwrap(), 4);
+}
+
+/// Ours where originals are borrowed: the same descriptor, which stays open.
+#[cfg(feature = "vmm-sys-util")]
+#[test]
+fn lent_as_originals() {
+    use vmm_sys_util::eventfd::EventFd as Original;
+
+    let signal = |fd: &Original| fd.write(2).unwrap();
+    let ours = EventFd::new(EFD_NONBLOCK).unwrap();
+    ours.write(1).unwrap();
+    for _ in 0..2 {
+        signal(&ours.as_original());
+    }
+    assert_eq!(ours.as_original().as_raw_fd(), ours.as_raw_fd());
+    assert_eq!(ours.read().unwrap(), 5);
+
+    let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
+    notifier.as_original().notify().unwrap();
+    consumer.as_original().consume().unwrap();
+    assert_eq!(
+        consumer.consume().unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+
+    let event = Arc::new(Event::new(3));
+    let forward = doorbell::fd::Forward::new(Arc::clone(&event)).unwrap();
+    assert_eq!(forward.as_original().read().unwrap(), 3);
+    assert!(is_readable(&forward) == (event.count() != 0));
+}
+
+/// KVM takes one as an ioeventfd and an irqfd, without a duplicate.
+#[cfg(all(feature = "vmm-sys-util", target_arch = "x86_64"))]
+#[test]
+fn lent_to_kvm() {
+    use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch};
+
+    let Ok(kvm) = Kvm::new() else {
+        eprintln!("skipped: lent_to_kvm: no /dev/kvm");
+        return;
+    };
+    let vm = kvm.create_vm().unwrap();
+    vm.create_irq_chip().unwrap();
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let address = IoEventAddress::Mmio(0x1000);
+    vm.register_ioevent(&event.as_original(), &address, NoDatamatch)
+        .unwrap();
+    vm.unregister_ioevent(&event.as_original(), &address, NoDatamatch)
+        .unwrap();
+    vm.register_irqfd(&event.as_original(), 5).unwrap();
+    vm.unregister_irqfd(&event.as_original(), 5).unwrap();
+    event.write(1).unwrap();
+    assert_eq!(event.read().unwrap(), 1);
 }
 
 /// A serial port whose interrupt is an event, in each of the ways to hold one.

@@ -9,9 +9,10 @@ use doorbell::fd::{EventFd, Mirror};
 use doorbell::{Event, Mode};
 use proptest::prelude::*;
 use rustix::event::PollFlags;
+use rustix::event::epoll::EventFlags;
 use rustix::fd::AsFd;
-use rustix::fs::{OFlags, fcntl_getfl};
-use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, FdFlags, fcntl_getfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -63,7 +64,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or,
-    /// of a semaphore, if a read has left something.
+    /// of a semaphore, if a read has left something. Who watches for output too sees the count return to 0. The descriptor
+    /// for polling only is as this one, for input.
     #[test]
     fn it_follows_every_call(
         semaphore in any::<bool>(),
@@ -74,7 +76,13 @@ proptest! {
         let (event, mirror) = mirrored(initial, mode);
         let edges = Watch::edges(&mirror);
         let level = Watch::level(&mirror);
+        let both = Watch::new(&mirror, EventFlags::IN | EventFlags::OUT | EventFlags::ET);
+        let poll_only = mirror.poll_only().unwrap();
+        let poll_only_edges = Watch::edges(&poll_only);
+        let poll_only_level = Watch::level(&poll_only);
         prop_assert_eq!(edges.now(), initial != 0);
+        prop_assert_eq!(poll_only_edges.now(), initial != 0);
+        prop_assert!(both.now(), "there is room");
         for step in steps {
             let before = event.count();
             let left = match step {
@@ -93,8 +101,13 @@ proptest! {
             let readable = rules::polled(count).contains(PollFlags::IN);
             prop_assert_eq!(is_readable(&mirror), readable, "{:?} at {}", step, before);
             prop_assert_eq!(level.now(), readable);
+            prop_assert_eq!(is_readable(&poll_only), readable);
+            prop_assert_eq!(poll_only_level.now(), readable);
             let edge = count != 0 && (before == 0 || left);
             prop_assert_eq!(edges.now(), edge, "{:?} at {}", step, before);
+            prop_assert_eq!(poll_only_edges.now(), edge, "{:?} at {}", step, before);
+            let returned = count == 0 && before != 0;
+            prop_assert_eq!(both.now(), edge || returned, "{:?} at {}", step, before);
         }
     }
 }
@@ -309,6 +322,30 @@ fn peers_that_do_more_than_poll() {
     assert!(is_readable(&mirror));
     assert_eq!(event.read(), 1);
     assert!(!is_readable(&mirror));
+}
+
+/// It cannot be read or written, its flags govern nothing, and it is dark when the mirror has gone.
+#[test]
+fn a_peer_that_can_only_poll() {
+    watchdog::limit("a peer that can only poll", || {
+        let (event, mirror) = mirrored(0, Mode::Counter);
+        let peer = mirror.poll_only().unwrap();
+        assert!(fcntl_getfd(&peer).unwrap().contains(FdFlags::CLOEXEC));
+        fcntl_setfl(&peer, OFlags::empty()).unwrap();
+        for _ in 0..3 {
+            event.signal();
+            assert_eq!(rustix::io::read(&peer, &mut [0; 8]), Err(Errno::INVAL));
+            assert_eq!(rustix::io::write(&peer, &[0xff; 8]), Err(Errno::INVAL));
+            assert!(is_readable(&peer) && is_readable(&mirror));
+            event.read();
+            assert!(!is_readable(&peer) && !is_readable(&mirror));
+        }
+        event.signal();
+        drop(mirror);
+        assert!(!is_readable(&peer));
+        event.signal();
+        assert_eq!(event.read(), 2);
+    });
 }
 
 /// `EMFILE`, and the event is as before.

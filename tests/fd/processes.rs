@@ -1,10 +1,11 @@
 //! Another process, which has been passed a descriptor.
 
 use crate::common::caller::wait_until;
-use crate::{Watch, child};
+use crate::{Watch, child, is_readable};
 use doorbell::Event;
-use doorbell::fd::{EventFd, Mirror};
+use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write, stdin};
@@ -107,12 +108,24 @@ const EPOLLS: [libc::c_long; 2] = [libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2
 /// It sees what it would see of the event, were that an eventfd: of edges, those with which the count leaves 0.
 #[test]
 fn another_process_polls_a_mirror() {
+    let duplicate = |mirror: &Mirror| mirror.as_fd().try_clone_to_owned().unwrap();
+    polled("processes::another_process_polls_a_mirror", duplicate);
+}
+
+#[test]
+fn another_process_can_only_poll() {
+    let poll_only = |mirror: &Mirror| mirror.poll_only().unwrap();
+    polled("processes::another_process_can_only_poll", poll_only);
+}
+
+fn polled(test: &str, export: impl FnOnce(&Mirror) -> OwnedFd) {
     if let Some(fd) = child::argument() {
         return obey(&fd);
     }
     let event = Arc::new(Event::new(0));
     let mirror = Mirror::new(Arc::clone(&event)).unwrap();
-    let mut peer = Peer::new("processes::another_process_polls_a_mirror", &mirror);
+    let exported = export(&mirror);
+    let mut peer = Peer::new(test, &exported);
     let seen = |level: &str, edge: &str| (level.to_owned(), edge.to_owned());
     let nothing = seen("no", "no");
 
@@ -140,11 +153,17 @@ fn another_process_polls_a_mirror() {
         assert_eq!(peer.answer(), "yes");
         event.read();
     }
-    // It keeps what it was passed.
+    // It keeps a duplicate of the eventfd as that was.
+    let is_eventfd = fcntl_getfl(&exported).unwrap().contains(OFlags::NONBLOCK);
     event.signal();
     drop(mirror);
     event.read();
-    assert_eq!(peer.polled(), seen("yes", "yes"));
+    let after = if is_eventfd {
+        seen("yes", "yes")
+    } else {
+        nothing
+    };
+    assert_eq!(peer.polled(), after);
     peer.finish();
 }
 
@@ -168,4 +187,91 @@ fn another_process_reads_and_writes_an_eventfd() {
     event.write(7).unwrap();
     assert_eq!(peer.answer(), "7");
     peer.finish();
+}
+
+// Children made by fork
+
+/// Runs `body` in a child, which has this thread only, and waits for its end.
+fn forked(body: impl FnOnce()) {
+    // SAFETY: the child does what `body` says, which uses atomics, system calls and memory, for which glibc and musl make
+    // provision, and ends without destructors.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                // A panic that unwound would run the rest of the test twice.
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+                libc::_exit(if done.is_ok() { 0 } else { 1 });
+            }
+            child => {
+                let mut status = 0;
+                assert_eq!(libc::waitpid(child, &mut status, 0), child);
+                assert_eq!(status, 0, "the child failed");
+            }
+        }
+    }
+}
+
+/// A count that is still in the process is copied; one that is in the kernel is shared, as that of the original.
+#[test]
+fn a_forked_child_and_an_eventfd() {
+    child::alone("processes::a_forked_child_and_an_eventfd", || {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        event.write(1).unwrap();
+        forked(|| {
+            event.write(2).unwrap();
+            assert_eq!(event.read().unwrap(), 3);
+        });
+        assert_eq!(event.read().unwrap(), 1);
+
+        event.write(1).unwrap();
+        assert!(event.as_raw_fd() >= 0);
+        forked(|| event.write(2).unwrap());
+        assert_eq!(event.read().unwrap(), 3);
+
+        // The child's descriptor is the same eventfd even if its count is asked for there: the parent's is added later.
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        event.write(1).unwrap();
+        forked(|| assert!(event.as_raw_fd() >= 0));
+        assert!(event.as_raw_fd() >= 0);
+        assert_eq!(
+            event.read().unwrap(),
+            2,
+            "what was there at the fork, twice"
+        );
+    });
+}
+
+/// The descriptor is one, the events are two.
+#[test]
+fn a_forked_child_and_a_mirror() {
+    child::alone("processes::a_forked_child_and_a_mirror", || {
+        let event = Arc::new(Event::new(0));
+        let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+        forked(|| ());
+        event.signal();
+        assert!(is_readable(&mirror));
+        event.read();
+        forked(|| event.signal());
+        assert!(is_readable(&mirror));
+        assert_eq!(event.count(), 0);
+    });
+}
+
+#[test]
+fn a_forked_child_and_a_forward() {
+    child::alone("processes::a_forked_child_and_a_forward", || {
+        let event = Arc::new(Event::new(0));
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        let peer = EventFd::from(forward.as_fd().try_clone_to_owned().unwrap());
+        forked(|| event.signal_n(3));
+        event.signal();
+        assert_eq!(peer.read().unwrap(), 4);
+        peer.write(u64::MAX - 1).unwrap();
+        event.signal_n(5);
+        forked(|| ());
+        peer.read().unwrap();
+        forked(|| forward.flush().unwrap());
+        forward.flush().unwrap();
+        assert_eq!(peer.read().unwrap(), 10, "what waited at the fork, twice");
+    });
 }

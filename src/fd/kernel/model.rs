@@ -32,7 +32,7 @@ impl KernelEvent {
         })))
     }
 
-    pub(crate) fn try_clone(&self, _close_on_exec: bool) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(self.clone())
     }
 

@@ -1,7 +1,6 @@
 //! `eventfd(2)` itself.
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{dup, fcntl_dupfd_cloexec};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,14 +15,9 @@ impl KernelEvent {
         Ok(eventfd(0, flags)?.into())
     }
 
-    /// Another descriptor of the same.
-    pub(crate) fn try_clone(&self, close_on_exec: bool) -> io::Result<Self> {
-        let fd = if close_on_exec {
-            fcntl_dupfd_cloexec(&self.0, 0)?
-        } else {
-            dup(&self.0)?
-        };
-        Ok(fd.into())
+    /// Another descriptor of the same, closed on exec.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(KernelEvent)
     }
 
     /// `read(2)`, and again if a signal handler has interrupted it.
