@@ -119,7 +119,11 @@ impl Handover {
         }
         // Second half of the handshake with `arrive`.
         let arrived = || (dekker_load(&self.arrived) != 0).then_some(());
-        let arrival = self.event.counter.readers().wait(None, arrived, || Release::All);
+        let arrival = self
+            .event
+            .counter
+            .readers()
+            .wait(None, arrived, || Release::All);
         arrival.unwrap_or_else(|| unreachable!("a wait without a deadline timed out"));
     }
 

@@ -389,14 +389,14 @@ fn after_claim(state: u32, whom: Release) -> u32 {
     if state & ANNOUNCED == 0 {
         return state;
     }
-    let nobody = state % CLAIMED & !ANNOUNCED;
-    let everybody = nobody | waiters(state).min(MOST_CLAIMED) * CLAIMED;
+    let nobody = (state % CLAIMED) & !ANNOUNCED;
+    let everybody = nobody | (waiters(state).min(MOST_CLAIMED) * CLAIMED);
     match whom {
         // Who wakes nobody leaves the announcement to who does.
         Release::NOBODY => state,
         Release::One => nobody,
         Release::Each(count) => match claimed_by(state, count) {
-            Some(claimed) => state % CLAIMED | claimed * CLAIMED,
+            Some(claimed) => (state % CLAIMED) | (claimed * CLAIMED),
             None => everybody,
         },
         Release::All => everybody,
