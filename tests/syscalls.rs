@@ -44,6 +44,7 @@ use std::env;
 use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -926,6 +927,9 @@ fn the_list_of_a_shared_event_is_complete() {
         libc::SYS_ftruncate,
         libc::SYS_fcntl,
         libc::SYS_fstat,
+        libc::SYS_fstatfs,
+        libc::SYS_getsockopt,
+        libc::SYS_getpeername,
         libc::SYS_mmap,
         libc::SYS_munmap,
         // Of the descriptor of the memory, which is the caller's.
@@ -936,6 +940,7 @@ fn the_list_of_a_shared_event_is_complete() {
     }
     let (event, memory) = SharedEvent::create(0, Mode::Counter).unwrap();
     let event = event.with_spin(Spin::Never);
+    let (socket, _peer) = UnixStream::pair().unwrap();
     let allowed = listed(&calls, &[libc::FUTEX_WAIT, libc::FUTEX_WAKE]);
     meet_under(&allowed, move |number| {
         for round in 0..100 {
@@ -944,7 +949,9 @@ fn the_list_of_a_shared_event_is_complete() {
                     let (own, fd) = SharedEvent::create(1, Mode::Semaphore).unwrap();
                     assert_eq!(own.read(), 1);
                     drop((own, fd));
-                    let own = SharedEvent::attach(&memory, 0).unwrap();
+                    let mut own = SharedEvent::attach(&memory, 0).unwrap();
+                    own.add_waker(socket.try_clone().unwrap()).unwrap();
+                    own.arm(Interest::Signals);
                     own.signal();
                 }
                 (0 | 1, _) => event.signal(),
