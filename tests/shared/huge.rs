@@ -13,29 +13,32 @@ const PAGES: usize = 2;
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 
 /// Huge pages for this test, given back at the end.
-struct Reserved {
-    before: String,
-}
+struct Reserved;
 
 impl Reserved {
     fn new() -> io::Result<Self> {
-        let before = fs::read_to_string(RESERVE)?.trim().to_owned();
-        let wanted = before.parse::<usize>().unwrap_or(0) + PAGES;
-        let reserved = Reserved { before };
+        let wanted = reserved()? + PAGES;
+        let pages = Reserved;
         fs::write(RESERVE, wanted.to_string())?;
-        match fs::read_to_string(RESERVE)?.trim().parse::<usize>() {
-            Ok(there) if there >= wanted => Ok(reserved),
-            there => Err(io::Error::other(format!(
-                "{there:?} of {wanted} huge pages"
-            ))),
+        match reserved()? {
+            there if there >= wanted => Ok(pages),
+            there => Err(io::Error::other(format!("{there} of {wanted} huge pages"))),
         }
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let _ = fs::write(RESERVE, &self.before);
+        // Others may have changed it meanwhile, as this test in another process does.
+        if let Ok(there) = reserved() {
+            let _ = fs::write(RESERVE, there.saturating_sub(PAGES).to_string());
+        }
     }
+}
+
+fn reserved() -> io::Result<usize> {
+    let text = fs::read_to_string(RESERVE)?;
+    text.trim().parse().map_err(io::Error::other)
 }
 
 /// Its seal against shrinking does not keep a peer from taking a page away, after which an access may be a `SIGBUS`: who
