@@ -343,8 +343,8 @@ struct RouterHands {
     events: [Arc<Event>; EVENTS],
     vm: Arc<VmFd>,
     fence: Fence,
-    /// The lines that have had a resampling irqfd: the sink hears of their ends of interrupts.
-    resampling: BTreeSet<u32>,
+    /// The events that have a resampling irqfd, and its line, whose ends of interrupts the sink hears of.
+    resampling: BTreeMap<usize, u32>,
     /// The line that is in service, and how often its resample events had been signalled before its end.
     ending: Option<(u32, u64)>,
 }
@@ -365,7 +365,7 @@ impl OursInKvm {
             events: events(),
             fence: Fence::new(),
             vm,
-            resampling: BTreeSet::new(),
+            resampling: BTreeMap::new(),
             ending: None,
         };
         Some(OursInKvm { machine, hands })
@@ -422,7 +422,7 @@ impl RouterHands {
     /// The guest ends this interrupt next.
     fn expect_end(&mut self, vector: u8) {
         let line = u32::from(vector.wrapping_sub(VECTORS));
-        if self.resampling.contains(&line) {
+        if self.resampling.values().any(|&other| other == line) {
             self.ending = Some((line, self.router.line_counters(line).resamples));
         }
     }
@@ -433,11 +433,14 @@ impl Act for RouterHands {
         let outcome = act(&self.router, &self.events, op);
         match *op {
             Op::Assign {
+                event,
                 gsi,
                 resample: Some(_),
-                ..
             } if outcome == Outcome::Done => {
-                self.resampling.insert(gsi);
+                self.resampling.insert(event, gsi);
+            }
+            Op::Deassign { event, gsi } if self.resampling.get(&event) == Some(&gsi) => {
+                self.resampling.remove(&event);
             }
             _ => {}
         }
