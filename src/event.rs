@@ -464,12 +464,23 @@ impl Owner for Event {
         ARMED | OBSERVED
     }
 
+    fn is_owned(&self) -> bool {
+        // Relaxed: a signal at the time of the claim is one of before or after it.
+        self.owned.load(Ordering::Relaxed)
+    }
+
     fn call(&self, change: Change, kinds: u32, whom: Release) {
+        let owned = self.is_owned();
         calling(|calls| {
+            if owned {
+                self.observers.call_others(calls, change, kinds);
+            }
             if kinds & ARMED != 0 {
                 self.wake_by_calls(calls, change, whom);
             }
-            self.observers.call_others(calls, change, kinds);
+            if !owned {
+                self.observers.call_others(calls, change, kinds);
+            }
         });
     }
 }

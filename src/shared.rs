@@ -458,6 +458,10 @@ impl Owner for SharedEvent {
         if self.wakers.is_empty() { 0 } else { ARMED }
     }
 
+    fn is_owned(&self) -> bool {
+        false
+    }
+
     fn call(&self, _: Change, _: u32, _: Release) {
         self.wakers.iter().for_each(Waker::ring);
     }

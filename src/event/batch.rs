@@ -205,7 +205,8 @@ impl<E: Deref<Target = Event>> Batch<E> {
         }
         for &index in &*pending {
             if let Some(whom) = entries[index].take_awaited() {
-                rung.push(Rung::new(index, whom));
+                let owned = entries[index].event.is_owned();
+                rung.push(Rung::new(index, whom, owned));
             }
         }
         let mut panicked = None;
@@ -276,11 +277,14 @@ struct Rung {
     sleepers: Claimed,
     visitor: Option<Number>,
     kinds: u32,
+    /// An irqfd takes the signals first.
+    owned: bool,
 }
 
 impl Rung {
-    fn new(index: usize, whom: Release) -> Self {
+    fn new(index: usize, whom: Release, owned: bool) -> Self {
         Rung {
+            owned,
             index,
             whom,
             sleepers: Claimed::default(),
@@ -304,6 +308,9 @@ fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>)
     for place in 0..rung.len() {
         let (before, after) = rung.split_at_mut(place);
         let it = &mut after[0];
+        if it.owned {
+            continue;
+        }
         (it.sleepers, it.visitor) = event(it).claim_readers(it.whom);
         let same = |other: &&mut Rung| it.visitor.is_some() && other.visitor == it.visitor;
         if let Some(other) = before.iter_mut().rev().find(same) {
@@ -313,19 +320,26 @@ fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>)
     for it in &mut *rung {
         event(it).wake_claimed(mem::take(&mut it.sleepers));
     }
-    rung.retain(|it| event(it).is_observed());
+    rung.retain(|it| it.owned || event(it).is_observed());
     if !rung.is_empty() {
         calling(|calls| {
             calls.hold();
             for it in &mut *rung {
                 it.kinds = event(it).claim_observers();
-                if it.kinds & ARMED != 0 {
+                if it.kinds & ARMED != 0 && !it.owned {
                     event(it).wake_by_calls(calls, Change::Signalled, it.whom);
                 }
             }
             for it in &*rung {
                 let observers = &event(it).observers;
                 observers.call_others(calls, Change::Signalled, it.kinds);
+            }
+            for it in rung.iter().filter(|it| it.owned) {
+                if it.kinds & ARMED != 0 {
+                    event(it).wake_by_calls(calls, Change::Signalled, it.whom);
+                }
+                let (sleepers, _) = event(it).claim_readers(it.whom);
+                event(it).wake_claimed(sleepers);
             }
         });
     }

@@ -33,6 +33,9 @@ pub(crate) trait Owner {
     /// The kinds of observers that may be here: [`ARMED`], `OBSERVED`, both or neither.
     fn kinds(&self) -> u32;
 
+    /// Whether an observer takes what is signalled, before anybody else sees it.
+    fn is_owned(&self) -> bool;
+
     /// Calls those of the kinds given, which have been claimed, after a change that is for `whom`.
     fn call(&self, change: Change, kinds: u32, whom: Release);
 }
@@ -375,9 +378,13 @@ impl<S: Scope> Counter<S> {
     #[inline(never)]
     fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
         let whom = released(n, owner.mode());
-        self.readers.notify(whom, owner.kinds(), |kinds| {
-            owner.call(Change::Signalled, kinds, whom);
-        });
+        let call = |kinds| owner.call(Change::Signalled, kinds, whom);
+        if owner.is_owned() {
+            self.readers
+                .notify_observers_first(whom, owner.kinds(), call);
+        } else {
+            self.readers.notify(whom, owner.kinds(), call);
+        }
     }
 
     /// Second half of a read.

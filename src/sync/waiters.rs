@@ -145,6 +145,16 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
+    /// As [`notify`](Self::notify), but the observers are called first, for one of them takes away what the threads wait
+    /// for. The threads are woken even if a call panics.
+    pub(crate) fn notify_observers_first(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
+        let _woken_at_last = AtLast(|| self.wake_sleepers(whom));
+        let kinds = self.claim_observers(kinds);
+        if kinds != 0 {
+            call(kinds);
+        }
+    }
+
     /// Whether there is somebody for [`notify`](Self::notify) to wake or call. To be called after the condition was made
     /// true with a [`DEKKER`] store.
     #[inline(always)]
@@ -412,6 +422,15 @@ fn threads_to_wake(state: u32, whom: Release) -> u32 {
         Release::One if waiters(state) > 1 => 1,
         Release::Each(count) if claimed_by(state, count).is_some() || count == 0 => count,
         _ => ALL,
+    }
+}
+
+/// Calls this at the end of its life.
+struct AtLast<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for AtLast<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 

@@ -29,12 +29,13 @@
 
 use super::errors::assert_becomes;
 use super::sink::{Call, Log, down, message, up};
-use doorbell::event::{Change, Interest, Observation};
+use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{
     AssignError, Eoi, InterruptSink, MsiMessage, Route, RouteChange, RouteError, Router, Routes,
     RoutingError,
 };
+use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Mode};
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -207,20 +208,42 @@ fn deassign_drains() {
     assert_eq!(a.try_read(), Some(2));
 }
 
+/// An irqfd takes a signal before a thread or a poller that waits for the same event is woken.
 #[test]
 fn a_reader_asleep_finds_nothing() {
     let (router, log) = router();
     let a = event();
     let _irqfd = router.assign(&a, PIN).unwrap();
-    thread::scope(|scope| {
-        let reader = scope.spawn(|| a.read_timeout(Duration::from_millis(50)));
-        while !format!("{a:?}").contains("waiting_readers: 1") {
-            thread::yield_now();
+    let mut batch = Batch::new();
+    let index = batch.add(Arc::clone(&a));
+    let poller = Poller::new();
+    poller.add(&a, 0, Watch::READABLE).unwrap();
+    let nap = Duration::from_millis(50);
+    let in_poller = || {
+        let mut found = Events::with_capacity(1);
+        poller.wait(&mut found, Some(nap)).unwrap();
+        found.iter().next().map(|_| 0)
+    };
+    let read: &(dyn Fn() -> Option<u64> + Sync) = &|| a.read_timeout(nap);
+    let readers = [(read, "waiting_readers: 1"), (&in_poller, "waiting: 1")];
+    for (wait, asleep) in readers {
+        for in_a_batch in [false, true] {
+            thread::scope(|scope| {
+                let reader = scope.spawn(wait);
+                while !format!("{a:?} {poller:?}").contains(asleep) {
+                    thread::yield_now();
+                }
+                if in_a_batch {
+                    batch.signal(index);
+                    batch.commit().unwrap();
+                } else {
+                    a.signal();
+                }
+                assert_eq!(reader.join().unwrap(), None, "{asleep}, {in_a_batch}");
+            });
+            assert_eq!(log.take(), pulse(PIN, PIN));
         }
-        a.signal();
-        assert_eq!(reader.join().unwrap(), None);
-    });
-    assert_eq!(log.take(), pulse(PIN, PIN));
+    }
 }
 
 #[test]
