@@ -4,6 +4,8 @@ use std::io;
 
 /// What went wrong, in the terms of `errno(3)`.
 #[derive(Clone, Copy)]
+// Some belong to what only Linux has.
+#[cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
 pub(crate) enum Errno {
     AddressFamily,
     Again,

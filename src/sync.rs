@@ -54,6 +54,7 @@ pub(crate) use std::sync::{Mutex, MutexGuard};
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 
 /// A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and over.
+#[cfg(target_os = "linux")]
 pub(crate) mod fair {
     #[cfg(not(loom))]
     pub(crate) use parking_lot::{Mutex as FairMutex, MutexGuard as FairMutexGuard};
