@@ -224,3 +224,110 @@ impl Handover {
         (self.event.counter.look() == MOVED).then_some(Err(Moved))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Spin;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    const FULL: u64 = u64::MAX - 1;
+    /// What a call that hangs is given.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn handover(count: u64, spin: Spin) -> Arc<Handover> {
+        let handover = Handover {
+            event: Event::with_mode(count, Mode::Counter).with_spin(spin),
+            ..Handover::new(Mode::Counter)
+        };
+        Arc::new(handover)
+    }
+
+    type Call = fn(&Handover) -> Result<(), Moved>;
+
+    const READ: Call = |handover| handover.read(true).map(drop);
+    const WRITE: Call = |handover| handover.write(1, true).map(drop);
+    const MOVE: Call = |handover| {
+        handover.move_out(|_| unreachable!("it is moved once"));
+        Err(Moved)
+    };
+
+    /// Makes the call on a thread of its own.
+    fn started(handover: &Arc<Handover>, call: Call) -> mpsc::Receiver<Result<(), Moved>> {
+        let (give, result) = mpsc::channel();
+        let handover = Arc::clone(handover);
+        thread::spawn(move || give.send(call(&handover)));
+        result
+    }
+
+    /// Calls that meet the move return when the count is elsewhere, and sleep until then.
+    #[test]
+    fn a_move_is_waited_for() {
+        for call in [READ, WRITE, MOVE] {
+            let handover = handover(5, Spin::Never);
+            let mut met = None;
+            handover.move_out(|count| {
+                assert_eq!(count, 5);
+                let result = started(&handover, call);
+                while handover.event.counter.readers().count() == 0 {
+                    assert_eq!(result.try_recv(), Err(mpsc::TryRecvError::Empty));
+                    thread::yield_now();
+                }
+                met = Some(result);
+            });
+            let result = met.expect("there was a count").recv_timeout(PATIENCE);
+            assert_eq!(result, Ok(Err(Moved)));
+            // There is nothing to wait for any more.
+            assert_eq!(call(&handover), Err(Moved));
+            assert!(handover.event().is_none());
+        }
+    }
+
+    /// As in a signal handler that interrupts the thread that moves the count.
+    #[test]
+    fn the_thread_that_moves_does_not_wait_for_itself() {
+        let handover = handover(5, Spin::Never);
+        let result = started(&handover, |handover| {
+            handover.move_out(|_| {
+                for call in [READ, WRITE, MOVE] {
+                    assert_eq!(call(handover), Err(Moved));
+                }
+            });
+            Ok(())
+        });
+        assert_eq!(result.recv_timeout(PATIENCE), Ok(Ok(())));
+    }
+
+    /// Who spins sees a count, room, and that the count has moved.
+    #[test]
+    fn who_spins_sees_what_it_waits_for() {
+        const TAKE: Call = |handover| {
+            assert_eq!(handover.read(false), Ok(Some(FULL)));
+            Ok(())
+        };
+        const GIVE: Call = |handover| {
+            assert_eq!(handover.write(3, false), Ok(Ok(())));
+            Ok(())
+        };
+        const LEAVE: Call = |handover| {
+            handover.move_out(|_| ());
+            Err(Moved)
+        };
+        for (count, blocked, other) in [
+            (0, READ, GIVE),
+            (0, READ, LEAVE),
+            (FULL, WRITE, TAKE),
+            (FULL, WRITE, LEAVE),
+        ] {
+            let handover = handover(count, Spin::Always);
+            let result = started(&handover, blocked);
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!(result.try_recv(), Err(mpsc::TryRecvError::Empty));
+            let expected = other(&handover);
+            assert_eq!(result.recv_timeout(PATIENCE), Ok(expected));
+        }
+    }
+}
