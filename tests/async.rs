@@ -254,6 +254,20 @@ fn a_unit_that_was_stolen() {
     assert_eq!(woken(&tasks), [1, 1, 1]);
 }
 
+/// A task that finds its unit taken, and waits again, does not count as woken any more.
+#[test]
+fn a_unit_that_was_stolen_from_a_task_that_waits_again() {
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 3);
+    event.signal();
+    assert_eq!(event.try_read(), Some(1));
+    assert!(tasks[0].poll().is_pending());
+    event.signal();
+    assert_eq!(woken(&tasks), [2, 0, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [2, 1, 0]);
+}
+
 /// A task that was woken and is dropped gives its unit to the next that has none.
 #[test]
 fn a_dropped_task_hands_its_unit_on() {
