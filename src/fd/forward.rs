@@ -261,3 +261,39 @@ mod as_fd {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    const FULL: u64 = u64::MAX - 1;
+
+    /// What is more than a number, as several threads without room have it together, waits in the event.
+    #[test]
+    fn more_is_owed_than_a_number_holds() {
+        let event = Arc::new(Event::new(0));
+        let forward = Forward::new(Arc::clone(&event)).unwrap();
+        let signals = Arc::new(AtomicU32::new(0));
+        let _counted = Observation::new(Arc::clone(&event), Interest::Signals, {
+            let signals = Arc::clone(&signals);
+            Arc::new(move |_: Change| {
+                signals.fetch_add(1, Ordering::Relaxed);
+            })
+        });
+        let state = || {
+            let signals = signals.load(Ordering::Relaxed);
+            (forward.pending(), event.count(), signals)
+        };
+        forward.sender.fd.write(FULL).unwrap();
+        forward.sender.owe(u64::MAX - 5);
+        assert_eq!(state(), (u64::MAX - 5, 0, 0));
+        forward.sender.owe(8);
+        assert_eq!(state(), (u64::MAX, 3, 1));
+        for expected in [FULL, FULL, 4] {
+            assert_eq!(forward.sender.fd.read().unwrap(), expected);
+            let _ = forward.flush();
+        }
+        assert_eq!(state(), (0, 0, 1));
+    }
+}
