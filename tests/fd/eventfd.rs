@@ -487,6 +487,21 @@ fn a_thread_reads_what_it_wrote() {
     });
 }
 
+/// The count, as long as it is in the process, and the descriptor.
+#[test]
+fn debug_shows_where_the_count_is() {
+    let event = EventFd::new(0).unwrap();
+    event.write(7).unwrap();
+    let before = format!("{event:?}");
+    assert!(before.contains("count: 7"), "{before}");
+    let fd = format!("fd: {}", event.as_raw_fd());
+    let after = format!("{event:?}");
+    assert!(!after.contains("count"), "{after}");
+    for shown in [before, after] {
+        assert!(shown.contains(&fd), "{shown}");
+    }
+}
+
 /// Whether the count has not moved yet, by what `Debug` shows.
 trait IsHere {
     fn descriptor_is_missing(&self) -> bool;

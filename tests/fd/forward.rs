@@ -86,6 +86,10 @@ fn no_room() {
     event.signal();
     event.write(1).unwrap();
     assert_eq!((forward.pending(), event.count()), (5, 2));
+    let shown = format!("{forward:?}");
+    for part in ["count: 2", "pending: 5"] {
+        assert!(shown.contains(part), "{shown}");
+    }
     assert_eq!(peer.read().unwrap(), FULL);
     event.signal();
     assert_eq!((forward.pending(), event.count()), (0, 0));

@@ -10,7 +10,7 @@ use doorbell::{Event, Mode};
 use proptest::prelude::*;
 use rustix::event::PollFlags;
 use rustix::event::epoll::EventFlags;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, AsRawFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, FdFlags, fcntl_getfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -40,6 +40,15 @@ fn it_shows_what_was_there_before() {
             assert_eq!(is_readable(&mirror), count != 0, "{count}");
         }
     }
+}
+
+#[test]
+fn debug_shows_the_event_and_the_descriptor() {
+    let (_, mirror) = mirrored(7, Mode::Counter);
+    let shown = format!("{mirror:?}");
+    let fd = format!("fd: {}", mirror.as_raw_fd());
+    assert!(shown.contains("count: 7"), "{shown}");
+    assert!(shown.contains(&fd), "{shown}");
 }
 
 #[derive(Clone, Copy, Debug)]
