@@ -8,7 +8,7 @@ use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use kvm_ioctls::{Kvm, VmFd};
 use std::fs;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 /// A VM with interrupt controllers. `None`, and says so, where there is no KVM to be used.
@@ -84,6 +84,38 @@ fn a_sink_that_dies_on_its_own_thread() {
             drop((observation, event));
             await_that(|| threads() == 0 && descriptors() == none);
         }
+    });
+}
+
+/// A sink's epoll has no lines but those with resampling irqfds, even if a child process still has their descriptors open.
+#[test]
+fn lines_leave_the_epoll() {
+    child::alone("resources::lines_leave_the_epoll", || {
+        let Some(vm) = machine() else { return };
+        let router = router(&vm, Injection::Userspace);
+        let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let before = descriptors();
+        let irqfd = router.assign_with_resample(&event, 10, &resample).unwrap();
+        // What a child has that is forked now.
+        let new = descriptors();
+        let new = new.iter().filter(|fd| !before.contains(fd));
+        let inherited: Vec<_> = new
+            // SAFETY: the sink has it open.
+            .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned())
+            .map(Result::unwrap)
+            .collect();
+        let in_epoll = || {
+            let information = inherited.iter().map(|fd| {
+                let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+                fs::read_to_string(path).unwrap()
+            });
+            let lines = |text: String| text.lines().filter(|line| line.starts_with("tfd:")).count();
+            information.map(lines).sum::<usize>()
+        };
+        // And what ends the thread.
+        assert_eq!(in_epoll(), 2);
+        drop(irqfd);
+        assert_eq!(in_epoll(), 1);
     });
 }
 
