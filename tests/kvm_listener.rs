@@ -397,7 +397,7 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     let Some(machine) = machine(&[]) else {
         return;
     };
-    let (space, _kvm) = listening(machine.fd());
+    let (space, kvm) = listening(machine.fd());
     let region = space.region(Bus::Mmio, 0x100);
     clean(region.map(0x1000));
     let event = Arc::new(Event::new(0));
@@ -407,6 +407,8 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     let events = Doorbell::range(range, [&event; 4]);
     clean(region.add(events.clone()));
     assert!(taken().eq([true, true, true, true, false]));
+    let shown = format!("{kvm:?}");
+    assert_eq!(shown.matches("KernelCount").count(), 4, "{shown}");
     clean(region.del(&events));
     assert!(taken().eq([false; 5]));
 

@@ -195,6 +195,29 @@ fn notify_and_waiter() {
     });
 }
 
+/// A notification that comes while the thread that a signal woke leaves is for the other one.
+#[test]
+fn notify_and_one_that_leaves() {
+    check("notify_and_one_that_leaves", Some(2), || {
+        let (poller, event) = one(Watch::READABLE.edge());
+        let wait = |poller: &Poller| {
+            let found = wait(poller, 1, None).len();
+            // It may have taken the notification, too. Who is left has to have one of its own then.
+            if found == 1 && !format!("{poller:?}").contains("notified: true") {
+                poller.notify();
+            }
+            found
+        };
+        let waiter = spawn((&poller, &event), move |poller, _| wait(poller));
+        let signaller = spawn((&poller, &event), |poller, event| {
+            event.signal();
+            poller.notify();
+        });
+        assert_eq!(wait(&poller) + waiter.join().unwrap(), 1);
+        signaller.join().unwrap();
+    });
+}
+
 /// Two threads signal two events: one of them wakes the one that sleeps.
 #[test]
 fn a_wake_is_paid_once() {

@@ -7,10 +7,10 @@ use crate::vm::VECTORS;
 use crate::{EDGE, LEVEL_GSI, stay, take};
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
-use doorbell::irqfd::{Irqfd, MsiMessage, Route, Router, Routes};
-use doorbell::kvm::Injection;
+use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
+use doorbell::kvm::{Injection, KvmSink};
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -187,6 +187,40 @@ fn a_level_outlives_resampling_irqfds() {
             assert!(!up(&ours));
         }
         assert_eq!(ours.take_some(), 0);
+    }
+}
+
+/// What the last resampling irqfd has asserted is down when the call returns that ends it. Not before the router says so:
+/// somebody else may hold the line up.
+#[test]
+fn the_end_of_the_last_resampling_irqfd() {
+    for injection in BOTH {
+        let Some(ours) = OursInKvm::new(injection) else {
+            return;
+        };
+        for _ in 0..50 {
+            let device = Device::new(ours.router(), LEVEL_GSI);
+            device.interrupt.signal();
+            await_that(|| level(ours.vm(), LEVEL_GSI));
+            drop(device);
+            assert!(!level(ours.vm(), LEVEL_GSI), "{injection:?}");
+        }
+    }
+    for injection in BOTH {
+        let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
+        vm.create_irq_chip().unwrap();
+        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let router = Router::new(Arc::clone(&sink));
+        router.set_routes(Routes::identity(24)).unwrap();
+        let device = Device::new(&router, LEVEL_GSI);
+        router.set_level(LEVEL_GSI, true);
+        await_that(|| level(&vm, LEVEL_GSI));
+        // The router's part is played by the test, for the router has more to say in the same call.
+        sink.disconnect(LEVEL_GSI, true);
+        assert!(level(&vm, LEVEL_GSI), "{injection:?}");
+        sink.set_level(LEVEL_GSI, LEVEL_GSI, false);
+        assert!(!level(&vm, LEVEL_GSI), "{injection:?}");
+        drop(device);
     }
 }
 

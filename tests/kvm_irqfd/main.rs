@@ -611,6 +611,8 @@ fn other_machines() {
         vm.enable_cap(&split).unwrap();
         let sink = Arc::new(KvmSink::new(vm, injection).unwrap());
         assert_eq!(sink.injection(), injection);
+        let shown = format!("KvmSink {{ injection: {injection:?}, has_pins: false, .. }}");
+        assert_eq!(format!("{sink:?}"), shown);
         let router = Router::new(sink);
         let refused = router.set_routes(Routes::identity(24)).unwrap_err();
         assert!(matches!(refused, RoutingError::Refused(_)));

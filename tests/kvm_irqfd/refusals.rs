@@ -191,6 +191,32 @@ fn a_message_in_a_format_that_kvm_takes() {
     }
 }
 
+/// A message interrupts the CPU that its address names.
+#[test]
+fn a_message_to_each_cpu() {
+    for injection in BOTH {
+        let Some(vm) = split(false) else { return };
+        let vm = Arc::new(vm);
+        let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
+        vcpus.iter().for_each(enable_apic);
+        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let router = Router::new(sink);
+        let event = Arc::new(Event::new(0));
+        let _irqfd = router.assign(&event, 24).unwrap();
+        for (destination, vector) in [(0, 0x51), (1, 0x52)] {
+            let message = MsiMessage {
+                address: 0xfee0_0000 | destination << 12,
+                ..message(vector)
+            };
+            router.set_route(24, Some(Route::Msi(message))).unwrap();
+            event.signal();
+            let requested = vcpus.each_ref().map(|vcpu| is_requested(vcpu, vector));
+            let meant = [destination == 0, destination == 1];
+            assert_eq!(requested, meant, "{injection:?}");
+        }
+    }
+}
+
 /// Messages that no vCPU is there for are counted, where the VMM sends them. The kernel does not tell, and has all of them:
 /// also of a GSI that was a pin before.
 #[test]

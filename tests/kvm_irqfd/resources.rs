@@ -7,8 +7,10 @@ use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::fs::OFlags;
+use rustix::io::{Errno, FdFlags};
 use std::fs;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 /// A VM with interrupt controllers. `None`, and says so, where there is no KVM to be used.
@@ -87,6 +89,80 @@ fn a_sink_that_dies_on_its_own_thread() {
     });
 }
 
+/// A sink's epoll has no lines but those with resampling irqfds, even if a child process still has their descriptors open.
+#[test]
+fn lines_leave_the_epoll() {
+    child::alone("resources::lines_leave_the_epoll", || {
+        let Some(vm) = machine() else { return };
+        let router = router(&vm, Injection::Userspace);
+        let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let before = descriptors();
+        let irqfd = router.assign_with_resample(&event, 10, &resample).unwrap();
+        // What a child has that is forked now.
+        let new = descriptors();
+        let new = new.iter().filter(|fd| !before.contains(fd));
+        let inherited: Vec<_> = new
+            // SAFETY: the sink has it open.
+            .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned())
+            .map(Result::unwrap)
+            .collect();
+        let in_epoll = || {
+            let information = inherited.iter().map(|fd| {
+                let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+                fs::read_to_string(path).unwrap()
+            });
+            let lines = |text: String| text.lines().filter(|line| line.starts_with("tfd:")).count();
+            information.map(lines).sum::<usize>()
+        };
+        // And what ends the thread.
+        assert_eq!(in_epoll(), 2);
+        drop(irqfd);
+        assert_eq!(in_epoll(), 1);
+    });
+}
+
+/// What a sink opens is not for the programs that the VMM starts, and nobody who reads or writes there is made to wait. What
+/// was written to an irqfd of KVM's too late is taken back by who wrote it, so a read takes one.
+#[test]
+fn how_descriptors_are_opened() {
+    child::alone("resources::how_descriptors_are_opened", || {
+        let Some(vm) = machine() else { return };
+        let [edge, level, resample] = [(); 3].map(|()| Arc::new(Event::new(0)));
+        let before = descriptors();
+        let router = router(&vm, Injection::Kernel);
+        let open = |of: &dyn Fn(BorrowedFd<'_>)| {
+            let mut new = descriptors();
+            new.retain(|fd| !before.contains(fd));
+            // SAFETY: the sink has it open.
+            let new = new.iter().map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) });
+            new.map(of).count()
+        };
+        // On a pin, KVM does not have it.
+        let _edge = router.assign(&edge, 20).unwrap();
+        let of_a_message = open(&|fd| {
+            rustix::io::write(fd, &3_u64.to_ne_bytes()).unwrap();
+            let mut count = [0; 8];
+            for _ in 0..3 {
+                rustix::io::read(fd, &mut count).unwrap();
+                assert_eq!(u64::from_ne_bytes(count), 1);
+            }
+            assert_eq!(rustix::io::read(fd, &mut count), Err(Errno::AGAIN));
+        });
+        assert_eq!(of_a_message, 1);
+        let _level = router.assign_with_resample(&level, 10, &resample).unwrap();
+        let all = open(&|fd| {
+            assert_eq!(rustix::io::fcntl_getfd(fd), Ok(FdFlags::CLOEXEC));
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            if fs::read_link(path).unwrap().as_os_str() == "anon_inode:[eventfd]" {
+                let flags = rustix::fs::fcntl_getfl(fd).unwrap();
+                assert!(flags.contains(OFlags::NONBLOCK));
+            }
+        });
+        // Two of messages, two of the assertion, two of the thread.
+        assert_eq!(all, 6);
+    });
+}
+
 /// Whatever a GSI has of descriptors goes with its last irqfd.
 #[test]
 fn descriptors_go_with_the_last_irqfd() {
@@ -120,8 +196,11 @@ fn descriptors_go_with_the_last_irqfd() {
             let with_assertion = thread + 2 + of_messages;
             let plain = router.assign(third, 10).unwrap();
             for _ in 0..3 {
-                let irqfds = [first, second].map(resampling);
-                assert_eq!(open(), with_assertion);
+                let irqfds = [first, second].map(|event| {
+                    let irqfd = resampling(event);
+                    assert_eq!(open(), with_assertion);
+                    irqfd
+                });
                 let [a, b] = irqfds;
                 drop(a);
                 assert_eq!(open(), with_assertion);

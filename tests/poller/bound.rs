@@ -107,6 +107,29 @@ fn what_does_not_fit_waits() {
     assert_eq!(read(&fd), Err(Errno::AGAIN));
 }
 
+/// There is nothing to do for a binding whose event is full: a thread in wait sleeps until it is read.
+#[test]
+fn a_thread_sleeps_while_the_event_is_full() {
+    watchdog::limit("a_thread_sleeps_while_the_event_is_full", || {
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        let event = Arc::new(Event::new(FULL));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        poller.bind(&fd, &event, 1).unwrap();
+        write(&fd, 7);
+        let waiter = call_at(Place::Descriptor(0), {
+            let poller = Arc::clone(&poller);
+            move || poller.wait(&mut Events::with_capacity(1), None)
+        });
+        waiter.wait_asleep();
+        thread::sleep(Duration::from_millis(20));
+        waiter.assert_undisturbed();
+        assert_eq!(event.read(), FULL);
+        wait_until("the rest to be carried over", || event.count() == 7);
+        poller.notify();
+        assert_eq!(waiter.finish(), Ok(0));
+    });
+}
+
 #[test]
 fn nothing_goes_into_an_overflow() {
     let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, u64::MAX);
@@ -219,6 +242,35 @@ fn what_cannot_be_bound() {
     poller.delete(1).unwrap();
     assert_eq!(poller.delete(1), Err(PollError::NoEntry));
     poller.bind(&fd, &event, 1).unwrap();
+}
+
+/// Where the kernel cannot read an eventfd without waiting, or a filter says so, nothing can be bound. (Linux before 5.8)
+#[cfg(any(
+    target_arch = "aarch64",
+    target_arch = "riscv64",
+    target_arch = "x86_64"
+))]
+#[test]
+fn where_eventfds_cannot_be_read_at_once() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let unsupported = Errno::OPNOTSUPP.raw_os_error();
+    // A thread of its own, for a filter is for ever.
+    let refused = thread::spawn(move || {
+        let filter = SeccompFilter::new(
+            [(libc::SYS_preadv2, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(unsupported as u32),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program = BpfProgram::try_from(filter.unwrap()).unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        let (event, fd) = (
+            Arc::new(Event::new(0)),
+            eventfd(0, EventfdFlags::empty()).unwrap(),
+        );
+        Poller::new().bind(&fd, &event, 1)
+    });
+    assert_eq!(refused.join().unwrap(), Err(PollError::Os(unsupported)));
 }
 
 /// Writers at the eventfd, in the way of KVM or another process; threads in wait; readers at the event. It has little room, so

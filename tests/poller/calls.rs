@@ -95,6 +95,10 @@ fn debug_shows_what_is_there() {
     let shows = |text: &str| format!("{poller:?}").contains(text);
     assert!(shows("registered: 0, queued: 0, incoming: false"));
     assert!(shows("notified: false, waiting: 0, spin: Never"));
+    poller.notify();
+    assert!(shows("notified: true"));
+    assert_eq!(keys(&poller, 1, None), []);
+    assert!(shows("notified: false"));
     let event = Arc::new(Event::new(1));
     poller.add(&event, 5, Watch::READABLE).unwrap();
     assert!(shows("registered: 1, queued: 0, incoming: true"));
