@@ -238,7 +238,7 @@ fn nested_signals_and_poller() {
     });
 }
 
-/// An observer that waits for an answer from who is woken by the same commit gets it.
+/// An observer that waits for an answer from a poller that it has rung itself gets the answer.
 #[test]
 fn an_observer_waits_for_the_poller() {
     check("an_observer_waits_for_the_poller", Some(2), || {
@@ -254,9 +254,13 @@ fn an_observer_waits_for_the_poller() {
         let observation = Observation::new(
             Arc::clone(&second),
             Interest::Signals,
-            Arc::new(move |_: Change| _ = answer.read()),
+            Arc::new(move |_: Change| {
+                // Held back until this returns or waits.
+                first.signal();
+                answer.read();
+            }),
         );
-        signal_each([first, second]).commit().unwrap();
+        second.signal();
         waiter.join().unwrap();
         drop(observation);
     });
@@ -364,23 +368,25 @@ fn commit_and_visitor_that_sleeps_on() {
 /// A visitor comes back to one of the events, and a reader comes to the other.
 #[test]
 fn commit_and_visitor_that_comes_back() {
-    check("commit_and_visitor_that_comes_back", Some(2), || {
-        let events = [(); 2].map(|()| event(0, Mode::Semaphore));
-        let visitor = {
-            let events = events.clone();
-            thread::spawn(move || {
-                wait_any(&events, None).expect("no timeout");
-                events.iter().for_each(|event| _ = event.try_read());
-                wait_any(&events[..1], None).expect("no timeout");
-            })
-        };
-        let reader = spawn(&events[1], |event| event.read());
-        let [first, second] = events.clone();
-        signal_each([second, first]).commit().unwrap();
-        events.iter().for_each(|event| event.signal());
-        visitor.join().unwrap();
-        reader.join().unwrap();
-    });
+    for back in [0, 1] {
+        check("commit_and_visitor_that_comes_back", Some(2), move || {
+            let events = [(); 2].map(|()| event(0, Mode::Semaphore));
+            let visitor = {
+                let events = events.clone();
+                thread::spawn(move || {
+                    wait_any(&events, None).expect("no timeout");
+                    events.iter().for_each(|event| _ = event.try_read());
+                    wait_any(&[&*events[back]], None).expect("no timeout");
+                })
+            };
+            let reader = spawn(&events[1 - back], |event| event.read());
+            let [first, second] = events.clone();
+            signal_each([second, first]).commit().unwrap();
+            events.iter().for_each(|event| event.signal());
+            visitor.join().unwrap();
+            reader.join().unwrap();
+        });
+    }
 }
 
 /// Two visitors are two, wherever else they sleep.

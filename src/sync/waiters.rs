@@ -169,12 +169,28 @@ impl<S: Scope> Waiters<S> {
     }
 
     /// Claims those who armed, if `kinds` has them, and returns which of the kinds are to be called.
+    #[inline(always)]
     pub(crate) fn claim_observers(&self, kinds: u32) -> u32 {
+        // A glance, as in `wake_sleepers`.
+        let state = self.state.load(Ordering::Relaxed);
+        if state & kinds & ARMED == 0 {
+            return state & kinds;
+        }
         self.claim(|state| state & !(kinds & ARMED)) & kinds
     }
 
     /// Wakes threads if any are announced.
+    #[inline(always)]
     fn wake_sleepers(&self, whom: Release) {
+        // A glance, after the look of `are_wanted`: whoever announces itself after that look sees the condition.
+        if self.state.load(Ordering::Relaxed) & ANNOUNCED != 0 {
+            self.wake_announced(whom);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_announced(&self, whom: Release) {
         let claimed = self.claim_sleepers(whom);
         self.wake_claimed(claimed);
     }
