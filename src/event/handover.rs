@@ -23,7 +23,7 @@
 use super::counter::fits;
 use super::{Event, Mode, WriteError};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use crate::sync::waiters::Release;
+use crate::sync::waiters::{Release, Waiters};
 use crate::sync::{DEKKER, const_thread_local, dekker_load};
 use std::cell::Cell;
 use std::hint;
@@ -50,6 +50,13 @@ pub(crate) struct Handover {
 
 const_thread_local! {
     static HERE: Cell<u8> = { Cell::new(0) };
+}
+
+/// Second half of the handshake with those who sleep in a read or a write: the count is `MOVED`.
+fn wake_all(waiters: &Waiters) {
+    if waiters.is_announced() {
+        waiters.notify(Release::All, 0, |_| ());
+    }
 }
 
 /// Tells this thread from others, and never 0.
@@ -91,8 +98,8 @@ impl Handover {
     fn arrive(&self) {
         // First half of the handshake with those who are about to sleep. Releases what has been put elsewhere.
         self.arrived.swap(1, DEKKER);
-        self.event.counter.readers().notify(Release::All, 0, |_| ());
-        self.event.counter.writers().notify(Release::All, 0, |_| ());
+        wake_all(self.event.counter.readers());
+        wake_all(self.event.counter.writers());
     }
 
     fn wait_until_arrived(&self) {
