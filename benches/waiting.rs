@@ -1,4 +1,5 @@
-//! `wait_any` against poll(2) over eventfds, futures against those of others, the poller against epoll: criterion's account.
+//! `wait_any` against poll(2) over eventfds, futures against those of others, the poller against epoll: criterion's
+//! account.
 //!
 //! `cargo bench --bench waiting`. The host's speed drifts; for ratios, see the `ratios` bench.
 

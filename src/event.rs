@@ -10,9 +10,9 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of them
-//! is the line in which tasks wait, see `src/event/wakers.rs`. A reader that sleeps at other events too is known as a
-//! visitor, see `src/event/visitor.rs`.
+//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of
+//! them is the line in which tasks wait, see `src/event/wakers.rs`. A reader that sleeps at other events too is known
+//! as a visitor, see `src/event/visitor.rs`.
 //!
 //! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
@@ -88,25 +88,27 @@ pub enum Mode {
 ///
 /// # Waking
 ///
-/// A signal wakes one reader, and makes no system call if nobody sleeps or one has been woken already, who takes all there
-/// is: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes a reader of its own, at once,
-/// whether or not those woken before have run; a burst makes no more calls of `FUTEX_WAKE` than there are readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all
-/// blocked writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the
-/// kernel. A thread that happens to call at the right moment may overtake a woken one; there is no queue.
+/// A signal wakes one reader, and makes no system call if nobody sleeps or one has been woken already, who takes all
+/// there is: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes a reader of its own,
+/// at once, whether or not those woken before have run; a burst makes no more calls of `FUTEX_WAKE` than there are
+/// readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all blocked
+/// writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the kernel. A
+/// thread that happens to call at the right moment may overtake a woken one; there is no queue.
 ///
 /// # Signal handlers
 ///
-/// In a handler of a POSIX signal, [`signal`](Self::signal), [`signal_n`](Self::signal_n), [`try_write`](Self::try_write),
-/// [`try_read`](Self::try_read), [`count`](Self::count) and [`readiness`](Self::readiness) are safe (async-signal-safe), as
-/// are their likes of a [`SharedEvent`](crate::SharedEvent), on an event that threads alone wait for, with
-/// [`read`](Self::read), [`write`](Self::write) and their timed forms: whatever the handler has interrupted, the same call
-/// on the same event included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper.
+/// In a handler of a POSIX signal, [`signal`](Self::signal), [`signal_n`](Self::signal_n),
+/// [`try_write`](Self::try_write), [`try_read`](Self::try_read), [`count`](Self::count) and
+/// [`readiness`](Self::readiness) are safe (async-signal-safe), as are their likes of a
+/// [`SharedEvent`](crate::SharedEvent), on an event that threads alone wait for, with [`read`](Self::read),
+/// [`write`](Self::write) and their timed forms: whatever the handler has interrupted, the same call on the same event
+/// included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper.
 ///
-/// They are not safe on an event that is *observed*: by an [`Observation`], a poller, an irqfd, a mirror or a forward, or by
-/// tasks, once it has been waited for with [`read_async`](Self::read_async) or its like, or with
-/// [`wait_any`](crate::poll::wait_any()). Such a signal calls the observers, and what the handler has interrupted may be a
-/// call of theirs, or the memory allocator. No other call of the crate is safe there, a [`Batch`] included. A handler
-/// signals an event of its own instead, and a thread that reads it passes the signals on:
+/// They are not safe on an event that is *observed*: by an [`Observation`], a poller, an irqfd, a mirror or a forward,
+/// or by tasks, once it has been waited for with [`read_async`](Self::read_async) or its like, or with
+/// [`wait_any`](crate::poll::wait_any()). Such a signal calls the observers, and what the handler has interrupted may
+/// be a call of theirs, or the memory allocator. No other call of the crate is safe there, a [`Batch`] included. A
+/// handler signals an event of its own instead, and a thread that reads it passes the signals on:
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -231,11 +233,11 @@ impl Event {
 
     /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails.
     ///
-    /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped: it takes as
-    /// long as they do. It waits for no other thread, and takes no lock that is held while foreign code runs.
+    /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped: it takes
+    /// as long as they do. It waits for no other thread, and takes no lock that is held while foreign code runs.
     ///
-    /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's: it
-    /// can take the count to `u64::MAX`, the overflow state, in which writes of any number block and
+    /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's:
+    /// it can take the count to `u64::MAX`, the overflow state, in which writes of any number block and
     /// [`readiness`](Self::readiness) reports an error until somebody reads. Signals beyond that are absorbed.
     ///
     /// ```
@@ -266,7 +268,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`WriteError::WouldBlock`] if it cannot, and [`WriteError::Invalid`] if `n` is `u64::MAX`. The count is as it was.
+    /// [`WriteError::WouldBlock`] if it cannot, and [`WriteError::Invalid`] if `n` is `u64::MAX`. The count is as it
+    /// was.
     ///
     /// ```
     /// # use doorbell::{Event, WriteError};
@@ -287,8 +290,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`. Then the
-    /// count was not changed.
+    /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`. Then
+    /// the count was not changed.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
         self.counter.write_until(n, Limit::For(timeout), self)
     }
@@ -320,8 +323,8 @@ impl Event {
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0.
     ///
     /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
-    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps. The clock is read only if the call has to
-    /// wait.
+    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps. The clock is read only if the call
+    /// has to wait.
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
         self.counter.read_until(Limit::For(timeout), self)
     }
@@ -360,8 +363,8 @@ impl Event {
         self.counter.take_all()
     }
 
-    /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow. Returns
-    /// how much that is.
+    /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow.
+    /// Returns how much that is.
     #[cfg(target_os = "linux")]
     pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
         self.counter.add_what_fits(n)

@@ -14,9 +14,9 @@
 //! * A [`Mirror`] is for `poll`, epoll and io_uring, in this process or another, while the event is read here.
 //! * A [`Forward`] is for who takes the count: KVM (`KVM_IRQFD`), vhost, VFIO, a vhost-user peer.
 //! * An [`EventFd`] is for code written for `vmm_sys_util::eventfd::EventFd`, and [`EventNotifier`] and
-//!   [`EventConsumer`] for that written for `vmm_sys_util::event`. They make the descriptors that the originals make, when
-//!   the originals make them. The count is in this process until somebody asks for a descriptor, so they gain where nobody
-//!   does: an eventfd that is registered with epoll or KVM costs what the original costs.
+//!   [`EventConsumer`] for that written for `vmm_sys_util::event`. They make the descriptors that the originals make,
+//!   when the originals make them. The count is in this process until somebody asks for a descriptor, so they gain
+//!   where nobody does: an eventfd that is registered with epoll or KVM costs what the original costs.
 //!
 //! (`AsFd` of an `Event` itself could not fail, and would leave open who closes the descriptor, and what keeps the
 //! event in its place for the observer that is to light it.)
@@ -25,14 +25,15 @@
 //!
 //! # Peers and children
 //!
-//! Whoever is given a duplicate of a descriptor shares its flags and its count. What a peer that is not trusted can do with
-//! that, and what there is for such peers, is said at [`Mirror`](Mirror#peers-that-are-not-trusted) and
+//! Whoever is given a duplicate of a descriptor shares its flags and its count. What a peer that is not trusted can do
+//! with that, and what there is for such peers, is said at [`Mirror`](Mirror#peers-that-are-not-trusted) and
 //! [`Forward`](Forward#peers-that-are-not-trusted); what a child made by `fork` shares with its parent, there and at
 //! [`EventFd`](EventFd#child-processes).
 //!
 //! # System calls
 //!
-//! For a seccomp filter, all system calls there are, on x86-64, each on the thread that makes the call in the first column:
+//! For a seccomp filter, all system calls there are, on x86-64, each on the thread that makes the call in the first
+//! column:
 //!
 //! | what | calls |
 //! |---|---|
@@ -45,10 +46,11 @@
 //! | [`EventFd`], [`EventNotifier`], [`EventConsumer`] | `eventfd2`, `fcntl(F_DUPFD_CLOEXEC)`, `read`, `write`, `close`; `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`): see [there](EventFd#system-calls) for which call makes which |
 //!
 //! An observer is attached and detached under a lock (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), and detached with
-//! `sched_yield` and `clock_nanosleep` while other threads are in observers' calls. Threads that sleep in an event or an
-//! `EventFd` call `futex` (`FUTEX_WAIT`), and who wakes them `futex` (`FUTEX_WAKE`); the first such sleep in a process reads
-//! `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp) has. All futexes are private. Where the standard library is built with debug assertions,
-//! it calls `fcntl(F_GETFD)` before `close`.
+//! `sched_yield` and `clock_nanosleep` while other threads are in observers' calls. Threads that sleep in an event or
+//! an `EventFd` call `futex` (`FUTEX_WAIT`), and who wakes them `futex` (`FUTEX_WAKE`); the first such sleep in a
+//! process reads `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp)
+//! has. All futexes are private. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
+//! before `close`.
 //!
 //! Features: `vmm-sys-util` adds conversions from and to the originals, `mio` makes what has a descriptor an
 //! `event::Source`, `vm-superio` makes events a `Trigger`.

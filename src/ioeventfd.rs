@@ -1,8 +1,8 @@
 //! ioeventfd: guest address → event.
 //!
 //! A guest rings a doorbell by writing to an address. KVM's counterpart is `KVM_IOEVENTFD` with the `kvm_io_bus` arrays
-//! behind it (`virt/kvm/eventfd.c`), QEMU's the ioeventfds of a memory region. A [`Table`] holds [`Key`]s, each with the
-//! event to signal, sorted:
+//! behind it (`virt/kvm/eventfd.c`), QEMU's the ioeventfds of a memory region. A [`Table`] holds [`Key`]s, each with
+//! the event to signal, sorted:
 //!
 //! ```text
 //!     vCPU exit                    Table, sorted by (bus, address, length, datamatch)
@@ -17,15 +17,16 @@
 //!
 //! # When to use it
 //!
-//! Under KVM, plain kicks are the kernel's: it takes one in a tenth of the time that an exit to the VMM needs. A VMM hangs
-//! its doorbells on the regions of an [`AddressSpace`](space::AddressSpace), whose listener gives KVM what it can take; the
-//! [page of that module](space#from-driver_ok-to-the-kick-and-back) goes with a virtio device through QEMU's steps, one
-//! by one, and has the same in code. The table, which has all doorbells too, serves what the kernel does not take:
+//! Under KVM, plain kicks are the kernel's: it takes one in a tenth of the time that an exit to the VMM needs. A VMM
+//! hangs its doorbells on the regions of an [`AddressSpace`](space::AddressSpace), whose listener gives KVM what it can
+//! take; the [page of that module](space#from-driver_ok-to-the-kick-and-back) goes with a virtio device through QEMU's
+//! steps, one by one, and has the same in code. The table, which has all doorbells too, serves what the kernel does not
+//! take:
 //!
 //! * **payload doorbells** ([`Latest`], [`Queue`]), which keep what was written: NVMe's and SPDK's;
 //! * **stride doorbells** ([`Range`]), an array as one entry. KVM can be given one with plain events slot by slot;
-//! * kicks through virtio's **`PCI_CFG` window**, which arrive as accesses to configuration space: the VMM offers them to the
-//!   table at the address that they mean;
+//! * kicks through virtio's **`PCI_CFG` window**, which arrive as accesses to configuration space: the VMM offers them
+//!   to the table at the address that they mean;
 //! * **confidential guests**, whose data the kernel cannot see to compare with a datamatch;
 //! * the **gap around a BAR's move**, in which the kernel has neither the old doorbell nor the new one;
 //! * **hypervisors without ioeventfds**, and **vCPUs emulated in software**;

@@ -1,8 +1,8 @@
 //! irqfd: an event that interrupts the guest.
 //!
-//! The kernel's counterpart are `KVM_IRQFD` and `KVM_SET_GSI_ROUTING` (`virt/kvm/eventfd.c`, `virt/kvm/irqchip.c`), QEMU's
-//! `kvm_irqchip` with the masking of MSI-X vectors. A device signals an [`Event`](crate::Event); a [`Router`] that it is
-//! assigned to takes the count away and interrupts the guest, on the device's thread:
+//! The kernel's counterpart are `KVM_IRQFD` and `KVM_SET_GSI_ROUTING` (`virt/kvm/eventfd.c`, `virt/kvm/irqchip.c`),
+//! QEMU's `kvm_irqchip` with the masking of MSI-X vectors. A device signals an [`Event`](crate::Event); a [`Router`]
+//! that it is assigned to takes the count away and interrupts the guest, on the device's thread:
 //!
 //! ```text
 //!     Event ──▶ irqfd ─┐            masked?                route
@@ -17,9 +17,9 @@
 //! * **Edge.** A signal to a GSI that is routed to a pin is a pulse, 1 then 0. If the line is being driven already, by
 //!   another thread, that one pulses; signals that come before it gets to it are one pulse.
 //! * **MSI.** Every signal sends a message of its own, before it returns.
-//! * **Level with resample.** A signal raises the line and leaves it up. At the guest's [`ack`](Router::ack) the line is
-//!   lowered *first*, then the resample events of the GSI are signalled, and a device that still wants something signals
-//!   again. Signals in between are one.
+//! * **Level with resample.** A signal raises the line and leaves it up. At the guest's [`ack`](Router::ack) the line
+//!   is lowered *first*, then the resample events of the GSI are signalled, and a device that still wants something
+//!   signals again. Signals in between are one.
 //! * **Masked**, a line keeps one pending bit, or its level, until it is unmasked.
 //! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back.
 //!
@@ -28,11 +28,11 @@
 //!
 //! # Locks that a caller may hold
 //!
-//! A *callback* is a call of an [observer](crate::event::Observer) or of a [sink](InterruptSink), or a guest write that a
-//! [table](crate::ioeventfd::Table) serves. Some calls wait until the callbacks that are under way on other threads have
-//! returned, those of whatever event, table or router of the process. If one of these callbacks waits for a lock that the
-//! caller holds, the two wait for ever. So under a lock that **any callback of the process** may take, such as that of an
-//! interrupt controller's model, these are not to be called:
+//! A *callback* is a call of an [observer](crate::event::Observer) or of a [sink](InterruptSink), or a guest write that
+//! a [table](crate::ioeventfd::Table) serves. Some calls wait until the callbacks that are under way on other threads
+//! have returned, those of whatever event, table or router of the process. If one of these callbacks waits for a lock
+//! that the caller holds, the two wait for ever. So under a lock that **any callback of the process** may take, such as
+//! that of an interrupt controller's model, these are not to be called:
 //!
 //! | waits for callbacks | when |
 //! |---|---|
@@ -44,14 +44,14 @@
 //! | the end of a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace) | if a doorbell goes |
 //! | [`reclaim`](crate::reclaim) | always |
 //!
-//! Inside a callback none of them waits. All other calls wait for no callback, among them what a vCPU does in an exit or a
-//! device in its request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
+//! Inside a callback none of them waits. All other calls wait for no callback, among them what a vCPU does in an exit
+//! or a device in its request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
 //! [`mask`](Router::mask), [`unmask`](Router::unmask), [`unmask_with_route`](Router::unmask_with_route) and
 //! [`unmask_with_routes`](Router::unmask_with_routes), [`set_level`](Router::set_level), [`LevelSource`]s,
 //! [`ack`](Router::ack), signals, attaching observers, adding doorbells, and whatever only looks.
 //!
-//! A second matter is what is called **on the caller's own thread**. A lock that the sink takes, or an observer of a resample
-//! event of the line, must not be held by a caller of
+//! A second matter is what is called **on the caller's own thread**. A lock that the sink takes, or an observer of a
+//! resample event of the line, must not be held by a caller of
 //!
 //! | calls | what |
 //! |---|---|
@@ -61,12 +61,13 @@
 //! | all that changes routes, the `unmask_with_route`s included | [`InterruptSink::set_routes`], if a route changes; and the levels that move |
 //! | `assign` | [`InterruptSink::connect`] |
 //!
-//! (A line that another thread is driving at the moment is left to that one.) Changes of routes come one at a time, so one waits
-//! for the sink's `set_routes` of another: a lock that this takes must not be held by who changes routes either.
+//! (A line that another thread is driving at the moment is left to that one.) Changes of routes come one at a time, so
+//! one waits for the sink's `set_routes` of another: a lock that this takes must not be held by who changes routes
+//! either.
 //!
-//! Where it differs from KVM: a line of several sources is kept consistent when the routes change under it (KVM leaves the
-//! old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own resample event
-//! (KVM accepts that, and storms).
+//! Where it differs from KVM: a line of several sources is kept consistent when the routes change under it (KVM leaves
+//! the old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own
+//! resample event (KVM accepts that, and storms).
 
 mod board;
 mod error;

@@ -7,10 +7,10 @@
 //!
 //! # Snapshots
 //!
-//! Kicks that KVM took and no thread has moved are in the kernel, in eventfds of the listener's, and the events do not show
-//! them. So: pause the vCPUs, pause the devices, then
-//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down the
-//! counts of the events. The method's page has the steps in code.
+//! Kicks that KVM took and no thread has moved are in the kernel, in eventfds of the listener's, and the events do not
+//! show them. So: pause the vCPUs, pause the devices, then
+//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down
+//! the counts of the events. The method's page has the steps in code.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioeventfd;

@@ -2,8 +2,8 @@
 //!
 //! # Fork
 //!
-//! A child of `fork(2)` has one thread, and a copy of everything in memory. Whether it goes on for good, as a daemon does, or
-//! until it executes another program, this is what it may call:
+//! A child of `fork(2)` has one thread, and a copy of everything in memory. Whether it goes on for good, as a daemon
+//! does, or until it executes another program, this is what it may call:
 //!
 //! | what | in the child |
 //! |---|---|
@@ -15,13 +15,13 @@
 //! | `fd::EventFd`, `EventNotifier`, `EventConsumer` | all of it, if a descriptor was asked for before the fork: the count is one then. Else it is a copy, as an event is. |
 //! | `kvm` | nothing: KVM refuses the ioctls of other processes than the one that made the VM (`EIO`). |
 //!
-//! The fork may come at any time, from inside a callback too, with one exception: an object that another thread is *changing*
-//! at that moment (attaching and detaching observers, assigning, routes, adding to a poller, waiting in line as a task) stays
-//! locked in the child, and a change of the same object there waits for ever. So a child leaves alone what other threads of
-//! the parent may have been changing; reading, signalling and looking up are no changes.
+//! The fork may come at any time, from inside a callback too, with one exception: an object that another thread
+//! is *changing* at that moment (attaching and detaching observers, assigning, routes, adding to a poller, waiting in
+//! line as a task) stays locked in the child, and a change of the same object there waits for ever. So a child leaves
+//! alone what other threads of the parent may have been changing; reading, signalling and looking up are no changes.
 //!
-//! A child made by other means than `fork` of the C library is not recognised: it may call what needs no recognition, that is
-//! the first two rows, where nobody observes.
+//! A child made by other means than `fork` of the C library is not recognised: it may call what needs no recognition,
+//! that is the first two rows, where nobody observes.
 
 /// Makes a constructor `const`, but not under loom, whose atomics are made at run time.
 macro_rules! maybe_const {

@@ -15,24 +15,24 @@
 //!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks at the count, reports
 //! ```
 //!
-//! An event that is watched is an [`Observer`](crate::event::Observer) that asks for one call: the call puts it into the
-//! queue, and from then on signals cost what they cost without a poller, until a thread in [`wait`](Poller::wait) has looked
-//! at it. So a burst of signals to one event or to many costs one wake-up, a busy thread learns of events without a system
-//! call, and what is not ready costs nothing. If a [`Batch`](crate::event::Batch) signals many, or an observer in its call,
-//! the wake-up comes when all of them are in the queue, however fast the thread would be.
+//! An event that is watched is an [`Observer`](crate::event::Observer) that asks for one call: the call puts it into
+//! the queue, and from then on signals cost what they cost without a poller, until a thread in [`wait`](Poller::wait)
+//! has looked at it. So a burst of signals to one event or to many costs one wake-up, a busy thread learns of events
+//! without a system call, and what is not ready costs nothing. If a [`Batch`](crate::event::Batch) signals many, or an
+//! observer in its call, the wake-up comes when all of them are in the queue, however fast the thread would be.
 //!
-//! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It differs on
-//! purpose in this:
+//! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It
+//! differs on purpose in this:
 //!
 //! * A signal handler that runs does not end a wait (epoll: `EINTR`). [`notify`](Poller::notify) may be called in one.
 //! * An overflow is reported as an error to who watches for errors or room alone; epoll does not notice it by itself.
-//! * Threads that sleep in the event itself are woken whatever watches it beside them. (With `EPOLLEXCLUSIVE` the kernel may
-//!   leave them asleep.) There is no exclusive watching: let several threads wait on one poller.
-//! * If two threads signal an event at once, one puts it into the queue. The other may return before that has happened, and find
-//!   nothing in a wait of its own that does not sleep; one that sleeps is woken. (In the kernel the second would wait for a
-//!   lock.)
-//! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can. The
-//!   poller keeps the events alive. A poller cannot be watched by another.
+//! * Threads that sleep in the event itself are woken whatever watches it beside them. (With `EPOLLEXCLUSIVE` the
+//!   kernel may leave them asleep.) There is no exclusive watching: let several threads wait on one poller.
+//! * If two threads signal an event at once, one puts it into the queue. The other may return before that has happened,
+//!   and find nothing in a wait of its own that does not sleep; one that sleeps is woken. (In the kernel the second
+//!   would wait for a lock.)
+//! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can.
+//!   The poller keeps the events alive. A poller cannot be watched by another.
 //!
 //! # System calls
 //!
@@ -47,8 +47,9 @@
 //! `futex_waitv` must be taught it; one that refuses it costs one failed call.
 //!
 //! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a moment:
-//! `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), if two meet there. The first future that waits for an event, and the first
-//! `wait_any` on it that cannot use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under a mutex.
+//! `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), if two meet there. The first future that waits for an event, and the
+//! first `wait_any` on it that cannot use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under
+//! a mutex.
 //!
 //! A poller, and what the memory allocator calls; all that `futex` stands for is private, and so it is above:
 //!

@@ -18,8 +18,8 @@
 //! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
-//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to add a
-//! waker `getsockopt` and `getpeername`; at the end `munmap`.
+//! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to
+//! add a waker `getsockopt` and `getpeername`; at the end `munmap`.
 //!
 //! # The layout, for peers in other languages
 //!
@@ -40,7 +40,8 @@
 //! | 36 | 28 | reserved | 0 |
 //!
 //! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 24 the number of
-//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` while others stay announced (only if the mode is 1). All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
+//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` while others stay announced (only if the mode is 1).
+//! All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
 //!
 //! **To signal** `n`: compare-exchange `count` to `count + n`, or `u64::MAX` if that is less; back off for a moment
 //! after a lost race. (To write: only if `count + n < u64::MAX`.) Then *notify the readers*, 1 of them, or `n` if the
@@ -50,10 +51,11 @@
 //! something, *notify the writers*, all of them.
 //!
 //! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
-//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if `CLAIMED` and
-//! the number to notify are together less than the number of threads, and less than 127, set `CLAIMED` to that sum instead
-//! and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 127, and wake all. If `ARMED` is set and this process knows wakers,
-//! clear it in the same step, and send each a byte without blocking.
+//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if `CLAIMED`
+//! and the number to notify are together less than the number of threads, and less than 127, set `CLAIMED` to that sum
+//! instead and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 127, and wake
+//! all. If `ARMED` is set and this process knows wakers, clear it in the same step, and send each a byte without
+//! blocking.
 //!
 //! **To sleep** until one can read (or write):
 //!
@@ -62,9 +64,9 @@
 //! 3. try the read (write) again; if it succeeds, go to 5;
 //! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
 //!    back to 2 if that fails and the caller has time left;
-//! 5. subtract 8 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED` if
-//!    the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read now, notify the readers as if the whole count had been
-//!    signalled. (Writers need not: who makes room wakes all.)
+//! 5. subtract 8 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED`
+//!    if the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read now, notify
+//!    the readers as if the whole count had been signalled. (Writers need not: who makes room wakes all.)
 //!
 //! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
 //! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
@@ -109,8 +111,9 @@ use waker::Waker;
 /// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
 /// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
 /// the one that was found on attaching. A peer that has the file open can take the memory away with
-/// `FALLOC_FL_PUNCH_HOLE`: the event is empty then, and each access after it a page fault, which waits while the peer is
-/// at it. In a file that [`create`](Self::create) has made this is one page, so let the side that trusts less create.
+/// `FALLOC_FL_PUNCH_HOLE`: the event is empty then, and each access after it a page fault, which waits while the peer
+/// is at it. In a file that [`create`](Self::create) has made this is one page, so let the side that trusts less
+/// create.
 ///
 /// # A peer may be killed
 ///
@@ -159,8 +162,8 @@ impl SharedEvent {
     }
 
     /// Maps the event that a peer has made at `offset` in this file, which must be sealed against shrinking
-    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are, and not of huge pages. The descriptor is not needed
-    /// afterwards.
+    /// (`F_SEAL_SHRINK`), as memfds that [`create`](Self::create) makes are, and not of huge pages. The descriptor is
+    /// not needed afterwards.
     ///
     /// # Errors
     ///
@@ -171,13 +174,13 @@ impl SharedEvent {
         Self::adopt(Place::map(fd, offset)?)
     }
 
-    /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's RAM, and
-    /// for files of huge pages.
+    /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's
+    /// RAM, and for files of huge pages.
     ///
     /// # Safety
     ///
-    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole where the
-    /// event is either.
+    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole
+    /// where the event is either.
     ///
     /// # Errors
     ///

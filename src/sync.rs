@@ -53,7 +53,8 @@ pub(crate) use std::sync::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-/// A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and over.
+/// A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and
+/// over.
 #[cfg(target_os = "linux")]
 pub(crate) mod fair {
     #[cfg(not(loom))]
@@ -113,7 +114,8 @@ pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
 
 /// A releasing store to a word that no other thread writes but looks at with [`dekker_load`].
 ///
-/// Under loom that look is a read-modify-write, and loom does not order a plain store among those; so there this is one.
+/// Under loom that look is a read-modify-write, and loom does not order a plain store among those; so there this is
+/// one.
 #[inline(always)]
 pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
     if cfg!(loom) {

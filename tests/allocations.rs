@@ -1,5 +1,5 @@
-//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for, nor by
-//! batches once the events are in. And that callbacks which attach and detach keep none; and how
+//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for, nor
+//! by batches once the events are in. And that callbacks which attach and detach keep none; and how
 //! much is taken by a change of a route.
 
 #![cfg(target_os = "linux")]
@@ -216,8 +216,8 @@ fn none_for_a_batch_that_wakes() {
     });
 }
 
-/// A thread whose callbacks attach and detach for ever keeps what it has retired in the course of a call of another thread,
-/// or two, and no more: nobody else ever frees anything.
+/// A thread whose callbacks attach and detach for ever keeps what it has retired in the course of a call of another
+/// thread, or two, and no more: nobody else ever frees anything.
 #[test]
 fn attaching_and_detaching_in_callbacks_for_ever() {
     watchdog::limit("attaching_and_detaching_in_callbacks_for_ever", || {
@@ -264,8 +264,8 @@ fn attaching_and_detaching_in_callbacks_for_ever() {
     });
 }
 
-/// One route of many changes for little: a guest that sets up thousands of vectors one by one does not copy all of them each
-/// time.
+/// One route of many changes for little: a guest that sets up thousands of vectors one by one does not copy all of them
+/// each time.
 #[test]
 fn a_change_of_a_route_does_not_copy_all() {
     struct Nobody;

@@ -77,8 +77,8 @@ impl Inside {
     }
 }
 
-/// Tables, observers and pollers are read and changed, also by threads of the child's, though a thread was inside a callback
-/// that did not come along.
+/// Tables, observers and pollers are read and changed, also by threads of the child's, though a thread was inside a
+/// callback that did not come along.
 #[test]
 fn while_a_thread_was_inside_a_callback() {
     limit("while_a_thread_was_inside_a_callback", || {

@@ -67,8 +67,8 @@ fn storm(thread: libc::pthread_t, stop: &AtomicBool) -> u64 {
     sent
 }
 
-/// A thread signals, reads, sleeps in and waits at the events that the handler signals, calls observers of others, attaches
-/// and detaches, and passes the handler's signals on to an observed event. Every signal arrives.
+/// A thread signals, reads, sleeps in and waits at the events that the handler signals, calls observers of others,
+/// attaches and detaches, and passes the handler's signals on to an observed event. Every signal arrives.
 #[test]
 fn signals_at_any_moment() {
     limit("signals_at_any_moment", || {

@@ -469,8 +469,9 @@ fn an_event_keeps_its_eventfd() {
     assert!(highest < Some(500), "{highest:?}");
 }
 
-/// When a commit has taken the doorbell from KVM, or a drain returns, the event has all kicks that came before, also those
-/// that other threads were moving at the time. KVM's part, which is to write to the eventfd, is played by the test.
+/// When a commit has taken the doorbell from KVM, or a drain returns, the event has all kicks that came before, also
+/// those that other threads were moving at the time. KVM's part, which is to write to the eventfd, is played by the
+/// test.
 fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &AtomicBool) + Sync) {
     watchdog::limit(name, || {
         const ROUNDS: u64 = 20_000;
@@ -616,7 +617,8 @@ fn a_snapshot_has_what_kvm_took() {
     assert!(restored.map(|event| event.read()).eq([u64::from(KICKS); 2]));
 }
 
-/// A doorbell that a device of KVM's has all the addresses of is refused, and one that only begins or ends in it is not.
+/// A doorbell that a device of KVM's has all the addresses of is refused, and one that only begins or ends in it is
+/// not.
 #[test]
 fn a_doorbell_in_a_device_of_kvms_is_refused() {
     let pit = |vm: &VmFd| {

@@ -1,4 +1,5 @@
-//! The descriptors of the KVM listener, in a process of their own: what is counted is the process's, and so is the limit.
+//! The descriptors of the KVM listener, in a process of their own: what is counted is the process's, and so is the
+//! limit.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 

@@ -1,6 +1,7 @@
 //! The table with `membarrier(2)` instead of fences: what the opt-in says, and that lookups and changes still agree.
 //!
-//! The choice is one for the whole process, so each test is a process of its own: this one again, started for that test.
+//! The choice is one for the whole process, so each test is a process of its own: this one again, started for that
+//! test.
 
 #![cfg(target_os = "linux")]
 
@@ -177,8 +178,8 @@ fn observers_without_a_barrier() {
     });
 }
 
-/// A table that is changed in callbacks calls no barrier there. What is replaced is kept until a change from outside has
-/// called one: then the next callback that changes something frees it.
+/// A table that is changed in callbacks calls no barrier there. What is replaced is kept until a change from outside
+/// has called one: then the next callback that changes something frees it.
 #[test]
 fn changes_in_callbacks() {
     in_a_process("changes_in_callbacks", || {
@@ -250,8 +251,8 @@ fn unsupported() {
     });
 }
 
-/// A filter that refuses once it has been registered: a change panics, since it cannot know who still looks, and what it
-/// replaced is leaked rather than freed.
+/// A filter that refuses once it has been registered: a change panics, since it cannot know who still looks, and what
+/// it replaced is leaked rather than freed.
 #[test]
 fn refused_later() {
     in_a_process("refused_later", || {

@@ -203,7 +203,8 @@ fn sleepers_are_woken_too() {
     });
 }
 
-/// What a call consumes is not there for a reader, who goes on sleeping; or the reader is faster, as it has been woken before.
+/// What a call consumes is not there for a reader, who goes on sleeping; or the reader is faster, as it has been woken
+/// before.
 #[test]
 fn an_observer_may_consume() {
     limit("an_observer_may_consume", || {
@@ -508,7 +509,8 @@ fn a_panic_in_a_nested_call() {
     });
 }
 
-/// A forgotten observation goes on until its event goes. It goes along, unless a thread of another test is inside a call.
+/// A forgotten observation goes on until its event goes. It goes along, unless a thread of another test is inside a
+/// call.
 #[test]
 fn a_forgotten_observation() {
     let event = Event::new(0);
@@ -564,8 +566,8 @@ fn signals_of_an_ending_thread() {
     });
 }
 
-/// Signallers at full speed while observers come and go: one that is attached misses no signal that began after, and gets
-/// none after it was detached.
+/// Signallers at full speed while observers come and go: one that is attached misses no signal that began after, and
+/// gets none after it was detached.
 #[test]
 fn observers_come_and_go() {
     limit("observers_come_and_go", || {

@@ -183,7 +183,8 @@ fn a_writer_frees_nothing_of_others() {
     });
 }
 
-/// A signal whose callback detaches something does not wait for a thread inside a call, which may want the caller's lock.
+/// A signal whose callback detaches something does not wait for a thread inside a call, which may want the caller's
+/// lock.
 #[test]
 fn a_signal_waits_for_nobody() {
     alone("a_signal_waits_for_nobody", || {
@@ -207,8 +208,9 @@ fn a_signal_waits_for_nobody() {
     });
 }
 
-/// What a callback has detached is dropped when the outermost call ends, if nobody else is inside one; else at the end of
-/// the thread's next one that leaves something, or in its next change that waits. Not in other signals, nor by others.
+/// What a callback has detached is dropped when the outermost call ends, if nobody else is inside one; else at the end
+/// of the thread's next one that leaves something, or in its next change that waits. Not in other signals, nor by
+/// others.
 #[test]
 fn dropped_by_who_has_detached() {
     alone("dropped_by_who_has_detached", || {
@@ -417,7 +419,8 @@ fn reclaim_inside_a_call() {
     });
 }
 
-/// An event that goes with a forgotten observer takes it along: at once, or after a call on another thread that may be its.
+/// An event that goes with a forgotten observer takes it along: at once, or after a call on another thread that may be
+/// its.
 #[test]
 fn an_event_goes_with_a_forgotten_observer() {
     alone("an_event_goes_with_a_forgotten_observer", || {

@@ -56,7 +56,8 @@ impl Sleeper {
         self.fall_asleep_in(poller(event), event, tell)
     }
 
-    /// The poller knows the event. It outlives the thread: to register or not to be registered any more waits for observers.
+    /// The poller knows the event. It outlives the thread: to register or not to be registered any more waits for
+    /// observers.
     fn fall_asleep_in(
         self,
         poller: Arc<Poller>,

@@ -1,8 +1,8 @@
 //! Many threads on one counter: nothing is lost, nothing is doubled, nobody hangs.
 //!
 //! Every test adds up what was written and what was read, and has a watchdog, which shows the event and aborts the
-//! process: a lost wake-up is a hang. The bodies run over a real eventfd too, which shows that they ask for no more than
-//! eventfd does.
+//! process: a lost wake-up is a hang. The bodies run over a real eventfd too, which shows that they ask for no more
+//! than eventfd does.
 
 #![cfg(target_os = "linux")]
 

@@ -1,5 +1,5 @@
-//! The system calls that events and pollers make: none while nobody sleeps, one wake-up per sleep however many signals come,
-//! and with descriptors those that `doorbell::fd` and `doorbell::poll` say.
+//! The system calls that events and pollers make: none while nobody sleeps, one wake-up per sleep however many signals
+//! come, and with descriptors those that `doorbell::fd` and `doorbell::poll` say.
 //!
 //! What is observed is a process of its own: this test binary again, for one test, told by a variable to do rather than
 //! to watch. There seccomp kills the process at any system call, or strace writes calls down.
@@ -143,8 +143,8 @@ const WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 /// How the standard library's locks wait.
 const WAIT_BITSET: i32 = libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG;
 
-/// What a list in the documentation lets through: calls whatever their arguments, and operations of `futex`; and what the
-/// memory allocator calls.
+/// What a list in the documentation lets through: calls whatever their arguments, and operations of `futex`; and what
+/// the memory allocator calls.
 fn listed(calls: &[libc::c_long], futex: &[i32]) -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     let mut allowed = whatever_the_arguments(MEMORY.iter().chain(calls).copied());
     allowed.insert(libc::SYS_futex, with(1, futex));
@@ -411,8 +411,8 @@ fn futex_calls(
     ))
 }
 
-/// What strace writes of certain calls in a process to be observed, and what that prints. Nothing if strace cannot be used
-/// here.
+/// What strace writes of certain calls in a process to be observed, and what that prints. Nothing if strace cannot be
+/// used here.
 fn trace(test: &str, calls: &str) -> Option<(String, String)> {
     if !Command::new("strace")
         .args(["-o", "/dev/null", "true"])
@@ -682,7 +682,8 @@ fn none_while_a_mirror_need_not_change() {
     done()
 }
 
-/// The reads and writes of one descriptor in `scene`, which is given it and the event. Nothing if strace cannot be used.
+/// The reads and writes of one descriptor in `scene`, which is given it and the event. Nothing if strace cannot be
+/// used.
 fn calls_on<F: AsFd>(
     test: &str,
     mode: Mode,
@@ -1011,7 +1012,8 @@ fn msi(data: u32) -> Route {
     Route::Msi(MsiMessage { address, data })
 }
 
-/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack, nor for a mask.
+/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack, nor for a
+/// mask.
 #[test]
 fn none_for_an_interrupt() {
     if !is_observed() {
@@ -1049,8 +1051,8 @@ fn none_for_an_interrupt() {
     done()
 }
 
-/// None for a guest that masks and unmasks its vectors, in a process that has opted in to membarrier; be it for the first
-/// time, or with another message. Memory may be taken for that.
+/// None for a guest that masks and unmasks its vectors, in a process that has opted in to membarrier; be it for the
+/// first time, or with another message. Memory may be taken for that.
 #[test]
 fn none_for_a_guest_that_masks() {
     if !is_observed() {
@@ -1083,7 +1085,8 @@ fn none_for_a_guest_that_masks() {
     done()
 }
 
-/// How often KVM is told of routes while a guest sets up and moves 1,000 vectors, one pin and, in one step, all vectors.
+/// How often KVM is told of routes while a guest sets up and moves 1,000 vectors, one pin and, in one step, all
+/// vectors.
 #[cfg(target_arch = "x86_64")]
 fn tables_for_many_changes(test: &str, injection: Injection) -> Option<usize> {
     if kvm_ioctls::Kvm::new().is_err() {
@@ -1325,8 +1328,8 @@ fn one_wake_up_for_a_batch_of_64_events_of_a_poller() {
     );
 }
 
-/// Rings two events of a poller in which a thread sleeps and, between the two, one whose observer takes so long that the
-/// thread, were it awake, would have had the first and sleep again.
+/// Rings two events of a poller in which a thread sleeps and, between the two, one whose observer takes so long that
+/// the thread, were it awake, would have had the first and sleep again.
 fn ring_slowly(with_fd: bool, ring: impl FnOnce(&[Arc<Event>; 3])) {
     let events = [(); 3].map(|()| Arc::new(Event::new(0)));
     let [first, slow, second] = &events;
@@ -1444,7 +1447,8 @@ fn no_write_to_carry_over_alone() {
     assert!(matches!(writes, None | Some(0)), "{writes:?}");
 }
 
-/// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save calls.
+/// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save
+/// calls.
 fn batch_to_a_visitor() {
     static GO: AtomicBool = AtomicBool::new(false);
     extern "C" fn handler(_: libc::c_int) {

@@ -471,8 +471,8 @@ mod refused {
     /// Set, to an errno, in a process in which `futex_waitv(2)` fails with it.
     const REFUSED: &str = "DOORBELL_TEST_WAITV_REFUSED";
 
-    /// Runs the other tests of this file in processes in which a seccomp filter stands before `futex_waitv(2)`, as an older
-    /// kernel or a container may have it.
+    /// Runs the other tests of this file in processes in which a seccomp filter stands before `futex_waitv(2)`, as an
+    /// older kernel or a container may have it.
     #[test]
     fn again_without_futex_waitv() {
         if let Some(errno) = env::var_os(REFUSED) {

@@ -1,4 +1,5 @@
-//! The event: the same work done by an [`Event`], by the kernel's eventfd, by its peers in other crates and by bare atomics.
+//! The event: the same work done by an [`Event`], by the kernel's eventfd, by its peers in other crates and by bare
+//! atomics.
 
 use super::bells::{self, for_each_asked, for_each_peer};
 use super::{Case, Ratio, Run, alone, two};

@@ -1,12 +1,13 @@
-//! The ioeventfd table: guest writes looked up in a [`Table`] and in other ways of keeping doorbells, and doorbells added.
+//! The ioeventfd table: guest writes looked up in a [`Table`] and in other ways of keeping doorbells, and doorbells
+//! added.
 //!
 //! A lookup is what a vCPU thread does with a guest's write: it finds the doorbell by address, length and datamatch and
 //! signals its event, or finds that there is none. Every thread holds what its kind of table has for threads that look
 //! up often, here a [`Reader`]. What the others do per access is what VMMs do; see each.
 //!
-//! Two threads write to doorbells and events of their own, as the vCPUs of a guest do, unless there is only one doorbell.
-//! So the counters are no part of what one reader costs the other. However many doorbells there are, they share a few
-//! events, so that what grows with their number is the search.
+//! Two threads write to doorbells and events of their own, as the vCPUs of a guest do, unless there is only one
+//! doorbell. So the counters are no part of what one reader costs the other. However many doorbells there are, they
+//! share a few events, so that what grows with their number is the search.
 
 use super::{Case, Ratio, Run, alone_with, two_with};
 use arc_swap::ArcSwap;
@@ -81,8 +82,8 @@ pub fn all() -> Vec<Case> {
             );
         }
     }
-    // Ours again, small and large, alone and beside another reader, taking turns. Two readers of two tables share nothing,
-    // so what they lose to one another is the machine's.
+    // Ours again, small and large, alone and beside another reader, taking turns. Two readers of two tables share
+    // nothing, so what they lose to one another is the machine's.
     for pattern in Pattern::ALL {
         let group = growth(pattern);
         let lookups = |size, readers| Lookups {
@@ -444,9 +445,9 @@ fn below<D>(devices: &Devices<D>, address: u64) -> Option<(BusRange, &D)> {
     Some((*range, device))
 }
 
-/// Cloud Hypervisor's bus (`vm-device/src/bus.rs`): the weak pointer to the device below the address is upgraded under the
-/// lock, the address compared with the device's end and the device called when the lock is free again. Cloud Hypervisor
-/// clones the upgraded pointer once more, which is left out.
+/// Cloud Hypervisor's bus (`vm-device/src/bus.rs`): the weak pointer to the device below the address is upgraded under
+/// the lock, the address compared with the device's end and the device called when the lock is free again. Cloud
+/// Hypervisor clones the upgraded pointer once more, which is left out.
 impl Doorbells for Arc<RwLock<Devices<Weak<dyn Device>>>> {
     fn write(&self, address: u64, data: &[u8]) -> bool {
         let below = {
@@ -508,8 +509,8 @@ fn assign(there: u64) -> String {
     format!("assign: 1000 to {there} entries")
 }
 
-/// Adds 1000 doorbells, below those that are there, to a new table each time. Making and dropping the table is no part of
-/// it.
+/// Adds 1000 doorbells, below those that are there, to a new table each time. Making and dropping the table is no part
+/// of it.
 fn assigning(there: u64, assign: fn(&Table, &[Doorbell]) -> Vec<Registration>) -> Run {
     let doorbells = doorbells(there + 1000);
     Box::new(move |times| {

@@ -1,6 +1,7 @@
 //! irqfds: what a signal costs that ends in an interrupt, beside a bare signal and beside KVM's irqfds.
 //!
-//! The sink in the process only counts. The virtual machine's vCPU is not running, so what is measured is the signaller's part.
+//! The sink in the process only counts. The virtual machine's vCPU is not running, so what is measured is the
+//! signaller's part.
 
 use super::{Case, Ratio, alone};
 use doorbell::Event;

@@ -1,7 +1,7 @@
 //! How long single calls and single wake-ups take, of which a median is not enough.
 //!
-//! One thread, on a CPU of its own if there are two, sleeps in a bell. The other knows when it is about to, gives it time to
-//! fall asleep, and rings:
+//! One thread, on a CPU of its own if there are two, sleeps in a bell. The other knows when it is about to, gives it
+//! time to fall asleep, and rings:
 //!
 //! ```text
 //!     ringer     ──── pause ────▶ ring() ─┬─▶ returns        the call: what a signal to a sleeping thread costs
@@ -76,8 +76,8 @@ pub fn sample(
     let start = Barrier::new(2);
     // The number of the sample that the sleeper waits for.
     let waiting = AtomicU64::new(0);
-    // The number of the sample whose last ring has come or is about to. Some bells keep one ring only, so that it is not
-    // enough to count; others may have some left for the next sample, to be taken during the pause.
+    // The number of the sample whose last ring has come or is about to. Some bells keep one ring only, so that it is
+    // not enough to count; others may have some left for the next sample, to be taken during the pause.
     let last = AtomicU64::new(0);
     let numbers = 1..=samples as u64;
     let sleeper = || {

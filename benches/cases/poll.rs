@@ -1,4 +1,5 @@
-//! Pollers: the same work done by a [`Poller`] over events, by epoll over eventfds, and by the wakers of `mio` and `polling`.
+//! Pollers: the same work done by a [`Poller`] over events, by epoll over eventfds, and by the wakers of `mio` and
+//! `polling`.
 
 use super::{Case, Ratio, Run, alone_with, two_with};
 use doorbell::poll::{Events, Poller, Watch};

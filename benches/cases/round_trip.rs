@@ -1,5 +1,5 @@
-//! A guest's round trip: it kicks and halts, the device thread wakes and interrupts, the guest's handler ends the interrupt, and
-//! the guest kicks again. With the set-ups of `examples/vmm`.
+//! A guest's round trip: it kicks and halts, the device thread wakes and interrupts, the guest's handler ends the
+//! interrupt, and the guest kicks again. With the set-ups of `examples/vmm`.
 //!
 //! ```text
 //!     by hand, KVM takes kicks   KVM_IOEVENTFD ─▶ read(2) ─▶ write(2) to an irqfd of KVM's
@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Each has a VM of its own; vCPU and device thread have a CPU each, if there are two. The device says in guest
-//! memory that an interrupt is due; if that is level-triggered, it looks there when it is told of an interrupt's end. Without /dev/kvm there are no cases, which is said.
+//! memory that an interrupt is due; if that is level-triggered, it looks there when it is told of an interrupt's end.
+//! Without /dev/kvm there are no cases, which is said.
 
 use super::kvm::vm::{self, Exit, VECTORS, Vm};
 use super::kvm::{ENTRY, KICK, MEMORY, assign};

@@ -42,8 +42,8 @@ pub fn take_turns(cases: &mut [Case], turns: &Turns, mut told: impl FnMut()) -> 
         fastrand::shuffle(&mut order);
         for &i in &order {
             let n = &mut iterations[i];
-            // The other cases have had the caches. And threads that wake each other may be a hundred times as slow as they
-            // were, when others want the CPUs.
+            // The other cases have had the caches. And threads that wake each other may be a hundred times as slow as
+            // they were, when others want the CPUs.
             let time = (cases[i].run)(*n);
             let fits = *n as f64 * turns.each.as_secs_f64() / time.as_secs_f64();
             *n = (fits as u64).clamp(1, 2 * *n);

@@ -1,4 +1,5 @@
-//! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around it.
+//! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around
+//! it.
 
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Reader, Table};

@@ -6,7 +6,8 @@ use std::process::Command;
 /// What tells this program to run a path: with its name and how often.
 pub const RUN: &str = "--run";
 
-/// Two lengths of a run. What both have in common, the start of the process and the making of tables, is no part of a path.
+/// Two lengths of a run. What both have in common, the start of the process and the making of tables, is no part of a
+/// path.
 const SHORT: usize = 1_000;
 const LONG: usize = MOST_TIMES;
 

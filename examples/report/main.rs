@@ -1,8 +1,8 @@
-//! What everything costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways to
-//! wake a thread.
+//! What everything costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways
+//! to wake a thread.
 //!
-//! All comparisons are made in one process, by turns, so that whatever else the machine does meets all alike. The cases are
-//! those of the benches. What comes of it is one page without references to anything outside, the same as text, and
+//! All comparisons are made in one process, by turns, so that whatever else the machine does meets all alike. The cases
+//! are those of the benches. What comes of it is one page without references to anything outside, the same as text, and
 //! the same as JSON.
 //!
 //! | what | where |

@@ -3,8 +3,8 @@
 use clap::Parser;
 use std::path::PathBuf;
 
-/// Measures doorbell's events beside the kernel's eventfd, epoll, poll and other crates' ways to wake a thread, and writes
-/// report.html, report.txt and report.json.
+/// Measures doorbell's events beside the kernel's eventfd, epoll, poll and other crates' ways to wake a thread, and
+/// writes report.html, report.txt and report.json.
 ///
 /// Exits with 0, with 1 if the report cannot be written, with 2 for bad options.
 #[derive(Parser, Debug)]

@@ -7,7 +7,8 @@ use std::time::Duration;
 /// A line on a terminal, nothing elsewhere.
 pub struct Progress(ProgressBar);
 
-/// Give up after so long without a sample. The longest, with threads that others keep from the CPUs, take a second or two.
+/// Give up after so long without a sample. The longest, with threads that others keep from the CPUs, take a second or
+/// two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Progress {

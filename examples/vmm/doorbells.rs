@@ -1,5 +1,5 @@
-//! What differs between the set-ups, seen from the device: how a guest's write becomes a kick, how a device thread waits
-//! for it, and how it interrupts the guest.
+//! What differs between the set-ups, seen from the device: how a guest's write becomes a kick, how a device thread
+//! waits for it, and how it interrupts the guest.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kernel;

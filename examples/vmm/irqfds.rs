@@ -7,8 +7,8 @@
 //!             ──▶ Router: the line down ──▶ resample Event ──▶ is the status 1 again? Then the Event once more
 //! ```
 //!
-//! The device may raise just when the guest ends the interrupt before. Then `raise` and the resampling both signal. Mostly
-//! one is coalesced; if not, the guest takes an interrupt and finds the status 0: a spurious one, and no harm.
+//! The device may raise just when the guest ends the interrupt before. Then `raise` and the resampling both signal.
+//! Mostly one is coalesced; if not, the guest takes an interrupt and finds the status 0: a spurious one, and no harm.
 
 use crate::doorbells::Interrupt;
 use crate::map::LINES;

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 /// A small VMM that runs the same guest and the same device over several kinds of doorbell, and compares them.
 ///
-/// The guest brings up a device with two queues in the virtio manner, kicks each queue by port writes and by MMIO writes,
-/// waits for an interrupt after each batch of kicks, and resets the device with kicks still on their way.
+/// The guest brings up a device with two queues in the virtio manner, kicks each queue by port writes and by MMIO
+/// writes, waits for an interrupt after each batch of kicks, and resets the device with kicks still on their way.
 ///
 /// Exits with 0 if every kick was seen and every interrupt taken, 1 if not or if something failed, 2 for bad options.
 #[derive(Parser, Debug)]
@@ -20,8 +20,8 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub kicks: u32,
 
-    /// Kicks per interrupt, one table row for each number [1 to 256]. With 1, every kick finds its device thread waiting;
-    /// with more, the vCPU and the device thread work at the same time
+    /// Kicks per interrupt, one table row for each number [1 to 256]. With 1, every kick finds its device thread
+    /// waiting; with more, the vCPU and the device thread work at the same time
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,64",
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_BATCH)))]
     pub batch: Vec<u16>,
@@ -69,17 +69,17 @@ Columns:
 /// How a kick reaches its device thread, and an interrupt the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Setup {
-    /// A kick exits, and goes by the vCPU thread and the table of doorbell's AddressSpace to an Event; an interrupt goes by
-    /// an Event and doorbell's irqfd, whose sink calls KVM_IRQ_LINE
+    /// A kick exits, and goes by the vCPU thread and the table of doorbell's AddressSpace to an Event; an interrupt
+    /// goes by an Event and doorbell's irqfd, whose sink calls KVM_IRQ_LINE
     Doorbell,
     /// The same, with level-triggered interrupts: the guest reads and clears a status and ends the interrupt, and the
     /// irqfd has the device look whether there is more (resample)
     Level,
-    /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd; an interrupt goes by KVM_IRQ_LINE by
-    /// hand
+    /// A kick exits, and goes by the vCPU thread and a list to write(2) of an eventfd; an interrupt goes by
+    /// KVM_IRQ_LINE by hand
     Eventfd,
-    /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an interrupt as
-    /// in the first
+    /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an
+    /// interrupt as in the first
     Listener,
     /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds
     Kernel,

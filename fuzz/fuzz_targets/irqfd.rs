@@ -1,5 +1,5 @@
-//! Scripts of signals, acks, masks, routes and assignments, played to two routers and to a sequential model of the interrupt
-//! lines of two machines; see `tests/irqfd/script.rs`.
+//! Scripts of signals, acks, masks, routes and assignments, played to two routers and to a sequential model of the
+//! interrupt lines of two machines; see `tests/irqfd/script.rs`.
 
 #![no_main]
 

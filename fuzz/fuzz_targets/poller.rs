@@ -1,4 +1,5 @@
-//! Scripts of operations, played to a `doorbell::poll::Poller` and to a real epoll at once; see `tests/poller/script.rs`.
+//! Scripts of operations, played to a `doorbell::poll::Poller` and to a real epoll at once; see
+//! `tests/poller/script.rs`.
 
 #![no_main]
 

@@ -1,8 +1,8 @@
 //! Runs a model in loom, on the code that ships.
 //!
 //! Run it from this directory, whose `.cargo/config.toml` sets `--cfg loom`: `cargo test`. A lost wake-up shows as
-//! loom's `deadlock` panic. `cargo run --bin breakages` shows that the models can fail. `PREEMPTIONS=n` replaces the bound
-//! of every model that has one, `PREEMPTIONS=none` lifts it.
+//! loom's `deadlock` panic. `cargo run --bin breakages` shows that the models can fail. `PREEMPTIONS=n` replaces the
+//! bound of every model that has one, `PREEMPTIONS=none` lifts it.
 
 #[cfg(not(loom))]
 compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cfg loom");

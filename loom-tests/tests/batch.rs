@@ -266,7 +266,8 @@ fn an_observer_waits_for_the_poller() {
     });
 }
 
-/// An observer that waits, not in a call of this crate, for who sleeps at another event of the commit, in a read or a poller.
+/// An observer that waits, not in a call of this crate, for who sleeps at another event of the commit, in a read or a
+/// poller.
 #[test]
 fn an_observer_waits_for_all() {
     for in_poller in [false, true] {

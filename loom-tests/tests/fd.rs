@@ -61,8 +61,8 @@ fn mirror_there_and_back() {
     });
 }
 
-/// Whoever watches for edges sees one for a signal that came after the read that emptied the event, even if the reader finds
-/// the count above zero again.
+/// Whoever watches for edges sees one for a signal that came after the read that emptied the event, even if the reader
+/// finds the count above zero again.
 #[test]
 fn mirror_refilled_while_being_read() {
     check("mirror_refilled_while_being_read", None, || {

@@ -138,8 +138,8 @@ fn two_irqfds_on_one_line() {
     });
 }
 
-/// A driver that has no end of its own work is relieved by a thread that comes by. Neither's requests are lost, and they are
-/// carried out one at a time.
+/// A driver that has no end of its own work is relieved by a thread that comes by. Neither's requests are lost, and
+/// they are carried out one at a time.
 #[test]
 fn a_driver_is_relieved() {
     let relieved = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -223,8 +223,8 @@ fn signal_and_deassign_with_a_count() {
     });
 }
 
-/// A signal that a mask keeps back is given back to the event whose irqfd goes. It is not pending for the next user of the
-/// GSI, who may come at the same time, and does not take that one's along.
+/// A signal that a mask keeps back is given back to the event whose irqfd goes. It is not pending for the next user of
+/// the GSI, who may come at the same time, and does not take that one's along.
 #[test]
 fn deassign_of_a_masked_one() {
     check("deassign_of_a_masked_one", Some(2), || {
@@ -346,8 +346,8 @@ fn resampling(event: &Arc<Event>, resample: &Arc<Event>, wants: &Arc<AtomicU32>)
     Observation::new(Arc::clone(resample), Interest::Signals, Arc::new(observer))
 }
 
-/// Whatever an ack swallows, the device is asked afterwards: the line is up if it wants something, and can be acked down if
-/// it does not.
+/// Whatever an ack swallows, the device is asked afterwards: the line is up if it wants something, and can be acked
+/// down if it does not.
 #[test]
 fn signal_and_ack() {
     check("signal_and_ack", Some(3), || {
@@ -460,8 +460,8 @@ fn level_and_route() {
     });
 }
 
-/// No injection once a mask and what waits for injections under way have returned; what came meanwhile comes after the unmask,
-/// once, by the new route.
+/// No injection once a mask and what waits for injections under way have returned; what came meanwhile comes after the
+/// unmask, once, by the new route.
 #[test]
 fn signal_and_mask() {
     check("signal_and_mask", Some(3), || {
@@ -575,8 +575,8 @@ fn one_level_source_of_two_threads() {
     });
 }
 
-/// A deassign inside an observer's call, while another thread signals: the line does not stay up, and the event is free in
-/// the end.
+/// A deassign inside an observer's call, while another thread signals: the line does not stay up, and the event is free
+/// in the end.
 #[test]
 fn deassign_inside_a_call() {
     check("deassign_inside_a_call", Some(2), || {

@@ -1,6 +1,7 @@
 //! Observers: nothing missed by who attaches or arms and then looks, nothing that comes after a detach.
 //!
-//! `../breakages/observers.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+//! `../breakages/observers.toml` lists the ways in which the code was broken on purpose, and which of these models
+//! noticed.
 
 use doorbell::event::{Change, Interest, Observation, Observer};
 use doorbell::{Event, Spin};

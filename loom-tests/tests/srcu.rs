@@ -100,8 +100,9 @@ fn nothing_comes_after_a_change() {
     });
 }
 
-/// A writer that holds a lock when it publishes, and a reader that takes it inside its section: neither waits for the other
-/// for ever. When the writer's deferral has ended, nothing comes through the old snapshot any more, and it is gone.
+/// A writer that holds a lock when it publishes, and a reader that takes it inside its section: neither waits for the
+/// other for ever. When the writer's deferral has ended, nothing comes through the old snapshot any more, and it is
+/// gone.
 #[test]
 fn change_under_a_lock() {
     check("change_under_a_lock", Some(3), || {
@@ -258,8 +259,8 @@ impl Drop for Leaf {
     }
 }
 
-/// What a thread retires inside a section is dropped by that thread, or in `reclaim`; not by a writer that waits at the same
-/// time, and not by a reader.
+/// What a thread retires inside a section is dropped by that thread, or in `reclaim`; not by a writer that waits at the
+/// same time, and not by a reader.
 #[test]
 fn who_retires_drops() {
     check("who_retires_drops", Some(3), || {
@@ -282,8 +283,8 @@ fn who_retires_drops() {
     });
 }
 
-/// A thread that retires in several sections, without ever waiting, frees nothing that a reader may hold; what is left is
-/// freed by `reclaim`, at the latest.
+/// A thread that retires in several sections, without ever waiting, frees nothing that a reader may hold; what is left
+/// is freed by `reclaim`, at the latest.
 #[test]
 fn retired_in_several_sections() {
     check("retired_in_several_sections", Some(4), || {
@@ -347,8 +348,8 @@ fn reclaim_and_a_section() {
     });
 }
 
-/// A reader whose section ends, in which it has retired something, may hold a lock that another reader wants inside its own
-/// section: it does not wait for it.
+/// A reader whose section ends, in which it has retired something, may hold a lock that another reader wants inside its
+/// own section: it does not wait for it.
 #[test]
 fn a_section_ends_under_a_lock() {
     check("a_section_ends_under_a_lock", Some(3), || {

@@ -139,7 +139,8 @@ fn lookups_and_a_move() {
     });
 }
 
-/// Where a reader's last lookup ended, another doorbell stands after a change: it takes what is its own and nothing else.
+/// Where a reader's last lookup ended, another doorbell stands after a change: it takes what is its own and nothing
+/// else.
 #[test]
 fn last_hit_and_a_change() {
     check("last_hit_and_a_change", None, || {

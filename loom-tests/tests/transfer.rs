@@ -1,7 +1,7 @@
 //! Counts on their way from a kernel eventfd into an event: in one of the two for everybody else.
 //!
-//! The kernel's eventfd is the model of `fd.rs`. `../breakages/transfer.toml` lists the ways in which the code was broken on
-//! purpose.
+//! The kernel's eventfd is the model of `fd.rs`. `../breakages/transfer.toml` lists the ways in which the code was
+//! broken on purpose.
 
 use doorbell::event::transfer::{Carrier, Step, drain};
 use doorbell::fd::kernel::model::KernelEvent;
@@ -99,8 +99,8 @@ fn the_end_of_a_binding() {
     });
 }
 
-/// What has no room is left with the carrier until somebody reads, or is signalled at the end. Until then, nothing more is
-/// read.
+/// What has no room is left with the carrier until somebody reads, or is signalled at the end. Until then, nothing more
+/// is read.
 #[test]
 fn what_has_no_room() {
     const FULL: u64 = u64::MAX - 1;

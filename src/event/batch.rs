@@ -16,18 +16,18 @@
 //! The passes matter to whoever waits for several of the events. When the first call or wake-up reaches it, all the
 //! counts have changed, so it finds all of them ready. And it is woken once, for it is woken last:
 //!
-//! * A poller is put into the [wake queue](crate::sync::wake_queue) by each call that finds it asleep, and that knows it
-//!   once. When it is woken, all its events are in its queue.
+//! * A poller is put into the [wake queue](crate::sync::wake_queue) by each call that finds it asleep, and that knows
+//!   it once. When it is woken, all its events are in its queue.
 //! * A thread in `wait_any` that is the only reader of several of the events is claimed at each, and woken at the last,
 //!   see `src/event/visitor.rs`. (If others read there too, each event wakes somebody for itself.)
 //!
 //! Between a count's change and the look for sleepers there may be other events' changes; the handshake of
-//! `src/sync/waiters.rs` does not mind. What is claimed is made good before code from elsewhere runs, but for the wakers of
-//! tasks, so an observer that blocks or takes its time keeps nobody asleep, whom others signal too.
+//! `src/sync/waiters.rs` does not mind. What is claimed is made good before code from elsewhere runs, but for the
+//! wakers of tasks, so an observer that blocks or takes its time keeps nobody asleep, whom others signal too.
 //!
-//! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one submission
-//! of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth: it goes into
-//! waking the threads.
+//! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one
+//! submission of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth:
+//! it goes into waking the threads.
 
 use super::counter::released;
 use super::observer::calling;
@@ -181,11 +181,11 @@ impl<E: Deref<Target = Event>> Batch<E> {
         Ok(())
     }
 
-    /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and tasks,
-    /// then observers are called. Never blocks, unless an observer does.
+    /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and
+    /// tasks, then observers are called. Never blocks, unless an observer does.
     ///
-    /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the first
-    /// observer is called.
+    /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the
+    /// first observer is called.
     ///
     /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
     ///

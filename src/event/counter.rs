@@ -266,8 +266,8 @@ impl<S: Scope> Counter<S> {
 
     #[inline(always)]
     fn take_count(&self) -> Option<u64> {
-        // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every writer since
-        // the last read, which a load and a store would not.
+        // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every writer
+        // since the last read, which a load and a store would not.
         let count = self.count.load(DEKKER);
         let count = if count == 0 {
             0
@@ -344,8 +344,8 @@ impl<S: Scope> Counter<S> {
             .map(Some)
     }
 
-    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so that
-    /// the fast path need not save registers for it.
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so
+    /// that the fast path need not save registers for it.
     #[cold]
     #[inline(never)]
     fn update_after_a_race(

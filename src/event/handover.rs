@@ -11,12 +11,12 @@
 //! ```
 //!
 //! Step 2 is one atomic step. So each call has its effect before it, here, or finds `MOVED` and is made again where the
-//! count is then; none can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it spins,
-//! and sleeps as a reader does if the thread that moves was put aside meanwhile. There is no lock, and a move without
-//! anybody asleep calls nothing but what puts the count elsewhere.
+//! count is then; none can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it
+//! spins, and sleeps as a reader does if the thread that moves was put aside meanwhile. There is no lock, and a move
+//! without anybody asleep calls nothing but what puts the count elsewhere.
 //!
-//! A signal handler that interrupts the thread that moves does not wait, for that would be for ever: its calls have their
-//! effect elsewhere, and the count is added to that when the handler has returned.
+//! A signal handler that interrupts the thread that moves does not wait, for that would be for ever: its calls have
+//! their effect elsewhere, and the count is added to that when the handler has returned.
 //!
 //! `MOVED` is the overflow state, which no write reaches. It has this meaning only here, where nobody signals.
 

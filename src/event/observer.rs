@@ -1,7 +1,7 @@
 //! Observers: what an event calls, on the thread that signals or reads it.
 //!
-//! The kernel's counterpart are the callbacks in an eventfd's wait queue: `ep_poll_callback` of epoll, `irqfd_wakeup` of
-//! KVM, vhost. Everything that reacts to an event without a thread asleep in it is an observer: pollers, wakers of
+//! The kernel's counterpart are the callbacks in an eventfd's wait queue: `ep_poll_callback` of epoll, `irqfd_wakeup`
+//! of KVM, vhost. Everything that reacts to an event without a thread asleep in it is an observer: pollers, wakers of
 //! futures, exported file descriptors, irqfds.
 //!
 //! ```text
@@ -11,19 +11,21 @@
 //! ```
 //!
 //! The list is read in a section of [`srcu`], so whoever takes an observer out returns when no call
-//! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is taken
-//! out there is dropped by the same thread when no call is under way any more, at the end of its outermost call or later.
+//! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is
+//! taken out there is dropped by the same thread when no call is under way any more, at the end of its outermost call
+//! or later.
 //!
-//! **Order.** Threads asleep in the event are woken before anything is called. Then come those that let somebody sleeping
-//! know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks. Then all others,
-//! newest first: they may take their time, and by then nobody depends on them.
+//! **Order.** Threads asleep in the event are woken before anything is called. Then come those that let somebody
+//! sleeping know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks.
+//! Then all others, newest first: they may take their time, and by then nobody depends on them.
 //!
-//! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and pollers are
-//! told at once. What else that is to call is not called from there: it is put into a queue of the thread's, and called by the
-//! outermost signal or read, one after the other, when the callback has returned. So a chain of a hundred thousand events
-//! needs no more stack than one of two, and no callback is ever entered a second time by its own thread. Before the next
-//! callback, tasks are woken, and those who sleep in a poller are, once for all that the last callback has rung (see
-//! [`wake_queue`]). The queue holds on to the lists it is to call, and it is worked off in the section of the outermost call.
+//! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
+//! pollers are told at once. What else that is to call is not called from there: it is put into a queue of the
+//! thread's, and called by the outermost signal or read, one after the other, when the callback has returned. So a
+//! chain of a hundred thousand events needs no more stack than one of two, and no callback is ever entered a second
+//! time by its own thread. Before the next callback, tasks are woken, and those who sleep in a poller are, once for all
+//! that the last callback has rung (see [`wake_queue`]). The queue holds on to the lists it is to call, and it is
+//! worked off in the section of the outermost call.
 
 use super::Event;
 use super::wakers::{Tasks, Wakers};
@@ -75,33 +77,35 @@ impl Interest {
 /// Something to be called when an event changes, on the thread that changes it.
 ///
 /// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
-/// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are called
-/// newest first, as in the kernel. Several threads may call at the same time.
+/// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are
+/// called newest first, as in the kernel. Several threads may call at the same time.
 ///
-/// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it or in
-/// [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a [`Batch`](super::Batch)
-/// that goes for all its events. So an observer that takes its time delays the signaller and the observers behind it, and none
-/// of those; and while it is in the call, other threads' signals wake whoever has come since. What an observer signals itself
-/// wakes threads at once; those who sleep in a poller are woken when it returns, or waits in a call of this crate; tasks (and
-/// threads in `wait_any` for more than 128 events) when it returns. All of them are woken before the next observer is called.
-/// An observer that was [armed](Observation::arm) is due one call: until that has come, behind those before it, other
-/// signals do not call it.
+/// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it
+/// or in [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a
+/// [`Batch`](super::Batch) that goes for all its events. So an observer that takes its time delays the signaller and
+/// the observers behind it, and none of those; and while it is in the call, other threads' signals wake whoever has
+/// come since. What an observer signals itself wakes threads at once; those who sleep in a poller are woken when it
+/// returns, or waits in a call of this crate; tasks (and threads in `wait_any` for more than 128 events) when it
+/// returns. All of them are woken before the next observer is called. An observer that was [armed](Observation::arm) is
+/// due one call: until that has come, behind those before it, other signals do not call it.
 ///
-/// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer, deassigns a
-/// doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the process, waits until
-/// it has returned. So it must not take a lock that another thread holds while it does one of these: the two would wait for
-/// each other. Attaching, assigning and signalling wait for no call, and may be done under any lock. All calls that wait
-/// are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
+/// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer,
+/// deassigns a doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the
+/// process, waits until it has returned. So it must not take a lock that another thread holds while it does one of
+/// these: the two would wait for each other. Attaching, assigning and signalling wait for no call, and may be done
+/// under any lock. All calls that wait are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
 ///
 /// It may signal, write to and read any event without blocking, attach and detach observers, itself included, change
-/// address spaces, and drop events. None of that waits for other threads, nor does the signal from outside when it ends. So
-/// what is said elsewhere to hold when a detaching or deassigning call returns ("no call is under way") holds for calls on
-/// this thread only: those that other threads have begun before may outlast it, and the outermost call too. What is detached
-/// inside a call is dropped when no call is under way any more: see [`reclaim`](crate::reclaim) for when and where. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the course of one
-/// signal from outside, further signals by callbacks change the counts, but observers are not called for them.
+/// address spaces, and drop events. None of that waits for other threads, nor does the signal from outside when it
+/// ends. So what is said elsewhere to hold when a detaching or deassigning call returns ("no call is under way") holds
+/// for calls on this thread only: those that other threads have begun before may outlast it, and the outermost call
+/// too. What is detached inside a call is dropped when no call is under way any more: see [`reclaim`](crate::reclaim)
+/// for when and where. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the
+/// course of one signal from outside, further signals by callbacks change the counts, but observers are not called for
+/// them.
 ///
-/// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`, `write`
-/// or `read` panics with the same payload, after the count has changed as it should.
+/// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`,
+/// `write` or `read` panics with the same payload, after the count has changed as it should.
 pub trait Observer: Send + Sync {
     /// The event has changed. It may have changed again since: whoever wants the count looks at it.
     fn notified(&self, change: Change);
@@ -125,8 +129,8 @@ struct Entry {
     interest: Interest,
     /// The bit of [`Waiters`] that it is called for: each time or when armed.
     kind: u32,
-    /// It is one of the crate's own that lets somebody sleeping know, in a moment, and runs no code from elsewhere. So it
-    /// stands before all that may take their time, and is called at once, in the call of another one too.
+    /// It is one of the crate's own that lets somebody sleeping know, in a moment, and runs no code from elsewhere. So
+    /// it stands before all that may take their time, and is called at once, in the call of another one too.
     prompt: bool,
     /// Not to be called any more: for the calls that a thread still has in its queue when it detaches in a callback.
     detached: AtomicBool,
@@ -344,8 +348,8 @@ struct Queue {
 
 const_thread_local! {
     static DEPTH: Cell<Depth> = { Cell::new(Depth::Outside) };
-    /// Without a destructor, so that it is there for the last signals of a thread. Empty, and without memory of its own,
-    /// outside.
+    /// Without a destructor, so that it is there for the last signals of a thread. Empty, and without memory of its
+    /// own, outside.
     static QUEUE: RefCell<ManuallyDrop<Queue>> = {
         RefCell::new(ManuallyDrop::new(Queue {
             tasks: VecDeque::new(),
@@ -486,17 +490,18 @@ impl Calls<'_, '_> {
 /// An observer's place at an event. Dropping it detaches the observer.
 ///
 /// When the drop returns, no call of the observer is under way on any thread, none will come, and the observer has been
-/// dropped, on this thread, unless others hold it. To that end the drop blocks while another thread is inside a callback or a
-/// lookup, of whatever event or table, that began before: so the caller holds no lock that any callback may take, nor one
-/// that the destructor of the observer takes.
+/// dropped, on this thread, unless others hold it. To that end the drop blocks while another thread is inside a
+/// callback or a lookup, of whatever event or table, that began before: so the caller holds no lock that any callback
+/// may take, nor one that the destructor of the observer takes.
 ///
-/// Inside an observer's call, its own or another, or a guest write that a table serves, the drop waits for nothing. Then no
-/// call *begins* on this thread any more. Calls on other threads that are under way may outlast this thread's outermost call,
-/// and the observer is dropped after them, by this thread at the end of its outermost call or later, or by
-/// [`reclaim`](crate::reclaim). While the thread has a transaction of an
+/// Inside an observer's call, its own or another, or a guest write that a table serves, the drop waits for nothing.
+/// Then no call *begins* on this thread any more. Calls on other threads that are under way may outlast this thread's
+/// outermost call, and the observer is dropped after them, by this thread at the end of its outermost call or later, or
+/// by [`reclaim`](crate::reclaim). While the thread has a transaction of an
 /// [`AddressSpace`](crate::ioeventfd::space::AddressSpace) open, the waiting and the dropping come when that ends.
 ///
-/// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is dropped.
+/// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is
+/// dropped.
 ///
 /// ```
 /// use doorbell::event::{Change, Interest, Observation};
@@ -540,14 +545,14 @@ impl<E: Deref<Target = Event>> Observation<E> {
     /// Attaches an observer that is called once, for the next change of interest, each time it has been
     /// [armed](Self::arm); not before the first time.
     ///
-    /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it has
-    /// looked and armed again, signals cost what they cost without observers. Waits for nobody.
+    /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it
+    /// has looked and armed again, signals cost what they cost without observers. Waits for nobody.
     pub fn on_demand(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
         Self::attach(event, interest, observer, ARMED, false)
     }
 
-    /// As [`on_demand`](Self::on_demand), for one that only lets a thread know that sleeps: in no time, without entering
-    /// other code. It comes before those that may take longer.
+    /// As [`on_demand`](Self::on_demand), for one that only lets a thread know that sleeps: in no time, without
+    /// entering other code. It comes before those that may take longer.
     pub(crate) fn prompt_on_demand(
         event: E,
         interest: Interest,
@@ -570,9 +575,9 @@ impl<E: Deref<Target = Event>> Observation<E> {
 
     /// Asks for one call after the next change that the observer is attached for and that is of `interest` now.
     ///
-    /// The caller looks at the count *afterwards*: a change that came before is seen there, a later one calls. A call may
-    /// come that this observer did not ask for, because another one of the event's did. Does nothing to an observer that
-    /// is called each time.
+    /// The caller looks at the count *afterwards*: a change that came before is seen there, a later one calls. A call
+    /// may come that this observer did not ask for, because another one of the event's did. Does nothing to an observer
+    /// that is called each time.
     pub fn arm(&self, interest: Interest) {
         self.for_each_side(|waiters, change| {
             if self.entry.kind == ARMED && interest.includes(change) {
@@ -598,8 +603,8 @@ impl<E: Deref<Target = Event>> Observation<E> {
 impl<E: Deref<Target = Event>> Drop for Observation<E> {
     fn drop(&mut self) {
         self.entry.detached.store(true, Ordering::Relaxed);
-        // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next claim;
-        // tasks set it without the lock.
+        // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next
+        // claim; tasks set it without the lock.
         self.event.observers.remove(&self.entry, |others| {
             self.for_each_side(|waiters, change| {
                 let same =

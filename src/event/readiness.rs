@@ -32,7 +32,8 @@ impl Readiness {
         self.writable
     }
 
-    /// The count has overflowed (`POLLERR`). Only [`Event::signal`](crate::Event::signal) gets it there; a read ends it.
+    /// The count has overflowed (`POLLERR`). Only [`Event::signal`](crate::Event::signal) gets it there; a read ends
+    /// it.
     pub fn is_error(self) -> bool {
         self.error
     }

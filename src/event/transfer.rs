@@ -1,8 +1,9 @@
 //! Counts on their way from a kernel eventfd into an event.
 //!
 //! A thread that has read an eventfd holds the count until it adds the count to the event. In between, the count is in
-//! neither of the two. A thread that has taken the eventfd from its writers, and reads it a last time, would find nothing
-//! there and believe that the event has everything. So the read and the addition are made under a lock, as one step:
+//! neither of the two. A thread that has taken the eventfd from its writers, and reads it a last time, would find
+//! nothing there and believe that the event has everything. So the read and the addition are made under a lock, as one
+//! step:
 //!
 //! ```text
 //!     thread that carries                     thread that has taken the eventfd from its writers
@@ -10,8 +11,8 @@
 //!     2  wake readers, call observers         2  the event has all
 //! ```
 //!
-//! Nobody is woken and nothing foreign is called under the lock, so it is held for a `read(2)` that does not block and for
-//! an addition.
+//! Nobody is woken and nothing foreign is called under the lock, so it is held for a `read(2)` that does not block and
+//! for an addition.
 
 use super::Event;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -113,8 +114,8 @@ impl Carrier {
         step
     }
 
-    /// Signals what is left, whether it fits or not, after the carrying `is_over`. When this returns, all that was read is in
-    /// the event, and nothing is read any more.
+    /// Signals what is left, whether it fits or not, after the carrying `is_over`. When this returns, all that was read
+    /// is in the event, and nothing is read any more.
     pub fn settle(&self, event: &Event) {
         let rest = {
             let _lock = lock(event);

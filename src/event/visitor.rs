@@ -1,8 +1,8 @@
 //! A thread that sleeps at several events: who rings them all wakes it once.
 //!
 //! The kernel has no counterpart: who sleeps in `poll(2)` has an entry in each wait queue that leads to the thread, and
-//! each waker after the first finds it awake. A futex does not say who sleeps on it. So a thread in `wait_any` leaves its
-//! number at each of its events:
+//! each waker after the first finds it awake. A futex does not say who sleeps on it. So a thread in `wait_any` leaves
+//! its number at each of its events:
 //!
 //! ```text
 //!     visitor                                       batch, when all counts have changed
@@ -16,9 +16,9 @@
 //! Why it is right not to wake where a visitor was found before that:
 //!
 //! * If the visitor was the one claimed there: it had read all its keys before it announced itself, so the key of the
-//!   last event before the claim at that. Hence the sleep in question is ended by the wake-up at the last event, or does
-//!   not begin. Before the next sleep it announces itself anew everywhere. And if it is not at the last event in the same
-//!   call, it has left.
+//!   last event before the claim at that. Hence the sleep in question is ended by the wake-up at the last event, or
+//!   does not begin. Before the next sleep it announces itself anew everywhere. And if it is not at the last event in
+//!   the same call, it has left.
 //! * If it has come after the claim, and the one claimed is another reader: it announces that one with itself, then
 //!   looks, and if it finds anything it leaves, and wakes the other if there is something to read.
 //!
@@ -49,7 +49,8 @@ impl Visitor {
     }
 }
 
-/// The number of this thread. One that comes when all are given out has none, and is woken at each event like anybody else.
+/// The number of this thread. One that comes when all are given out has none, and is woken at each event like anybody
+/// else.
 fn own_number() -> Option<Number> {
     static NUMBERS: Numbers = Numbers::new();
     const_thread_local! {

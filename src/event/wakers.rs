@@ -1,8 +1,8 @@
 //! Tasks that wait for an event, and threads that wait as tasks do: a line of wakers for each side.
 //!
 //! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line stands beside
-//! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking change
-//! no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
+//! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking
+//! change no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
 //!
 //! ```text
 //!     task                                           signal
@@ -82,8 +82,8 @@ impl Event {
         if whom == Release::One || self.observers.waiting_tasks(change) <= count {
             return Tasks::First(count);
         }
-        // The others have lost their arming with the claim, and the next signal may have something for one of them: arm for
-        // them, and look as they would.
+        // The others have lost their arming with the claim, and the next signal may have something for one of them: arm
+        // for them, and look as they would.
         self.waiters(change).set(ARMED);
         Tasks::UpTo(self.units())
     }

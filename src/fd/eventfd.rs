@@ -1,13 +1,13 @@
-//! A drop-in for `vmm_sys_util::eventfd::EventFd`: the descriptors of an eventfd from the start, the count in the process
-//! until somebody looks at one.
+//! A drop-in for `vmm_sys_util::eventfd::EventFd`: the descriptors of an eventfd from the start, the count in the
+//! process until somebody looks at one.
 //!
 //! ```text
 //!     handle ─▶ descriptor   of its own, as the original's      what calls go to after the move
 //!           └─▶ [Handover]   shared by the handles              what they go to before
 //! ```
 //!
-//! Nobody else has seen a descriptor before the move, so the eventfd has a count of 0 until then. The move takes the count
-//! out of the event and writes it there: see `src/event/handover.rs`.
+//! Nobody else has seen a descriptor before the move, so the eventfd has a count of 0 until then. The move takes the
+//! count out of the event and writes it there: see `src/event/handover.rs`.
 
 use super::kernel::KernelEvent;
 use crate::Mode;
@@ -28,16 +28,17 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// An eventfd whose count is in the process until its file descriptor is asked for.
 ///
 /// Same API as `vmm_sys_util::eventfd::EventFd`, same results, same errors, same descriptors: [`new`](Self::new) and
-/// [`try_clone`](Self::try_clone) make one each. The count is an [`Event`](crate::Event) in this process at first: reads
-/// and writes that need not block make no system call. The first time that somebody asks for the descriptor of one of the
-/// handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is written to the kernel's eventfd,
-/// and stays there: all calls of all handles from then on are `read(2)` and `write(2)`, with exactly the kernel's
-/// semantics. Threads asleep in a read or write go on sleeping in the kernel; nothing is lost or doubled.
+/// [`try_clone`](Self::try_clone) make one each. The count is an [`Event`](crate::Event) in this process at first:
+/// reads and writes that need not block make no system call. The first time that somebody asks for the descriptor of
+/// one of the handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is written to the
+/// kernel's eventfd, and stays there: all calls of all handles from then on are `read(2)` and `write(2)`, with exactly
+/// the kernel's semantics. Threads asleep in a read or write go on sleeping in the kernel; nothing is lost or doubled.
 ///
 /// An eventfd whose descriptor goes to epoll, KVM, vhost or another process therefore costs what the original costs.
-/// Threads of one process that signal each other gain. Counted in Cloud Hypervisor with this type in place of the original:
-/// while it boots a guest, 1 operation is done in the process and 414 in the kernel. An [`Event`](crate::Event), which its
-/// users wait for with a [`Poller`](crate::poll::Poller) or in a [`read`](crate::Event::read), is the way to do better.
+/// Threads of one process that signal each other gain. Counted in Cloud Hypervisor with this type in place of the
+/// original: while it boots a guest, 1 operation is done in the process and 414 in the kernel. An
+/// [`Event`](crate::Event), which its users wait for with a [`Poller`](crate::poll::Poller) or in a
+/// [`read`](crate::Event::read), is the way to do better.
 ///
 /// # System calls
 ///
@@ -51,17 +52,18 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// | the same later | none | |
 /// | `read`, `write` later | `read`, `write` | as the original |
 ///
-/// A call that meets the first `as_raw_fd` on another thread waits for its `write`; if that thread does not get to run, by
-/// `futex` (`FUTEX_WAIT`, private). There are no locks inside, and no memory is allocated after `new`, so a signal handler may
-/// write, and read what is non-blocking, as it may with the original. The first sleep in a process has calls of its own: see
-/// [`fd`](crate::fd).
+/// A call that meets the first `as_raw_fd` on another thread waits for its `write`; if that thread does not get to run,
+/// by `futex` (`FUTEX_WAIT`, private). There are no locks inside, and no memory is allocated after `new`, so a signal
+/// handler may write, and read what is non-blocking, as it may with the original. The first sleep in a process has
+/// calls of its own: see [`fd`](crate::fd).
 ///
 /// # Child processes
 ///
-/// A child made by `fork` inherits the descriptors, and a count that is still in the process as a copy: parent and child then
-/// have a count each, and do not hear of each other. If both ask for a descriptor after that, the kernel's count gets what
-/// was there at the fork twice; and if a thread of the parent was the first to ask at the very moment of the fork, calls in the
-/// child wait for it in vain. Ask for a descriptor before the fork, and the count is one, as with the original.
+/// A child made by `fork` inherits the descriptors, and a count that is still in the process as a copy: parent and
+/// child then have a count each, and do not hear of each other. If both ask for a descriptor after that, the kernel's
+/// count gets what was there at the fork twice; and if a thread of the parent was the first to ask at the very moment
+/// of the fork, calls in the child wait for it in vain. Ask for a descriptor before the fork, and the count is one, as
+/// with the original.
 ///
 /// ```
 /// use doorbell::fd::{EFD_NONBLOCK, EventFd};
@@ -97,8 +99,8 @@ impl EventFd {
     /// # Errors
     ///
     /// Those of `eventfd(2)`: [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if `flag` has others in it than
-    /// [`EFD_CLOEXEC`], [`EFD_NONBLOCK`] and [`EFD_SEMAPHORE`]; `EMFILE` and `ENFILE` if there are too many descriptors;
-    /// `ENOMEM`.
+    /// [`EFD_CLOEXEC`], [`EFD_NONBLOCK`] and [`EFD_SEMAPHORE`]; `EMFILE` and `ENFILE` if there are too many
+    /// descriptors; `ENOMEM`.
     pub fn new(flag: i32) -> io::Result<Self> {
         let flags = EventfdFlags::from_bits_retain(flag as u32);
         // The kernel knows which flags there are.
@@ -145,8 +147,8 @@ impl EventFd {
     /// # Errors
     ///
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) (`EAGAIN`) if the call would block and is not to. Those of `read(2)`
-    /// if the descriptor is not an eventfd's, and [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it is at its end, or
-    /// gives less than 8 bytes before it is.
+    /// if the descriptor is not an eventfd's, and [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if it is at its end,
+    /// or gives less than 8 bytes before it is.
     #[inline]
     pub fn read(&self) -> io::Result<u64> {
         if let Some(here) = &self.here {
@@ -157,8 +159,8 @@ impl EventFd {
         self.fd.read()
     }
 
-    /// Another handle of the same count, with a descriptor of its own, which is closed on exec. The count stays where it
-    /// is.
+    /// Another handle of the same count, with a descriptor of its own, which is closed on exec. The count stays where
+    /// it is.
     ///
     /// # Errors
     ///
@@ -170,13 +172,14 @@ impl EventFd {
         })
     }
 
-    /// This handle's descriptor, for others to see. The first call for any of the handles moves the count into the kernel.
+    /// This handle's descriptor, for others to see. The first call for any of the handles moves the count into the
+    /// kernel.
     fn shown(&self) -> &KernelEvent {
         if let Some(here) = &self.here {
             here.count.move_out(|count| {
                 // It fits: the eventfd was empty. If the write fails, the descriptor is not ours any more: somebody has
-                // closed it, as daemons do with all that they inherit. Then it is of no use to the original either, whose
-                // calls fail with the errors that calls here will fail with from now on.
+                // closed it, as daemons do with all that they inherit. Then it is of no use to the original either,
+                // whose calls fail with the errors that calls here will fail with from now on.
                 let _ = self.fd.write(count);
             });
         }
@@ -229,8 +232,8 @@ mod descriptor {
     }
 
     impl IntoRawFd for EventFd {
-        /// The descriptor of this handle, which is used up. Other handles are left as they are, except that the count moves
-        /// as with [`as_fd`](AsFd::as_fd).
+        /// The descriptor of this handle, which is used up. Other handles are left as they are, except that the count
+        /// moves as with [`as_fd`](AsFd::as_fd).
         fn into_raw_fd(self) -> RawFd {
             OwnedFd::from(self).into_raw_fd()
         }

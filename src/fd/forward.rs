@@ -20,9 +20,10 @@ use std::sync::{Arc, PoisonError};
 ///
 /// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too)
 /// and writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the
-/// eventfd do. Each signal or write makes one `write(2)` of its own after its change of the count, that of 0 included, and
-/// every one of them is an edge there, as it would be had it been a `write(2)` in the first place. Of two signals at the same
-/// time one may take the count of both along, and the other then writes 0: both counts have arrived when both have returned.
+/// eventfd do. Each signal or write makes one `write(2)` of its own after its change of the count, that of 0 included,
+/// and every one of them is an edge there, as it would be had it been a `write(2)` in the first place. Of two signals
+/// at the same time one may take the count of both along, and the other then writes 0: both counts have arrived when
+/// both have returned.
 ///
 /// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the
 /// next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into
@@ -31,15 +32,15 @@ use std::sync::{Arc, PoisonError};
 /// # Peers that are not trusted
 ///
 /// The eventfd is non-blocking, and no signal waits for room. But whoever has a duplicate of the descriptor shares its
-/// flags: a peer that clears `O_NONBLOCK` and fills the eventfd blocks each thread that signals the event in its `write(2)`,
-/// for as long as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that
-/// the flag does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look
-/// before the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
-/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. Who waits until observers'
-/// calls have returned (the drop of the `Forward`, see [`Observation`]) waits for the thread too.
+/// flags: a peer that clears `O_NONBLOCK` and fills the eventfd blocks each thread that signals the event in its
+/// `write(2)`, for as long as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to
+/// an eventfd that the flag does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a
+/// second time, and to look before the write leaves the peer the time in between. While a thread is blocked there, it
+/// holds no lock: [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. Who waits
+/// until observers' calls have returned (the drop of the `Forward`, see [`Observation`]) waits for the thread too.
 ///
-/// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first place, is
-/// to get its counts from a thread that nobody waits for, in place of a `Forward`:
+/// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first
+/// place, is to get its counts from a thread that nobody waits for, in place of a `Forward`:
 ///
 /// ```
 /// # use doorbell::{Event, fd::EventFd};
@@ -59,9 +60,9 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited for
-/// room at the fork waits in both processes, and arrives twice if both go on. So a child leaves event and forward alone. Its
-/// end, or an `exec`, changes nothing for the parent.
+/// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited
+/// for room at the fork waits in both processes, and arrives twice if both go on. So a child leaves event and forward
+/// alone. Its end, or an `exec`, changes nothing for the parent.
 ///
 /// # Examples
 ///
@@ -146,8 +147,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
 struct Sender<E: Deref<Target = Event>> {
     event: E,
     fd: KernelEvent,
-    /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can block
-    /// writes.
+    /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can
+    /// block writes.
     owed: Mutex<u64>,
 }
 
@@ -240,7 +241,8 @@ mod as_fd {
         /// # Errors
         ///
         /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up
-        /// the threads that signal. (Whoever shares it may make it block later: see [above](Self#peers-that-are-not-trusted).)
+        /// the threads that signal. (Whoever shares it may make it block later: see
+        /// [above](Self#peers-that-are-not-trusted).)
         pub fn with_fd(event: E, fd: OwnedFd) -> io::Result<Self> {
             if !fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) {
                 return Err(Errno::Invalid.into());

@@ -44,8 +44,8 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Edges
 ///
-/// Whoever watches for edges (`EPOLLET`) gets what this table says. An eventfd gives one for each `write(2)`, and to who
-/// watches for output too, one for each `read(2)`.
+/// Whoever watches for edges (`EPOLLET`) gets what this table says. An eventfd gives one for each `write(2)`, and to
+/// who watches for output too, one for each `read(2)`.
 ///
 /// | what happens to the event | edge for `EPOLLIN` | edge for `EPOLLIN` and `EPOLLOUT` |
 /// |---|---|---|
@@ -61,14 +61,14 @@ use std::sync::{Arc, PoisonError};
 ///
 /// Peers only poll it. It is always writable, and its own count means nothing. A peer that reads it nevertheless puts
 /// it out until the count has been 0 again; one that writes to it lights it until then; and one that clears its
-/// `O_NONBLOCK`, which duplicates share, can block the threads that signal and read the event. The event's count is safe
-/// from all of them. A peer that is not to be trusted with that gets [`poll_only`](Self::poll_only) instead.
+/// `O_NONBLOCK`, which duplicates share, can block the threads that signal and read the event. The event's count is
+/// safe from all of them. A peer that is not to be trusted with that gets [`poll_only`](Self::poll_only) instead.
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in the
-/// one descriptor. So a child leaves event and mirror alone, or makes others of its own. Its end, or an `exec`, changes nothing
-/// for the parent.
+/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in
+/// the one descriptor. So a child leaves event and mirror alone, or makes others of its own. Its end, or an `exec`,
+/// changes nothing for the parent.
 ///
 /// # Examples
 ///
@@ -202,13 +202,13 @@ mod as_fd {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
     impl<E: Deref<Target = Event>> Mirror<E> {
-        /// Another descriptor that is readable when the mirror's is, for peers that are not trusted: an epoll, closed on
-        /// exec, that watches the mirror's.
+        /// Another descriptor that is readable when the mirror's is, for peers that are not trusted: an epoll, closed
+        /// on exec, that watches the mirror's.
         ///
         /// `poll(2)`, another epoll and io_uring watch it as they do the mirror's, and get the same edges for input. It
-        /// cannot be read or written, and a peer to which it is passed has no way to the eventfd behind it, so nothing that
-        /// a peer does puts it out for others or blocks a thread that uses the event. (A peer may add descriptors of its
-        /// own to it, and have it readable for no reason.) The kernel does not watch it with `EPOLLEXCLUSIVE`.
+        /// cannot be read or written, and a peer to which it is passed has no way to the eventfd behind it, so nothing
+        /// that a peer does puts it out for others or blocks a thread that uses the event. (A peer may add descriptors
+        /// of its own to it, and have it readable for no reason.) The kernel does not watch it with `EPOLLEXCLUSIVE`.
         ///
         /// When the mirror is dropped, it is not readable any more, unless the mirror's descriptor was duplicated.
         ///

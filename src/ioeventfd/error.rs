@@ -11,7 +11,8 @@ pub enum AssignError {
     Wrap,
     /// A wildcard length with a datamatch (`EINVAL`).
     WildcardDatamatch,
-    /// A datamatch that needs more bytes than the length has, so no write could ever match it (`EINVAL`). KVM accepts it.
+    /// A datamatch that needs more bytes than the length has, so no write could ever match it (`EINVAL`). KVM accepts
+    /// it.
     DatamatchWidth,
     /// A stride that is not a power of two (`EINVAL`).
     Stride,
@@ -21,15 +22,16 @@ pub enum AssignError {
     Collision,
 }
 
-/// Why [`Table::deassign`](super::Table::deassign) removed nothing: no doorbell has that key and that target (`ENOENT`).
+/// Why [`Table::deassign`](super::Table::deassign) removed nothing: no doorbell has that key and that target
+/// (`ENOENT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeassignError;
 
 /// Why a batch changed nothing, and which of its doorbells is to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchError<E> {
-    /// The place of the doorbell in the batch, from 0. If there are several to blame: that of the first that is invalid or
-    /// missing, or else that of one which collides.
+    /// The place of the doorbell in the batch, from 0. If there are several to blame: that of the first that is invalid
+    /// or missing, or else that of one which collides.
     pub index: usize,
     /// What is wrong with it.
     pub error: E,

@@ -6,8 +6,8 @@
 //!     doorbells   [ ...                                            ]    the whole, for writers
 //! ```
 //!
-//! The one search is for the first address that is not below the write's. A range owns all addresses up to its end, so if
-//! the write falls into one but not to its beginning, it is the one before.
+//! The one search is for the first address that is not below the write's. A range owns all addresses up to its end, so
+//! if the write falls into one but not to its beginning, it is the one before.
 
 use super::addresses::Addresses;
 use super::doorbell::{Doorbell, Spot, Target};
@@ -224,8 +224,8 @@ pub(super) struct Lines {
     has_ranges: bool,
 }
 
-// SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync` but
-// for the pointers in them, which lead to targets of their own.
+// SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync`
+// but for the pointers in them, which lead to targets of their own.
 unsafe impl Send for Lines {}
 // SAFETY: as above.
 unsafe impl Sync for Lines {}
@@ -273,8 +273,8 @@ impl Lines {
         place <= self.entries.len() && !below(place) & (place == 0 || below(place.wrapping_sub(1)))
     }
 
-    /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of the
-    /// first address that is not below the write's.
+    /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of
+    /// the first address that is not below the write's.
     #[inline(always)]
     fn find(&self, first: usize, address: u64, access: Access) -> Option<usize> {
         if self.addresses.is(first, address) {
@@ -328,8 +328,8 @@ impl Lines {
         &self.doorbells
     }
 
-    /// The lines without the doorbells at `removals`, and with `additions`, both sorted. If two collide, the number that
-    /// comes with one of them.
+    /// The lines without the doorbells at `removals`, and with `additions`, both sorted. If two collide, the number
+    /// that comes with one of them.
     ///
     /// # Safety
     ///

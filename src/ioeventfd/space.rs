@@ -3,8 +3,8 @@
 //! A device does not know where the guest will put its registers. It hangs its doorbells on a [`Region`], at offsets;
 //! the guest's firmware maps the region, moves it, switches it off and on; and the [`AddressSpace`] works out which
 //! doorbells stand at which guest addresses, and tells those who can take guest writes earlier than the VMM does: its
-//! [`Listener`]s, KVM above all. QEMU's counterparts are `memory_region_add_eventfd`, `memory_region_transaction_commit`
-//! and `MemoryListener` (`system/memory.c`).
+//! [`Listener`]s, KVM above all. QEMU's counterparts are `memory_region_add_eventfd`,
+//! `memory_region_transaction_commit` and `MemoryListener` (`system/memory.c`).
 //!
 //! ```text
 //!     Region (BAR 4 at 0xe000_0000)      in force, absolute, sorted         Listener (KVM)        the table
@@ -15,19 +15,20 @@
 //! # A commit
 //!
 //! All changes are made in transactions; a change outside of one is a transaction of its own. The outermost
-//! [`commit`](Transaction::commit) compares what is in force with what should be, in one walk over two sorted lists, and
-//! then, with the doorbells that are in both left alone:
+//! [`commit`](Transaction::commit) compares what is in force with what should be, in one walk over two sorted lists,
+//! and then, with the doorbells that are in both left alone:
 //!
 //! 1. the listeners let go of what has gone, the one with the highest priority first;
 //! 2. the table is brought up to date;
 //! 3. the listeners take what is new, the one with the lowest priority first;
-//! 4. other threads may change the address space again, and the commit waits for guest writes that were looked up before.
+//! 4. other threads may change the address space again, and the commit waits for guest writes that were looked up
+//!    before.
 //!
 //! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
-//! one of the two, and never both. The table changes in one step: a doorbell that moves, or is exchanged for another at its
-//! own address, is there at every moment, once. A listener that refuses a doorbell costs speed and nothing else, and the
-//! [`Report`] says so.
+//! one of the two, and never both. The table changes in one step: a doorbell that moves, or is exchanged for another at
+//! its own address, is there at every moment, once. A listener that refuses a doorbell costs speed and nothing else,
+//! and the [`Report`] says so.
 //!
 //! # Regions that overlap
 //!
@@ -125,12 +126,12 @@ use std::sync::Arc;
 /// regions stand back until the outermost commit, as under QEMU's big lock. A thread that takes locks of its own before
 /// it begins a transaction must do so everywhere.
 ///
-/// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread commits:
-/// the commit waits for that `write` last of all, when others may change the address space again. The callback's own
-/// change takes effect at once for writes that begin after it, and waits for nothing: writes of other threads that are under
-/// way may ring the old doorbells until they end. In the same way, what a thread does to a [`Table`] or to the observers of an event while it has a
-/// transaction open, or in a call of a listener, takes effect at once, and what it has to wait for is left to the end of the
-/// outermost transaction.
+/// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread
+/// commits: the commit waits for that `write` last of all, when others may change the address space again. The
+/// callback's own change takes effect at once for writes that begin after it, and waits for nothing: writes of other
+/// threads that are under way may ring the old doorbells until they end. In the same way, what a thread does to a
+/// [`Table`] or to the observers of an event while it has a transaction open, or in a call of a listener, takes effect
+/// at once, and what it has to wait for is left to the end of the outermost transaction.
 #[derive(Clone, Default)]
 pub struct AddressSpace {
     shared: Arc<Shared>,
@@ -196,7 +197,8 @@ impl AddressSpace {
     /// Opens a transaction: until it is committed, changes are collected and do not show.
     ///
     /// Transactions nest, across whatever devices take part: only the commit of the outermost does something. They
-    /// belong to the thread; other threads wait with their changes until it is done. (`memory_region_transaction_begin`)
+    /// belong to the thread; other threads wait with their changes until it is done.
+    /// (`memory_region_transaction_begin`)
     pub fn begin(&self) -> Transaction<'_> {
         let deferral = Deferral::new();
         let state = self.shared.state.lock();
@@ -215,8 +217,8 @@ impl AddressSpace {
     /// Offers the doorbells a guest's write of `data`, in the byte order of the host, that has reached the VMM.
     ///
     /// Signals the event whose doorbell it is, and returns whether there was one. If not, the write is for the device
-    /// models. What is in force is looked up, not what an open transaction has collected. A write of no bytes, which no guest
-    /// makes, is no doorbell's.
+    /// models. What is in force is looked up, not what an open transaction has collected. A write of no bytes, which no
+    /// guest makes, is no doorbell's.
     #[must_use = "a write that no doorbell took is for the device models"]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.shared.table.write(bus, address, data)
@@ -231,19 +233,19 @@ impl AddressSpace {
         self.change(|map| map.listeners.add(listener, priority))
     }
 
-    /// Takes all doorbells from `listener`, and tells it of no more. Without effect if it is none of this address space.
-    /// (`memory_listener_unregister`)
+    /// Takes all doorbells from `listener`, and tells it of no more. Without effect if it is none of this address
+    /// space. (`memory_listener_unregister`)
     ///
     /// Like every change, this waits for the outermost commit.
     pub fn remove_listener(&self, listener: &dyn Listener) -> Report {
         self.change(|map| map.listeners.remove(listener))
     }
 
-    /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks in
-    /// eventfds. Returns how many kicks that was. When this returns, the events have all that came before.
+    /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks
+    /// in eventfds. Returns how many kicks that was. When this returns, the events have all that came before.
     ///
-    /// Without it, [`doorbells`](Self::doorbells) may show a count of 0 where a guest has kicked. A snapshot of a virtual
-    /// machine is taken in this order:
+    /// Without it, [`doorbells`](Self::doorbells) may show a count of 0 where a guest has kicked. A snapshot of a
+    /// virtual machine is taken in this order:
     ///
     /// 1. every vCPU is paused: out of `KVM_RUN`, and with a write that has exited offered to [`write`](Self::write);
     /// 2. the devices are paused: no thread reads the events any more;
@@ -408,8 +410,8 @@ impl fmt::Debug for AddressSpace {
 
 /// Changes to an [`AddressSpace`] that take effect together.
 ///
-/// Dropped instead of committed, it commits all the same, and what the listeners refused goes unheard: each change in it
-/// is whole, and QEMU has no way back either.
+/// Dropped instead of committed, it commits all the same, and what the listeners refused goes unheard: each change in
+/// it is whole, and QEMU has no way back either.
 #[must_use = "a transaction is committed when it is dropped"]
 pub struct Transaction<'a> {
     committed: bool,
@@ -438,7 +440,8 @@ struct Open<'a> {
 }
 
 impl Transaction<'_> {
-    /// Ends the transaction and, if it is the outermost, puts its changes in force. (`memory_region_transaction_commit`)
+    /// Ends the transaction and, if it is the outermost, puts its changes in force.
+    /// (`memory_region_transaction_commit`)
     ///
     /// When this returns, guest writes find the doorbells where they should be and nowhere else, and what a listener
     /// has let go of is signalled. The report of an inner transaction is empty.
@@ -497,8 +500,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the last that
-    /// there is; nothing was changed. A guest that finds out a BAR's size
+    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the
+    /// last that there is; nothing was changed. A guest that finds out a BAR's size
     /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
     pub fn map(&self, base: u64) -> Result<Report, MapError> {
         self.space.try_change(|map| {
@@ -717,7 +720,8 @@ mod tests {
         }
     }
 
-    /// A section stands for a write that runs a callback. The commit begins after it, and the callback's change after that.
+    /// A section stands for a write that runs a callback. The commit begins after it, and the callback's change after
+    /// that.
     #[test]
     fn a_change_inside_a_write_while_another_thread_commits() {
         const PATIENCE: Duration = Duration::from_secs(20);

@@ -12,16 +12,18 @@ use std::sync::Arc;
 /// Lookups take no lock, write to no memory that another thread writes to, and never wait; any number of threads may be
 /// at it. A thread that often looks up, such as a vCPU's, makes itself a [`reader`](Self::reader).
 ///
-/// Changes copy the table, so one costs time in proportion to the doorbells there are, and [`assign_all`](Self::assign_all),
-/// [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the price of one. A change holds for all
-/// lookups that begin after it. One that only adds doorbells waits for nobody. One that takes doorbells out returns when
-/// nothing comes through the old ones any more: it waits for lookups and observers' calls that are under way, of whatever
-/// table or event, so the caller holds no lock that a callback may take.
+/// Changes copy the table, so one costs time in proportion to the doorbells there are, and
+/// [`assign_all`](Self::assign_all), [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the
+/// price of one. A change holds for all lookups that begin after it. One that only adds doorbells waits for nobody. One
+/// that takes doorbells out returns when nothing comes through the old ones any more: it waits for lookups and
+/// observers' calls that are under way, of whatever table or event, so the caller holds no lock that a callback may
+/// take.
 ///
 /// A thread that changes a table inside a callback, that is in a lookup or an observer's call of its own, waits for
-/// nothing, nor does the outermost call when it ends. What other threads have begun before may still ring the old doorbells
-/// for as long as it takes, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While the thread has
-/// a transaction of an [`AddressSpace`](super::space::AddressSpace) open, the waiting comes when that ends.
+/// nothing, nor does the outermost call when it ends. What other threads have begun before may still ring the old
+/// doorbells for as long as it takes, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While
+/// the thread has a transaction of an [`AddressSpace`](super::space::AddressSpace) open, the waiting comes when that
+/// ends.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -47,8 +49,8 @@ pub struct Table {
 }
 
 struct Inner {
-    /// The lines of the snapshot own the doorbells: each pointer in the current one stands for one count of an [`Arc`]. A
-    /// change hands the counts of what stays from one snapshot to the next, and takes the others into an `Arc` again,
+    /// The lines of the snapshot own the doorbells: each pointer in the current one stands for one count of an [`Arc`].
+    /// A change hands the counts of what stays from one snapshot to the next, and takes the others into an `Arc` again,
     /// which is dropped when the snapshot is.
     buses: Srcu<Buses, Light>,
 }
@@ -153,12 +155,12 @@ impl Table {
         Ok(registrations)
     }
 
-    /// Puts `doorbells` in the place of `registrations`, in one step: a lookup finds all of the old and none of the new, or
-    /// the other way round. So a device's doorbells can move, and no write at an address that both have is lost or
-    /// signalled twice.
+    /// Puts `doorbells` in the place of `registrations`, in one step: a lookup finds all of the old and none of the
+    /// new, or the other way round. So a device's doorbells can move, and no write at an address that both have is lost
+    /// or signalled twice.
     ///
-    /// Registrations whose doorbells were deassigned already count for nothing. If a doorbell goes, this waits for callbacks:
-    /// there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
+    /// Registrations whose doorbells were deassigned already count for nothing. If a doorbell goes, this waits for
+    /// callbacks: there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
     ///
     /// # Errors
     ///
@@ -197,10 +199,11 @@ impl Table {
 
     /// Ends what [`assign`](Self::assign) of the same key and target began.
     ///
-    /// When this returns, no signal comes through the entry any more (but see [`Table`] about calls from inside a lookup);
-    /// what it has signalled stays in the event. (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
+    /// When this returns, no signal comes through the entry any more (but see [`Table`] about calls from inside a
+    /// lookup); what it has signalled stays in the event. (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
     ///
-    /// Waits for callbacks, so there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
+    /// Waits for callbacks, so there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not
+    /// hold.
     ///
     /// # Errors
     ///
@@ -248,8 +251,8 @@ impl Table {
     ///
     /// Rings the doorbell that it matches, and returns whether there was one (and, if it is a
     /// [`Queue`](super::Queue), whether that had room). If not, the write is for somebody else: the caller's device
-    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only, and those of no bytes match nothing: no
-    /// guest makes one.
+    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only, and those of no bytes match
+    /// nothing: no guest makes one.
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
@@ -360,8 +363,8 @@ impl fmt::Debug for Table {
     }
 }
 
-/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls, and need
-/// not search if a lookup ends where the last one on its bus did.
+/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls, and
+/// need not search if a lookup ends where the last one on its bus did.
 ///
 /// It may move from thread to thread, between lookups. It keeps the table alive.
 ///

@@ -1,8 +1,8 @@
 //! What the irqfds of a router share: the lines, the routes, the sink.
 //!
 //! Everything that leads to a call of the sink happens in a section of [`srcu`](crate::sync::srcu), or on the worker's
-//! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, and waits for the sections
-//! under way (and the worker), knows that nothing happens any more that was decided before.
+//! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, and waits for the
+//! sections under way (and the worker), knows that nothing happens any more that was decided before.
 
 use super::injector::Trigger;
 use super::line::{Holders, Line, Pending, Request, Requested, Then, Turn};
@@ -49,7 +49,8 @@ impl Board {
         &*self.sink
     }
 
-    /// Where there is a worker. There is none in a child of the process that has it, where whoever signals does its work.
+    /// Where there is a worker. There is none in a child of the process that has it, where whoever signals does its
+    /// work.
     pub(super) fn backlog(&self) -> Option<&Backlog> {
         self.backlog.as_ref().filter(|backlog| backlog.has_worker())
     }

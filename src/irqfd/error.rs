@@ -7,8 +7,8 @@ use std::{error, fmt, io};
 pub enum AssignError {
     /// The event has an irqfd already, of this router or another (`EBUSY`).
     Busy,
-    /// The event is its own resample event, so that every end of interrupt would interrupt again (`EINVAL`). KVM accepts
-    /// it.
+    /// The event is its own resample event, so that every end of interrupt would interrupt again (`EINVAL`). KVM
+    /// accepts it.
     SameEvent,
     /// The sink cannot serve this GSI, for the reason it gives.
     Refused(io::Error),

@@ -1,12 +1,13 @@
 //! The irqfd proper: what an event has as its observer.
 //!
 //! The kernel's counterpart is `irqfd_wakeup()`: called inside the write, it takes the count away and injects. The
-//! change is what triggers, not the count: a write of 0 interrupts, and so does a signal whose count somebody else took.
+//! change is what triggers, not the count: a write of 0 interrupts, and so does a signal whose count somebody else
+//! took.
 //!
-//! **The end.** In the kernel one lock makes a write and its injection one step, so what the count holds when an irqfd goes
-//! has been interrupted for, and goes too. Here a signal first changes the count and then looks for observers. The count
-//! may be that of a signal that looks when the irqfd has gone: then it must stay. So an injector knows how much of the
-//! count has been [interrupted for](Injector::covered), and takes that, and no more, along.
+//! **The end.** In the kernel one lock makes a write and its injection one step, so what the count holds when an irqfd
+//! goes has been interrupted for, and goes too. Here a signal first changes the count and then looks for observers. The
+//! count may be that of a signal that looks when the irqfd has gone: then it must stay. So an injector knows how much
+//! of the count has been [interrupted for](Injector::covered), and takes that, and no more, along.
 
 use super::board::Board;
 use super::line::{Line, Pending, Request};
@@ -63,8 +64,8 @@ pub(super) struct Counters {
 pub struct IrqfdCounters {
     /// Signals and writes of its event, and the count that was there when it was assigned, if there was one.
     pub signals: u64,
-    /// Those that had an interrupt of their own: at once, or when the line is unmasked, if there is a route then, and the irqfd
-    /// has not been deassigned before.
+    /// Those that had an interrupt of their own: at once, or when the line is unmasked, if there is a route then, and
+    /// the irqfd has not been deassigned before.
     pub injections: u64,
     /// Those that had not, because an interrupt was due already, or the line was up.
     pub coalesced: u64,
@@ -158,8 +159,8 @@ impl Observer for Injector {
     fn notified(&self, _: Change) {
         self.event.try_read();
         match self.event.mode() {
-            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever. (A swap for the sake of loom,
-            // which does not order stores among read-modify-writes.)
+            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever. (A swap for the
+            // sake of loom, which does not order stores among read-modify-writes.)
             Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
             Mode::Counter => _ = self.covered.swap(0, Ordering::Relaxed),
             Mode::Semaphore => self.look_at_rest(),

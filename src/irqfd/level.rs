@@ -7,9 +7,9 @@ use std::sync::Arc;
 /// One of those that hold a line up: a device with a level-triggered interrupt and without an irqfd. Made by
 /// [`Router::level_source`](super::Router::level_source).
 ///
-/// A line is up as long as one of its level sources, [`Router::set_level`](super::Router::set_level) or a resampling irqfd
-/// holds it up, so devices can share a pin. The level stays across masks, changes of routes and the guest's ends of
-/// interrupt: a line that is held up is raised again as soon as it can be. Dropping the level source lets go.
+/// A line is up as long as one of its level sources, [`Router::set_level`](super::Router::set_level) or a resampling
+/// irqfd holds it up, so devices can share a pin. The level stays across masks, changes of routes and the guest's ends
+/// of interrupt: a line that is held up is raised again as soon as it can be. Dropping the level source lets go.
 ///
 /// It keeps the line and the sink, but not irqfds: those go with the router.
 ///

@@ -1,7 +1,7 @@
 //! A line: what asks for interrupts on one GSI, and what the sink has been told.
 //!
-//! The kernel's counterpart are the source bits of a pin in KVM's interrupt controllers, the resampler of a GSI, and the work
-//! item of an irqfd. Everything is in one word:
+//! The kernel's counterpart are the source bits of a pin in KVM's interrupt controllers, the resampler of a GSI, and
+//! the work item of an irqfd. Everything is in one word:
 //!
 //! ```text
 //!     PENDING    a pulse or a message is due            set by signals of plain irqfds; stays while masked
@@ -18,20 +18,21 @@
 //!     the rest   how often PENDING has been taken out
 //! ```
 //!
-//! The sink must be told of changes in the order in which they happen, and a lock held during its calls would be held against
-//! the very sink that calls back. So whoever asks for something sets a bit, and if that leaves something to do and the line
-//! is not `BUSY`, sets that as well: it is the **driver** now. The driver takes one request out of the word, carries it out,
-//! looks again, and stops being the driver in the step in which it finds nothing to do. Whoever finds the line `BUSY` leaves
-//! its request to the driver.
+//! The sink must be told of changes in the order in which they happen, and a lock held during its calls would be held
+//! against the very sink that calls back. So whoever asks for something sets a bit, and if that leaves something to do
+//! and the line is not `BUSY`, sets that as well: it is the **driver** now. The driver takes one request out of the
+//! word, carries it out, looks again, and stops being the driver in the step in which it finds nothing to do. Whoever
+//! finds the line `BUSY` leaves its request to the driver.
 //!
 //! * Nothing is lost: a request is set before the driver stops, who then sees it, or after, and makes another driver.
 //! * Nothing is stuck: the levels that a driver tells the sink follow the word, and the last one agrees with it.
 //! * A pulse takes its bit out before the sink is called. So after the last signal at least one pulse begins.
-//! * An assertion that an ack swallows was set before the resample events were signalled: their owners look, and ask again.
+//! * An assertion that an ack swallows was set before the resample events were signalled: their owners look, and ask
+//!   again.
 //!
-//! **Turns.** The driver works in turns. A turn does each kind of thing at most once, so a flood of one kind holds up no other
-//! kind, and all that was due when a turn began has been done when it ends. The worker gives each line of its backlog one
-//! turn after the other.
+//! **Turns.** The driver works in turns. A turn does each kind of thing at most once, so a flood of one kind holds up
+//! no other kind, and all that was due when a turn began has been done when it ends. The worker gives each line of its
+//! backlog one turn after the other.
 //!
 //! **Relief.** A thread that drives in its own signal would inject for others for as long as they keep asking. Nobody
 //! but a thread that is present can take over, since whoever finds the line `BUSY` leaves. So:
@@ -46,14 +47,14 @@
 //!     or, after any turn: nothing left to do: as 4                     or the time is up: clears both bits, then as 5
 //! ```
 //!
-//! * Nothing is lost: `OFFERED` is set as long as the last thread that set it waits, and that thread looks whether it must
-//!   drive after it has seen the bit gone. So when the driver leaves work behind, somebody comes who looks.
-//! * Nobody blocks: the wait is a spin of [`PATIENCE`]. If it was too short, the request is left to the driver, who goes on. A
-//!   thread that asks inside a call that it makes as the driver of the same line does not wait.
-//! * Whoever waits for the sections under way also waits for all that was requested before. The driver that is in charge
-//!   then is in one of them, and carries it out, or leaves it to a thread that offered itself before the last turn
-//!   began. If the request was there at that time, the turn has carried it out; if not, the other thread's section is one
-//!   of those under way, and the argument begins again with that thread.
+//! * Nothing is lost: `OFFERED` is set as long as the last thread that set it waits, and that thread looks whether it
+//!   must drive after it has seen the bit gone. So when the driver leaves work behind, somebody comes who looks.
+//! * Nobody blocks: the wait is a spin of [`PATIENCE`]. If it was too short, the request is left to the driver, who
+//!   goes on. A thread that asks inside a call that it makes as the driver of the same line does not wait.
+//! * Whoever waits for the sections under way also waits for all that was requested before. The driver that is in
+//!   charge then is in one of them, and carries it out, or leaves it to a thread that offered itself before the last
+//!   turn began. If the request was there at that time, the turn has carried it out; if not, the other thread's section
+//!   is one of those under way, and the argument begins again with that thread.
 //!
 //! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
 
@@ -206,7 +207,8 @@ pub(super) struct Line {
     told: AtomicU64,
     /// How many there are.
     irqfds: Mutex<usize>,
-    /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any thread.
+    /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any
+    /// thread.
     resamplers: Srcu<Vec<Weak<Event>>>,
     holders: Mutex<Holders>,
     counters: Counters,
@@ -235,8 +237,8 @@ struct Counters {
 /// What has become of the signals on a line, of all its irqfds, since the line was first used.
 ///
 /// Without resampling irqfds, `edges + lost`, with what is [pending](super::Router::is_pending), has been
-/// [taken](super::Router::take_pending) or was pending when the last irqfd went, are the signals of its irqfds that were not
-/// coalesced.
+/// [taken](super::Router::take_pending) or was pending when the last irqfd went, are the signals of its irqfds that
+/// were not coalesced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LineCounters {
@@ -282,7 +284,8 @@ impl Line {
 
     /// Sets what `request` stands for.
     pub(super) fn ask(&self, request: Request) -> Requested {
-        // A read-modify-write even if it changes nothing: what the caller did before is for the driver, and the guest, to see.
+        // A read-modify-write even if it changes nothing: what the caller did before is for the driver, and the guest,
+        // to see.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let asked = request.apply(state);
@@ -351,7 +354,8 @@ impl Line {
 
     /// Makes `next` of the word, unless it is `None`. Returns what it was.
     fn change(&self, next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
-        // Acquire pairs with `ask`: who takes a request over sees what it was for. Release hands over the driver's work.
+        // Acquire pairs with `ask`: who takes a request over sees what it was for. Release hands over the driver's
+        // work.
         let done = self.state.fetch_update(DEKKER, Ordering::Relaxed, next);
         done.ok()
     }
@@ -416,8 +420,8 @@ impl Line {
         self.change(take).is_some()
     }
 
-    /// Whether the calling thread is in a call that it makes as the driver of this line. (One line inside another is enough
-    /// to be mistaken, and then waits in vain.)
+    /// Whether the calling thread is in a call that it makes as the driver of this line. (One line inside another is
+    /// enough to be mistaken, and then waits in vain.)
     fn is_driven_here(&self) -> bool {
         DRIVEN.with(Cell::get) == ptr::from_ref(self).addr()
     }
@@ -426,8 +430,8 @@ impl Line {
     pub(super) fn turn(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) -> Turn {
         let mut done = Steps::NONE;
         loop {
-            // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of routes
-            // waits for this section, but not for the worker, nor inside a section.)
+            // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of
+            // routes waits for this section, but not for the worker, nor inside a section.)
             let state = self.state.load(Ordering::Acquire);
             let told = self.told.load(Ordering::Relaxed);
             let due = Steps::due(state);
@@ -555,8 +559,8 @@ impl Line {
         *self.irqfds() += 1;
     }
 
-    /// An irqfd goes whose last request was in the pending bit given. Returns whether that is still pending, which it then is
-    /// not for the caller. The last irqfd takes the bit along: it is not for the GSI's next user.
+    /// An irqfd goes whose last request was in the pending bit given. Returns whether that is still pending, which it
+    /// then is not for the caller. The last irqfd takes the bit along: it is not for the GSI's next user.
     pub(super) fn leave(&self, pending: Option<Pending>) -> bool {
         // Under the lock: of an irqfd that comes now, nothing is pending yet.
         let mut irqfds = self.irqfds();
@@ -581,7 +585,8 @@ impl Line {
         writer.publish_without_waiting(all);
     }
 
-    /// When this returns, the event is not signalled any more, inside a section excepted. Returns whether it was the last.
+    /// When this returns, the event is not signalled any more, inside a section excepted. Returns whether it was the
+    /// last.
     pub(super) fn remove_resampler(&self, event: Arc<Event>) -> bool {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();

@@ -1,8 +1,8 @@
 //! The lines of a router, by GSI.
 //!
-//! A line that has been made stays, so the lines need no snapshots: they are a tree that only grows. A lookup takes no lock,
-//! and making a line waits for nobody. The path to a line are the digits of its GSI, lowest first, which spreads GSIs that
-//! follow one another; it ends at the first node that was free when the line was made.
+//! A line that has been made stays, so the lines need no snapshots: they are a tree that only grows. A lookup takes no
+//! lock, and making a line waits for nobody. The path to a line are the digits of its GSI, lowest first, which spreads
+//! GSIs that follow one another; it ends at the first node that was free when the line was made.
 
 use super::line::Line;
 use crate::sync::lazy::Lazy;

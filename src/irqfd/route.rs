@@ -25,8 +25,8 @@ pub enum Route {
 ///
 /// A clone shares what neither of the two changes, so it is cheap, and so is a change of a clone.
 ///
-/// A GSI has one route at most, and a pin one GSI at most. (KVM's default has each of the first GSIs lead to a pin of the
-/// IOAPIC and one of the PIC; that is one pin here, and a sink with both controllers tells both.)
+/// A GSI has one route at most, and a pin one GSI at most. (KVM's default has each of the first GSIs lead to a pin of
+/// the IOAPIC and one of the PIC; that is one pin here, and a sink with both controllers tells both.)
 ///
 /// ```
 /// use doorbell::irqfd::{MsiMessage, Route, RouteError, Routes};
@@ -203,8 +203,8 @@ impl Routes {
         self.by_gsi.get(gsi / CHUNK)?.0[gsi % CHUNK]
     }
 
-    /// Whose pin it is: for an interrupt controller, which knows its pins, and [`Router::ack`](super::Router::ack), which
-    /// wants to know the GSI.
+    /// Whose pin it is: for an interrupt controller, which knows its pins, and [`Router::ack`](super::Router::ack),
+    /// which wants to know the GSI.
     pub fn gsi_of(&self, pin: u32) -> Option<u32> {
         let pins = self.by_pin.get(pin as usize % SHARDS)?;
         pins.get(&pin).copied()

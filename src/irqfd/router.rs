@@ -15,13 +15,14 @@ use std::io;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 
-/// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same one.
+/// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same
+/// one.
 ///
-/// A signal to an assigned event takes no lock on its way to the sink. Deassigning and changes of routes wait for signals that
-/// are under way, so that nothing happens after them that belongs before; not so inside an observer's or a sink's call, where
-/// they take effect for what comes after and wait for nothing: what other threads are in the middle of may still happen after
-/// the outermost call has ended. All else waits for nobody. Which locks a caller may hold is said
-/// [in one place](super#locks-that-a-caller-may-hold).
+/// A signal to an assigned event takes no lock on its way to the sink. Deassigning and changes of routes wait for
+/// signals that are under way, so that nothing happens after them that belongs before; not so inside an observer's or a
+/// sink's call, where they take effect for what comes after and wait for nothing: what other threads are in the middle
+/// of may still happen after the outermost call has ended. All else waits for nobody. Which locks a caller may hold is
+/// said [in one place](super#locks-that-a-caller-may-hold).
 ///
 /// ```
 /// use doorbell::Event;
@@ -88,9 +89,9 @@ impl Router {
 
     /// Calls `sink` on a thread of the router's own, for a sink that may sleep. (KVM does so for pins.)
     ///
-    /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What has
-    /// been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize) returns; after the
-    /// router, its irqfds and level sources have gone, the thread ends, and nothing is left undone.
+    /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What
+    /// has been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize)
+    /// returns; after the router, its irqfds and level sources have gone, the thread ends, and nothing is left undone.
     ///
     /// # Errors
     ///
@@ -112,15 +113,15 @@ impl Router {
         }
     }
 
-    /// Has each signal of `event` interrupt through `gsi`, as an edge or a message, until the [`Irqfd`] is dropped or the
-    /// event deassigned. (`KVM_IRQFD`)
+    /// Has each signal of `event` interrupt through `gsi`, as an edge or a message, until the [`Irqfd`] is dropped or
+    /// the event deassigned. (`KVM_IRQFD`)
     ///
     /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
-    /// signaller's call, so others rarely find anything to read. What triggers is the signal, not the count: a write of 0
-    /// interrupts. If there is a count already, that interrupts once, now, and stays until the next signal.
+    /// signaller's call, so others rarely find anything to read. What triggers is the signal, not the count: a write of
+    /// 0 interrupts. If there is a count already, that interrupts once, now, and stays until the next signal.
     ///
-    /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one, signals
-    /// are taken and lost. This waits for nobody.
+    /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
+    /// signals are taken and lost. This waits for nobody.
     ///
     /// # Errors
     ///
@@ -134,8 +135,9 @@ impl Router {
     /// resample events of all irqfds of the GSI. A device that still has something to say signals `event` again, be it
     /// inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
     ///
-    /// A signal while the line is up is coalesced, so one that comes before the ack is not heard again after it: that is what
-    /// the resample event is for. On a GSI that is routed to a message, which has no level, each signal sends one.
+    /// A signal while the line is up is coalesced, so one that comes before the ack is not heard again after it: that
+    /// is what the resample event is for. On a GSI that is routed to a message, which has no level, each signal sends
+    /// one.
     ///
     /// When the last resampling irqfd of a GSI is deassigned, the line goes down, unless somebody else holds it up.
     ///
@@ -236,20 +238,23 @@ impl Router {
     /// Ends what [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
     /// GSI began; if there was no such thing, does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
     ///
-    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the caller
-    /// must not hold.
+    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
+    /// caller must not hold.
     ///
-    /// When this returns, nothing is injected for the event any more: it is an event like others, and may be assigned again.
+    /// When this returns, nothing is injected for the event any more: it is an event like others, and may be assigned
+    /// again.
     ///
-    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. What the event held when
-    /// it was assigned has interrupted and is taken away now, if no signal has taken it before; so is one unit of a semaphore
-    /// that holds something. (A signal that is made at the same time stays. If others read from the event, one as large as
-    /// what they read may be mistaken for that.) What a mask keeps [pending](Self::is_pending) is given back to the count, as
-    /// one signal. The last irqfd of a GSI takes the pending bit along, so that the next one does not interrupt for it.
+    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. What the event
+    /// held when it was assigned has interrupted and is taken away now, if no signal has taken it before; so is one
+    /// unit of a semaphore that holds something. (A signal that is made at the same time stays. If others read from the
+    /// event, one as large as what they read may be mistaken for that.) What a mask keeps [pending](Self::is_pending)
+    /// is given back to the count, as one signal. The last irqfd of a GSI takes the pending bit along, so that the next
+    /// one does not interrupt for it.
     ///
-    /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a sink's call
-    /// this waits for nothing: the event may be assigned again when the outermost call has ended, if no other thread is
-    /// inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the start.
+    /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a
+    /// sink's call this waits for nothing: the event may be assigned again when the outermost call has ended, if no
+    /// other thread is inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the
+    /// start.
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
@@ -267,11 +272,12 @@ impl Router {
     /// Replaces all routes in one step. When this returns, nothing is injected by the old ones any more.
     /// (`KVM_SET_GSI_ROUTING`)
     ///
-    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the caller
-    /// must not hold.
+    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
+    /// caller must not hold.
     ///
-    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and raised at
-    /// the new one. What was lost without a route stays lost. If the routes are the same as before, nothing happens.
+    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and
+    /// raised at the new one. What was lost without a route stays lost. If the routes are the same as before, nothing
+    /// happens.
     ///
     /// # Errors
     ///
@@ -292,8 +298,8 @@ impl Router {
         self.reroute_and_wait(|all| all.set(gsi, route))
     }
 
-    /// Gives several GSIs other routes, or none, in one step and at the price of one, as [`set_routes`](Self::set_routes).
-    /// The others stay. (See [`Routes::set_all`].)
+    /// Gives several GSIs other routes, or none, in one step and at the price of one, as
+    /// [`set_routes`](Self::set_routes). The others stay. (See [`Routes::set_all`].)
     ///
     /// # Errors
     ///
@@ -324,9 +330,9 @@ impl Router {
 
     /// Keeps interrupts of `gsi` back, as a guest has an MSI-X vector or a pin do. A state, not a count.
     ///
-    /// Signals set the pending bit, or the level of the line, which the sink sees go down. A signal that is made after this
-    /// has returned interrupts nobody. This waits for nobody: what other threads have begun before, injections or the lowering
-    /// of the line, may be under way when it returns. [`synchronize`](Self::synchronize) waits for that.
+    /// Signals set the pending bit, or the level of the line, which the sink sees go down. A signal that is made after
+    /// this has returned interrupts nobody. This waits for nobody: what other threads have begun before, injections or
+    /// the lowering of the line, may be under way when it returns. [`synchronize`](Self::synchronize) waits for that.
     pub fn mask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Mask);
@@ -334,8 +340,8 @@ impl Router {
 
     /// Ends a [`mask`](Self::mask), and injects what is pending, by the route there is now.
     ///
-    /// A line that resampling irqfds assert is not raised. Their devices may have changed their minds, so their resample
-    /// events are signalled, as after an [`ack`](Self::ack), and who still wants to interrupt signals again.
+    /// A line that resampling irqfds assert is not raised. Their devices may have changed their minds, so their
+    /// resample events are signalled, as after an [`ack`](Self::ack), and who still wants to interrupt signals again.
     pub fn unmask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Unmask);
@@ -344,8 +350,8 @@ impl Router {
     /// Gives a vector another route, then unmasks it: what is pending goes the new way, as does what is signalled in
     /// between. So a guest moves a vector, with the masking, writing and unmasking of its MSI-X table entry.
     ///
-    /// If the route is the same as before, this is an [`unmask`](Self::unmask) and no more. In no case does it wait for other
-    /// threads: an injection by the old route that one has begun before may be under way when this returns.
+    /// If the route is the same as before, this is an [`unmask`](Self::unmask) and no more. In no case does it wait for
+    /// other threads: an injection by the old route that one has begun before may be under way when this returns.
     ///
     /// # Errors
     ///
@@ -356,8 +362,8 @@ impl Router {
         Ok(())
     }
 
-    /// As [`unmask_with_route`](Self::unmask_with_route) for many, at the price of one change of routes: for a guest that
-    /// enables all vectors of a device.
+    /// As [`unmask_with_route`](Self::unmask_with_route) for many, at the price of one change of routes: for a guest
+    /// that enables all vectors of a device.
     ///
     /// # Errors
     ///
@@ -381,22 +387,24 @@ impl Router {
 
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
-    /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call this
-    /// does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that the caller must not hold.
+    /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call
+    /// this does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that the caller must not
+    /// hold.
     pub fn synchronize(&self) {
         self.board().settle();
     }
 
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
     ///
-    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of a vector
-    /// that is no longer in use ends in QEMU. A change of routes leaves it, and irqfds leave the mask.
+    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of
+    /// a vector that is no longer in use ends in QEMU. A change of routes leaves it, and irqfds leave the mask.
     pub fn is_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.is_pending())
     }
 
-    /// Takes the pending bit out, for a VMM that keeps the pending bit array itself: it is the VMM's to inject on unmask.
+    /// Takes the pending bit out, for a VMM that keeps the pending bit array itself: it is the VMM's to inject on
+    /// unmask.
     pub fn take_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.take_pending())
@@ -404,22 +412,24 @@ impl Router {
 
     /// Holds a line up, or no more, in the name of the VMM. (`KVM_IRQ_LINE`, which has one holder in the VMM as well.)
     ///
-    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All callers of
-    /// this are one holder, and the last of them decides: devices that share a pin have a level source each.
+    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All
+    /// callers of this are one holder, and the last of them decides: devices that share a pin have a level source each.
     pub fn set_level(&self, gsi: u32, level: bool) {
         let board = self.board();
         board.hold(board.lines().get(gsi), |holders| holders.vmm = level);
     }
 
-    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up to begin with.
+    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up to
+    /// begin with.
     pub fn level_source(&self, gsi: u32) -> LevelSource {
         let core = &self.inner.core;
         LevelSource::new(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
     }
 
-    /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are signalled,
-    /// whoever had raised it. If it is held up otherwise, it is raised again. To be called by the interrupt controller's
-    /// model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI without resampling irqfds needs no acks and ignores them.
+    /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are
+    /// signalled, whoever had raised it. If it is held up otherwise, it is raised again. To be called by the interrupt
+    /// controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI
+    /// without resampling irqfds needs no acks and ignores them.
     ///
     /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
     pub fn ack(&self, gsi: u32) {

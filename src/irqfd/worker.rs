@@ -1,8 +1,9 @@
 //! A thread that drives lines, for sinks that may sleep.
 //!
-//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands in
-//! the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end of the
-//! backlog if that leaves something to do. So between two turns of a line there is at most one of each other line.
+//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands
+//! in the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end
+//! of the backlog if that leaves something to do. So between two turns of a line there is at most one of each other
+//! line.
 
 use super::board::Board;
 use super::line::{Line, Turn};
@@ -28,8 +29,8 @@ pub(super) struct Backlog {
 
 enum Job {
     Turn(Arc<Line>),
-    /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The first
-    /// time, the worker may have been in a turn that a request came too late for, and that line comes after this.
+    /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The
+    /// first time, the worker may have been in a turn that a request came too late for, and that line comes after this.
     Flush {
         done: Arc<Event>,
         again: bool,

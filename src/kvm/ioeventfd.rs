@@ -28,21 +28,21 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
 /// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
-/// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table serves it.
-/// A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it. What else may
-/// take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
+/// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table
+/// serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it.
+/// What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
 ///
 /// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive. An event's
-/// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a new
-/// event comes, or descriptors run out, and the event has gone by then.
+/// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a
+/// new event comes, or descriptors run out, and the event has gone by then.
 ///
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
 /// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
-/// moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search overlooks it because doorbells of
-/// several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell is in the second half, which KVM does
-/// not look at. A limit that is shorter than the kernel's next tick makes each sleep dearer.
+/// moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search overlooks it because doorbells
+/// of several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell is in the second half, which
+/// KVM does not look at. A limit that is shorter than the kernel's next tick makes each sleep dearer.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -81,8 +81,8 @@ pub struct KvmListener {
 
 #[derive(Default)]
 struct State {
-    /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for one
-    /// need not care that the doorbell moves. Those of events that have gone are closed by [`sweep`](Self::sweep).
+    /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for
+    /// one need not care that the doorbell moves. Those of events that have gone are closed by [`sweep`](Self::sweep).
     counts: HashMap<usize, (Weak<Event>, Arc<OwnedFd>)>,
     /// What KVM has.
     registered: BTreeMap<Key, KernelCount>,
@@ -127,7 +127,8 @@ impl KvmListener {
         self.ioctl(key, count, 0)
     }
 
-    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all that no other has moved to the event.
+    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all that no other has moved to the
+    /// event.
     fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
         let done = self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign);
         count.drain();
@@ -317,8 +318,8 @@ impl fmt::Debug for KvmListener {
 /// The kicks of an [`Event`] that KVM took: an eventfd, to be waited for and drained.
 ///
 /// The descriptor ([`AsFd`]) does not block. It becomes readable when KVM takes a kick, and is to be read by
-/// [`drain`](Self::drain) only, or by a [`Poller`](crate::poll::Poller) that it is [bound](crate::poll::Poller::bind) to its
-/// [`event`](Self::event) with. What has no room in the event is left with such a poller until there is room.
+/// [`drain`](Self::drain) only, or by a [`Poller`](crate::poll::Poller) that it is [bound](crate::poll::Poller::bind)
+/// to its [`event`](Self::event) with. What has no room in the event is left with such a poller until there is room.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
     event: Arc<Event>,
@@ -328,9 +329,10 @@ pub struct KernelCount {
 impl KernelCount {
     /// Moves the kicks from the kernel to the event, and returns how many.
     ///
-    /// Any number of threads may do so at a time: each kick is moved by one of them. When this returns, the event has had
-    /// all kicks that KVM took before the call, whichever thread has moved them. It may wait for another thread that
-    /// moves kicks for as long as a `read(2)` takes that does not block. System calls: `read`; `futex` to wait and to wake.
+    /// Any number of threads may do so at a time: each kick is moved by one of them. When this returns, the event has
+    /// had all kicks that KVM took before the call, whichever thread has moved them. It may wait for another thread
+    /// that moves kicks for as long as a `read(2)` takes that does not block. System calls: `read`; `futex` to wait and
+    /// to wake.
     pub fn drain(&self) -> u64 {
         transfer::drain(&self.event, || self.take())
     }

@@ -21,38 +21,39 @@ pub use table::RouteTableError;
 /// Who turns a signal into the guest's message-signalled interrupt. A pin is the VMM's to move (`KVM_IRQ_LINE`).
 ///
 /// KVM's own irqfds pulse pins, too, by a worker, some time after the signal. That costs the signaller as much as two
-/// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18), but the pulse then goes by the routes of that time, so that it may be
-/// lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
+/// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18), but the pulse then goes by the routes of that time, so that it may
+/// be lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Injection {
-    /// The VMM, by `KVM_SIGNAL_MSI`. No file descriptors. Measured, a message costs the signaller no more than a write to an
-    /// irqfd of KVM's: the default.
+    /// The VMM, by `KVM_SIGNAL_MSI`. No file descriptors. Measured, a message costs the signaller no more than a write
+    /// to an irqfd of KVM's: the default.
     #[default]
     Userspace,
-    /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI gets its
-    /// first, and closed with its last.
+    /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI
+    /// gets its first, and closed with its last.
     Kernel,
 }
 
 /// Interrupts by KVM: the sink of a [`Router`](crate::irqfd::Router) for a VM with KVM's interrupt controllers.
 ///
-/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so the sink is for one router. Pin n is the IOAPIC's pin n
-/// and, below 16, that of the PICs. The VM has no routes to begin with. With [`Injection::Userspace`] its table has the
-/// pins only, so a change of messages makes no system call. With [`Injection::Kernel`] it has all routes, and each change is
-/// a call that costs time in proportion to their number, so many changes are made at once, with
+/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so the sink is for one router. Pin n is the IOAPIC's
+/// pin n and, below 16, that of the PICs. The VM has no routes to begin with. With [`Injection::Userspace`] its table
+/// has the pins only, so a change of messages makes no system call. With [`Injection::Kernel`] it has all routes, and
+/// each change is a call that costs time in proportion to their number, so many changes are made at once, with
 /// [`Router::change_routes`](crate::irqfd::Router::change_routes) or
-/// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on GSIs
-/// of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`. KVM's table has 4,096 entries, and what it cannot
-/// have is a [`RouteTableError`].
+/// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on
+/// GSIs of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`. KVM's table has 4,096 entries, and what
+/// it cannot have is a [`RouteTableError`].
 ///
-/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with a bit of 32 to 39 set in the address, and every table with one. A
-/// guest may write one into a device's vector, so the table does without, and the message is
+/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with a bit of 32 to 39 set in the address, and every table with one.
+/// A guest may write one into a device's vector, so the table does without, and the message is
 /// [refused](Self::refused) when it is sent.
 ///
 /// KVM knows of the guest's ends of interrupt, so a line with resampling irqfds is the kernel's, whoever injects
 /// otherwise: KVM lowers it, and tells a thread of the sink, which signals the resample events. Taking such a line down
-/// without an end of interrupt (a mask, another route, the end of the last resampling irqfd) is costly. The thread starts with
-/// the first resampling irqfd and ends with the sink; a line has two eventfds as long as it has a resampling irqfd.
+/// without an end of interrupt (a mask, another route, the end of the last resampling irqfd) is costly. The thread
+/// starts with the first resampling irqfd and ends with the sink; a line has two eventfds as long as it has a
+/// resampling irqfd.
 ///
 /// An edge, or a change of a level, is there when the call that it comes from returns, except the rise of a line with
 /// resampling irqfds, which a worker of KVM's carries out soon.
@@ -60,10 +61,10 @@ pub enum Injection {
 /// # Split interrupt controllers
 ///
 /// KVM has the local APICs only then: pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
-/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). If a message is level-triggered, `KVM_RUN` returns with
-/// `KVM_EXIT_IOAPIC_EOI` at its end of interrupt, and the IOAPIC calls [`Router::ack`](crate::irqfd::Router::ack) for each pin
-/// that has the vector. But KVM watches for such vectors alone that its table has, so the IOAPIC tells the message of each pin by
-/// [`set_ioapic_message`](Self::set_ioapic_message) before it sends it.
+/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). If a message is level-triggered, `KVM_RUN` returns
+/// with `KVM_EXIT_IOAPIC_EOI` at its end of interrupt, and the IOAPIC calls [`Router::ack`](crate::irqfd::Router::ack)
+/// for each pin that has the vector. But KVM watches for such vectors alone that its table has, so the IOAPIC tells the
+/// message of each pin by [`set_ioapic_message`](Self::set_ioapic_message) before it sends it.
 ///
 /// # System calls
 ///
@@ -137,8 +138,8 @@ struct Line {
 }
 
 impl State {
-    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not see those in no other
-    /// way, and what it refuses is to be counted.
+    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not see those in no
+    /// other way, and what it refuses is to be counted.
     fn is_by_wire(&self, route: Option<Route>) -> bool {
         match route {
             Some(Route::Pin(_)) => false,
@@ -203,26 +204,26 @@ impl KvmSink {
     /// router's counters have them as injected.
     ///
     /// KVM refuses a message that no vCPU takes (`EPERM`), as long as there is none for instance, and, with
-    /// `KVM_CAP_X2APIC_API`, one whose address is not in x2APIC format (`EINVAL`). A message that the guest's APIC takes and
-    /// drops is not counted, nor is what KVM drops that has got it by [`Injection::Kernel`].
+    /// `KVM_CAP_X2APIC_API`, one whose address is not in x2APIC format (`EINVAL`). A message that the guest's APIC
+    /// takes and drops is not counted, nor is what KVM drops that has got it by [`Injection::Kernel`].
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }
 
     /// The message of a pin of the VMM's IOAPIC, beside a split interrupt controller; `None` takes it away.
     ///
-    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that KVM's table has in a level-triggered message
-    /// (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. What message is sent does
-    /// not matter. So the VMM's IOAPIC calls this when the guest has written a redirection entry, before it sends the
-    /// message, and the message stands in the table at the GSI `pin`. If the kernel injects, the router can have none on that
-    /// GSI then.
+    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that KVM's table has in a level-triggered
+    /// message (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. What
+    /// message is sent does not matter. So the VMM's IOAPIC calls this when the guest has written a redirection entry,
+    /// before it sends the message, and the message stands in the table at the GSI `pin`. If the kernel injects, the
+    /// router can have none on that GSI then.
     ///
     /// Nothing is asked of KVM if the message is the same as before.
     ///
     /// # Errors
     ///
-    /// The interrupt controller is not split (`EINVAL`), KVM's table has a message of the router's on that GSI (`EINVAL`), or
-    /// it is full (a [`RouteTableError`]). The message is as it was then.
+    /// The interrupt controller is not split (`EINVAL`), KVM's table has a message of the router's on that GSI
+    /// (`EINVAL`), or it is full (a [`RouteTableError`]). The message is as it was then.
     pub fn set_ioapic_message(&self, pin: u32, message: Option<MsiMessage>) -> Result<(), Error> {
         let refused = |source| Error {
             call: SET_GSI_ROUTING,
@@ -265,7 +266,8 @@ impl KvmSink {
             Err(error) if !state.x2apic && error.raw_os_error() == Some(EINVAL) => error,
             result => return result,
         };
-        // KVM does not say which format it wants. What it takes only without the messages that are in another one, tells.
+        // KVM does not say which format it wants. What it takes only without the messages that are in another one,
+        // tells.
         if !table
             .iter()
             .any(|&(_, route)| table::is_no_x2apic_message(route))
@@ -368,8 +370,8 @@ impl KvmSink {
         Ok(assertion)
     }
 
-    /// The line has no resampling irqfds any more. Returns its way back if there is an end of interrupt that it has not been
-    /// told of.
+    /// The line has no resampling irqfds any more. Returns its way back if there is an end of interrupt that it has not
+    /// been told of.
     fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) -> Option<Eoi> {
         let ended = assertion.take_end();
         if assertion.is_raised() {

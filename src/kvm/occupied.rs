@@ -1,8 +1,8 @@
 //! What KVM emulates itself, as far as KVM can be asked.
 //!
-//! KVM's devices stand on the buses on which its ioeventfds do (`kvm_io_bus`), and a guest write goes to the first that it
-//! fits into. `KVM_IOEVENTFD` knows of no collision with a device, so an ioeventfd inside of one is registered, and then
-//! either is never reached or takes the device's writes.
+//! KVM's devices stand on the buses on which its ioeventfds do (`kvm_io_bus`), and a guest write goes to the first that
+//! it fits into. `KVM_IOEVENTFD` knows of no collision with a device, so an ioeventfd inside of one is registered, and
+//! then either is never reached or takes the device's writes.
 
 use crate::ioeventfd::Key;
 use std::os::fd::BorrowedFd;
@@ -24,9 +24,9 @@ pub enum InKernel {
 
 /// A device of KVM's own stands where the doorbell should (`EBUSY`).
 ///
-/// It is the device that takes the guest's writes there: they do not exit to the VMM, and the table does not see them. So
-/// nothing rings this doorbell, in KVM or in the table. Were KVM given it, the doorbell would be overlooked or, if it is
-/// shorter than the device and at its first address, take writes that are meant for the device.
+/// It is the device that takes the guest's writes there: they do not exit to the VMM, and the table does not see them.
+/// So nothing rings this doorbell, in KVM or in the table. Were KVM given it, the doorbell would be overlooked or, if
+/// it is shorter than the device and at its first address, take writes that are meant for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Occupied {
@@ -94,8 +94,8 @@ mod x86 {
         (InKernel::LocalApic, Bus::Mmio, 0xfee0_0000, 0x1000),
     ];
 
-    /// The device that has all of the doorbell's addresses, if it is there. One that reaches beyond a device has writes to
-    /// itself that do not fit into the device.
+    /// The device that has all of the doorbell's addresses, if it is there. One that reaches beyond a device has writes
+    /// to itself that do not fit into the device.
     pub(super) fn device_at(key: &Key) -> Option<InKernel> {
         let fits = |&&(_, bus, first, size): &&(InKernel, Bus, u64, u64)| {
             let offset = key.address.checked_sub(first);

@@ -5,8 +5,8 @@
 //!                                       count  ── read ──▶ carrier ── write ──▶ count
 //! ```
 //!
-//! What was read and does not fit stays with the [`Carrier`]. As long as there is any, the eventfd is not read, so that it
-//! fills and holds up its writers as the event would; a read of the event queues the binding again.
+//! What was read and does not fit stays with the [`Carrier`]. As long as there is any, the eventfd is not read, so that
+//! it fills and holds up its writers as the event would; a read of the event queues the binding again.
 //!
 //! The eventfd is watched for edges, so it is read until it is empty; one thread at a time does so. A thread that finds
 //! another at it leaves a note and goes.
@@ -33,8 +33,8 @@ pub(super) struct Bound {
     carrier: Carrier,
 }
 
-/// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and others
-/// wait.
+/// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and
+/// others wait.
 const READS: u32 = 64;
 
 /// What to do after a round of carrying.
@@ -137,22 +137,22 @@ impl Poller {
     /// Binds a kernel eventfd to an event: what KVM, vhost or another process adds to the eventfd, a thread in
     /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](Event::write).
     ///
-    /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in the
-    /// eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time. Several
-    /// threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own. Nothing is
-    /// carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the event, or wait for
-    /// it elsewhere.
+    /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in
+    /// the eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time.
+    /// Several threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own.
+    /// Nothing is carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the
+    /// event, or wait for it elsewhere.
     ///
-    /// The poller holds on to a duplicate of the descriptor, and to the event, until [`delete`](Self::delete). What is in the
-    /// eventfd then stays there. What has been read is in the event when `delete` returns, also if another thread has read it
-    /// this very moment; what had no room is signalled, so that the event may overflow. An eventfd that is bound twice gives
-    /// each count to one of the events.
+    /// The poller holds on to a duplicate of the descriptor, and to the event, until [`delete`](Self::delete). What is
+    /// in the eventfd then stays there. What has been read is in the event when `delete` returns, also if another
+    /// thread has read it this very moment; what had no room is signalled, so that the event may overflow. An eventfd
+    /// that is bound twice gives each count to one of the events.
     ///
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists), [`NotEventfd`](PollError::NotEventfd), [`BadFd`](PollError::BadFd) or
-    /// [`Os`](PollError::Os). What kind of descriptor it is, is asked of `/proc`; if that is not there, it is taken for an
-    /// eventfd.
+    /// [`Os`](PollError::Os). What kind of descriptor it is, is asked of `/proc`; if that is not there, it is taken for
+    /// an eventfd.
     ///
     /// ```
     /// use doorbell::Event;
@@ -214,8 +214,8 @@ impl Poller {
     }
 }
 
-/// What a `read(2)` of an eventfd gives, but `EAGAIN` if that would block, whatever the flags of its open file say: other
-/// processes share those. Needs Linux 5.8, or is `EOPNOTSUPP`.
+/// What a `read(2)` of an eventfd gives, but `EAGAIN` if that would block, whatever the flags of its open file say:
+/// other processes share those. Needs Linux 5.8, or is `EOPNOTSUPP`.
 pub(super) fn read_at_once(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut count = [0; 8];
     let mut buffer = [IoSliceMut::new(&mut count)];

@@ -1,11 +1,11 @@
 //! Real file descriptors in the same wait: the poller's epoll instance.
 //!
-//! It is made when the first descriptor is added. From then on threads sleep in `epoll_pwait(2)`, and who has something for
-//! them in the process writes to the *bell*, an eventfd that is in the epoll too, but only if one is announced. The bell is
-//! edge-triggered and never read: each write wakes one thread.
+//! It is made when the first descriptor is added. From then on threads sleep in `epoll_pwait(2)`, and who has something
+//! for them in the process writes to the *bell*, an eventfd that is in the epoll too, but only if one is announced. The
+//! bell is edge-triggered and never read: each write wakes one thread.
 //!
-//! A thread that sees the bell has used up the wake-up of a sleeper, so it must stand among the [`Waiters`] then, as one
-//! that leaves wakes the next if need be.
+//! A thread that sees the bell has used up the wake-up of a sleeper, so it must stand among the [`Waiters`] then, as
+//! one that leaves wakes the next if need be.
 //!
 //! [`Waiters`]: crate::sync::waiters::Waiters
 
@@ -86,8 +86,8 @@ impl Fds {
         self.pwait(room, Some(Duration::ZERO), take)
     }
 
-    /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a signal
-    /// handler that ran; then as [`look`](Self::look).
+    /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a
+    /// signal handler that ran; then as [`look`](Self::look).
     pub(super) fn sleep(
         &self,
         room: usize,
@@ -177,8 +177,8 @@ impl FdTable {
     /// The descriptor, unless its number is known to have been given to another.
     fn fd(&self, registration: &FdRegistration) -> Option<BorrowedFd<'_>> {
         let ours = self.numbers.get(&registration.number) == Some(&registration.token);
-        // SAFETY: it may be closed, and open again as something else. It is only looked for in the list of our own epoll
-        // instance, in which nobody else's descriptor is.
+        // SAFETY: it may be closed, and open again as something else. It is only looked for in the list of our own
+        // epoll instance, in which nobody else's descriptor is.
         ours.then(|| unsafe { BorrowedFd::borrow_raw(registration.number) })
     }
 }
@@ -232,16 +232,16 @@ impl Poller {
     /// Watches a file descriptor: a socket, a timer, an eventfd that the kernel signals; whatever epoll takes.
     ///
     /// The flags are epoll's own. From the first descriptor on, threads in [`wait`](Self::wait) sleep in epoll, those
-    /// that sleep elsewhere at the time move, and a timeout may pass up to a millisecond late. While events of the process
-    /// are ready, descriptors are looked at in every 32nd wait.
+    /// that sleep elsewhere at the time move, and a timeout may pass up to a millisecond late. While events of the
+    /// process are ready, descriptors are looked at in every 32nd wait.
     ///
-    /// The poller does not keep the descriptor open. As with epoll, [`delete`](Self::delete) comes before closing: closing
-    /// ends the registration only if no duplicate is left, and leaves the key in use.
+    /// The poller does not keep the descriptor open. As with epoll, [`delete`](Self::delete) comes before closing:
+    /// closing ends the registration only if no duplicate is left, and leaves the key in use.
     ///
     /// # Errors
     ///
-    /// [`KeyExists`](PollError::KeyExists); [`FdExists`](PollError::FdExists), though a duplicate is another descriptor;
-    /// [`BadFd`](PollError::BadFd); [`NotPollable`](PollError::NotPollable); [`Os`](PollError::Os).
+    /// [`KeyExists`](PollError::KeyExists); [`FdExists`](PollError::FdExists), though a duplicate is another
+    /// descriptor; [`BadFd`](PollError::BadFd); [`NotPollable`](PollError::NotPollable); [`Os`](PollError::Os).
     ///
     /// ```
     /// # use doorbell::poll::{Events, Poller, Watch};

@@ -4,14 +4,14 @@
 //!     head ──▶ newest ──▶ … ──▶ oldest        push: one compare-exchange      take_all: one swap
 //! ```
 //!
-//! It is intrusive: the links are in the items, so a signal allocates nothing. An item is pushed only by the thread that
-//! set its `QUEUED` bit, and the bit is cleared after it was taken, so it is never on the stack twice. As only the whole
-//! stack is ever taken, and under the poller's lock, there is no ABA.
+//! It is intrusive: the links are in the items, so a signal allocates nothing. An item is pushed only by the thread
+//! that set its `QUEUED` bit, and the bit is cleared after it was taken, so it is never on the stack twice. As only the
+//! whole stack is ever taken, and under the poller's lock, there is no ABA.
 //!
 //! The queue owns a count of the `Arc` of each item that is registered, wherever it is: in this stack, with those who
-//! have taken it from here or, between two times, [kept](Link::keep) in the item itself. So a signal need not count. When
-//! the poller goes, the stack is closed: an observer's call may still be under way then, and what it would push nobody
-//! would free.
+//! have taken it from here or, between two times, [kept](Link::keep) in the item itself. So a signal need not count.
+//! When the poller goes, the stack is closed: an observer's call may still be under way then, and what it would push
+//! nobody would free.
 
 use super::item::Item;
 use crate::sync::DEKKER;
@@ -23,8 +23,8 @@ pub(super) struct Incoming {
     head: AtomicPtr<Item>,
 }
 
-/// The place of an item in the stack, or of the queue's count of it outside. Of whoever has set the item's `QUEUED` bit,
-/// then of who took it.
+/// The place of an item in the stack, or of the queue's count of it outside. Of whoever has set the item's `QUEUED`
+/// bit, then of who took it.
 pub(super) struct Link(AtomicPtr<Item>);
 
 /// The head of a closed stack.

@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 
 /// An epoll in userspace: reports which of many events are ready.
 ///
-/// It watches [`Event`]s, without a file descriptor and without a system call while it is busy, and real file descriptors
-/// in the same wait. Each is registered under a key of the caller's choice, with a [`Watch`] that says what to report and
-/// how often. What is ready is found in a time that depends on how much is ready and not on how much is registered.
+/// It watches [`Event`]s, without a file descriptor and without a system call while it is busy, and real file
+/// descriptors in the same wait. Each is registered under a key of the caller's choice, with a [`Watch`] that says what
+/// to report and how often. What is ready is found in a time that depends on how much is ready and not on how much is
+/// registered.
 ///
-/// Several threads may wait. Edge-triggered and one-shot events are given to one of them; a level-triggered one to each, as
-/// long as it is ready. What is ready is reported in the order in which it became so; a level-triggered event that was
-/// reported goes to the end. So a noisy event cannot hide a quiet one, however small the buffer.
+/// Several threads may wait. Edge-triggered and one-shot events are given to one of them; a level-triggered one to
+/// each, as long as it is ready. What is ready is reported in the order in which it became so; a level-triggered event
+/// that was reported goes to the end. So a noisy event cannot hide a quiet one, however small the buffer.
 ///
 /// ```
 /// use doorbell::Event;
@@ -153,8 +154,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Changes what an event or file descriptor is watched for. If it is ready, it is reported, whatever the trigger: so a
-    /// one-shot that has been reported begins anew.
+    /// Changes what an event or file descriptor is watched for. If it is ready, it is reported, whatever the trigger:
+    /// so a one-shot that has been reported begins anew.
     ///
     /// Never waits.
     ///
@@ -180,8 +181,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Ends a registration. A wait that begins after this has returned does not report it, though it may have been in the
-    /// queue already.
+    /// Ends a registration. A wait that begins after this has returned does not report it, though it may have been in
+    /// the queue already.
     ///
     /// Waits as dropping an [`Observation`] does, unless called from an observer's call.
     ///
@@ -219,34 +220,34 @@ impl Poller {
         swept
     }
 
-    /// Makes one [`wait`](Self::wait) return, now or the next time, with or without events. Notifications that come before
-    /// it returns count as one.
+    /// Makes one [`wait`](Self::wait) return, now or the next time, with or without events. Notifications that come
+    /// before it returns count as one.
     ///
     /// Takes no lock and never waits, so it may be called in a handler of a signal too.
     pub fn notify(&self) {
         self.shared.notify();
     }
 
-    /// Waits until something is ready, somebody [notifies](Self::notify), or `timeout` has passed, and puts what is ready
-    /// into `events`, in the place of what was there. Returns how many there are, which is 0 after a timeout, and maybe
-    /// after a notification.
+    /// Waits until something is ready, somebody [notifies](Self::notify), or `timeout` has passed, and puts what is
+    /// ready into `events`, in the place of what was there. Returns how many there are, which is 0 after a timeout, and
+    /// maybe after a notification.
     ///
-    /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never sleeps.
-    /// The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the wait ends after
-    /// the timeout: what has not been carried over by then is carried over by the next wait.
+    /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never
+    /// sleeps. The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the
+    /// wait ends after the timeout: what has not been carried over by then is carried over by the next wait.
     /// A signal handler that runs does not end the wait; one that calls `notify` does.
     ///
-    /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and has
-    /// been read again in the meantime is not reported. As with [`Event::readiness`], what was done before a signal is
-    /// visible to who reads the event.
+    /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and
+    /// has been read again in the meantime is not reported. As with [`Event::readiness`], what was done before a signal
+    /// is visible to who reads the event.
     ///
-    /// If it carries over for a [binding](Self::bind), and an observer of the event panics, so does this; what was ready is
-    /// ready for the next wait then, unless it was an edge or one-shot that had been put into `events`.
+    /// If it carries over for a [binding](Self::bind), and an observer of the event panics, so does this; what was
+    /// ready is ready for the next wait then, unless it was an edge or one-shot that had been put into `events`.
     ///
     /// # Errors
     ///
-    /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody has
-    /// closed a descriptor that is the poller's own.
+    /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
+    /// has closed a descriptor that is the poller's own.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
         events.clear();
         if events.capacity() == 0 {
@@ -289,8 +290,8 @@ impl Poller {
         Ok(events.len())
     }
 
-    /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else. Returns
-    /// whether `wait` is to return.
+    /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else.
+    /// Returns whether `wait` is to return.
     fn look(
         &self,
         events: &mut Events,
@@ -331,8 +332,8 @@ impl Poller {
         result
     }
 
-    /// Puts what is ready in the process into `events`, and carries over for bindings. `own` is 1 if this thread stands among
-    /// the waiters, and else 0. Returns whether `wait` is to return.
+    /// Puts what is ready in the process into `events`, and carries over for bindings. `own` is 1 if this thread stands
+    /// among the waiters, and else 0. Returns whether `wait` is to return.
     fn harvest(&self, events: &mut Events, deadline: Option<Instant>, own: u32) -> bool {
         let bindings = self.report(events);
         if self.carry(bindings, deadline, own) && events.is_empty() {
@@ -378,8 +379,8 @@ impl Poller {
         bindings
     }
 
-    /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay in
-    /// the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
+    /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
+    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
     fn carry(&self, most: usize, deadline: Option<Instant>, own: u32) -> bool {
         let mut carried = false;
         for _ in 0..most {
@@ -514,7 +515,8 @@ struct Wait<'a> {
     poller: &'a Poller,
     events: RefCell<&'a mut Events>,
     deadline: Option<Instant>,
-    /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see [`Shared::wake`].
+    /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see
+    /// [`Shared::wake`].
     place: Cell<Option<&'a Fds>>,
     /// Looks while spinning.
     looks: Cell<u32>,

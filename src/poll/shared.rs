@@ -29,8 +29,8 @@ impl Shared {
         }
     }
 
-    /// On any thread, without a lock, and without a system call unless a thread sleeps. Wakes one then, now or, if more may
-    /// come, after that; see [`wake_queue`].
+    /// On any thread, without a lock, and without a system call unless a thread sleeps. Wakes one then, now or, if more
+    /// may come, after that; see [`wake_queue`].
     pub(super) fn push(self: &Arc<Self>, item: Arc<Item>) {
         if self.incoming.push(item) && self.waiters.is_announced() {
             wake_queue::wake(self);
@@ -69,8 +69,8 @@ impl Sleeper for Shared {
         let claimed = self.waiters.claim_sleepers(Release::One);
         match self.fds.get() {
             None => self.waiters.wake_claimed(claimed),
-            // Who chose to sleep there did so before it announced itself, so the claim has made this look find it. Who chose
-            // the futex before there was another place is woken when that is made.
+            // Who chose to sleep there did so before it announced itself, so the claim has made this look find it. Who
+            // chose the futex before there was another place is woken when that is made.
             Some(fds) => {
                 if claimed.are_some() {
                     fds.ring();

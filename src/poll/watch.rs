@@ -10,7 +10,8 @@
 ///
 /// The operation of the right kind is for `READABLE` any signal or successful write, be it of 0 or to an event that was
 /// readable already; for `WRITABLE` any successful read. So who watches for edges and has taken part of what was there,
-/// such as one unit of a semaphore, is not told of the rest before somebody writes again: take all, until there is nothing.
+/// such as one unit of a semaphore, is not told of the rest before somebody writes again: take all, until there is
+/// nothing.
 ///
 /// ```
 /// use doorbell::poll::Watch;

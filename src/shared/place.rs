@@ -55,8 +55,8 @@ pub(super) fn create_file() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Whether an access to the file cannot fail, whatever those do who have it open. Asks a peer's file system nothing: what
-/// is not the kernel's own has no seals.
+/// Whether an access to the file cannot fail, whatever those do who have it open. Asks a peer's file system nothing:
+/// what is not the kernel's own has no seals.
 pub(super) fn check_safe(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
     match rustix::fs::fcntl_get_seals(fd) {
         Ok(seals) if seals.contains(SealFlags::SHRINK) => {}

@@ -20,8 +20,8 @@ impl Waker {
     }
 }
 
-/// Whether a send that is not to block does not, whatever the peer does to the socket, and goes to nobody but the one whom
-/// the socket is connected to now.
+/// Whether a send that is not to block does not, whatever the peer does to the socket, and goes to nobody but the one
+/// whom the socket is connected to now.
 fn check(socket: BorrowedFd<'_>) -> Result<(), WakerError> {
     // What is not a socket is not looked at any further: a peer may be its file system.
     match sockopt::socket_domain(socket).map_err(refused)? {

@@ -1,8 +1,9 @@
 //! Which process this is: `fork(2)` takes memory along, but of the threads only the one that forks.
 //!
-//! The kernel's counterpart are `mm_struct`s that `fork()` copies and `files_struct`s that it shares. What the crate makes of
-//! it is said once, on its front page under *Fork*. A child is recognised without a system call: `pthread_atfork` has a
-//! handler run in it before `fork` returns. What forks by other means (a raw `clone`) is not recognised.
+//! The kernel's counterpart are `mm_struct`s that `fork()` copies and `files_struct`s that it shares. What the crate
+//! makes of it is said once, on its front page under *Fork*. A child is recognised without a system call:
+//! `pthread_atfork` has a handler run in it before `fork` returns. What forks by other means (a raw `clone`) is not
+//! recognised.
 
 #[cfg(all(unix, not(loom)))]
 pub(super) use handlers::at_fork;
@@ -44,11 +45,11 @@ mod handlers {
     ///
     /// # Safety
     ///
-    /// They may be called on any thread at any time, one fork after the other, and the last in a process where other threads
-    /// have vanished in the middle of whatever they did.
+    /// They may be called on any thread at any time, one fork after the other, and the last in a process where other
+    /// threads have vanished in the middle of whatever they did.
     pub(in crate::sync) unsafe fn at_fork(prepare: Handler, parent: Handler, child: Handler) {
-        // SAFETY: functions that live as long as this code, which the C library forgets if the code is unloaded; for the rest
-        // as promised. It fails if there is no memory, and then a child is not recognised.
+        // SAFETY: functions that live as long as this code, which the C library forgets if the code is unloaded; for
+        // the rest as promised. It fails if there is no memory, and then a child is not recognised.
         unsafe { pthread_atfork(prepare, parent, child) };
     }
 

@@ -1,7 +1,7 @@
 //! A value that most never need: made when it is first asked for.
 //!
-//! As `std::sync::OnceLock`, but one word small, seen by loom, and never blocking: of several threads that make the value
-//! at once, one wins and the others drop theirs.
+//! As `std::sync::OnceLock`, but one word small, seen by loom, and never blocking: of several threads that make the
+//! value at once, one wins and the others drop theirs.
 
 use super::atomic::{AtomicPtr, Ordering};
 use std::marker::PhantomData;
@@ -13,8 +13,8 @@ pub(crate) struct Lazy<T> {
     _owned: PhantomData<Box<T>>,
 }
 
-// SAFETY: it is an `Option<Box<T>>` to whoever owns or borrows it exclusively, and hands out `&T` to everybody else. A thread
-// that only has `&Lazy` may drop a `T` of its own making, and may leave one for another thread to drop.
+// SAFETY: it is an `Option<Box<T>>` to whoever owns or borrows it exclusively, and hands out `&T` to everybody else. A
+// thread that only has `&Lazy` may drop a `T` of its own making, and may leave one for another thread to drop.
 unsafe impl<T: Send + Sync> Sync for Lazy<T> {}
 
 impl<T> Lazy<T> {
@@ -30,7 +30,8 @@ impl<T> Lazy<T> {
     pub(crate) fn get(&self) -> Option<&T> {
         // Acquire pairs with the Release in `get_or_make`.
         let value = self.value.load(Ordering::Acquire);
-        // SAFETY: null, or a box that was leaked by `get_or_make` and is freed when `self`, which is borrowed, is dropped.
+        // SAFETY: null, or a box that was leaked by `get_or_make` and is freed when `self`, which is borrowed, is
+        // dropped.
         unsafe { value.as_ref() }
     }
 

@@ -47,11 +47,12 @@ impl From<MembarrierError> for io::Error {
 /// Makes lookups cheaper and changes of a table dearer, for the whole process and for good.
 ///
 /// A lookup in a [`Table`](crate::ioeventfd::Table) tells writers that it is under way, and that must be visible before
-/// it reads the table. By default a store with a full fence sees to it, at 2 to 3 ns. After this call it is a plain store, and
-/// each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all running threads
-/// of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up ever after; use
-/// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one. Nothing else calls
-/// it: not attaching and detaching observers, nor pollers, nor irqfds, whose routes and masks change often.
+/// it reads the table. By default a store with a full fence sees to it, at 2 to 3 ns. After this call it is a plain
+/// store, and each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all
+/// running threads of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up
+/// ever after; use [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of
+/// one. Nothing else calls it: not attaching and detaching observers, nor pollers, nor irqfds, whose routes and masks
+/// change often.
 ///
 /// Nor does a change of a table inside a callback, which waits for nothing. What it replaces is kept until some thread
 /// changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables in
@@ -72,8 +73,8 @@ impl From<MembarrierError> for io::Error {
 ///
 /// # Panics
 ///
-/// This does not, but if `membarrier` starts failing later, changes of a table do: they cannot know then whether the old
-/// entry is still in use. They leak it.
+/// This does not, but if `membarrier` starts failing later, changes of a table do: they cannot know then whether the
+/// old entry is still in use. They leak it.
 ///
 /// ```
 /// if let Err(reason) = doorbell::use_membarrier() {
@@ -193,6 +194,6 @@ mod choice {
 /// * [`is_light`]: whether readers do without a fence; to be asked after `settle`.
 /// * [`light`]: the barrier of a reader that does without, for the compiler only.
 /// * [`heavy`]: the barrier of a writer whose readers do without. Every thread of the process executes a full one.
-/// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to others. It asks how many have begun after its
-///   change; when one that began later has ended, all threads have executed a full one since the change.
+/// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to others. It asks how many have begun
+///   after its change; when one that began later has ended, all threads have executed a full one since the change.
 pub(crate) use choice::{begun, ended_since, heavy, is_light, light, settle};

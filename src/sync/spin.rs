@@ -2,11 +2,11 @@
 //!
 //! A sleep and a wake-up cost two system calls, two context switches and, in a virtual machine, often an interrupt to
 //! another CPU and a wake from `HLT`: 5 to 50 µs. An event that is due within that time is cheaper to wait for awake.
-//! KVM's counterpart is `halt_poll_ns`, QEMU's `poll-max-ns`; the way in which they grow and shrink is followed here. One
-//! thing is added. From within the kernel, KVM sees whether another thread wants the CPU. Here that shows only by its
-//! effect: spinning is in vain, and the event comes soon after the sleep has begun, because the signaller was waiting for
-//! this CPU, or for one that another spinner held. So spins that have had the whole longest window must succeed about
-//! every other time, or spinning rests:
+//! KVM's counterpart is `halt_poll_ns`, QEMU's `poll-max-ns`; the way in which they grow and shrink is followed here.
+//! One thing is added. From within the kernel, KVM sees whether another thread wants the CPU. Here that shows only by
+//! its effect: spinning is in vain, and the event comes soon after the sleep has begun, because the signaller was
+//! waiting for this CPU, or for one that another spinner held. So spins that have had the whole longest window must
+//! succeed about every other time, or spinning rests:
 //!
 //! ```text
 //!                    soon: double                       in vain, no credit
@@ -16,10 +16,11 @@
 //!               └──────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It is
-//! measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look at
-//! the clock, and nothing else of the event is touched: a line that its last owner leaves alone for some 40 ns moves to the
-//! signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning threads.
+//! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It
+//! is measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look
+//! at the clock, and nothing else of the event is touched: a line that its last owner leaves alone for some 40 ns moves
+//! to the signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning
+//! threads.
 
 use super::atomic::{AtomicU64, Ordering};
 use super::wake_queue;
@@ -28,8 +29,8 @@ use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
 ///
-/// The knob has the role of QEMU's `poll-max-ns` and of KVM's `halt_poll_ns`. It changes only how waiting is done, never
-/// what a call returns.
+/// The knob has the role of QEMU's `poll-max-ns` and of KVM's `halt_poll_ns`. It changes only how waiting is done,
+/// never what a call returns.
 ///
 /// ```
 /// use doorbell::{Event, Spin};
@@ -48,9 +49,10 @@ use std::time::{Duration, Instant};
 pub enum Spin {
     /// Sleep at once.
     Never,
-    /// Spin for a time that doubles when a little more spinning would have saved a sleep, and halves when the wait turned
-    /// out long, down to none. Where spinning does not win, because the machine has one CPU, or the signaller shares this
-    /// one, or there are more threads at work than CPUs: like `Never`, but for one attempt in about two hundred waits.
+    /// Spin for a time that doubles when a little more spinning would have saved a sleep, and halves when the wait
+    /// turned out long, down to none. Where spinning does not win, because the machine has one CPU, or the signaller
+    /// shares this one, or there are more threads at work than CPUs: like `Never`, but for one attempt in about two
+    /// hundred waits.
     Adaptive {
         /// The longest time to spin before one sleep. More than about four seconds count as that.
         max: Duration,
@@ -168,8 +170,8 @@ impl Spinner {
     }
 }
 
-/// Looks for `ready`, a relaxed load, for as long as it takes, but no longer than `limit`. Returns whether it came. Makes no
-/// system call, whatever the number of CPUs.
+/// Looks for `ready`, a relaxed load, for as long as it takes, but no longer than `limit`. Returns whether it came.
+/// Makes no system call, whatever the number of CPUs.
 pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     // Time does not pass in a model of loom's.
     let limit = if cfg!(loom) { Duration::ZERO } else { limit };
@@ -278,13 +280,13 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// Does now what the first blocking call of the process would do that spins: opens `/sys/devices/system/cpu/online`, reads it
-/// and closes it, to see whether there is more than one CPU.
+/// Does now what the first blocking call of the process would do that spins: opens `/sys/devices/system/cpu/online`,
+/// reads it and closes it, to see whether there is more than one CPU.
 ///
-/// Call it before threads get seccomp filters that do not allow that. After it, a blocking call makes no system calls but
-/// those that wait, wake and yield, on any thread. It need not be called: what cannot be read counts as many CPUs, but a filter may
-/// kill who tries. Calling it again does nothing. [`use_membarrier`](crate::use_membarrier) is the other call that has its
-/// place there.
+/// Call it before threads get seccomp filters that do not allow that. After it, a blocking call makes no system calls
+/// but those that wait, wake and yield, on any thread. It need not be called: what cannot be read counts as many CPUs,
+/// but a filter may kill who tries. Calling it again does nothing. [`use_membarrier`](crate::use_membarrier) is the
+/// other call that has its place there.
 ///
 /// ```
 /// doorbell::prepare_for_seccomp();
@@ -303,8 +305,8 @@ fn single_cpu() -> bool {
 
 /// How many CPUs run; a great many if the system does not tell.
 ///
-/// Not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that is 1, and
-/// says nothing about where the signaller runs.
+/// Not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that is 1,
+/// and says nothing about where the signaller runs.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn online_cpus() -> usize {
     let ranges = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Snapshots that are read often and replaced seldom: a small sleepable RCU.
 //!
-//! The kernel's counterpart is `srcu_struct`, under which KVM keeps its I/O buses and interrupt routes. An [`Srcu`] holds
-//! the current snapshot. Readers look at it inside a [`Section`]; a writer publishes another one, and the old one is freed
-//! when no reader holds it any more. All `Srcu`s of the process share one set of readers:
+//! The kernel's counterpart is `srcu_struct`, under which KVM keeps its I/O buses and interrupt routes. An [`Srcu`]
+//! holds the current snapshot. Readers look at it inside a [`Section`]; a writer publishes another one, and the old one
+//! is freed when no reader holds it any more. All `Srcu`s of the process share one set of readers:
 //!
 //! ```text
 //!     slot        one per reader, on cache lines of its own; kept for the next reader when its own has gone
@@ -21,22 +21,22 @@
 //! * Reader 1 and 2 against writer 1 and 2 is a [`DEKKER`] handshake: the reader loads the new pointer, or the writer
 //!   finds the slot odd. For [`Light`] sections, if [`use_membarrier`](super::membarrier) is in force, the reader's
 //!   accesses are plain ones in program order, and the writer makes every thread execute a full barrier between its own
-//!   two. If a reader's store comes before that barrier in its program, the writer sees the store; if not, its load comes
-//!   after too, and sees the new pointer. A [`Fenced`] section inside a light one publishes the sequence once more, with a
-//!   fence, so writers of what is read in fenced sections need no such barrier.
+//!   two. If a reader's store comes before that barrier in its program, the writer sees the store; if not, its load
+//!   comes after too, and sees the new pointer. A [`Fenced`] section inside a light one publishes the sequence once
+//!   more, with a fence, so writers of what is read in fenced sections need no such barrier.
 //! * Reader 3 releases and the writer's load acquires: the free comes after the last use.
 //! * The sequence tells a reader that has left and come back from one that has stayed, so readers in a tight loop do
 //!   not hold up writers.
 //!
 //! A section may stand inside another one of the same thread, of this `Srcu` or any other. A writer that is inside a
-//! section itself cannot wait for it, and must not wait for the others, who might be writers waiting for this one. That all
-//! share their readers makes the rule simple: inside a section nobody waits. The price is that a writer waits for readers of
-//! snapshots that it has nothing to do with, so what runs inside a section must be short.
+//! section itself cannot wait for it, and must not wait for the others, who might be writers waiting for this one. That
+//! all share their readers makes the rule simple: inside a section nobody waits. The price is that a writer waits for
+//! readers of snapshots that it has nothing to do with, so what runs inside a section must be short.
 //!
 //! # Who frees
 //!
-//! What is freed may be an observer, whose destructor is foreign code and may take any lock. So a thread frees what it has
-//! retired itself, at a point where its caller expects that, and nothing of others':
+//! What is freed may be an observer, whose destructor is foreign code and may take any lock. So a thread frees what it
+//! has retired itself, at a point where its caller expects that, and nothing of others':
 //!
 //! ```text
 //!     a writer outside sections            waits for the readers, then frees what it retired, and what its thread has left
@@ -52,18 +52,18 @@
 //!              next      came later; becomes `waiting` when that has been freed
 //! ```
 //!
-//! A pile is looked at by its thread each time it grows, and a look costs no more than there are readers, however much lies
-//! in it. So a thread that retires for ever inside sections holds what it has retired in the course of one section of
-//! another thread's, or two. After [`use_membarrier`](super::membarrier), what was read in light sections stays in a pile
-//! until some thread has called `membarrier` since: the end of a section does not.
+//! A pile is looked at by its thread each time it grows, and a look costs no more than there are readers, however much
+//! lies in it. So a thread that retires for ever inside sections holds what it has retired in the course of one section
+//! of another thread's, or two. After [`use_membarrier`](super::membarrier), what was read in light sections stays in a
+//! pile until some thread has called `membarrier` since: the end of a section does not.
 //!
 //! Destructors run at the end of a section run when it has ended, outside of all locks; changes that they make wait for
 //! nothing. One that panics does not keep the others from being run.
 //!
-//! Writers wait after they have unlocked, so a reader may become a writer inside its section. A caller that publishes while
-//! it holds a lock of its own, which readers may want, takes a [`Deferral`] before the lock: then it does not wait before
-//! the deferral's end. They spin, yield, then sleep for up to a millisecond at a time; readers never make a system call for
-//! them.
+//! Writers wait after they have unlocked, so a reader may become a writer inside its section. A caller that publishes
+//! while it holds a lock of its own, which readers may want, takes a [`Deferral`] before the lock: then it does not
+//! wait before the deferral's end. They spin, yield, then sleep for up to a millisecond at a time; readers never make a
+//! system call for them.
 //!
 //! A process that forks takes the slots along but not the threads: see `forked`.
 
@@ -120,8 +120,8 @@ pub trait Kind: 'static {
 /// With a fence, always.
 pub struct Fenced;
 
-/// Without a fence, if [`use_membarrier`](super::membarrier) is in force. For what is looked up so often, and changed so
-/// seldom, that it pays.
+/// Without a fence, if [`use_membarrier`](super::membarrier) is in force. For what is looked up so often, and changed
+/// so seldom, that it pays.
 pub struct Light;
 
 impl Kind for Fenced {
@@ -277,8 +277,8 @@ impl Domain {
         }
     }
 
-    /// Waits until every section that is under way has ended, then frees `outdated` and what this thread has left; or, where
-    /// this thread is not to wait, leaves it all to later. Returns whether it has waited.
+    /// Waits until every section that is under way has ended, then frees `outdated` and what this thread has left; or,
+    /// where this thread is not to wait, leaves it all to later. Returns whether it has waited.
     fn synchronize<K: Kind>(&self, outdated: Option<Outdated>) -> bool {
         if !self.may_wait(wait_for::<K>()) {
             if let Some(outdated) = outdated {
@@ -324,8 +324,8 @@ impl Domain {
         pile.next.push(outdated);
     }
 
-    /// Whether this thread may wait for readers, or free anything, now. If not, the end of whatever is in the way sees to
-    /// what is `owed`.
+    /// Whether this thread may wait for readers, or free anything, now. If not, the end of whatever is in the way sees
+    /// to what is `owed`.
     fn may_wait(&self, owed: u32) -> bool {
         !FREEING.with(Cell::get) && !Deferral::owe(owed) && !self.leave_to_section(owed)
     }
@@ -368,7 +368,8 @@ impl Domain {
         go_on(panicked);
     }
 
-    /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it `has_waited`.
+    /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it
+    /// `has_waited`.
     fn take_due(&self, own: bool, has_waited: impl Fn(Owner) -> bool) -> Vec<Outdated> {
         let mut due = Vec::new();
         let mut piles = self.lock();
@@ -445,8 +446,8 @@ fn go_on(panicked: Option<Payload>) {
     }
 }
 
-/// The load of the handshake with a new reader. Under loom a read-modify-write that changes nothing, for the reason given at
-/// [`dekker_load`].
+/// The load of the handshake with a new reader. Under loom a read-modify-write that changes nothing, for the reason
+/// given at [`dekker_load`].
 fn load_head<T>(head: &AtomicPtr<T>) -> *mut T {
     #[cfg(loom)]
     let _ = head.fetch_update(DEKKER, DEKKER, Some);
@@ -542,8 +543,8 @@ fn this_threads_number() -> u64 {
 
 /// What becomes of readers in a child of this process.
 ///
-/// It has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never leave it,
-/// and hold nothing. The slots themselves stay with their readers, some of which the child may go on to use.
+/// It has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never leave
+/// it, and hold nothing. The slots themselves stay with their readers, some of which the child may go on to use.
 #[cfg(all(unix, not(loom)))]
 mod forked {
     use super::super::fork::at_fork;
@@ -563,7 +564,8 @@ mod forked {
     pub(super) fn watch() {
         static WATCHED: AtomicBool = AtomicBool::new(false);
         if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
-            // SAFETY: the lock that they take is never held while anything is waited for, and the rest is written to slots.
+            // SAFETY: the lock that they take is never held while anything is waited for, and the rest is written to
+            // slots.
             unsafe { at_fork(Some(hold), Some(let_go), Some(forget_others)) };
         }
     }
@@ -729,8 +731,8 @@ const_thread_local! {
 
 /// A time in which the writers of this thread do not wait for readers. The waiting comes at its end.
 ///
-/// It is for the time in which a thread holds a lock that a reader may wait for inside its section, so it ends after the
-/// lock. Forgetting it is safe; nobody but [`reclaim`] frees what the thread retires then.
+/// It is for the time in which a thread holds a lock that a reader may wait for inside its section, so it ends after
+/// the lock. Forgetting it is safe; nobody but [`reclaim`] frees what the thread retires then.
 pub struct Deferral {
     /// Of the thread that began it.
     _thread: PhantomData<*const ()>,
@@ -804,15 +806,15 @@ fn with_own<R>(f: impl FnOnce(&Reader) -> R) -> R {
 }
 
 /// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that fenced
-/// sections look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's, or while it
-/// has a [`Deferral`], it does not.
+/// sections look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's, or while
+/// it has a [`Deferral`], it does not.
 pub fn synchronize() -> bool {
     domain().synchronize::<Fenced>(None)
 }
 
 /// Drops `outdated` on this thread, when no section is under way any more that has begun before: at once, or in a later
-/// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced sections
-/// only, and cannot any more.
+/// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced
+/// sections only, and cannot any more.
 pub fn retire(outdated: impl Send + 'static) {
     let domain = domain();
     domain.leave::<Fenced>(this_threads_number(), Box::new(outdated));
@@ -821,23 +823,23 @@ pub fn retire(outdated: impl Send + 'static) {
 
 /// Frees what detaching and deassigning inside callbacks has left behind, of all threads, on this thread.
 ///
-/// An observer that is detached inside an observer's call cannot be dropped there, for another thread may be calling it.
-/// The thread that detached it drops it when its outermost call ends, unless another thread is inside a call or a lookup at
-/// that moment, of whatever event or table. Then it is dropped by the same thread later: when another of its outermost calls
-/// ends in which something was attached or detached, or in a change that it makes outside of calls and that waits. Or here.
-/// No other call drops anything of another thread's, and a signal drops nothing but what its own thread's callbacks have
-/// detached.
+/// An observer that is detached inside an observer's call cannot be dropped there, for another thread may be calling
+/// it. The thread that detached it drops it when its outermost call ends, unless another thread is inside a call or a
+/// lookup at that moment, of whatever event or table. Then it is dropped by the same thread later: when another of its
+/// outermost calls ends in which something was attached or detached, or in a change that it makes outside of calls and
+/// that waits. Or here. No other call drops anything of another thread's, and a signal drops nothing but what its own
+/// thread's callbacks have detached.
 ///
-/// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and then,
-/// from a thread that does such things, or when something must be gone: tests, or before the memory that an observer refers
-/// to is unmapped.
+/// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and
+/// then, from a thread that does such things, or when something must be gone: tests, or before the memory that an
+/// observer refers to is unmapped.
 ///
-/// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So the
-/// caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are run
-/// nevertheless, and this panics with the first payload.
+/// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So
+/// the caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are
+/// run nevertheless, and this panics with the first payload.
 ///
-/// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction of
-/// an address space, or such a destructor.
+/// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction
+/// of an address space, or such a destructor.
 ///
 /// ```
 /// use doorbell::Event;
@@ -893,8 +895,8 @@ impl<T: Send + Sync + 'static, K: Kind> Srcu<T, K> {
         // The load of the handshake with `Writer::publish`; acquires the value.
         let current = self.current.load(DEKKER);
         // SAFETY: it came from `boxed`, and was current after this section had begun. It is freed by `Writer::publish`
-        // after a grace period, that is not before the section has ended (see the module), or by the drop of `self`; both
-        // are borrowed.
+        // after a grace period, that is not before the section has ended (see the module), or by the drop of `self`;
+        // both are borrowed.
         unsafe { Snapshot::new(current) }
     }
 
@@ -983,20 +985,20 @@ impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
     /// Makes `value` the snapshot, lets other writers in, and waits until nobody holds the one before. Then drops that
     /// and `outdated`, which it may have pointed to.
     ///
-    /// Inside a section of this thread's it does not wait; this thread drops both later, see the module. While the thread
-    /// has a [`Deferral`], all that comes at its end.
+    /// Inside a section of this thread's it does not wait; this thread drops both later, see the module. While the
+    /// thread has a [`Deferral`], all that comes at its end.
     ///
     /// # Panics
     ///
-    /// If it cannot find out who is still reading (see [`membarrier`]); `value` is published then, and what was before is
-    /// leaked. And if a destructor does.
+    /// If it cannot find out who is still reading (see [`membarrier`]); `value` is published then, and what was before
+    /// is leaked. And if a destructor does.
     pub fn publish(self, value: T, outdated: impl Send + 'static) {
         let old = self.swap(value);
         domain().synchronize::<K>(Some(Box::new(Replaced { old, outdated })));
     }
 
-    /// Makes `value` the snapshot, lets other writers in, and returns, while readers may still hold the one before. That
-    /// is for who has only added something. (`call_srcu`)
+    /// Makes `value` the snapshot, lets other writers in, and returns, while readers may still hold the one before.
+    /// That is for who has only added something. (`call_srcu`)
     ///
     /// # Panics
     ///
@@ -1188,8 +1190,8 @@ mod tests {
         assert_eq!(Arc::strong_count(&first), 1);
     }
 
-    /// A thread whose own reader is gone already, in the destructor of another thread-local value, can still read, write,
-    /// and nest both.
+    /// A thread whose own reader is gone already, in the destructor of another thread-local value, can still read,
+    /// write, and nest both.
     #[test]
     fn after_the_thread_local_reader_is_gone() {
         let _alone = alone();
@@ -1254,8 +1256,8 @@ mod tests {
         );
     }
 
-    /// In a forked child there is nobody to end a section that another thread was in: a writer does not wait for it. It does
-    /// for one of the forking thread's.
+    /// In a forked child there is nobody to end a section that another thread was in: a writer does not wait for it. It
+    /// does for one of the forking thread's.
     #[cfg(unix)]
     #[test]
     fn fork_while_another_thread_is_inside() {

@@ -18,12 +18,12 @@
 //!        others left: set ANNOUNCED for them; condition (still) true: be their waker
 //! ```
 //!
-//! **Shares.** A waker that has something for [each](Release::Each) of `n` threads, as a semaphore's units are, must not
-//! take the announcement away from the threads behind those: the next waker has something for one of them, and the first
-//! thread may not have run by then. So the claim of such a waker leaves ANNOUNCED set and counts `n` as claimed instead,
-//! until as many are claimed as there are threads; then it clears ANNOUNCED and wakes all who are left. A storm of signals
-//! hence makes no more system calls than there are threads in `wait()`. A thread that leaves with a share
-//! owes the others nothing while they are announced, or claimed to the last: whoever made a share wakes for it.
+//! **Shares.** A waker that has something for [each](Release::Each) of `n` threads, as a semaphore's units are, must
+//! not take the announcement away from the threads behind those: the next waker has something for one of them, and the
+//! first thread may not have run by then. So the claim of such a waker leaves ANNOUNCED set and counts `n` as claimed
+//! instead, until as many are claimed as there are threads; then it clears ANNOUNCED and wakes all who are left. A
+//! storm of signals hence makes no more system calls than there are threads in `wait()`. A thread that leaves with a
+//! share owes the others nothing while they are announced, or claimed to the last: whoever made a share wakes for it.
 //!
 //! Why it loses no wake-up:
 //!
@@ -38,20 +38,21 @@
 //! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
 //!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
 //!
-//! Observers are of two kinds. Some are to be called each time: [`OBSERVED`] stands as long as there are any. The others
-//! want one call and then none until they ask again, as an epoll does that has the event in its ready list already: who
-//! asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls them all. That is
-//! the handshake of sleeper 3 and 4; and a signal to which nobody has a call outstanding costs a load.
+//! Observers are of two kinds. Some are to be called each time: [`OBSERVED`] stands as long as there are any. The
+//! others want one call and then none until they ask again, as an epoll does that has the event in its ready list
+//! already: who asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls
+//! them all. That is the handshake of sleeper 3 and 4; and a signal to which nobody has a call outstanding costs a
+//! load.
 //!
-//! The number of threads claimed orders nothing and wakes nobody by itself, so it need not be exact. It is too low when a
-//! thread leaves that was not claimed: then there are wake-ups for nobody. It is too high when a thread was claimed, found
-//! nothing and sleeps again: then a claim wakes all who are left too early. It is never both too high and without an
-//! announcement, which is what a thread that leaves relies on: a thread that sleeps again announces itself first.
+//! The number of threads claimed orders nothing and wakes nobody by itself, so it need not be exact. It is too low when
+//! a thread leaves that was not claimed: then there are wake-ups for nobody. It is too high when a thread was claimed,
+//! found nothing and sleeps again: then a claim wakes all who are left too early. It is never both too high and without
+//! an announcement, which is what a thread that leaves relies on: a thread that sleeps again announces itself first.
 //!
 //! 22 bits are as many threads as Linux can have (`PID_MAX_LIMIT`).
 //!
-//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that many, each
-//! of them a system call (over ten minutes), to sleep through a wake-up.
+//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that
+//! many, each of them a system call (over ten minutes), to sleep through a wake-up.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex;
@@ -131,13 +132,13 @@ impl<S: Scope> Waiters<S> {
         waiters(self.state.load(Ordering::Relaxed))
     }
 
-    /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of `kinds`
-    /// ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called after the
-    /// condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
+    /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of
+    /// `kinds` ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called after
+    /// the condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
     #[inline]
     pub(crate) fn notify(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
-        // A call may take its time, or wait for one of the threads. Nor is anything claimed before its turn has come: what
-        // is claimed, another waker relies on.
+        // A call may take its time, or wait for one of the threads. Nor is anything claimed before its turn has come:
+        // what is claimed, another waker relies on.
         self.wake_sleepers(whom);
         let kinds = self.claim_observers(kinds);
         if kinds != 0 {
@@ -145,8 +146,8 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// As [`notify`](Self::notify), but the observers are called first, for one of them takes away what the threads wait
-    /// for. The threads are woken even if a call panics.
+    /// As [`notify`](Self::notify), but the observers are called first, for one of them takes away what the threads
+    /// wait for. The threads are woken even if a call panics.
     pub(crate) fn notify_observers_first(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
         let _woken_at_last = AtLast(|| self.wake_sleepers(whom));
         let kinds = self.claim_observers(kinds);
@@ -155,8 +156,8 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// Whether there is somebody for [`notify`](Self::notify) to wake or call. To be called after the condition was made
-    /// true with a [`DEKKER`] store.
+    /// Whether there is somebody for [`notify`](Self::notify) to wake or call. To be called after the condition was
+    /// made true with a [`DEKKER`] store.
     #[inline(always)]
     pub(crate) fn are_wanted(&self, kinds: u32) -> bool {
         // Second half of the handshake with `announce` and `set`.
@@ -195,8 +196,8 @@ impl<S: Scope> Waiters<S> {
         self.wake_claimed(claimed);
     }
 
-    /// Claims threads, if any are announced, for the caller to wake, here or where they sleep. None of them falls asleep
-    /// from now on without having looked again.
+    /// Claims threads, if any are announced, for the caller to wake, here or where they sleep. None of them falls
+    /// asleep from now on without having looked again.
     pub(crate) fn claim_sleepers(&self, whom: Release) -> Claimed {
         let state = self.claim(|state| after_claim(state, whom));
         let claimed = Claimed {
@@ -231,14 +232,14 @@ impl<S: Scope> Waiters<S> {
         S::wake(&self.generation, ALL);
     }
 
-    /// Makes a claim, unless there is nothing to be claimed: then `after` changes nothing. Returns the state in which it
-    /// found everything; what another waker has claimed is not in it.
+    /// Makes a claim, unless there is nothing to be claimed: then `after` changes nothing. Returns the state in which
+    /// it found everything; what another waker has claimed is not in it.
     fn claim(&self, after: impl Fn(u32) -> u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
         let mut races = Races::none_lost();
         while after(state) != state {
-            // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and who
-            // armed stands in the list of observers.
+            // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and
+            // who armed stands in the list of observers.
             match self.state.compare_exchange_weak(
                 state,
                 after(state),
@@ -257,8 +258,8 @@ impl<S: Scope> Waiters<S> {
 
     /// Waits until `attempt` yields something, or until the deadline, after which it is tried a last time.
     ///
-    /// `attempt` must look at the condition with [`DEKKER`] loads, those on its failing paths above all. `left_over` says
-    /// which of the other waiters could go on now; it is asked when this one leaves and others stay.
+    /// `attempt` must look at the condition with [`DEKKER`] loads, those on its failing paths above all. `left_over`
+    /// says which of the other waiters could go on now; it is asked when this one leaves and others stay.
     pub(crate) fn wait<T>(
         &self,
         deadline: Option<Instant>,
@@ -343,8 +344,8 @@ impl<S: Scope> Waiters<S> {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
-    /// Step 7 of who has entered, and maybe taken its share. `left_over` says which of the others could go on now, if there
-    /// are others.
+    /// Step 7 of who has entered, and maybe taken its share. `left_over` says which of the others could go on now, if
+    /// there are others.
     pub(crate) fn leave(&self, took: bool, left_over: impl FnOnce() -> Release) {
         let before = self.uncount();
         if waiters(left(before)) == 0 {
@@ -356,8 +357,8 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// Is counted no more. Others who are counted are announced then, unless they have been claimed to the last. Returns
-    /// the state in which it found everything.
+    /// Is counted no more. Others who are counted are announced then, unless they have been claimed to the last.
+    /// Returns the state in which it found everything.
     fn uncount(&self) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
         let mut races = Races::none_lost();

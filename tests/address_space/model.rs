@@ -444,8 +444,8 @@ impl Model {
     }
 }
 
-/// The doorbells whose address, or addresses if it is a range, are covered by their region, and by no other that outranks
-/// it.
+/// The doorbells whose address, or addresses if it is a range, are covered by their region, and by no other that
+/// outranks it.
 fn in_sight(regions: &[(Region, Model)]) -> Vec<Doorbell> {
     let mut in_sight = Vec::new();
     for (_, region) in regions {

@@ -314,7 +314,8 @@ fn a_doorbell_of_another_bus_is_refused() {
     assert_eq!(region.doorbells().len(), 1);
 }
 
-/// What a listener does when it is asked for its priority, or dropped, is its own affair: it may look at the address space.
+/// What a listener does when it is asked for its priority, or dropped, is its own affair: it may look at the address
+/// space.
 #[test]
 fn a_listener_may_look_when_it_comes_and_goes() {
     struct Looks(AddressSpace);

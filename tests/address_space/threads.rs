@@ -157,8 +157,8 @@ fn a_disabled_doorbell_is_silent() {
     assert_eq!(taken, received);
 }
 
-/// A vCPU's kick runs a callback that moves a region, while another thread moves another: neither waits for the other for
-/// ever, and both regions are where they were moved to last.
+/// A vCPU's kick runs a callback that moves a region, while another thread moves another: neither waits for the other
+/// for ever, and both regions are where they were moved to last.
 #[test]
 fn a_callback_inside_a_write_moves_a_region() {
     const TIMES: u64 = 2000;

@@ -2,8 +2,8 @@
 
 use std::io::{Error, ErrorKind};
 
-/// Fails unless it becomes an error of this kind, by the kernel's number for it where there are such numbers. (Those of the
-/// kinds that the tests ask for stand for one number each.)
+/// Fails unless it becomes an error of this kind, by the kernel's number for it where there are such numbers. (Those of
+/// the kinds that the tests ask for stand for one number each.)
 #[track_caller]
 pub fn assert_becomes(error: impl Into<Error>, kind: ErrorKind) {
     let error = error.into();

@@ -1,5 +1,5 @@
-//! `doorbell::fd::EventFd` as a [`Counter`]: by its methods before and after it has moved into the kernel, and by system
-//! calls on its descriptor.
+//! `doorbell::fd::EventFd` as a [`Counter`]: by its methods before and after it has moved into the kernel, and by
+//! system calls on its descriptor.
 
 use super::counter::{Counter, EDGES, Place, rules};
 use super::kernel::{Handle, Kernel};
@@ -81,8 +81,8 @@ impl AsFd for Taken {
     }
 }
 
-/// Its methods, before the move. It has no call that gives up and none that looks; here those look at what `Debug` shows,
-/// which is enough where one thread does all that does not block.
+/// Its methods, before the move. It has no call that gives up and none that looks; here those look at what `Debug`
+/// shows, which is enough where one thread does all that does not block.
 #[derive(Debug)]
 pub struct Methods(pub EventFd);
 

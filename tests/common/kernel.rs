@@ -50,8 +50,8 @@ impl Handle for OwnedFd {
     }
 }
 
-/// An eventfd that is non-blocking for the length of a call that is not to block; the kernel looks at the flag only when a
-/// call begins, so threads that are blocked stay so (case E45).
+/// An eventfd that is non-blocking for the length of a call that is not to block; the kernel looks at the flag only
+/// when a call begins, so threads that are blocked stay so (case E45).
 #[derive(Debug)]
 pub struct Kernel<F = OwnedFd> {
     fd: F,

@@ -14,8 +14,8 @@ pub mod script;
 pub mod shared;
 pub mod watchdog;
 
-/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that can do
-/// all that a counter does.
+/// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that
+/// can do all that a counter does.
 #[allow(unused_macros)]
 macro_rules! implementations {
     ($($case:ident,)*) => {
@@ -59,7 +59,8 @@ macro_rules! all_implementations {
     };
 }
 
-/// Makes a test of each case for an `EventFd` that has not moved into the kernel, which has no signals and no time limits.
+/// Makes a test of each case for an `EventFd` that has not moved into the kernel, which has no signals and no time
+/// limits.
 #[allow(unused_macros)]
 macro_rules! before_the_move {
     ($($case:ident,)*) => {

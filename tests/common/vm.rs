@@ -1,7 +1,8 @@
-//! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds and,
-//! if asked for, KVM's interrupt controllers.
+//! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds
+//! and, if asked for, KVM's interrupt controllers.
 //!
-//! Without interrupt controllers, a HLT comes back from KVM_RUN; with them, the vCPU sleeps there until it is interrupted.
+//! Without interrupt controllers, a HLT comes back from KVM_RUN; with them, the vCPU sleeps there until it is
+//! interrupted.
 
 // Who uses it uses a part of it.
 #![allow(dead_code)]

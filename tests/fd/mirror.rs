@@ -73,8 +73,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or,
-    /// of a semaphore, if a read has left something. Who watches for output too sees the count return to 0. The descriptor
-    /// for polling only is as this one, for input.
+    /// of a semaphore, if a read has left something. Who watches for output too sees the count return to 0. The
+    /// descriptor for polling only is as this one, for input.
     #[test]
     fn it_follows_every_call(
         semaphore in any::<bool>(),

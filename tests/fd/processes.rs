@@ -193,8 +193,8 @@ fn another_process_reads_and_writes_an_eventfd() {
 
 /// Runs `body` in a child, which has this thread only, and waits for its end.
 fn forked(body: impl FnOnce()) {
-    // SAFETY: the child does what `body` says, which uses atomics, system calls and memory, for which glibc and musl make
-    // provision, and ends without destructors.
+    // SAFETY: the child does what `body` says, which uses atomics, system calls and memory, for which glibc and musl
+    // make provision, and ends without destructors.
     unsafe {
         match libc::fork() {
             0 => {

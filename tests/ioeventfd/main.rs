@@ -1,8 +1,8 @@
 //! The table without a virtual machine: random scripts against a naive model, what KVM has no counterpart for, and many
 //! threads at once. `tests/kvm_ioeventfd` has what it shares with KVM.
 //!
-//! Under a sanitizer they also notice memory that is used after it was freed, or not freed. AddressSanitizer found nothing:
-//! `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test ioeventfd`.
+//! Under a sanitizer they also notice memory that is used after it was freed, or not freed. AddressSanitizer found
+//! nothing: `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test ioeventfd`.
 
 #[path = "../common/errors.rs"]
 mod errors;

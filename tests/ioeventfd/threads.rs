@@ -35,8 +35,9 @@ fn watchdog() -> impl Drop {
     done
 }
 
-/// Readers at full speed, by a reader of their own and by the thread's, while the doorbell they ring comes and goes with
-/// an event of its own each time. Each write that was taken is one signal, and none comes after the doorbell has gone.
+/// Readers at full speed, by a reader of their own and by the thread's, while the doorbell they ring comes and goes
+/// with an event of its own each time. Each write that was taken is one signal, and none comes after the doorbell has
+/// gone.
 #[test]
 fn events_that_go_at_once() {
     let _watchdog = watchdog();

@@ -129,8 +129,8 @@ impl InterruptSink for Pin {
     fn signal_msi(&self, _: u32, _: MsiMessage) {}
 }
 
-/// Sources that change at the same time, two threads to each: a line that one holds up all the while stays up, and the last
-/// level is what the sources say.
+/// Sources that change at the same time, two threads to each: a line that one holds up all the while stays up, and the
+/// last level is what the sources say.
 #[test]
 fn sources_at_the_same_time() {
     for hand_over in [false, true] {

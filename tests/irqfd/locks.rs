@@ -1,6 +1,6 @@
-//! Callers with a lock that a callback on another thread wants. A vCPU writes to a register of the interrupt controller's
-//! model, and calls the router under the model's lock; a device's signal is in the sink, or in an observer, and wants that lock. What
-//! waited for the device would wait for ever.
+//! Callers with a lock that a callback on another thread wants. A vCPU writes to a register of the interrupt
+//! controller's model, and calls the router under the model's lock; a device's signal is in the sink, or in an
+//! observer, and wants that lock. What waited for the device would wait for ever.
 
 use super::watchdog;
 use doorbell::Event;

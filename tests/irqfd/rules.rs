@@ -1,5 +1,6 @@
-//! KVM's rules, by the numbers of the conformance cases (`R1` to `R49`, the part of a reference of the kernel's behaviour
-//! that these were observed in). `tests/kvm_irqfd` puts those that have an interrupt controller to KVM itself.
+//! KVM's rules, by the numbers of the conformance cases (`R1` to `R49`, the part of a reference of the kernel's
+//! behaviour that these were observed in). `tests/kvm_irqfd` puts those that have an interrupt controller to KVM
+//! itself.
 //!
 //! | case | here |
 //! |---|---|
@@ -24,8 +25,8 @@
 //! | R47 deassign is a barrier | `threads.rs` |
 //!
 //! What cannot be said: R1, R5, R29 (no interrupt controller: there is no router without a sink, which may refuse:
-//! [`the_sink_refuses`]), R2 to R4 (flags and descriptors that are none), R40, R45 (closing a descriptor: an irqfd keeps its
-//! events). R49, the brake on interrupt storms, is the interrupt controller's.
+//! [`the_sink_refuses`]), R2 to R4 (flags and descriptors that are none), R40, R45 (closing a descriptor: an irqfd
+//! keeps its events). R49, the brake on interrupt storms, is the interrupt controller's.
 
 use super::errors::assert_becomes;
 use super::sink::{Call, Log, down, message, up};

@@ -1,5 +1,6 @@
-//! Scripts: random sequences of signals, acks, masks, routes and assignments, played to two routers and to a model of two
-//! virtual machines in which one thing happens after the other. One generator serves the property test and the fuzz target.
+//! Scripts: random sequences of signals, acks, masks, routes and assignments, played to two routers and to a model of
+//! two virtual machines in which one thing happens after the other. One generator serves the property test and the fuzz
+//! target.
 
 use super::sink::{Call, Log, down, message, up};
 use arbitrary::{Arbitrary, Unstructured};
@@ -514,8 +515,8 @@ impl Player {
                 self.irqfds.retain(|(_, event)| !gone(&model.owners[event]));
                 self.sources.retain(|(_, other)| *other != machine);
                 self.routers[machine] = Router::new(Arc::clone(&self.logs[machine]));
-                // In what order they go is not said: the calls that it takes to go are left aside, as resample events of
-                // theirs are not signalled by it, and the levels end low.
+                // In what order they go is not said: the calls that it takes to go are left aside, as resample events
+                // of theirs are not signalled by it, and the levels end low.
                 for event in 0..EVENTS {
                     if model.owners.get(&event).is_some_and(gone) {
                         model.deassign(event);

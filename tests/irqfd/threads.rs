@@ -1,5 +1,5 @@
-//! Many threads. A `Controller` stands for the interrupt controller and the guest: it notices edges, and whether it is told
-//! of one line by two threads at a time.
+//! Many threads. A `Controller` stands for the interrupt controller and the guest: it notices edges, and whether it is
+//! told of one line by two threads at a time.
 
 use super::sink::message;
 use doorbell::Event;
@@ -170,8 +170,8 @@ fn deassign_is_a_barrier() {
     }
 }
 
-/// When a mask and a `synchronize` have returned nothing is injected; when a route has changed, nothing goes the old way; what
-/// was signalled while the line was masked comes afterwards.
+/// When a mask and a `synchronize` have returned nothing is injected; when a route has changed, nothing goes the old
+/// way; what was signalled while the line was masked comes afterwards.
 #[test]
 fn masks_and_routes_are_barriers() {
     for (router, controller) in routers() {
@@ -254,8 +254,8 @@ fn a_mask_holds_for_later_signals() {
     }
 }
 
-/// A level-triggered device with requests, and a guest that serves and acks them, on two threads: the guest is interrupted
-/// as long as there are requests, though half of the signals are swallowed.
+/// A level-triggered device with requests, and a guest that serves and acks them, on two threads: the guest is
+/// interrupted as long as there are requests, though half of the signals are swallowed.
 #[test]
 fn no_request_is_forgotten() {
     const REQUESTS: u64 = 20_000;
@@ -534,8 +534,8 @@ impl InterruptSink for Busy {
     }
 }
 
-/// A busy line has the worker pulse it once, and then the other lines; and whoever waits for the worker does not wait for
-/// the line to be quiet.
+/// A busy line has the worker pulse it once, and then the other lines; and whoever waits for the worker does not wait
+/// for the line to be quiet.
 #[test]
 fn a_busy_line_does_not_starve_the_worker() {
     let sink = Arc::new(Busy {

@@ -1,5 +1,5 @@
-//! A guest that makes one access a run: KVM_SET_REGS, KVM_RUN until the HLT behind the access, and KVM_SET_SREGS where the
-//! access is in another page than the last.
+//! A guest that makes one access a run: KVM_SET_REGS, KVM_RUN until the HLT behind the access, and KVM_SET_SREGS where
+//! the access is in another page than the last.
 
 use crate::vm::{self, Exit, Memory, Vm};
 use doorbell::ioeventfd::Bus;

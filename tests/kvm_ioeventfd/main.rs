@@ -636,8 +636,8 @@ fn i59_entry_outlives_every_handle_of_its_event() {
     });
 }
 
-/// KVM loses all that stands on a bus if it runs out of memory when it removes an entry. Ours loses nothing if a change is
-/// broken off, whatever it was to be.
+/// KVM loses all that stands on a bus if it runs out of memory when it removes an entry. Ours loses nothing if a change
+/// is broken off, whatever it was to be.
 #[test]
 fn i62_a_change_that_fails_half_way() {
     let table = Table::new();

@@ -1,7 +1,7 @@
 //! A model of KVM's I/O bus: the order it keeps ioeventfds in, and how it looks for one.
 //!
-//! KVM compares ranges by a relation that is no order, "inside" counting as equal. So its binary search may pass by what
-//! is registered, depending on what else is and since when.
+//! KVM compares ranges by a relation that is no order, "inside" counting as equal. So its binary search may pass by
+//! what is registered, depending on what else is and since when.
 
 use crate::sides::Write;
 use doorbell::ioeventfd::{Bus, Key};
@@ -67,8 +67,8 @@ impl KvmBus {
     }
 }
 
-/// How `x` compares with `y`, both an address and a length. Equal is what ends within `y` or with it, or starts where it
-/// starts if `y` has no length.
+/// How `x` compares with `y`, both an address and a length. Equal is what ends within `y` or with it, or starts where
+/// it starts if `y` has no length.
 fn compare(x: (u64, u64), y: (u64, u64)) -> Ordering {
     if x.0 < y.0 {
         return Ordering::Less;

@@ -1,4 +1,5 @@
-//! What the sink owes the router where KVM's own irqfds are loose: the levels of KVM's interrupt controllers are looked at.
+//! What the sink owes the router where KVM's own irqfds are loose: the levels of KVM's interrupt controllers are looked
+//! at.
 
 use crate::guest::MESSAGE_VECTORS;
 use crate::script::{Act, assign};
@@ -190,8 +191,8 @@ fn a_level_outlives_resampling_irqfds() {
     }
 }
 
-/// What the last resampling irqfd has asserted is down when the call returns that ends it. Not before the router says so:
-/// somebody else may hold the line up.
+/// What the last resampling irqfd has asserted is down when the call returns that ends it. Not before the router says
+/// so: somebody else may hold the line up.
 #[test]
 fn the_end_of_the_last_resampling_irqfd() {
     for injection in BOTH {
@@ -256,8 +257,8 @@ impl Device {
     }
 }
 
-/// The end of an interrupt that the sink hears of after a mask is not taken for that of the next: a line that its device has
-/// been asked about, and did not want up, is down.
+/// The end of an interrupt that the sink hears of after a mask is not taken for that of the next: a line that its
+/// device has been asked about, and did not want up, is down.
 #[test]
 fn an_end_from_before_a_mask() {
     let Some(mut ours) = OursInKvm::new(Injection::Userspace) else {
@@ -321,8 +322,8 @@ fn an_end_from_before_a_mask() {
     assert_eq!(ours.take_some(), 0);
 }
 
-/// An end of interrupt that the sink has not told of when the last resampling irqfd goes: the line is down, unless the VMM
-/// holds it.
+/// An end of interrupt that the sink has not told of when the last resampling irqfd goes: the line is down, unless the
+/// VMM holds it.
 #[test]
 fn an_end_from_before_the_last_resampling_irqfd_goes() {
     for held in [false, true] {

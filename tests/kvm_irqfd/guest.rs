@@ -1,7 +1,7 @@
 //! A virtual machine with KVM's interrupt controllers and one vCPU in real mode, which counts interrupts.
 //!
-//! The guest's first run sets up the first PIC (lines 5 and 7 level-triggered, the others edge-triggered) and the local APIC. In each
-//! run it takes all interrupts there are, one after the other. Each handler tells the test
+//! The guest's first run sets up the first PIC (lines 5 and 7 level-triggered, the others edge-triggered) and the local
+//! APIC. In each run it takes all interrupts there are, one after the other. Each handler tells the test
 //! that an interrupt is in service, then ends it, with the PIC or the APIC.
 
 use crate::vm::{self, Exit, VECTORS, Vm};
@@ -98,8 +98,8 @@ impl Machine {
         self.0.fd()
     }
 
-    /// Lets the guest take interrupts until there are none. The caller is shown each while it is in service; and is asked to
-    /// wait, `None`, for what it knows to be on its way.
+    /// Lets the guest take interrupts until there are none. The caller is shown each while it is in service; and is
+    /// asked to wait, `None`, for what it knows to be on its way.
     pub fn run(&mut self, show: &mut dyn FnMut(Option<u8>)) {
         self.run_from(LOOK, show);
     }
@@ -111,7 +111,8 @@ impl Machine {
             ..kvm_regs::default()
         };
         self.0.set(regs, APIC);
-        // Interrupts come at the entry after an exit, at the latest, so there are none when nothing came between two exits.
+        // Interrupts come at the entry after an exit, at the latest, so there are none when nothing came between two
+        // exits.
         let mut quiet = 0;
         while quiet < 3 {
             quiet += 1;

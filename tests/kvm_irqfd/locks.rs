@@ -1,4 +1,5 @@
-//! Calls that wait for nobody, with KVM behind them: while another thread is inside a callback, whatever that waits for.
+//! Calls that wait for nobody, with KVM behind them: while another thread is inside a callback, whatever that waits
+//! for.
 
 use crate::common::watchdog;
 use doorbell::Event;

@@ -49,8 +49,8 @@ const UNROUTED: u32 = 30;
 
 /// The fence of [`sides::Fence`] stands behind what was signalled on the same CPU.
 ///
-/// On the first, where the kernel ends what KVM_IRQFD waits for (the grace periods of a small SRCU): if that CPU is busy,
-/// each such wait from another takes until its next tick.
+/// On the first, where the kernel ends what KVM_IRQFD waits for (the grace periods of a small SRCU): if that CPU is
+/// busy, each such wait from another takes until its next tick.
 fn stay() {
     let may = sched_getaffinity(None).expect("those it may run on");
     let first = (0..CpuSet::MAX_CPU).find(|&cpu| may.is_set(cpu));

@@ -217,8 +217,8 @@ fn a_message_to_each_cpu() {
     }
 }
 
-/// Messages that no vCPU is there for are counted, where the VMM sends them. The kernel does not tell, and has all of them:
-/// also of a GSI that was a pin before.
+/// Messages that no vCPU is there for are counted, where the VMM sends them. The kernel does not tell, and has all of
+/// them: also of a GSI that was a pin before.
 #[test]
 fn messages_without_a_cpu() {
     for injection in BOTH {

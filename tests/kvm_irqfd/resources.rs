@@ -89,7 +89,8 @@ fn a_sink_that_dies_on_its_own_thread() {
     });
 }
 
-/// A sink's epoll has no lines but those with resampling irqfds, even if a child process still has their descriptors open.
+/// A sink's epoll has no lines but those with resampling irqfds, even if a child process still has their descriptors
+/// open.
 #[test]
 fn lines_leave_the_epoll() {
     child::alone("resources::lines_leave_the_epoll", || {
@@ -121,8 +122,8 @@ fn lines_leave_the_epoll() {
     });
 }
 
-/// What a sink opens is not for the programs that the VMM starts, and nobody who reads or writes there is made to wait. What
-/// was written to an irqfd of KVM's too late is taken back by who wrote it, so a read takes one.
+/// What a sink opens is not for the programs that the VMM starts, and nobody who reads or writes there is made to wait.
+/// What was written to an irqfd of KVM's too late is taken back by who wrote it, so a read takes one.
 #[test]
 fn how_descriptors_are_opened() {
     child::alone("resources::how_descriptors_are_opened", || {

@@ -2,8 +2,8 @@
 
 use super::guest::LEVEL;
 
-/// Events of a side. The last two are for resampling only: in a ring of events and their resample events KVM interrupts for
-/// ever.
+/// Events of a side. The last two are for resampling only: in a ring of events and their resample events KVM interrupts
+/// for ever.
 pub const EVENTS: usize = 6;
 pub const SEMAPHORE: usize = 3;
 pub const RESAMPLE: [usize; 2] = [4, 5];
@@ -31,7 +31,8 @@ pub enum Op {
         gsi: u32,
         vector: Option<u8>,
     },
-    /// The guest takes interrupts. The lists are for the first of them, while it is in service, for the second, and so on.
+    /// The guest takes interrupts. The lists are for the first of them, while it is in service, for the second, and so
+    /// on.
     Run(Vec<Vec<Op>>),
 }
 

@@ -61,8 +61,8 @@ struct Hands {
     messages: BTreeMap<u32, u8>,
 }
 
-/// To know when KVM's workers have seen what was signalled before, as they work in turn: a resampling irqfd on a line of its
-/// own, which can be looked at and taken back without touching what else there is.
+/// To know when KVM's workers have seen what was signalled before, as they work in turn: a resampling irqfd on a line
+/// of its own, which can be looked at and taken back without touching what else there is.
 pub struct Fence([EventFd; 2]);
 
 impl Fence {
@@ -385,8 +385,8 @@ impl OursInKvm {
         &self.hands.vm
     }
 
-    /// Lets the guest take interrupts, without a look at what comes of their ends. There is one, or KVM's PIC is about to
-    /// request one.
+    /// Lets the guest take interrupts, without a look at what comes of their ends. There is one, or KVM's PIC is about
+    /// to request one.
     pub fn take_some(&mut self) -> u32 {
         let mut taken = 0;
         self.machine

@@ -75,7 +75,8 @@ fn guest() -> Option<Vm> {
     Some(machine)
 }
 
-/// How many interrupts the guest takes, and how many ends KVM tells of, until there are no more. Tells the router of them.
+/// How many interrupts the guest takes, and how many ends KVM tells of, until there are no more. Tells the router of
+/// them.
 fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
     let (mut taken, mut ended, mut idle) = (0, 0, 0);
     while idle < 3 {

@@ -244,7 +244,8 @@ fn what_cannot_be_bound() {
     poller.bind(&fd, &event, 1).unwrap();
 }
 
-/// Where the kernel cannot read an eventfd without waiting, or a filter says so, nothing can be bound. (Linux before 5.8)
+/// Where the kernel cannot read an eventfd without waiting, or a filter says so, nothing can be bound. (Linux
+/// before 5.8)
 #[cfg(any(
     target_arch = "aarch64",
     target_arch = "riscv64",
@@ -273,8 +274,8 @@ fn where_eventfds_cannot_be_read_at_once() {
     assert_eq!(refused.join().unwrap(), Err(PollError::Os(unsupported)));
 }
 
-/// Writers at the eventfd, in the way of KVM or another process; threads in wait; readers at the event. It has little room, so
-/// that much has to wait.
+/// Writers at the eventfd, in the way of KVM or another process; threads in wait; readers at the event. It has little
+/// room, so that much has to wait.
 #[test]
 fn nothing_is_lost_and_nothing_doubled() {
     const WRITES: u64 = 20_000;
@@ -352,8 +353,8 @@ fn bindings_come_and_go() {
     });
 }
 
-/// What was written before the deletion is in the event or still in the eventfd when the deletion returns, also if another
-/// thread is carrying it over at the time.
+/// What was written before the deletion is in the event or still in the eventfd when the deletion returns, also if
+/// another thread is carrying it over at the time.
 #[test]
 fn nothing_is_on_its_way_after_the_deletion() {
     watchdog::limit("nothing_is_on_its_way_after_the_deletion", || {

@@ -1,8 +1,8 @@
 //! Scripts of operations, played to a poller over events and to a real epoll over eventfds at once. After every
 //! operation its results are compared: for a wait, the same keys in the same order, ready for the same.
 //!
-//! An event that is registered under several keys is an eventfd with a duplicate for each. One thing is left out, since the
-//! kernel misses it: the overflow of an event that is not watched for reading.
+//! An event that is registered under several keys is an eventfd with a duplicate for each. One thing is left out, since
+//! the kernel misses it: the overflow of an event that is not watched for reading.
 
 use crate::common::counter::Counter;
 use crate::common::kernel::Kernel;

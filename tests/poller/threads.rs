@@ -145,8 +145,8 @@ fn one_shot() {
     run("one_shot", Watch::READABLE.one_shot());
 }
 
-/// Events are added, modified and deleted under the hands of those who signal and wait; a signal that comes while its event
-/// is not registered is found when it is.
+/// Events are added, modified and deleted under the hands of those who signal and wait; a signal that comes while its
+/// event is not registered is found when it is.
 #[test]
 fn registrations_come_and_go() {
     let scene = Scene::new(Watch::READABLE.edge(), Spin::DEFAULT, false);
@@ -252,8 +252,8 @@ fn a_wake_up_that_another_used_up() {
     });
 }
 
-/// Two that spin and never sleep notice what comes, be it a signal, a notification or what another thread has taken over
-/// already, which at times is neither of them.
+/// Two that spin and never sleep notice what comes, be it a signal, a notification or what another thread has taken
+/// over already, which at times is neither of them.
 #[test]
 fn two_that_never_sleep() {
     let _watchdog = Watchdog::new(Duration::from_secs(50), || {

@@ -41,8 +41,8 @@ fn reserved() -> io::Result<usize> {
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// Its seal against shrinking does not keep a peer from taking a page away, after which an access may be a `SIGBUS`: who
-/// trusts the peer may say so. What is mapped then is whole pages, at any offset, and unmapped again.
+/// Its seal against shrinking does not keep a peer from taking a page away, after which an access may be a `SIGBUS`:
+/// who trusts the peer may say so. What is mapped then is whole pages, at any offset, and unmapped again.
 #[test]
 fn huge_pages_are_only_for_who_trusts() {
     let _reserved = match Reserved::new() {

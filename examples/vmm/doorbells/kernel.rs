@@ -76,8 +76,8 @@ impl Counter for KernelCount {
     }
 
     fn wait(&self) -> u64 {
-        // A kick that exits, as those do that KVM refused, wakes nobody who sleeps on the descriptor. The limit is long, as
-        // a short one has the kernel set its timer each time.
+        // A kick that exits, as those do that KVM refused, wakes nobody who sleeps on the descriptor. The limit is
+        // long, as a short one has the kernel set its timer each time.
         const LOOK: Timespec = Timespec {
             tv_sec: 0,
             tv_nsec: 100_000_000,

@@ -6,8 +6,8 @@ use doorbell::ioeventfd::{Bus, Key};
 use doorbell::{Event, Spin};
 use std::sync::Arc;
 
-/// The set-ups `doorbell` and `listener`: doorbell's address space, whose table serves the kicks that exit. In the second
-/// one it has a listener that lets KVM take them before.
+/// The set-ups `doorbell` and `listener`: doorbell's address space, whose table serves the kicks that exit. In the
+/// second one it has a listener that lets KVM take them before.
 #[derive(Debug)]
 pub struct InSpace {
     space: AddressSpace,

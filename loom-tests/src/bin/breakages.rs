@@ -1,8 +1,8 @@
 //! Breaks the code on purpose and sees the models fail.
 //!
-//! Each entry of `breakages/*.toml` replaces a piece of the crate's source, found by its exact text, in a copy, and names
-//! the models that must notice. A model that passes on broken code has lost its power, and a piece that is not found
-//! means that the list no longer fits the code; both fail the run.
+//! Each entry of `breakages/*.toml` replaces a piece of the crate's source, found by its exact text, in a copy, and
+//! names the models that must notice. A model that passes on broken code has lost its power, and a piece that is not
+//! found means that the list no longer fits the code; both fail the run.
 //!
 //! `cargo run --bin breakages [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it.
 

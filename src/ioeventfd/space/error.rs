@@ -14,8 +14,8 @@ pub enum AddError {
     Assign(AssignError),
 }
 
-/// Why [`Region::map`](super::Region::map) left the region where it was: it would reach the end of the 64-bit addresses, or
-/// go beyond the last port (`EINVAL`).
+/// Why [`Region::map`](super::Region::map) left the region where it was: it would reach the end of the 64-bit
+/// addresses, or go beyond the last port (`EINVAL`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapError;
 

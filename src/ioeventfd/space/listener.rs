@@ -9,7 +9,8 @@ use std::sync::Arc;
 /// (QEMU's `MemoryListener`)
 ///
 /// It is called at the commit of a transaction, by the thread that commits, for one doorbell after the other; never for
-/// two at once. At no time does it hold two that collide. It may change the address space in a call; that takes effect before the commit returns.
+/// two at once. At no time does it hold two that collide. It may change the address space in a call; that takes effect
+/// before the commit returns.
 pub trait Listener: Send + Sync {
     /// What it is called in a [`Refusal`].
     fn name(&self) -> &'static str;
@@ -24,34 +25,34 @@ pub trait Listener: Send + Sync {
     ///
     /// # Errors
     ///
-    /// It does not take this one, which may be of a kind that it has no means for: a range, a target that keeps what was
-    /// written. It will not be asked to delete it, nor asked again while the doorbell stays in place.
+    /// It does not take this one, which may be of a kind that it has no means for: a range, a target that keeps what
+    /// was written. It will not be asked to delete it, nor asked again while the doorbell stays in place.
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
     ///
-    /// When this returns, the listener must have let go of it: no write reaches the targets through the listener any more,
-    /// and their events have all that did.
+    /// When this returns, the listener must have let go of it: no write reaches the targets through the listener any
+    /// more, and their events have all that did.
     ///
     /// # Errors
     ///
     /// For the report. The listener no longer counts as one who has the doorbell.
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
-    /// Moves to the events all that the listener has taken for them and still keeps elsewhere, and returns how many kicks
-    /// that was. When this returns, the events have what came before.
+    /// Moves to the events all that the listener has taken for them and still keeps elsewhere, and returns how many
+    /// kicks that was. When this returns, the events have what came before.
     ///
-    /// Called by [`AddressSpace::drain`](super::AddressSpace::drain), at any time and on any thread. A listener that keeps
-    /// nothing has nothing to do.
+    /// Called by [`AddressSpace::drain`](super::AddressSpace::drain), at any time and on any thread. A listener that
+    /// keeps nothing has nothing to do.
     fn drain(&self) -> u64 {
         0
     }
 
-    /// The outermost transaction is over in which the listener was asked to let go of doorbells. Targets that the address
-    /// space had alone have been dropped, unless a guest write is still under way that has found one of them.
+    /// The outermost transaction is over in which the listener was asked to let go of doorbells. Targets that the
+    /// address space had alone have been dropped, unless a guest write is still under way that has found one of them.
     ///
-    /// Called by the thread that has committed, without the lock of the address space: at the same time as other calls, it
-    /// may be.
+    /// Called by the thread that has committed, without the lock of the address space: at the same time as other calls,
+    /// it may be.
     fn committed(&self) {}
 }
 
@@ -76,8 +77,8 @@ impl Report {
 /// A listener did not do what it was asked.
 ///
 /// If it was to add a doorbell, then the guest's writes to it exit to the VMM, and
-/// [`AddressSpace::write`](super::AddressSpace::write) serves them; unless the error says that somebody else takes them, as
-/// `kvm::Occupied` does.
+/// [`AddressSpace::write`](super::AddressSpace::write) serves them; unless the error says that somebody else takes
+/// them, as `kvm::Occupied` does.
 #[derive(Debug)]
 pub struct Refusal {
     /// The listener's [name](Listener::name).
@@ -183,8 +184,8 @@ impl Listeners {
         listeners.collect()
     }
 
-    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made. And the
-    /// listeners that have left, to be dropped while nothing is borrowed.
+    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made.
+    /// And the listeners that have left, to be dropped while nothing is borrowed.
     pub fn letting_go(&mut self, removed: &[Doorbell]) -> (Vec<Call>, Vec<Arc<dyn Listener>>) {
         let mut calls = Vec::new();
         for slot in self.slots.iter_mut().rev() {

@@ -28,8 +28,8 @@ struct State {
     registered: bool,
     /// It was raised, and neither lowered since nor has the end of that interrupt been heard of.
     raised: bool,
-    /// It was lowered without an end of interrupt. So the next end to be heard of may be that of an interrupt from before,
-    /// and KVM's worker may have raised the line after it.
+    /// It was lowered without an end of interrupt. So the next end to be heard of may be that of an interrupt from
+    /// before, and KVM's worker may have raised the line after it.
     unsure: bool,
     /// Such an end was heard of while the line was raised: whether KVM has lowered it then is not known.
     suspect: bool,
@@ -89,7 +89,8 @@ impl Assertion {
         let mut state = self.lock();
         let raised = mem::take(&mut state.raised);
         if raised {
-            // If this is for an end of interrupt that was suspect, what has been raised since is the device's answer to it.
+            // If this is for an end of interrupt that was suspect, what has been raised since is the device's answer to
+            // it.
             state.unsure = !mem::take(&mut state.suspect);
             self.unregister(&mut state)?;
             self.register(&mut state)?;
@@ -170,7 +171,8 @@ impl Pump {
         Ok(())
     }
 
-    /// The router hears of the ends on this line no more, except of one that the thread has in hand. Returns its way back.
+    /// The router hears of the ends on this line no more, except of one that the thread has in hand. Returns its way
+    /// back.
     pub(super) fn forget(&self, gsi: u32) -> io::Result<Option<Eoi>> {
         let mut watched = self.shared.lock();
         let number = watched.numbers.remove(&gsi);

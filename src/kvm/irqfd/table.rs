@@ -32,8 +32,8 @@ const PINS: u32 = 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouteTableError {
-    /// The table has room for 4,096 entries. A message takes one entry, a pin one as well, and a pin below 16 two, because
-    /// it is a pin of the IOAPIC and of a PIC.
+    /// The table has room for 4,096 entries. A message takes one entry, a pin one as well, and a pin below 16 two,
+    /// because it is a pin of the IOAPIC and of a PIC.
     Full {
         /// What the routes take.
         entries: usize,

@@ -1,7 +1,8 @@
 //! A GSI's messages by an irqfd of KVM's.
 //!
-//! The pins are not KVM's to pulse. Its worker raises and lowers a pin some time after the signal, by the routes of that time,
-//! and what it lowers is the level that `KVM_IRQ_LINE` may have raised meanwhile: they are one source to KVM.
+//! The pins are not KVM's to pulse. Its worker raises and lowers a pin some time after the signal, by the routes of
+//! that time, and what it lowers is the level that `KVM_IRQ_LINE` may have raised meanwhile: they are one source to
+//! KVM.
 
 use super::eventfd_of;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -49,8 +50,8 @@ impl Wire {
 
     /// Returns whether the message has been sent.
     pub(super) fn signal(&self) -> bool {
-        // Relaxed, twice: KVM detaches under the eventfd's lock, which the write takes. If KVM has not seen the write, it was
-        // made after that, and so is the second load.
+        // Relaxed, twice: KVM detaches under the eventfd's lock, which the write takes. If KVM has not seen the write,
+        // it was made after that, and so is the second load.
         if !self.attached.load(Ordering::Relaxed) || self.fd.write(1).is_err() {
             return false;
         }

@@ -1,7 +1,8 @@
 //! The kernel's futex wait queue, for loom.
 //!
 //! The queue itself is invisible to loom, so that it adds no happens-before edge that the kernel does not give (but for
-//! the one from waking to being woken, which parking has). A sleeper parks for real, so a wake-up that never comes is a deadlock, which loom reports.
+//! the one from waking to being woken, which parking has). A sleeper parks for real, so a wake-up that never comes is a
+//! deadlock, which loom reports.
 //!
 //! Two things that happen to a sleeper from outside are threads of the model, so that loom tries them at every point:
 //! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
