@@ -186,6 +186,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
     ///
     /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the
     /// first observer is called.
+    /// That does not go for those who wait for an event of an irqfd, see [`Observer`](super::Observer).
     ///
     /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
     ///

@@ -89,6 +89,9 @@ impl Interest {
 /// returns. All of them are woken before the next observer is called. An observer that was [armed](Observation::arm) is
 /// due one call: until that has come, behind those before it, other signals do not call it.
 ///
+/// The event of an irqfd is the exception: there observers are called first, in a batch too, and threads, pollers and
+/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it.
+///
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer,
 /// deassigns a doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the
 /// process, waits until it has returned. So it must not take a lock that another thread holds while it does one of

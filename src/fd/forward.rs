@@ -267,7 +267,7 @@ mod as_fd {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use crate::sync::atomic::{AtomicU32, Ordering};
 
     const FULL: u64 = u64::MAX - 1;
 

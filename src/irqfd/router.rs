@@ -117,8 +117,9 @@ impl Router {
     /// the event deassigned. (`KVM_IRQFD`)
     ///
     /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
-    /// signaller's call, so others rarely find anything to read. What triggers is the signal, not the count: a write of
-    /// 0 interrupts. If there is a count already, that interrupts once, now, and stays until the next signal.
+    /// signaller's call, before threads, pollers and tasks that wait for the event are woken. Others rarely find
+    /// anything to read. What triggers is the signal, not the count: a write of 0 interrupts. If there is a count
+    /// already, that interrupts once, now, and stays until the next signal.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
     /// signals are taken and lost. This waits for nobody.
