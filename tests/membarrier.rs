@@ -74,6 +74,17 @@ fn refuse_membarrier(errno: i32) {
     assert_eq!(results, [0, 0], "{}", io::Error::last_os_error());
 }
 
+/// Opts in, or says why a test is skipped.
+fn opt_in() -> bool {
+    match use_membarrier() {
+        Ok(()) => true,
+        Err(reason) => {
+            eprintln!("skipped: {reason}");
+            false
+        }
+    }
+}
+
 /// One round trip through the table, as it works with either barrier.
 fn ring_once() {
     let table = Table::new();
@@ -89,8 +100,7 @@ fn ring_once() {
 #[test]
 fn lookups_and_changes() {
     in_a_process("lookups_and_changes", || {
-        if let Err(reason) = use_membarrier() {
-            eprintln!("skipped: {reason}");
+        if !opt_in() {
             return;
         }
         assert_eq!(use_membarrier(), Ok(()));
@@ -136,8 +146,7 @@ fn lookups_and_changes() {
 #[test]
 fn observers_without_a_barrier() {
     in_a_process("observers_without_a_barrier", || {
-        if let Err(reason) = use_membarrier() {
-            eprintln!("skipped: {reason}");
+        if !opt_in() {
             return;
         }
         let table = Table::new();
@@ -183,8 +192,7 @@ fn observers_without_a_barrier() {
 #[test]
 fn changes_in_callbacks() {
     in_a_process("changes_in_callbacks", || {
-        if let Err(reason) = use_membarrier() {
-            eprintln!("skipped: {reason}");
+        if !opt_in() {
             return;
         }
         let table = Table::new();
@@ -256,8 +264,7 @@ fn unsupported() {
 #[test]
 fn refused_later() {
     in_a_process("refused_later", || {
-        if let Err(reason) = use_membarrier() {
-            eprintln!("skipped: {reason}");
+        if !opt_in() {
             return;
         }
         let table = Table::new();

@@ -24,10 +24,8 @@ use super::counter::fits;
 use super::{Event, Mode, WriteError};
 use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::waiters::{Release, Waiters};
-use crate::sync::{DEKKER, const_thread_local, dekker_load};
-use std::cell::Cell;
+use crate::sync::{DEKKER, dekker_load, this_thread};
 use std::hint;
-use std::ptr;
 
 const MOVED: u64 = u64::MAX;
 
@@ -48,20 +46,11 @@ pub(crate) struct Handover {
     arrived: AtomicU32,
 }
 
-const_thread_local! {
-    static HERE: Cell<u8> = { Cell::new(0) };
-}
-
 /// Second half of the handshake with those who sleep in a read or a write: the count is `MOVED`.
 fn wake_all(waiters: &Waiters) {
     if waiters.is_announced() {
         waiters.notify(Release::All, 0, |_| ());
     }
-}
-
-/// Tells this thread from others, and never 0.
-fn this_thread() -> usize {
-    HERE.with(|here| ptr::from_ref(here).addr())
 }
 
 impl Handover {

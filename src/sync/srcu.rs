@@ -70,7 +70,7 @@
 use super::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use super::{
     ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, const_thread_local, dekker_load, membarrier,
-    release_store,
+    release_store, this_thread,
 };
 use crossbeam_utils::{Backoff, CachePadded};
 use std::any::Any;
@@ -508,22 +508,6 @@ fn domain() -> &'static Domain {
         static ref DOMAIN: Domain = Domain::new();
     }
     &DOMAIN
-}
-
-/// A number that no other living thread has.
-#[cfg(not(loom))]
-#[inline(always)]
-fn this_thread() -> usize {
-    thread_local! {
-        static MARK: u8 = const { 0 };
-    }
-    MARK.with(|mark| ptr::from_ref(mark).addr())
-}
-
-#[cfg(loom)]
-fn this_thread() -> usize {
-    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(loom::thread::current().id()) as usize
 }
 
 /// A number that no other thread ever has, and not [`EVERYBODY`].
