@@ -73,25 +73,32 @@ mod future;
 mod incoming;
 mod item;
 mod poller;
+mod probe;
+mod probes;
+mod registered;
 mod shared;
 mod wait_any;
 mod watch;
+mod window;
 
 #[cfg(all(target_os = "linux", not(loom)))]
 mod bound;
 #[cfg(all(target_os = "linux", not(loom)))]
-mod fds;
+mod descriptors;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod epoll;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod fd_table;
 
 #[cfg(any(loom, not(target_os = "linux")))]
 mod no_fds;
 #[cfg(any(loom, not(target_os = "linux")))]
-use no_fds as bound;
-#[cfg(any(loom, not(target_os = "linux")))]
-use no_fds as fds;
+use {no_fds as bound, no_fds as epoll, no_fds as fd_table};
 
 pub use error::PollError;
 pub use events::{Events, Report};
 pub use future::{ReadFuture, Readings, WriteFuture};
-pub use poller::Poller;
+pub use poller::{PollStats, Poller};
+pub use probe::Probe;
 pub use wait_any::{Ready, wait_any, wait_any_deadline};
 pub use watch::Watch;

@@ -13,8 +13,11 @@ pub enum PollError {
     NoEntry,
     /// The buffer has no room for even one event (`EINVAL`).
     NoCapacity,
-    /// The key stands for a file descriptor that is bound to an event, and so reports nothing (`EINVAL`).
+    /// The key stands for a file descriptor that is bound to an event and reports nothing, or for nothing but a probe
+    /// (`EINVAL`).
     Bound,
+    /// What is reported once cannot have a probe (`EINVAL`).
+    OneShot,
     /// The file descriptor to be bound is not an eventfd (`EINVAL`).
     NotEventfd,
     /// The file descriptor is registered with this poller already (`EEXIST`).
@@ -48,7 +51,8 @@ impl fmt::Display for PollError {
             PollError::KeyExists => "the key is registered with this poller already",
             PollError::NoEntry => "nothing is registered under this key",
             PollError::NoCapacity => "the buffer for events has a capacity of 0",
-            PollError::Bound => "what is registered under this key is bound to an event",
+            PollError::Bound => "what is registered under this key cannot be watched",
+            PollError::OneShot => "what is reported once cannot have a probe",
             PollError::NotEventfd => "the file descriptor is not an eventfd",
             PollError::FdExists => "the file descriptor is registered with this poller already",
             PollError::BadFd => "the file descriptor is not open",
@@ -65,7 +69,10 @@ impl From<PollError> for io::Error {
         match error {
             PollError::KeyExists | PollError::FdExists => Errno::Exists,
             PollError::NoEntry => Errno::NoEntry,
-            PollError::NoCapacity | PollError::Bound | PollError::NotEventfd => Errno::Invalid,
+            PollError::NoCapacity
+            | PollError::Bound
+            | PollError::OneShot
+            | PollError::NotEventfd => Errno::Invalid,
             PollError::BadFd => Errno::BadDescriptor,
             PollError::NotPollable => Errno::NotPermitted,
             PollError::Os(errno) => return io::Error::from_raw_os_error(errno),

@@ -7,6 +7,8 @@ use std::fmt;
 pub struct Events {
     list: Vec<Report>,
     capacity: usize,
+    /// The same key may be reported twice, which is one report then.
+    merges: bool,
 }
 
 /// That one event or file descriptor is ready, and for what.
@@ -27,6 +29,7 @@ impl Events {
         Events {
             list: Vec::new(),
             capacity,
+            merges: false,
         }
     }
 
@@ -58,7 +61,17 @@ impl Events {
         self.capacity - self.list.len()
     }
 
+    pub(super) fn merge(&mut self, merges: bool) {
+        self.merges = merges;
+    }
+
     pub(super) fn push(&mut self, key: usize, flags: u8) {
+        if self.merges {
+            if let Some(report) = self.list.iter_mut().find(|report| report.key == key) {
+                report.flags |= flags;
+                return;
+            }
+        }
         self.list.push(Report { key, flags });
     }
 }

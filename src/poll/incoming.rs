@@ -13,26 +13,30 @@
 //! When the poller goes, the stack is closed: an observer's call may still be under way then, and what it would push
 //! nobody would free.
 
-use super::item::Item;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use std::ptr;
 use std::sync::Arc;
 
-pub(super) struct Incoming {
-    head: AtomicPtr<Item>,
+pub(super) struct Incoming<T> {
+    head: AtomicPtr<T>,
+}
+
+/// What can be put on the stack.
+pub(super) trait Linked: Sized {
+    fn link(&self) -> &Link<Self>;
 }
 
 /// The place of an item in the stack, or of the queue's count of it outside. Of whoever has set the item's `QUEUED`
 /// bit, then of who took it.
-pub(super) struct Link(AtomicPtr<Item>);
+pub(super) struct Link<T>(AtomicPtr<T>);
 
 /// The head of a closed stack.
-fn closed() -> *mut Item {
+fn closed<T>() -> *mut T {
     ptr::without_provenance_mut(1)
 }
 
-impl Incoming {
+impl<T: Linked> Incoming<T> {
     pub(super) fn new() -> Self {
         Incoming {
             head: AtomicPtr::new(ptr::null_mut()),
@@ -50,12 +54,12 @@ impl Incoming {
     }
 
     /// Returns whether somebody will take it. The caller then wakes a thread: the push is the store of its handshake.
-    pub(super) fn push(&self, item: Arc<Item>) -> bool {
+    pub(super) fn push(&self, item: Arc<T>) -> bool {
         let item = Arc::into_raw(item).cast_mut();
         let mut head = self.head.load(Ordering::Relaxed);
         while head != closed() {
             // SAFETY: the count that was taken over above keeps it alive until somebody takes it.
-            unsafe { &(*item).link.0 }.store(head, Ordering::Relaxed);
+            unsafe { &(*item).link().0 }.store(head, Ordering::Relaxed);
             // Release hands over the link and what was done to the event before.
             match self
                 .head
@@ -71,7 +75,7 @@ impl Incoming {
     }
 
     /// Takes all, and gives the oldest to `each` first. Only one thread at a time.
-    pub(super) fn take_all(&self, mut each: impl FnMut(Arc<Item>)) {
+    pub(super) fn take_all(&self, mut each: impl FnMut(Arc<T>)) {
         // Looking first keeps the line shared while there is nothing to take.
         if self.is_empty() {
             return;
@@ -81,7 +85,7 @@ impl Incoming {
         let mut item = self.head.swap(ptr::null_mut(), DEKKER);
         while !item.is_null() {
             // SAFETY: the stack, which was taken, owned a count of it.
-            let link = unsafe { &(*item).link.0 };
+            let link = unsafe { &(*item).link().0 };
             let older = link.load(Ordering::Relaxed);
             link.store(newer, Ordering::Relaxed);
             (newer, item) = (item, older);
@@ -90,7 +94,7 @@ impl Incoming {
         while !item.is_null() {
             // SAFETY: as above; this takes over the count.
             let owned = unsafe { Arc::from_raw(item) };
-            item = owned.link.0.load(Ordering::Relaxed);
+            item = owned.link().0.load(Ordering::Relaxed);
             each(owned);
         }
     }
@@ -112,13 +116,13 @@ impl Incoming {
     }
 }
 
-impl Link {
+impl<T> Link<T> {
     pub(super) fn new() -> Self {
         Link(AtomicPtr::new(ptr::null_mut()))
     }
 
     /// Keeps a count, the item's own, until somebody takes it out.
-    pub(super) fn keep(&self, item: Arc<Item>) {
+    pub(super) fn keep(&self, item: Arc<T>) {
         self.0
             .store(Arc::into_raw(item).cast_mut(), Ordering::Relaxed);
     }
@@ -126,7 +130,7 @@ impl Link {
     /// # Safety
     ///
     /// The last that happened to it is a [`keep`](Self::keep), and it happens once after that.
-    pub(super) unsafe fn take(&self) -> Arc<Item> {
+    pub(super) unsafe fn take(&self) -> Arc<T> {
         let item = self.0.load(Ordering::Relaxed);
         // SAFETY: it comes from `keep`, and nobody else takes it over, as promised.
         unsafe { Arc::from_raw(item) }

@@ -21,9 +21,9 @@
 //! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
 //! ready, it goes through 1 to 3.
 
-use super::bound::Bound;
+use super::bound::{Bound, Place};
 use super::events;
-use super::incoming::Link;
+use super::incoming::{Link, Linked};
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::Event;
@@ -43,11 +43,11 @@ const QUEUED: u32 = 32;
 const DELETED: u32 = 64;
 
 pub(super) struct Item {
-    pub(super) link: Link,
+    link: Link<Item>,
     state: AtomicU32,
     pub(super) key: usize,
     pub(super) what: What,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Item>>,
 }
 
 pub(super) enum What {
@@ -68,7 +68,7 @@ pub(super) enum Found {
 impl Item {
     /// An item that is disabled until there is a [`watch`](Self::watch), and counts as queued until it
     /// [leaves](Self::leave_queue) the queue for the first time.
-    pub(super) fn new(key: usize, what: What, shared: Arc<Shared>) -> Arc<Self> {
+    pub(super) fn new(key: usize, what: What, shared: Arc<Shared<Item>>) -> Arc<Self> {
         Arc::new(Item {
             link: Link::new(),
             state: AtomicU32::new(QUEUED),
@@ -124,15 +124,8 @@ impl Item {
         queued
     }
 
-    pub(super) fn is_deleted(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & DELETED != 0
-    }
-
-    /// Puts it into the queue and wakes a thread, unless it is there.
-    pub(super) fn enqueue(&self) {
-        if let Some(item) = self.enter_queue() {
-            self.shared.push(item);
-        }
+    pub(super) fn is_one_shot(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & ONE_SHOT != 0
     }
 
     /// What the caller has to put into the queue, unless it is there.
@@ -222,6 +215,25 @@ impl Item {
             } else {
                 Interest::Signals
             });
+        }
+    }
+}
+
+impl Linked for Item {
+    fn link(&self) -> &Link<Item> {
+        &self.link
+    }
+}
+
+impl Place for Item {
+    fn is_deleted(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & DELETED != 0
+    }
+
+    /// Wakes a thread too, unless it is there.
+    fn enqueue(&self) {
+        if let Some(item) = self.enter_queue() {
+            self.shared.push(item);
         }
     }
 }

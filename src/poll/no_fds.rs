@@ -1,11 +1,8 @@
-//! What stands in for `fds` and `bound` where there is no epoll (or, under loom, nothing but the process): none of it
-//! is ever made.
+//! What stands in for `epoll`, `fd_table` and `bound` where there is no epoll (or, under loom, nothing but the process):
+//! none of it is ever made.
 
 use super::PollError;
 use super::Watch;
-use super::events::Events;
-use super::item::Item;
-use super::poller::Registered;
 use crate::Event;
 use crate::sync::waiters::Outcome;
 use std::sync::Arc;
@@ -19,6 +16,11 @@ pub(super) struct FdTable;
 pub(super) enum FdRegistration {}
 
 pub(super) enum Bound {}
+
+pub(super) trait Place {
+    fn is_deleted(&self) -> bool;
+    fn enqueue(&self);
+}
 
 pub(super) enum Found {}
 
@@ -43,7 +45,7 @@ impl Fds {
 
 impl FdTable {
     pub(super) fn modify(
-        &self,
+        &mut self,
         _: &Fds,
         registration: &FdRegistration,
         _: Watch,
@@ -54,6 +56,14 @@ impl FdTable {
     pub(super) fn delete(&mut self, _: &Fds, registration: &FdRegistration) {
         match *registration {}
     }
+
+    pub(super) fn is_one_shot(&self, registration: &FdRegistration) -> bool {
+        match *registration {}
+    }
+
+    pub(super) fn resolve(&self, found: &Found) -> Option<(usize, u8)> {
+        match *found {}
+    }
 }
 
 impl Bound {
@@ -61,11 +71,7 @@ impl Bound {
         match *self {}
     }
 
-    pub(super) fn carry(&self, _: &Item) {
+    pub(super) fn carry(&self, _: &impl Place) {
         match *self {}
     }
-}
-
-impl Registered {
-    pub(super) fn take_over(&mut self, _: &mut Events, _: &[Found]) {}
 }

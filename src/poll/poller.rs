@@ -1,20 +1,22 @@
+use super::bound::Place;
+use super::epoll::Fds;
 use super::events::Events;
-use super::fds::{FdRegistration, FdTable, Fds};
 use super::item::{Found, Item, What};
+use super::probe::Probe;
+use super::probes::Probes;
+use super::registered::{Registered, Registration, Watched};
 use super::shared::Shared;
+use super::window::Window;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
-use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::limit::{Limit, has_passed};
-use crate::sync::spin::Spinner;
+use crate::sync::spin::Beat;
 use crate::sync::waiters::{Outcome, Release};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, wake_queue};
 use crate::{Event, Spin};
-use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,46 +62,42 @@ use std::time::{Duration, Instant};
 /// # Ok::<(), doorbell::poll::PollError>(())
 /// ```
 pub struct Poller {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Item>>,
     registered: Mutex<Registered>,
+    probes: Probes,
     /// How long the queue under the lock is, for who spins.
     backlog: AtomicUsize,
     /// Waits since descriptors were last looked at.
     busy_waits: AtomicU32,
-    spin: Spinner,
+    window: Window,
+    tally: Tally,
 }
 
-/// What is under the lock.
+/// What a poller counts, apart from waits that find something at once: those count nothing, so as to cost nothing.
 #[derive(Default)]
-pub(super) struct Registered {
-    pub(super) registrations: BTreeMap<usize, Registration>,
-    /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
-    ready: VecDeque<Arc<Item>>,
-    /// The bindings in it have a line of their own.
-    pub(super) bindings: VecDeque<Arc<Item>>,
-    /// Deleted items that may be in one of them.
-    deleted: usize,
-    pub(super) fds: FdTable,
+struct Tally {
+    windows: AtomicU64,
+    looks: AtomicU64,
+    hits: AtomicU64,
+    sleeps: AtomicU64,
 }
 
-pub(super) enum Registration {
-    Watched {
-        item: Arc<Item>,
-        _observation: Observation,
-    },
-    Fd(FdRegistration),
-    Bound {
-        item: Arc<Item>,
-        _observation: Observation,
-        registration: FdRegistration,
-    },
+/// How often a [`Poller`] has waited awake and asleep, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PollStats {
+    /// How often a wait that found nothing at first went on looking for a while, awake.
+    pub windows: u64,
+    /// How often it looked in all of these.
+    pub looks: u64,
+    /// How many of the windows ended with something found.
+    pub hits: u64,
+    /// How often a thread went to sleep.
+    pub sleeps: u64,
 }
 
 /// While there is always something in the process, descriptors are looked at in one wait of so many.
 const BUSY_WAITS: u32 = 32;
-
-/// While a thread spins, they are looked at in one look of so many.
-const BUSY_LOOKS: u32 = 1024;
 
 impl Poller {
     /// A poller with nothing registered. It owns no file descriptor until one is [added](Self::add_fd).
@@ -112,9 +110,11 @@ impl Poller {
         Poller {
             shared: Arc::new(Shared::new()),
             registered: Mutex::default(),
+            probes: Probes::new(),
             backlog: AtomicUsize::new(0),
             busy_waits: AtomicU32::new(0),
-            spin: Spinner::new(spin),
+            window: Window::new(spin),
+            tally: Tally::default(),
         }
     }
 
@@ -129,29 +129,37 @@ impl Poller {
     ///
     /// [`KeyExists`](PollError::KeyExists).
     pub fn add(&self, event: &Arc<Event>, key: usize, watch: Watch) -> Result<(), PollError> {
-        let what = What::Watched(Arc::clone(event));
-        let item = Item::new(key, what, Arc::clone(&self.shared));
-        // Outside the lock, which an observer's call may want, and so in vain if the key is in use.
-        let observation = Observation::prompt_on_demand(
-            Arc::clone(event),
-            Interest::Both,
-            Arc::clone(&item) as _,
-        );
+        let watched = self.watched(event, key);
+        let item = Arc::clone(&watched.item);
         {
             let mut registered = self.registered();
             registered.check_vacant(key)?;
             item.watch(watch);
-            registered.register(
-                key,
-                &item,
-                Registration::Watched {
-                    item: Arc::clone(&item),
-                    _observation: observation,
-                },
-            );
+            registered.register(key, Registration::Watched(watched));
         }
         item.sample();
         Ok(())
+    }
+
+    /// An item for an event that is to be watched. To be called outside the lock, which an observer's call may want,
+    /// and so in vain if the key is in use.
+    pub(super) fn watched(&self, event: &Arc<Event>, key: usize) -> Watched {
+        let what = What::Watched(Arc::clone(event));
+        let item = Item::new(key, what, Arc::clone(&self.shared));
+        self.observed(item, event, Interest::Both)
+    }
+
+    pub(super) fn observed(
+        &self,
+        item: Arc<Item>,
+        event: &Arc<Event>,
+        interest: Interest,
+    ) -> Watched {
+        let observer = Arc::clone(&item) as _;
+        Watched {
+            _observation: Observation::prompt_on_demand(Arc::clone(event), interest, observer),
+            item,
+        }
     }
 
     /// Changes what an event or file descriptor is watched for. If it is ready, it is reported, whatever the trigger:
@@ -161,23 +169,95 @@ impl Poller {
     ///
     /// # Errors
     ///
-    /// [`NoEntry`](PollError::NoEntry), and [`Bound`](PollError::Bound) for a binding.
+    /// [`NoEntry`](PollError::NoEntry); [`Bound`](PollError::Bound) for a binding that reports nothing, and for what is
+    /// nothing but a probe; [`OneShot`](PollError::OneShot) for what has a probe.
     pub fn modify(&self, key: usize, watch: Watch) -> Result<(), PollError> {
         let item = {
-            let registered = self.registered();
-            match registered.registrations.get(&key) {
-                None => return Err(PollError::NoEntry),
-                Some(Registration::Bound { .. }) => return Err(PollError::Bound),
-                Some(Registration::Fd(fd)) => {
-                    return registered.fds.modify(self.fds_there(), fd, watch);
-                }
-                Some(Registration::Watched { item, .. }) => {
-                    item.watch(watch);
-                    Arc::clone(item)
-                }
+            let mut registered = self.registered();
+            let Registered {
+                registrations,
+                fds,
+                probed,
+                ..
+            } = &mut *registered;
+            let registration = registrations.get(&key).ok_or(PollError::NoEntry)?;
+            if watch.one_shot && probed.contains(&key) {
+                return Err(PollError::OneShot);
             }
+            if let Registration::Fd(fd) = registration {
+                return fds.modify(self.fds_there(), fd, watch);
+            }
+            let item = registration.watched().ok_or(PollError::Bound)?;
+            item.watch(watch);
+            Arc::clone(item)
         };
         item.sample();
+        Ok(())
+    }
+
+    /// Gives a source a probe, so that the poller finds what the source has to do without being notified: see
+    /// [`Probe`]. What the probe finds is reported as readable, under the key, beside what else is reported of it.
+    ///
+    /// The source may be a descriptor or an event, bound or not. Watch it for [edges](Watch::edge) if the device looks
+    /// at its queue and never reads the kick. A one-shot cannot have a probe. With several threads in `wait`, each of
+    /// them may be told of the same source, as of any that is level-triggered, as long as it is ready.
+    ///
+    /// The source counts as notifying until the poller calls [`begin`](Probe::begin), which happens when it has been
+    /// reported. The probe is asked at once. It goes with the source, in [`delete`](Self::delete).
+    ///
+    /// # Errors
+    ///
+    /// [`NoEntry`](PollError::NoEntry); [`KeyExists`](PollError::KeyExists) if there is a probe;
+    /// [`Bound`](PollError::Bound) for a binding that reports nothing; [`OneShot`](PollError::OneShot).
+    ///
+    /// # Panics
+    ///
+    /// If called by a probe of this poller.
+    pub fn attach_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
+        let mut probes = self.probes.lock();
+        {
+            let mut registered = self.registered();
+            let registration = registered.registrations.get(&key);
+            let registration = registration.ok_or(PollError::NoEntry)?;
+            if registered.probed.contains(&key) {
+                return Err(PollError::KeyExists);
+            }
+            let one_shot = match registration {
+                Registration::Fd(fd) => registered.fds.is_one_shot(fd),
+                other => other.watched().ok_or(PollError::Bound)?.is_one_shot(),
+            };
+            if one_shot {
+                return Err(PollError::OneShot);
+            }
+            registered.probed.insert(key);
+        }
+        probes.add(key, Box::new(probe), false);
+        drop(probes);
+        self.shared.wake();
+        Ok(())
+    }
+
+    /// Registers a source that has nothing but a probe. It is asked whenever a thread is awake in `wait`; after
+    /// [`end`](Probe::end), whoever gives it something to do has to [notify](Self::notify) the poller.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyExists`](PollError::KeyExists).
+    ///
+    /// # Panics
+    ///
+    /// If called by a probe of this poller.
+    pub fn add_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
+        let mut probes = self.probes.lock();
+        {
+            let mut registered = self.registered();
+            registered.check_vacant(key)?;
+            registered.register(key, Registration::Probe);
+            registered.probed.insert(key);
+        }
+        probes.add(key, Box::new(probe), true);
+        drop(probes);
+        self.shared.wake();
         Ok(())
     }
 
@@ -190,29 +270,28 @@ impl Poller {
     ///
     /// [`NoEntry`](PollError::NoEntry).
     pub fn delete(&self, key: usize) -> Result<(), PollError> {
-        let (registration, _swept) = {
+        let (registration, _probe, _swept) = {
+            let mut probes = self.probes.lock_if_any();
             let mut registered = self.registered();
             let registration = registered.registrations.remove(&key);
             let registration = registration.ok_or(PollError::NoEntry)?;
             let swept = self.end(&mut registered, &registration);
-            (registration, swept)
+            registered.probed.remove(&key);
+            let probe = probes.as_mut().and_then(|probes| probes.delete(key));
+            (registration, probe, swept)
         };
-        // Outside the lock, which an observer's call may want, or its drop.
+        // Outside the locks, which an observer's call may want, or its drop, or that of a probe.
         registration.settle();
         Ok(())
     }
 
     /// Under the lock. Returns what has left the queue for good, to be dropped outside.
     fn end(&self, registered: &mut Registered, registration: &Registration) -> Vec<Arc<Item>> {
-        match registration {
-            Registration::Watched { item, .. } => registered.forget(item),
-            Registration::Fd(fd) => registered.fds.delete(self.fds_there(), fd),
-            Registration::Bound {
-                item, registration, ..
-            } => {
-                registered.forget(item);
-                registered.fds.delete(self.fds_there(), registration);
-            }
+        for item in registration.items() {
+            registered.forget(item);
+        }
+        if let Some(fd) = registration.fd() {
+            registered.fds.delete(self.fds_there(), fd);
         }
         registered.take_in(&self.shared);
         let swept = registered.sweep();
@@ -253,90 +332,170 @@ impl Poller {
         if events.capacity() == 0 {
             return Err(PollError::NoCapacity);
         }
-        let at_once = timeout == Some(Duration::ZERO);
-        // Who falls asleep in epoll looks at the descriptors by doing so.
-        let sleeps = !at_once && self.spin.policy() == Spin::Never;
-        if self.look(events, !sleeps, None)? {
-            return Ok(events.len());
-        }
-        let Ok(deadline) = Limit::of(timeout).deadline() else {
-            return Ok(events.len());
-        };
-        let wait = Wait {
-            poller: self,
-            events: RefCell::new(events),
-            deadline,
-            place: Cell::new(self.shared.fds.get()),
-            looks: Cell::new(0),
-            failed: Cell::new(None),
-            panicked: Cell::new(None),
-        };
-        let result = self.spin.wait(
-            deadline,
-            || !self.seems_quiet() || wait.is_time_for_fds(),
-            || wait.look(),
-            || {
-                self.shared.waiters.wait_in(
-                    || wait.attempt(),
-                    |key| wait.sleep(key),
-                    || self.hand_on(),
-                )
-            },
-        );
-        if let Some(payload) = wait.panicked.take() {
-            panic::resume_unwind(payload);
-        }
-        result.unwrap_or(Ok(()))?;
+        events.merge(self.probes.are_there());
+        let result = self.find(events, timeout);
+        self.hand_over(events);
+        result?;
         Ok(events.len())
     }
 
-    /// Looks once at the process, and at the descriptors if it is their turn, or `then_fds` and there is nothing else.
-    /// Returns whether `wait` is to return.
-    fn look(
-        &self,
-        events: &mut Events,
-        then_fds: bool,
-        deadline: Option<Instant>,
-    ) -> Result<bool, PollError> {
-        let Some(fds) = self.shared.fds.get() else {
-            return Ok(self.harvest(events, deadline, 0));
+    fn find(&self, events: &mut Events, timeout: Option<Duration>) -> Result<(), PollError> {
+        if self.look(events)? {
+            return Ok(());
+        }
+        if timeout == Some(Duration::ZERO) {
+            self.look_at_fds(events)?;
+            return Ok(());
+        }
+        let Ok(deadline) = Limit::of(timeout).deadline() else {
+            return Ok(());
         };
-        if self.is_turn_of_fds() {
-            self.look_at(fds, events)?;
-            return Ok(self.harvest(events, deadline, 0));
+        // Who is to end the wait may be among those.
+        wake_queue::let_go();
+        let start = self.window.learns().then(Instant::now);
+        if self.look_for_a_while(events, deadline)? {
+            return Ok(());
         }
-        let done = self.harvest(events, deadline, 0);
-        if done || !then_fds {
-            return Ok(done);
+        if self.sleep(events, deadline)? {
+            if let Some(start) = start {
+                self.window.slept(start);
+            }
         }
-        self.look_at(fds, events)?;
-        Ok(self.harvest(events, deadline, 0))
+        Ok(())
     }
 
-    fn is_turn_of_fds(&self) -> bool {
+    /// Looks once at the process, and before that at the descriptors if it is their turn. Returns whether `wait` is to
+    /// return.
+    fn look(&self, events: &mut Events) -> Result<bool, PollError> {
         // Two threads that count at once count for one.
         let waits = self.busy_waits.load(Ordering::Relaxed) + 1;
         self.busy_waits.store(waits, Ordering::Relaxed);
-        waits >= BUSY_WAITS
+        if waits >= BUSY_WAITS {
+            self.take_fds(events)?;
+        }
+        // What is first may take all the room, so that changes.
+        if !self.probes.are_there() {
+            Ok(self.harvest(events, None))
+        } else if waits % 2 == 0 {
+            self.probes.ask(events);
+            Ok(self.harvest(events, None))
+        } else {
+            self.harvest(events, None);
+            self.probes.ask(events);
+            Ok(!events.is_empty())
+        }
     }
 
-    /// Looks at the descriptors, without sleeping.
-    fn look_at(&self, fds: &Fds, events: &mut Events) -> Result<(), PollError> {
+    /// Looks at the descriptors, and then again at the process, for what was bound to events.
+    fn look_at_fds(&self, events: &mut Events) -> Result<bool, PollError> {
+        Ok(self.take_fds(events)? && self.harvest(events, None))
+    }
+
+    /// Takes over what descriptors are ready, without sleeping. Returns whether there are any.
+    fn take_fds(&self, events: &mut Events) -> Result<bool, PollError> {
         self.busy_waits.store(0, Ordering::Relaxed);
+        let Some(fds) = self.shared.fds.get() else {
+            return Ok(false);
+        };
         // It may hear the bell, and so use up the wake-up of a sleeper: among those it hands it on when it leaves.
         self.shared.waiters.enter();
         let result = fds.look(events.room(), |found| {
             self.registered().take_over(events, found);
         });
         self.shared.waiters.leave(false, || self.hand_on());
-        result
+        result?;
+        Ok(true)
     }
 
-    /// Puts what is ready in the process into `events`, and carries over for bindings. `own` is 1 if this thread stands
-    /// among the waiters, and else 0. Returns whether `wait` is to return.
-    fn harvest(&self, events: &mut Events, deadline: Option<Instant>, own: u32) -> bool {
+    /// Looks for as long as the window is open. Returns whether `wait` is to return.
+    fn look_for_a_while(
+        &self,
+        events: &mut Events,
+        deadline: Option<Instant>,
+    ) -> Result<bool, PollError> {
+        let Some(mut pace) = self.window.open(deadline) else {
+            return Ok(false);
+        };
+        let asking = self.probes.begin_asking();
+        if asking.is_none() && self.probes.are_asked() {
+            // By another thread. One is enough.
+            return Ok(false);
+        }
+        let mut looks = 0;
+        let found = loop {
+            let Some(beat) = pace.next() else {
+                break false;
+            };
+            looks += 1;
+            if asking.is_some() {
+                self.probes.try_ask(events);
+            }
+            let done = !events.is_empty()
+                || !self.seems_quiet() && self.harvest(events, deadline)
+                || beat == Beat::LookEverywhere && self.look_at_fds(events)?;
+            if done {
+                break true;
+            }
+        };
+        drop(asking);
+        self.tally.windows.fetch_add(1, Ordering::Relaxed);
+        self.tally.looks.fetch_add(looks, Ordering::Relaxed);
+        if found {
+            self.tally.hits.fetch_add(1, Ordering::Relaxed);
+            self.window.hit();
+        }
+        Ok(found)
+    }
+
+    /// Sleeps until there is something, and returns whether there is.
+    fn sleep(&self, events: &mut Events, deadline: Option<Instant>) -> Result<bool, PollError> {
+        self.tally.sleeps.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let sleep = Sleep {
+                poller: self,
+                events: RefCell::new(&mut *events),
+                deadline,
+                place: Cell::new(self.shared.fds.get()),
+                failed: Cell::new(None),
+            };
+            let awake = self.shared.waiters.wait_in(
+                || sleep.attempt(),
+                |key| sleep.sleep(key),
+                || self.hand_on(),
+            );
+            match awake {
+                None => return Ok(false),
+                Some(Awake::Failed(error)) => return Err(error),
+                Some(Awake::Ready) => return Ok(true),
+                Some(Awake::Binding(binding)) => {
+                    binding.carry();
+                    if self.harvest(events, deadline) {
+                        return Ok(true);
+                    }
+                    if has_passed(deadline) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Before a report: what is in it gets hot, unless another thread sleeps, which nobody would wake then.
+    fn hand_over(&self, events: &mut Events) {
+        if !self.probes.are_there() {
+            return;
+        }
+        let others_sleep = || self.shared.waiters.count() != 0;
+        if self.probes.report(events, others_sleep) {
+            self.shared.wake();
+        }
+    }
+
+    /// Puts what is ready in the process into `events`, and carries over for bindings. Returns whether `wait` is to
+    /// return. Not for a thread that stands among the waiters: observers are called, which may panic, or wake it.
+    fn harvest(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
         let bindings = self.report(events);
-        if self.carry(bindings, deadline, own) && events.is_empty() {
+        if self.carry(bindings, deadline) && events.is_empty() {
             // What was carried may have gone to events that are watched here.
             self.report(events);
         }
@@ -381,28 +540,14 @@ impl Poller {
 
     /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
     /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
-    fn carry(&self, most: usize, deadline: Option<Instant>, own: u32) -> bool {
+    fn carry(&self, most: usize, deadline: Option<Instant>) -> bool {
         let mut carried = false;
         for _ in 0..most {
-            let mut registered = self.registered();
-            let Some(item) = registered.bindings.pop_front() else {
+            let (binding, others) = self.take_binding();
+            let Some(binding) = binding else {
                 break;
             };
-            let others = !registered.bindings.is_empty();
-            let deleted = item.is_deleted();
-            let binding = Arc::clone(&item);
-            if deleted {
-                registered.deleted -= 1;
-            } else {
-                // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
-                unsafe { item.leave_queue() };
-            }
-            self.note_backlog(&registered);
-            drop(registered);
-            if deleted {
-                continue;
-            }
-            if others && self.shared.waiters.count() > own {
+            if others && self.shared.waiters.count() != 0 {
                 self.shared.wake();
             }
             binding.carry();
@@ -412,6 +557,31 @@ impl Poller {
             }
         }
         carried
+    }
+
+    /// The binding that has waited longest, and whether there are others.
+    fn take_binding(&self) -> (Option<Arc<Item>>, bool) {
+        // To be dropped outside the lock.
+        let mut gone = Vec::new();
+        let mut registered = self.registered();
+        let binding = loop {
+            let Some(item) = registered.bindings.pop_front() else {
+                break None;
+            };
+            if item.is_deleted() {
+                registered.deleted -= 1;
+                gone.push(item);
+                continue;
+            }
+            let binding = Arc::clone(&item);
+            // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
+            unsafe { item.leave_queue() };
+            break Some(binding);
+        };
+        self.note_backlog(&registered);
+        let others = !registered.bindings.is_empty();
+        drop(registered);
+        (binding, others)
     }
 
     /// Under the lock, when the queue has changed.
@@ -436,7 +606,25 @@ impl Poller {
         self.shared.seems_quiet() && self.backlog.load(Ordering::Relaxed) == 0
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
+    /// How often threads have looked and slept so far. A snapshot.
+    pub fn stats(&self) -> PollStats {
+        let Tally {
+            windows,
+            looks,
+            hits,
+            sleeps,
+        } = &self.tally;
+        let [windows, looks, hits, sleeps] =
+            [windows, looks, hits, sleeps].map(|count| count.load(Ordering::Relaxed));
+        PollStats {
+            windows,
+            looks,
+            hits,
+            sleeps,
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared<Item>> {
         &self.shared
     }
 
@@ -455,113 +643,52 @@ impl Poller {
     }
 }
 
-impl Registered {
-    pub(super) fn check_vacant(&self, key: usize) -> Result<(), PollError> {
-        match self.registrations.contains_key(&key) {
-            true => Err(PollError::KeyExists),
-            false => Ok(()),
-        }
-    }
-
-    /// Registers what has an item, for which the key is vacant.
-    pub(super) fn register(&mut self, key: usize, item: &Arc<Item>, registration: Registration) {
-        self.registrations.insert(key, registration);
-        // SAFETY: it is registered, and this is under the lock.
-        unsafe { Arc::clone(item).leave_queue() };
-    }
-
-    fn take_in(&mut self, shared: &Shared) {
-        shared.incoming.take_all(|item| match item.what {
-            What::Watched(_) => self.ready.push_back(item),
-            What::Bound(_) => self.bindings.push_back(item),
-        });
-    }
-
-    /// How long the queue is.
-    fn queued(&self) -> usize {
-        self.ready.len() + self.bindings.len()
-    }
-
-    fn forget(&mut self, item: &Item) {
-        self.deleted += usize::from(item.delete());
-    }
-
-    /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
-    fn sweep(&mut self) -> Vec<Arc<Item>> {
-        let mut swept = Vec::new();
-        if self.deleted > self.queued() / 2 {
-            for queue in [&mut self.ready, &mut self.bindings] {
-                let deleted = queue.iter().filter(|item| item.is_deleted());
-                swept.extend(deleted.map(Arc::clone));
-                queue.retain(|item| !item.is_deleted());
-            }
-            self.deleted -= swept.len();
-        }
-        swept
-    }
-}
-
-impl Registration {
-    /// After the end, and outside the lock.
-    fn settle(&self) {
-        if let Registration::Bound { item, .. } = self {
-            item.carry();
-        }
-    }
-}
-
-/// A call of `wait` that has not found anything at once.
-struct Wait<'a> {
+/// A thread that goes to sleep.
+struct Sleep<'a> {
     poller: &'a Poller,
     events: RefCell<&'a mut Events>,
     deadline: Option<Instant>,
     /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see
     /// [`Shared::wake`].
     place: Cell<Option<&'a Fds>>,
-    /// Looks while spinning.
-    looks: Cell<u32>,
     failed: Cell<Option<PollError>>,
-    panicked: Cell<Option<Box<dyn Any + Send>>>,
 }
 
-impl Wait<'_> {
-    /// Awake.
-    fn look(&self) -> Option<Result<(), PollError>> {
-        let mut events = self.events.borrow_mut();
-        match self.poller.look(&mut events, true, self.deadline) {
-            Ok(done) => done.then_some(Ok(())),
-            Err(error) => Some(Err(error)),
-        }
-    }
+/// Why it does not sleep any more.
+enum Awake {
+    /// There is something to report.
+    Ready,
+    /// There is something to carry over, which it does when it does not count as asleep any more.
+    Binding(Arc<Item>),
+    Failed(PollError),
+}
 
-    fn is_time_for_fds(&self) -> bool {
-        self.looks.set(self.looks.get() + 1);
-        self.looks.get() % BUSY_LOOKS == 0 && self.poller.shared.fds.get().is_some()
-    }
-
+impl Sleep<'_> {
     /// Between announcement and sleep.
-    fn attempt(&self) -> Option<Result<(), PollError>> {
+    fn attempt(&self) -> Option<Awake> {
         if let Some(error) = self.failed.get() {
-            return Some(Err(error));
+            return Some(Awake::Failed(error));
         }
-        // An observer of an event that is carried to may panic. This thread is among the waiters, and must leave first.
-        let harvest = || {
-            let mut events = self.events.borrow_mut();
-            self.poller.harvest(&mut events, self.deadline, 1)
-        };
-        match panic::catch_unwind(AssertUnwindSafe(harvest)) {
-            Ok(done) => done.then_some(Ok(())),
-            Err(payload) => {
-                self.panicked.set(Some(payload));
-                Some(Ok(()))
-            }
+        let poller = self.poller;
+        let mut events = self.events.borrow_mut();
+        if poller.probes.are_there() {
+            poller.probes.rest(&mut events);
         }
+        let bindings = poller.report(&mut events);
+        if poller.shared.take_notice() || !events.is_empty() {
+            return Some(Awake::Ready);
+        }
+        if bindings == 0 {
+            return None;
+        }
+        poller.take_binding().0.map(Awake::Binding)
     }
 
     fn sleep(&self, key: u32) -> Outcome {
         let shared = &self.poller.shared;
         let outcome = match self.place.get() {
             Some(fds) => {
+                self.poller.busy_waits.store(0, Ordering::Relaxed);
                 let mut events = self.events.borrow_mut();
                 let slept = fds.sleep(events.room(), self.deadline, |found| {
                     self.poller.registered().take_over(&mut events, found);
@@ -582,6 +709,7 @@ impl Wait<'_> {
 
 impl Drop for Poller {
     fn drop(&mut self) {
+        self.probes.clear();
         let registrations = std::mem::take(&mut self.registered().registrations);
         for registration in registrations.into_values() {
             let _swept = self.end(&mut self.registered(), &registration);
@@ -607,7 +735,8 @@ impl fmt::Debug for Poller {
             .field("incoming", &!self.shared.incoming.is_empty())
             .field("notified", &self.shared.is_notified())
             .field("waiting", &self.shared.waiters.count())
-            .field("spin", &self.spin.policy())
+            .field("spin", &self.window.policy())
+            .field("stats", &self.stats())
             .finish()
     }
 }

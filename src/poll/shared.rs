@@ -1,8 +1,7 @@
 //! What the observers of a poller reach: its queue, and the threads that sleep.
 
-use super::fds::Fds;
-use super::incoming::Incoming;
-use super::item::Item;
+use super::epoll::Fds;
+use super::incoming::{Incoming, Linked};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lazy::Lazy;
@@ -10,8 +9,8 @@ use crate::sync::waiters::{Release, Waiters};
 use crate::sync::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 
-pub(super) struct Shared {
-    pub(super) incoming: Incoming,
+pub(super) struct Shared<T> {
+    pub(super) incoming: Incoming<T>,
     /// Somebody has asked for a return from `wait`.
     notified: AtomicBool,
     pub(super) waiters: Waiters,
@@ -19,7 +18,7 @@ pub(super) struct Shared {
     pub(super) fds: Lazy<Fds>,
 }
 
-impl Shared {
+impl<T: Linked + Send + Sync + 'static> Shared<T> {
     pub(super) fn new() -> Self {
         Shared {
             incoming: Incoming::new(),
@@ -31,7 +30,7 @@ impl Shared {
 
     /// On any thread, without a lock, and without a system call unless a thread sleeps. Wakes one then, now or, if more
     /// may come, after that; see [`wake_queue`].
-    pub(super) fn push(self: &Arc<Self>, item: Arc<Item>) {
+    pub(super) fn push(self: &Arc<Self>, item: Arc<T>) {
         if self.incoming.push(item) && self.waiters.is_announced() {
             wake_queue::wake(self);
         }
@@ -63,7 +62,7 @@ impl Shared {
     }
 }
 
-impl Sleeper for Shared {
+impl<T: Linked + Send + Sync + 'static> Sleeper for Shared<T> {
     /// One thread, if it has not been woken yet. It wakes the next if it leaves anything.
     fn wake_now(&self) {
         let claimed = self.waiters.claim_sleepers(Release::One);

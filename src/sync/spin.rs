@@ -108,39 +108,23 @@ impl Spinner {
     ) -> Option<T> {
         // Who is to end the wait may be among those.
         wake_queue::let_go();
-        // Time does not pass in a model of loom's.
+        // A model looks often enough without.
         if cfg!(loom) || self.policy == Spin::Never {
             return sleep();
         }
         // Before the clock: what is in the event's line is not touched between two looks.
         let window = self.window();
-        let relax = if single_cpu() {
-            std::thread::yield_now
-        } else {
-            std::hint::spin_loop
-        };
-        let start = Instant::now();
-        let end = earlier(window.map(|window| start + window), deadline);
-        let mut turn = start;
-        loop {
-            relax();
-            let now = Instant::now();
-            if end.is_some_and(|end| now >= end) {
-                break;
-            }
+        let mut pace = Pace::new(window, deadline);
+        while pace.next().is_some() {
             if ready() {
                 if let Some(taken) = attempt() {
                     self.learn(|lesson, _| lesson.spun_well());
                     return Some(taken);
                 }
             }
-            if now - turn > TURN {
-                std::thread::yield_now();
-                turn = now;
-            }
         }
         let result = sleep();
-        let (waited, got) = (start.elapsed(), result.is_some());
+        let (waited, got) = (pace.start.elapsed(), result.is_some());
         self.learn(|lesson, max| lesson.slept(waited, got, max));
         result
     }
@@ -167,6 +151,64 @@ impl Spinner {
         if learnt != bits {
             self.learnt.store(learnt, Ordering::Relaxed);
         }
+    }
+}
+
+/// The beat of a thread that spins: the end of the spin, and turns for others in between.
+pub(crate) struct Pace {
+    pub(crate) start: Instant,
+    end: Option<Instant>,
+    /// When the last turn of others was.
+    turn: Instant,
+    single_cpu: bool,
+    looked: bool,
+}
+
+/// What the beat says, after one that is due.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beat {
+    Look,
+    /// Look, and at what is dearer to look at too.
+    LookEverywhere,
+}
+
+impl Pace {
+    /// For so long, `None` being for ever, but no longer than the deadline.
+    pub(crate) fn new(window: Option<Duration>, deadline: Option<Instant>) -> Self {
+        let start = Instant::now();
+        Pace {
+            start,
+            end: earlier(
+                window.and_then(|window| start.checked_add(window)),
+                deadline,
+            ),
+            turn: start,
+            single_cpu: single_cpu(),
+            looked: false,
+        }
+    }
+
+    /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
+    /// comes after one look.
+    pub(crate) fn next(&mut self) -> Option<Beat> {
+        if cfg!(loom) {
+            return (!std::mem::replace(&mut self.looked, true)).then_some(Beat::Look);
+        }
+        if self.single_cpu {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+        let now = Instant::now();
+        if self.end.is_some_and(|end| now >= end) {
+            return None;
+        }
+        if now - self.turn <= TURN {
+            return Some(Beat::Look);
+        }
+        std::thread::yield_now();
+        self.turn = now;
+        Some(Beat::LookEverywhere)
     }
 }
 
@@ -298,7 +340,7 @@ pub fn prepare_for_seccomp() {
 
 /// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
 /// once.
-fn single_cpu() -> bool {
+pub(crate) fn single_cpu() -> bool {
     static SINGLE: OnceLock<bool> = OnceLock::new();
     *SINGLE.get_or_init(|| online_cpus() == 1)
 }

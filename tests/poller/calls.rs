@@ -115,7 +115,7 @@ fn debug_shows_what_is_there() {
 fn errors_say_what_is_wrong() {
     let says = |error: PollError, text: &str| assert!(error.to_string().contains(text), "{error}");
     says(PollError::KeyExists, "registered");
-    says(PollError::Bound, "bound");
+    says(PollError::Bound, "watched");
     says(PollError::Os(Errno::NOMEM.raw_os_error()), "memory");
 }
 

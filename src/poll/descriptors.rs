@@ -1,0 +1,169 @@
+//! What a poller takes in of the kernel's: descriptors to be watched, and eventfds to be carried over.
+
+use super::bound::Bound;
+use super::epoll::Fds;
+use super::item::{Item, What};
+use super::poller::Poller;
+use super::registered::Registration;
+use super::{PollError, Watch};
+use crate::Event;
+use crate::event::Interest;
+use rustix::fd::AsFd;
+use std::sync::Arc;
+
+impl Poller {
+    /// Watches a file descriptor: a socket, a timer, an eventfd that the kernel signals; whatever epoll takes.
+    ///
+    /// The flags are epoll's own. From the first descriptor on, threads in [`wait`](Self::wait) sleep in epoll, those
+    /// that sleep elsewhere at the time move, and a timeout may pass up to a millisecond late. While events of the
+    /// process are ready, descriptors are looked at in every 32nd wait.
+    ///
+    /// The poller does not keep the descriptor open. As with epoll, [`delete`](Self::delete) comes before closing:
+    /// closing ends the registration only if no duplicate is left, and leaves the key in use.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyExists`](PollError::KeyExists); [`FdExists`](PollError::FdExists), though a duplicate is another
+    /// descriptor; [`BadFd`](PollError::BadFd); [`NotPollable`](PollError::NotPollable); [`Os`](PollError::Os).
+    ///
+    /// ```
+    /// # use doorbell::poll::{Events, Poller, Watch};
+    /// use std::io::Write;
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let (mut guest, host) = UnixStream::pair()?;
+    /// let poller = Poller::new();
+    /// poller.add_fd(&host, 7, Watch::READABLE)?;
+    /// guest.write_all(b"kick")?;
+    ///
+    /// let mut events = Events::with_capacity(16);
+    /// poller.wait(&mut events, None)?;
+    /// assert_eq!(events.iter().next().map(|ready| ready.key()), Some(7));
+    /// poller.delete(7)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn add_fd(&self, fd: impl AsFd, key: usize, watch: Watch) -> Result<(), PollError> {
+        let mut registered = self.registered();
+        registered.check_vacant(key)?;
+        let fds = self.fds()?;
+        let registration = registered.fds.add(fds, fd.as_fd(), key, watch)?;
+        registered.register(key, Registration::Fd(registration));
+        Ok(())
+    }
+
+    /// Binds a kernel eventfd to an event: what KVM, vhost or another process adds to the eventfd, a thread in
+    /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](Event::write).
+    ///
+    /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in
+    /// the eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time.
+    /// Several threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own.
+    /// Nothing is carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the
+    /// event, or wait for it elsewhere.
+    ///
+    /// The poller holds on to a duplicate of the descriptor, and to the event, until [`delete`](Self::delete). What is
+    /// in the eventfd then stays there. What has been read is in the event when `delete` returns, also if another
+    /// thread has read it this very moment; what had no room is signalled, so that the event may overflow. An eventfd
+    /// that is bound twice gives each count to one of the events.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyExists`](PollError::KeyExists), [`NotEventfd`](PollError::NotEventfd), [`BadFd`](PollError::BadFd) or
+    /// [`Os`](PollError::Os). What kind of descriptor it is, is asked of `/proc`; if that is not there, it is taken for
+    /// an eventfd.
+    ///
+    /// ```
+    /// use doorbell::Event;
+    /// use doorbell::poll::{Events, Poller, Watch};
+    /// use rustix::event::{EventfdFlags, eventfd};
+    /// use std::sync::Arc;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let vhost = eventfd(0, EventfdFlags::NONBLOCK)?;
+    /// let call = Arc::new(Event::new(0));
+    /// let poller = Poller::new();
+    /// poller.bind(&vhost, &call, 1)?;
+    /// poller.add(&call, 2, Watch::READABLE)?;
+    ///
+    /// rustix::io::write(&vhost, &3_u64.to_ne_bytes())?; // vhost writes to its eventfd …
+    /// poller.wait(&mut Events::with_capacity(8), None)?;
+    /// assert_eq!(call.try_read(), Some(3)); // … and the event has it
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn bind(&self, fd: impl AsFd, event: &Arc<Event>, key: usize) -> Result<(), PollError> {
+        self.add_binding(fd, event, key, None)
+    }
+
+    /// Binds as [`bind`](Self::bind) does, and watches the event as [`add`](Self::add) does, under one key.
+    ///
+    /// A device whose kicks come from the kernel or another process, and which reads them from an event, has one
+    /// registration a queue so. [`modify`](Self::modify) changes the watch.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bind`.
+    pub fn add_bound(
+        &self,
+        fd: impl AsFd,
+        event: &Arc<Event>,
+        key: usize,
+        watch: Watch,
+    ) -> Result<(), PollError> {
+        self.add_binding(fd, event, key, Some(watch))
+    }
+
+    fn add_binding(
+        &self,
+        fd: impl AsFd,
+        event: &Arc<Event>,
+        key: usize,
+        watch: Option<Watch>,
+    ) -> Result<(), PollError> {
+        let bound = Bound::new(fd, event)?;
+        let item = Item::new(key, What::Bound(bound), Arc::clone(self.shared()));
+        item.watch(Watch::WRITABLE);
+        // Outside the lock, which an observer's call may want.
+        let binding = self.observed(item, event, Interest::Reads);
+        let watched = watch.map(|_| self.watched(event, key));
+        let sampled = watched.as_ref().map(|watched| Arc::clone(&watched.item));
+        {
+            let mut registered = self.registered();
+            registered.check_vacant(key)?;
+            let What::Bound(bound) = &binding.item.what else {
+                unreachable!("made above");
+            };
+            let fds = self.fds()?;
+            fds.check_reads()?;
+            let edges = Watch::READABLE.edge();
+            let registration = registered.fds.add(fds, bound.fd(), key, edges)?;
+            if let (Some(item), Some(watch)) = (&sampled, watch) {
+                item.watch(watch);
+            }
+            registered.register(
+                key,
+                Registration::Bound {
+                    binding,
+                    registration,
+                    watched,
+                },
+            );
+        }
+        if let Some(item) = sampled {
+            item.sample();
+        }
+        Ok(())
+    }
+
+    /// The epoll instance, made if it is not there. Under the lock.
+    pub(super) fn fds(&self) -> Result<&Fds, PollError> {
+        let shared = self.shared();
+        if let Some(fds) = shared.fds.get() {
+            return Ok(fds);
+        }
+        let made = Fds::new()?;
+        let fds = shared.fds.get_or_make(|| made);
+        // Who sleeps on the futex, or is about to, comes over.
+        shared.waiters.wake_everybody();
+        Ok(fds)
+    }
+}

@@ -1,0 +1,154 @@
+//! Real file descriptors in the same wait: the poller's epoll instance.
+//!
+//! It is made when the first descriptor is added. From then on threads sleep in `epoll_pwait(2)`, and who has something
+//! for them in the process writes to the *bell*, an eventfd that is in the epoll too, but only if one is announced. The
+//! bell is edge-triggered and never read: each write wakes one thread.
+//!
+//! A thread that sees the bell has used up the wake-up of a sleeper, so it must stand among the [`Waiters`] then, as
+//! one that leaves wakes the next if need be.
+//!
+//! [`Waiters`]: crate::sync::waiters::Waiters
+
+use super::PollError;
+use crate::sync::limit::has_passed;
+use crate::sync::waiters::Outcome;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{Errno, ReadWriteFlags};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+/// The epoll instance and its bell.
+pub(super) struct Fds {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+}
+
+/// What the kernel says of one descriptor.
+pub(super) use rustix::event::epoll::Event as Found;
+
+/// Tells registrations apart, those under the same key one after the other too.
+pub(super) type Token = u64;
+
+/// The bell's; those of registrations count from 0.
+const BELL: Token = u64::MAX;
+
+/// Longer sleeps are cut: epoll counts milliseconds in an `int`.
+const LONGEST_SLEEP: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// More are left for the next look.
+const MOST_AT_ONCE: usize = 64;
+
+impl Fds {
+    pub(super) fn new() -> Result<Self, PollError> {
+        let make = || {
+            let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+            let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let flags = EventFlags::IN | EventFlags::ET;
+            epoll::add(&epoll, &bell, EventData::new_u64(BELL), flags)?;
+            Ok(Fds { epoll, bell })
+        };
+        make().map_err(PollError::of)
+    }
+
+    /// Wakes one thread that sleeps in [`sleep`](Self::sleep), or the next to come.
+    pub(super) fn ring(&self) {
+        // It cannot fail before it has been rung 2^64 times.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// Fails where the kernel cannot read eventfds without waiting.
+    pub(super) fn check_reads(&self) -> Result<(), PollError> {
+        // The bell's count is nobody's.
+        match read_at_once(self.bell.as_fd()) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(PollError::of(errno)),
+        }
+    }
+
+    pub(super) fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        flags: EventFlags,
+    ) -> Result<(), PollError> {
+        let token = EventData::new_u64(token);
+        epoll::add(&self.epoll, fd, token, flags).map_err(PollError::of)
+    }
+
+    pub(super) fn modify(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        flags: EventFlags,
+    ) -> Result<(), PollError> {
+        let token = EventData::new_u64(token);
+        match epoll::modify(&self.epoll, fd, token, flags) {
+            Err(Errno::BADF) => Err(PollError::NoEntry),
+            result => result.map_err(PollError::of),
+        }
+    }
+
+    /// Forgets a descriptor, which the kernel may have done itself when it was closed.
+    pub(super) fn delete(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Gives up to `room` of what is ready to `take`.
+    pub(super) fn look(&self, room: usize, take: impl FnOnce(&[Found])) -> Result<(), PollError> {
+        self.pwait(room, Some(Duration::ZERO), take)
+    }
+
+    /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a
+    /// signal handler that ran; then as [`look`](Self::look).
+    pub(super) fn sleep(
+        &self,
+        room: usize,
+        deadline: Option<Instant>,
+        take: impl FnOnce(&[Found]),
+    ) -> Result<Outcome, PollError> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
+        // Whatever was found: there may always be something, such as the bell or a binding, that ends no wait.
+        Ok(if has_passed(deadline) {
+            Outcome::TimedOut
+        } else {
+            Outcome::Woken
+        })
+    }
+
+    fn pwait(
+        &self,
+        room: usize,
+        timeout: Option<Duration>,
+        take: impl FnOnce(&[Found]),
+    ) -> Result<(), PollError> {
+        // rustix makes whole milliseconds of it, rounded up.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut buffer = [const { MaybeUninit::uninit() }; MOST_AT_ONCE];
+        let room = room.min(MOST_AT_ONCE);
+        match epoll::wait(&self.epoll, &mut buffer[..room], timeout.as_ref()) {
+            Ok((found, _)) => {
+                take(found);
+                Ok(())
+            }
+            Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(PollError::of(errno)),
+        }
+    }
+}
+
+/// What a `read(2)` of an eventfd gives, but `EAGAIN` if that would block, whatever the flags of its open file say:
+/// other processes share those. Needs Linux 5.8, or is `EOPNOTSUPP`.
+pub(super) fn read_at_once(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut count = [0; 8];
+    let mut buffer = [IoSliceMut::new(&mut count)];
+    // No place in particular: it has none.
+    let whence = u64::MAX;
+    match rustix::io::preadv2(eventfd, &mut buffer, whence, ReadWriteFlags::NOWAIT)? {
+        8 => Ok(u64::from_ne_bytes(count)),
+        _ => Err(Errno::INVAL),
+    }
+}

@@ -1,0 +1,83 @@
+/// Tells of a source whether it has something to do, without a system call: by a look at memory that the other side
+/// writes to, such as the available ring of a virtqueue.
+///
+/// A poller keeps the notifications of a source with a probe turned off while it looks itself, and turned on while it
+/// sleeps. What the three calls are for, in terms of a split virtqueue (virtio 1.2, 2.7.7 and 2.7.10):
+///
+/// | | when | what a device does |
+/// |---|---|---|
+/// | [`ready`](Self::ready) | again and again, while the poller is awake | compares the index of the available ring with its own |
+/// | [`begin`](Self::begin) | polling begins | sets `VRING_USED_F_NO_NOTIFY`; with `EVENT_IDX` leaves `avail_event` as it is |
+/// | [`end`](Self::end) | a thread is about to sleep | clears the flag, or sets `avail_event`; then a full fence; then looks once more |
+///
+/// The fence in `end` is half of a handshake. The driver has the other half: it publishes a request, then makes a full
+/// fence, then looks whether it is to notify. Of the two looks, one at least sees what the other side has written: so
+/// the device finds the request, or the driver notifies. Without the fence, the device may go to sleep with a request
+/// in the ring and no notification on the way.
+///
+/// ```text
+///     driver                                  poller
+///     1  publish the request                  1  turn notifications on        ┐
+///     2  fence                                2  fence                        ├ end
+///     3  are notifications on?  notify        3  is there a request?  yes: go on, awake  ┘
+///                                             4  sleep
+/// ```
+///
+/// The poller makes the calls one at a time, on whatever thread waits. It holds a lock during a call, so the calls
+/// should be short: one that blocks holds up the other threads that wait, and whoever adds or deletes a probe. They must
+/// not call the poller.
+///
+/// ```
+/// use doorbell::poll::Probe;
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, AtomicU16, Ordering, fence};
+///
+/// /// What driver and device share.
+/// #[derive(Default)]
+/// struct Ring {
+///     available: AtomicU16,
+///     no_notify: AtomicBool,
+/// }
+///
+/// /// What only the device knows, beside the ring.
+/// struct Device {
+///     ring: Arc<Ring>,
+///     taken: Arc<AtomicU16>,
+/// }
+///
+/// impl Probe for Device {
+///     fn ready(&mut self) -> bool {
+///         // Acquire: who is told to look at the request sees the request.
+///         self.ring.available.load(Ordering::Acquire) != self.taken.load(Ordering::Relaxed)
+///     }
+///
+///     fn begin(&mut self) {
+///         self.ring.no_notify.store(true, Ordering::Relaxed);
+///     }
+///
+///     fn end(&mut self) -> bool {
+///         self.ring.no_notify.store(false, Ordering::Relaxed);
+///         fence(Ordering::SeqCst);
+///         self.ready()
+///     }
+/// }
+/// # let ring = Arc::new(Ring::default());
+/// # let mut device = Device { ring: Arc::clone(&ring), taken: Arc::default() };
+/// # device.begin();
+/// # ring.available.store(1, Ordering::Release);
+/// # assert!(device.end());
+/// ```
+pub trait Probe: Send {
+    /// Whether there is something to do. Asked in a loop, so it should cost little more than a load. A device is told
+    /// to look at its source when this is true, so the load must acquire what it finds there.
+    fn ready(&mut self) -> bool;
+
+    /// Polling begins: the other side need not notify any more. It may go on doing so.
+    fn begin(&mut self) {}
+
+    /// Polling is over: from now on, the other side has to notify of what it does. Then looks once more, and returns
+    /// whether there is something to do.
+    ///
+    /// Notifications count as turned on when the probe is added. If this finds something, the thread does not sleep.
+    fn end(&mut self) -> bool;
+}

@@ -1,0 +1,318 @@
+//! The probes of a poller, and the hot ones among them: those that are asked while a thread is awake.
+//!
+//! ```text
+//!              a kick is reported: begin
+//!      cold  ────────────────────────────▶  hot ── ready? ──▶ reported
+//!       ▲                                    │
+//!       └── end: before a sleep, or idle for long
+//! ```
+//!
+//! A cold source costs nothing: its notifications are on. The notifications of a hot one may be off, so somebody has to
+//! ask it. A thread that is out of `wait` and works does not ask; a thread that sleeps does not ask either. So a source
+//! may be hot without anybody who asks only as long as no thread sleeps:
+//!
+//! ```text
+//!     thread about to sleep                   thread that stops asking, or reports
+//!     1  enter the waiters                    1  lock: asking = false
+//!     2  lock: asking?  yes: sleep            2  anybody among the waiters?  end all, and
+//!              no: end all; found?  stay            wake one of them for what is left over
+//! ```
+//!
+//! The lock orders the two: if the first thread has it first, the second finds the first among the waiters; else the
+//! first finds that nobody asks.
+
+use super::events::{self, Events};
+use super::probe::Probe;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{DEKKER, Mutex, MutexGuard, const_thread_local};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ptr;
+use std::sync::PoisonError;
+
+pub(super) struct Probes {
+    /// How many there are.
+    number: AtomicUsize,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    sources: Vec<Option<Source>>,
+    /// Places in `sources`.
+    by_key: BTreeMap<usize, usize>,
+    vacant: Vec<usize>,
+    hot: Vec<usize>,
+    /// Where to begin among the hot ones, so that each has its turn in a small buffer.
+    first: usize,
+    /// How often all have been asked.
+    rounds: u32,
+    /// A thread asks all the time.
+    asking: bool,
+}
+
+struct Source {
+    key: usize,
+    probe: Box<dyn Probe>,
+    /// Nothing else tells of it, so it is always hot.
+    alone: bool,
+    hot: bool,
+    /// Polling has begun.
+    begun: bool,
+    /// For how many rounds it has not been ready.
+    idle: u32,
+}
+
+/// A source that has been asked so often in vain gets cold. That takes some 100 µs of nothing but asking.
+const MOST_IDLE: u32 = 1024;
+
+const_thread_local! {
+    /// The probes that this thread has locked.
+    static LOCKED: Cell<*const Probes> = { Cell::new(ptr::null()) };
+}
+
+/// The lock, and the note that this thread has it.
+pub(super) struct Locked<'a> {
+    probes: &'a Probes,
+    table: MutexGuard<'a, Table>,
+    before: *const Probes,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        LOCKED.with(|locked| locked.set(self.before));
+    }
+}
+
+/// A thread that asks all the time, until this goes.
+pub(super) struct Asking<'a>(&'a Probes);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.lock().table.asking = false;
+    }
+}
+
+impl Probes {
+    pub(super) fn new() -> Self {
+        Probes {
+            number: AtomicUsize::new(0),
+            table: Mutex::default(),
+        }
+    }
+
+    /// Whether there are any. With a [`DEKKER`] load: whoever adds one looks for sleepers afterwards.
+    pub(super) fn are_there(&self) -> bool {
+        self.number.load(DEKKER) != 0
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        let own = ptr::eq(LOCKED.with(Cell::get), self);
+        assert!(!own, "a probe calls its own poller");
+        self.note(self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note<'a>(&'a self, table: MutexGuard<'a, Table>) -> Locked<'a> {
+        Locked {
+            probes: self,
+            table,
+            before: LOCKED.with(|locked| locked.replace(self)),
+        }
+    }
+
+    pub(super) fn lock_if_any(&self) -> Option<Locked<'_>> {
+        self.are_there().then(|| self.lock())
+    }
+
+    /// Turns all notifications on and drops the probes.
+    pub(super) fn clear(&self) {
+        let Some(mut locked) = self.lock_if_any() else {
+            return;
+        };
+        let keys: Vec<usize> = locked.table.by_key.keys().copied().collect();
+        let probes: Vec<_> = keys.into_iter().map(|key| locked.delete(key)).collect();
+        drop(locked);
+        drop(probes);
+    }
+
+    /// Asks the hot ones once, and reports those that are ready, as far as there is room.
+    pub(super) fn ask(&self, events: &mut Events) {
+        self.lock().table.ask(events);
+    }
+
+    /// The same, unless the lock is taken.
+    pub(super) fn try_ask(&self, events: &mut Events) {
+        if let Ok(table) = self.table.try_lock() {
+            self.note(table).table.ask(events);
+        }
+    }
+
+    /// Begins to ask all the time, unless another thread does, or there are none to be asked.
+    pub(super) fn begin_asking(&self) -> Option<Asking<'_>> {
+        if !self.are_there() {
+            return None;
+        }
+        let mut locked = self.lock();
+        let table = &mut *locked.table;
+        if table.asking || table.hot.is_empty() {
+            return None;
+        }
+        table.asking = true;
+        table.begin();
+        Some(Asking(self))
+    }
+
+    /// Whether another thread asks all the time.
+    pub(super) fn are_asked(&self) -> bool {
+        self.are_there() && self.lock().table.asking
+    }
+
+    /// For a thread that is about to sleep and stands among the waiters: has the other side notify from now on, and
+    /// reports what has come until then.
+    pub(super) fn rest(&self, events: &mut Events) {
+        let mut locked = self.lock();
+        if !locked.table.asking {
+            locked.table.end(events);
+        }
+    }
+
+    /// For a thread that is about to report: what is reported gets hot, unless `others_sleep` (asked under the lock).
+    /// Then all get cold. Returns whether something was found that has no room in the report.
+    pub(super) fn report(&self, events: &mut Events, others_sleep: impl FnOnce() -> bool) -> bool {
+        let mut locked = self.lock();
+        let table = &mut *locked.table;
+        for report in &*events {
+            if let Some(place) = table.by_key.get(&report.key()) {
+                table.heat(*place);
+            }
+        }
+        if !others_sleep() {
+            table.begin();
+            return false;
+        }
+        // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
+        !table.asking && table.end(events)
+    }
+}
+
+impl Locked<'_> {
+    /// Adds one, its notifications turned on, under a key that has none. The caller then wakes a thread: one that sleeps
+    /// has not asked it yet.
+    pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, alone: bool) {
+        let table = &mut *self.table;
+        let place = table.vacant.pop().unwrap_or_else(|| {
+            table.sources.push(None);
+            table.sources.len() - 1
+        });
+        table.sources[place] = Some(Source {
+            key,
+            probe,
+            alone,
+            hot: false,
+            begun: false,
+            idle: 0,
+        });
+        table.by_key.insert(key, place);
+        table.heat(place);
+        // First half of the handshake with a thread that falls asleep.
+        self.probes.number.fetch_add(1, DEKKER);
+    }
+
+    /// Removes one, its notifications turned on, to be dropped outside the locks.
+    pub(super) fn delete(&mut self, key: usize) -> Option<Box<dyn Probe>> {
+        let table = &mut *self.table;
+        let place = table.by_key.remove(&key)?;
+        table.hot.retain(|hot| *hot != place);
+        table.vacant.push(place);
+        let mut source = table.sources[place].take()?;
+        self.probes.number.fetch_sub(1, Ordering::Relaxed);
+        if source.begun {
+            source.probe.end();
+        }
+        Some(source.probe)
+    }
+}
+
+impl Table {
+    fn source(&mut self, place: usize) -> &mut Source {
+        match &mut self.sources[place] {
+            Some(source) => source,
+            None => unreachable!("a place of a source that is gone"),
+        }
+    }
+
+    fn heat(&mut self, place: usize) {
+        let source = self.source(place);
+        source.idle = 0;
+        if !std::mem::replace(&mut source.hot, true) {
+            self.hot.push(place);
+        }
+    }
+
+    /// Polling begins for all that are hot.
+    fn begin(&mut self) {
+        for index in 0..self.hot.len() {
+            let source = self.source(self.hot[index]);
+            if !std::mem::replace(&mut source.begun, true) {
+                source.probe.begin();
+            }
+        }
+    }
+
+    fn ask(&mut self, events: &mut Events) {
+        let number = self.hot.len();
+        let first = self.first;
+        for turn in 0..number {
+            if events.room() == 0 {
+                return;
+            }
+            let place = (first + turn) % number;
+            let source = self.source(self.hot[place]);
+            if source.probe.ready() {
+                source.idle = 0;
+                let key = source.key;
+                events.push(key, events::READABLE);
+                self.first = place + 1;
+            } else {
+                source.idle += 1;
+            }
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds % MOST_IDLE == 0 {
+            self.cool(events, |source| source.idle >= MOST_IDLE);
+        }
+    }
+
+    /// Before a sleep. Returns whether something was found that has no room.
+    fn end(&mut self, events: &mut Events) -> bool {
+        self.cool(events, |_| true)
+    }
+
+    /// Turns notifications on for those that are `over`. They get cold, unless they are ready then.
+    fn cool(&mut self, events: &mut Events, over: impl Fn(&Source) -> bool) -> bool {
+        let mut hot = std::mem::take(&mut self.hot);
+        let mut left_over = false;
+        hot.retain(|place| {
+            let source = self.source(*place);
+            if !over(source) {
+                return true;
+            }
+            let begun = std::mem::replace(&mut source.begun, false);
+            let ready = if begun {
+                source.probe.end()
+            } else {
+                source.probe.ready()
+            };
+            source.idle = 0;
+            source.hot = ready || source.alone;
+            if ready && events.room() == 0 {
+                left_over = true;
+            } else if ready {
+                events.push(source.key, events::READABLE);
+            }
+            source.hot
+        });
+        self.hot = hot;
+        left_over
+    }
+}

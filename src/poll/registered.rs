@@ -1,0 +1,144 @@
+//! What is under a poller's lock: the registrations, and the queue of what has become ready.
+
+use super::PollError;
+use super::bound::Place;
+use super::epoll::Found;
+use super::events::Events;
+use super::fd_table::{FdRegistration, FdTable};
+use super::item::{Item, What};
+use super::shared::Shared;
+use crate::event::Observation;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+#[derive(Default)]
+pub(super) struct Registered {
+    pub(super) registrations: BTreeMap<usize, Registration>,
+    /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
+    pub(super) ready: VecDeque<Arc<Item>>,
+    /// The bindings in it have a line of their own.
+    pub(super) bindings: VecDeque<Arc<Item>>,
+    /// Deleted items that may be in one of them.
+    pub(super) deleted: usize,
+    pub(super) fds: FdTable,
+    /// Keys of what has a probe.
+    pub(super) probed: BTreeSet<usize>,
+}
+
+pub(super) enum Registration {
+    Watched(Watched),
+    Fd(FdRegistration),
+    Bound {
+        binding: Watched,
+        registration: FdRegistration,
+        /// Of a binding whose event is watched under the same key.
+        watched: Option<Watched>,
+    },
+    /// Nothing but a probe.
+    Probe,
+}
+
+/// An item, and the calls of its event.
+pub(super) struct Watched {
+    pub(super) item: Arc<Item>,
+    pub(super) _observation: Observation,
+}
+
+impl Registered {
+    pub(super) fn check_vacant(&self, key: usize) -> Result<(), PollError> {
+        match self.registrations.contains_key(&key) {
+            true => Err(PollError::KeyExists),
+            false => Ok(()),
+        }
+    }
+
+    /// Registers what has items, for which the key is vacant.
+    pub(super) fn register(&mut self, key: usize, registration: Registration) {
+        for item in registration.items() {
+            // SAFETY: it is registered from here on, and this is under the lock.
+            unsafe { Arc::clone(item).leave_queue() };
+        }
+        self.registrations.insert(key, registration);
+    }
+
+    /// Takes over what the kernel has found. Nobody is told of the bell, nor of what has been deleted in the meantime.
+    pub(super) fn take_over(&mut self, events: &mut Events, found: &[Found]) {
+        for (key, flags) in found.iter().filter_map(|found| self.fds.resolve(found)) {
+            match self.registrations.get(&key) {
+                Some(Registration::Fd(_)) => events.push(key, flags),
+                Some(Registration::Bound { binding, .. }) => {
+                    self.bindings.extend(binding.item.enter_queue());
+                }
+                Some(Registration::Watched(_) | Registration::Probe) | None => {}
+            }
+        }
+    }
+
+    pub(super) fn take_in(&mut self, shared: &Shared<Item>) {
+        shared.incoming.take_all(|item| match item.what {
+            What::Watched(_) => self.ready.push_back(item),
+            What::Bound(_) => self.bindings.push_back(item),
+        });
+    }
+
+    /// How long the queue is.
+    pub(super) fn queued(&self) -> usize {
+        self.ready.len() + self.bindings.len()
+    }
+
+    pub(super) fn forget(&mut self, item: &Item) {
+        self.deleted += usize::from(item.delete());
+    }
+
+    /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
+    pub(super) fn sweep(&mut self) -> Vec<Arc<Item>> {
+        let mut swept = Vec::new();
+        if self.deleted > self.queued() / 2 {
+            for queue in [&mut self.ready, &mut self.bindings] {
+                let deleted = queue.iter().filter(|item| item.is_deleted());
+                swept.extend(deleted.map(Arc::clone));
+                queue.retain(|item| !item.is_deleted());
+            }
+            self.deleted -= swept.len();
+        }
+        swept
+    }
+}
+
+impl Registration {
+    pub(super) fn items(&self) -> impl Iterator<Item = &Arc<Item>> {
+        let (first, second) = match self {
+            Registration::Watched(watched) => (Some(watched), None),
+            Registration::Bound {
+                binding, watched, ..
+            } => (Some(binding), watched.as_ref()),
+            Registration::Fd(_) | Registration::Probe => (None, None),
+        };
+        first.into_iter().chain(second).map(|watched| &watched.item)
+    }
+
+    pub(super) fn fd(&self) -> Option<&FdRegistration> {
+        match self {
+            Registration::Fd(registration) | Registration::Bound { registration, .. } => {
+                Some(registration)
+            }
+            Registration::Watched(_) | Registration::Probe => None,
+        }
+    }
+
+    /// The item whose watch can be changed.
+    pub(super) fn watched(&self) -> Option<&Arc<Item>> {
+        match self {
+            Registration::Watched(watched) => Some(&watched.item),
+            Registration::Bound { watched, .. } => watched.as_ref().map(|watched| &watched.item),
+            Registration::Fd(_) | Registration::Probe => None,
+        }
+    }
+
+    /// After the end, and outside the lock.
+    pub(super) fn settle(&self) {
+        if let Registration::Bound { binding, .. } = self {
+            binding.item.carry();
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! How long a poller looks before it sleeps.
+
+use crate::Spin;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::spin::{Pace, single_cpu};
+use std::time::{Duration, Instant};
+
+/// A poller's policy, and what has been learnt.
+pub(super) struct Window {
+    policy: Spin,
+    /// A [`Lesson`].
+    learnt: AtomicU64,
+}
+
+impl Window {
+    pub(super) fn new(policy: Spin) -> Self {
+        Window {
+            policy,
+            learnt: AtomicU64::new(Lesson::FIRST.to_bits()),
+        }
+    }
+
+    pub(super) fn policy(&self) -> Spin {
+        self.policy
+    }
+
+    /// How long to look before this sleep: `None` is not at all.
+    pub(super) fn open(&self, deadline: Option<Instant>) -> Option<Pace> {
+        let longest = match self.policy {
+            Spin::Never => return None,
+            Spin::Always => None,
+            Spin::Adaptive { max } => {
+                if single_cpu() || !self.lesson().is_open() {
+                    return None;
+                }
+                Some(max)
+            }
+        };
+        Some(Pace::new(longest, deadline))
+    }
+
+    /// The look has saved a sleep.
+    pub(super) fn hit(&self) {
+        self.learn(Lesson::hit);
+    }
+
+    /// After a sleep that ended with something to report. The wait began at `start`.
+    pub(super) fn slept(&self, start: Instant) {
+        let Spin::Adaptive { max } = self.policy else {
+            return;
+        };
+        let short = start.elapsed() <= max.saturating_add(LATE);
+        self.learn(|lesson| lesson.slept(short));
+    }
+
+    /// Whether sleeps are to be timed.
+    pub(super) fn learns(&self) -> bool {
+        matches!(self.policy, Spin::Adaptive { .. })
+    }
+
+    fn lesson(&self) -> Lesson {
+        Lesson::from_bits(self.learnt.load(Ordering::Relaxed))
+    }
+
+    /// Threads that learn at the same time may overwrite each other's lesson.
+    fn learn(&self, next: impl FnOnce(Lesson) -> Lesson) {
+        let before = self.lesson();
+        let after = next(before);
+        if after != before {
+            self.learnt.store(after.to_bits(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// By how much a wait may exceed the window, if both sides sleep: each has to be woken, which takes up to some 100 µs
+/// in a virtual machine. If the same two are awake, the wait may be far shorter than the window.
+const LATE: Duration = Duration::from_micros(200);
+
+/// What is known of one poller.
+///
+/// The window is open, and then it is the longest, or it is closed. Nothing in between is tried: while both sides
+/// sleep, the time that a wait takes says nothing of the time it would take if they did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lesson {
+    /// How many more looks may be in vain before the window closes; 0 if it is closed.
+    credit: u8,
+    /// The window opens again after so many short waits, as a power of two.
+    patience: u8,
+    /// Short waits since it was closed.
+    short_waits: u16,
+}
+
+impl Lesson {
+    /// What a trial may cost: two sides that sleep need some rounds to fall into step.
+    const TRIAL: u8 = 8;
+    /// What a hit is worth. A third of the looks must be hits.
+    const HIT: u8 = 2;
+    const MOST_CREDIT: u8 = 16;
+    const LEAST_PATIENCE: u8 = 4;
+    const MOST_PATIENCE: u8 = 10;
+
+    const FIRST: Lesson = Lesson {
+        credit: Self::TRIAL,
+        patience: Self::LEAST_PATIENCE,
+        short_waits: 0,
+    };
+
+    const fn to_bits(self) -> u64 {
+        self.credit as u64 | (self.patience as u64) << 8 | (self.short_waits as u64) << 16
+    }
+
+    const fn from_bits(bits: u64) -> Self {
+        Lesson {
+            credit: bits as u8,
+            patience: (bits >> 8) as u8,
+            short_waits: (bits >> 16) as u16,
+        }
+    }
+
+    fn is_open(self) -> bool {
+        self.credit != 0
+    }
+
+    fn hit(mut self) -> Self {
+        self.credit = Self::MOST_CREDIT.min(self.credit + Self::HIT);
+        if self.credit == Self::MOST_CREDIT {
+            self.patience = Self::LEAST_PATIENCE;
+        }
+        self
+    }
+
+    fn slept(mut self, short: bool) -> Self {
+        if self.credit > 0 {
+            self.credit -= 1;
+            if self.credit == 0 {
+                self.patience = Self::MOST_PATIENCE.min(self.patience + 1);
+                self.short_waits = 0;
+            }
+        } else if short {
+            self.short_waits += 1;
+            if self.short_waits >> self.patience != 0 {
+                self.credit = Self::TRIAL;
+            }
+        }
+        self
+    }
+}
