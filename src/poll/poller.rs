@@ -380,9 +380,9 @@ impl Poller {
             self.probes.ask(events);
             Ok(self.harvest(events, None))
         } else {
-            self.harvest(events, None);
+            let done = self.harvest(events, None);
             self.probes.ask(events);
-            Ok(!events.is_empty())
+            Ok(done || !events.is_empty())
         }
     }
 

@@ -1,0 +1,240 @@
+//! A poller with probes, and a driver that notifies only if it is asked to: every request is found.
+//!
+//! `../breakages/probe.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+
+use doorbell::poll::{Events, Poller, Probe, Watch};
+use doorbell::{Event, Spin};
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use loom::thread;
+use loom_tests::check;
+use std::sync::Arc;
+
+/// What driver and device share: the split ring's available index and `VRING_USED_F_NO_NOTIFY`.
+struct Ring {
+    available: AtomicU32,
+    no_notify: AtomicBool,
+    /// The device's own index.
+    taken: AtomicU32,
+}
+
+/// The device's side.
+struct OfRing(Arc<Ring>);
+
+impl Probe for OfRing {
+    fn ready(&mut self) -> bool {
+        // Never a stale one: a device's threads keep their index under a lock.
+        let taken = self.0.taken.fetch_add(0, Ordering::Relaxed);
+        self.0.available.load(Ordering::Acquire) > taken
+    }
+
+    fn begin(&mut self) {
+        self.0.no_notify.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&mut self) -> bool {
+        self.0.no_notify.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.ready()
+    }
+}
+
+const KEY: usize = 1;
+
+struct Device {
+    poller: Poller,
+    ring: Arc<Ring>,
+    kick: Arc<Event>,
+}
+
+impl Device {
+    /// A queue with a kick and a probe.
+    fn new(spin: Spin) -> Arc<Self> {
+        let device = Self::without_probe(spin);
+        let watch = Watch::READABLE.edge();
+        device.poller.add(&device.kick, KEY, watch).unwrap();
+        device.attach();
+        device
+    }
+
+    fn without_probe(spin: Spin) -> Arc<Self> {
+        Arc::new(Device {
+            poller: Poller::with_spin(spin),
+            ring: Arc::new(Ring {
+                available: AtomicU32::new(0),
+                no_notify: AtomicBool::new(false),
+                taken: AtomicU32::new(0),
+            }),
+            kick: Arc::new(Event::new(0).with_spin(Spin::Never)),
+        })
+    }
+
+    fn attach(&self) {
+        let probe = OfRing(Arc::clone(&self.ring));
+        self.poller.attach_probe(KEY, probe).unwrap();
+    }
+
+    /// The driver's side: publishes a request and notifies if it is asked to.
+    fn publish(&self, notify: impl FnOnce()) {
+        self.ring.available.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if !self.ring.no_notify.load(Ordering::Relaxed) {
+            notify();
+        }
+    }
+
+    fn kick(&self) {
+        self.publish(|| self.kick.signal());
+    }
+
+    /// Waits until there is a report, once.
+    fn wait(&self) -> bool {
+        let mut events = Events::with_capacity(2);
+        self.poller.wait(&mut events, None).unwrap();
+        !events.is_empty()
+    }
+
+    /// Takes up to so many requests.
+    fn take(&self, most: u32) -> u32 {
+        let Ring {
+            available, taken, ..
+        } = &*self.ring;
+        let one_more = |before| (before < available.load(Ordering::Acquire)).then_some(before + 1);
+        let mut count = 0;
+        while count < most
+            && taken
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+                .is_ok()
+        {
+            count += 1;
+        }
+        count
+    }
+}
+
+fn spawn(device: &Arc<Device>, f: impl FnOnce(&Device) + 'static) -> thread::JoinHandle<()> {
+    let device = Arc::clone(device);
+    thread::spawn(move || f(&device))
+}
+
+/// A driver publishes two requests while a thread polls, sleeps and polls again.
+#[test]
+fn requests_and_a_waiter() {
+    for spin in [Spin::Never, Spin::Always] {
+        check("requests_and_a_waiter", Some(3), move || {
+            let device = Device::new(spin);
+            let driver = spawn(&device, |device| {
+                device.kick();
+                device.kick();
+            });
+            let mut taken = 0;
+            while taken < 2 {
+                device.wait();
+                taken += device.take(2);
+            }
+            driver.join().unwrap();
+        });
+    }
+}
+
+/// Of two threads that wait, one takes a request and does not come back. The other finds the next request.
+#[test]
+fn one_that_does_not_come_back() {
+    check("one_that_does_not_come_back", Some(2), || {
+        let device = Device::new(Spin::Always);
+        let serve = |device: &Device| {
+            while device.take(1) == 0 {
+                device.wait();
+            }
+        };
+        // One is there, and the thread that is told of it leaves.
+        device.kick();
+        assert!(device.wait());
+        assert_eq!(device.take(1), 1);
+        let other = spawn(&device, serve);
+        device.kick();
+        other.join().unwrap();
+    });
+}
+
+/// A thread that has polled reports, and serves what it is told of, while another falls asleep, which relied on it.
+#[test]
+fn one_relies_on_the_other() {
+    check("one_relies_on_the_other", Some(1), || {
+        let device = Device::new(Spin::Always);
+        let serve = |device: &Device, forever: bool| {
+            loop {
+                device.wait();
+                device.take(2);
+                let done = device.ring.taken.load(Ordering::Relaxed) == 2;
+                if done {
+                    device.poller.notify();
+                }
+                if done || !forever {
+                    break;
+                }
+            }
+        };
+        let leaver = spawn(&device, move |device| serve(device, false));
+        let driver = spawn(&device, |device| {
+            device.kick();
+            device.kick();
+        });
+        serve(&device, true);
+        // The other may not have been told of anything.
+        device.poller.notify();
+        leaver.join().unwrap();
+        driver.join().unwrap();
+    });
+}
+
+/// A probe is attached to a queue that has a request already, while a thread sleeps.
+#[test]
+fn attached_beside_a_waiter() {
+    check("attached_beside_a_waiter", Some(3), || {
+        let device = Device::without_probe(Spin::Never);
+        device.poller.add(&device.kick, KEY, Watch::ERRORS).unwrap();
+        let waiter = spawn(&device, |device| assert!(device.wait()));
+        device.ring.available.store(1, Ordering::Release);
+        device.attach();
+        waiter.join().unwrap();
+    });
+}
+
+/// A source that has nothing but a probe, whose driver notifies the poller.
+#[test]
+fn nothing_but_a_probe() {
+    check("nothing_but_a_probe", Some(2), || {
+        let device = Device::without_probe(Spin::Always);
+        let probe = OfRing(Arc::clone(&device.ring));
+        device.poller.add_probe(KEY, probe).unwrap();
+        let driver = spawn(&device, |device| {
+            device.publish(|| device.poller.notify());
+            device.publish(|| device.poller.notify());
+        });
+        let mut taken = 0;
+        while taken < 2 {
+            device.wait();
+            taken += device.take(2);
+        }
+        driver.join().unwrap();
+    });
+}
+
+/// After the deletion the driver notifies, and the probe is gone.
+#[test]
+fn deleted_beside_a_waiter() {
+    check("deleted_beside_a_waiter", Some(2), || {
+        let device = Device::new(Spin::Always);
+        let probes = Arc::strong_count(&device.ring) - 1;
+        assert_eq!(probes, 1);
+        let waiter = spawn(&device, |device| {
+            device.wait();
+        });
+        device.kick();
+        device.poller.delete(KEY).unwrap();
+        assert_eq!(Arc::strong_count(&device.ring), 1);
+        assert!(!device.ring.no_notify.load(Ordering::Relaxed));
+        device.poller.notify();
+        waiter.join().unwrap();
+    });
+}
