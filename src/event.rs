@@ -40,7 +40,7 @@ mod visitor;
 mod wakers;
 
 pub use crate::sync::spin::Spin;
-pub use batch::Batch;
+pub use batch::{Batch, Removed};
 pub use error::{Unwritten, WriteError};
 #[cfg(target_os = "linux")]
 pub(crate) use handover::Handover;

@@ -25,9 +25,9 @@ use std::sync::{Arc, PoisonError};
 /// at the same time one may take the count of both along, and the other then writes 0: both counts have arrived when
 /// both have returned.
 ///
-/// If a non-blocking eventfd has no room, the number waits here, later signals wait in the event, and all is tried again
-/// at the next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back
-/// into the event, which saturates as for [`signal_n`](Event::signal_n).
+/// If a non-blocking eventfd has no room, the number waits here, later signals wait in the event, and all is tried
+/// again at the next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits
+/// back into the event, which saturates as for [`signal_n`](Event::signal_n).
 ///
 /// # Eventfds that block
 ///
@@ -45,12 +45,13 @@ use std::sync::{Arc, PoisonError};
 /// # Peers that are not trusted
 ///
 /// Whoever has a duplicate of the descriptor shares its flags: a peer that sent a blocking eventfd, or that clears
-/// `O_NONBLOCK` later, and fills the eventfd blocks each thread that signals the event in its `write(2)`, for as long as
-/// the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that the flag does
-/// not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look before
-/// the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
-/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. A thread that waits until
-/// observers' calls have returned (in the drop of the `Forward`, see [`Observation`]) waits for the blocked thread too.
+/// `O_NONBLOCK` later, and fills the eventfd blocks each thread that signals the event in its `write(2)`, for as long
+/// as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that the flag
+/// does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look
+/// before the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
+/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. A thread that waits
+/// until observers' calls have returned (in the drop of the `Forward`, see [`Observation`]) waits for the blocked
+/// thread too.
 ///
 /// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first
 /// place, is to get its counts from a thread that nobody waits for, in place of a `Forward`:
@@ -262,8 +263,8 @@ mod as_fd {
         /// holds up the threads that signal, as it does those that write to it: see
         /// [above](Self#eventfds-that-block).
         ///
-        /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and has
-        /// no room for what is in the event.
+        /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and
+        /// has no room for what is in the event.
         pub fn with_fd(event: E, fd: OwnedFd) -> Self {
             Self::start(event, fd.into())
         }
@@ -272,8 +273,8 @@ mod as_fd {
         /// room wait in the event, and no thread does.
         ///
         /// The flag is set for all duplicates of the descriptor: a peer's `read(2)` of the empty eventfd fails with
-        /// `EAGAIN` where it slept before. So this is for peers that read theirs when it is readable, or that expect the
-        /// flag.
+        /// `EAGAIN` where it slept before. So this is for peers that read theirs when it is readable, or that expect
+        /// the flag.
         ///
         /// # Errors
         ///
