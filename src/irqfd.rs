@@ -23,8 +23,8 @@
 //! * **Masked**, a line keeps one pending bit, or its level, until it is unmasked.
 //! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back.
 //!
-//! Pins and their levels are in `line.rs`, what is decided about a signal in `board.rs`, the consuming of the event in
-//! `injector.rs`.
+//! Pins and their levels are in `line.rs`, what is left to a worker in `backlog.rs`, what is decided about a signal in
+//! `board.rs`, the consuming of the event in `injector.rs`. Each uses those before it.
 //!
 //! # Locks that a caller may hold
 //!
@@ -69,6 +69,7 @@
 //! the old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own
 //! resample event (KVM accepts that, and storms).
 
+mod backlog;
 mod board;
 mod error;
 mod injector;

@@ -770,7 +770,7 @@ fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
         libc::SYS_clock_nanosleep,
     ];
     let mut allowed = listed(&calls, &[WAIT, WAKE, WAIT_BITSET]);
-    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL];
+    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL];
     if cfg!(debug_assertions) {
         // The standard library, before it closes one.
         fcntl.push(libc::F_GETFD);
@@ -811,9 +811,15 @@ fn the_list_of_fd_is_complete() {
             moved.write(1).unwrap();
             assert!(moved.as_raw_fd() >= 0);
             assert_eq!(clone.read().unwrap(), 1);
-            let forward = Forward::with_fd(Arc::clone(&own), clone.into()).unwrap();
+            let forward = Forward::with_fd(Arc::clone(&own), clone.into());
             own.signal();
             assert_eq!((forward.pending(), moved.read().unwrap()), (0, 1));
+            drop(forward);
+            let blocking = EventFd::new(0).unwrap().into();
+            let forward = Forward::with_fd_nonblocking(Arc::clone(&own), blocking).unwrap();
+            own.signal();
+            assert_eq!(forward.pending(), 0);
+            drop(forward);
             // One is asked while others use it.
             asked.write(1).unwrap();
             let _ = asked.read();

@@ -10,7 +10,7 @@
 //! of the count has been [interrupted for](Injector::covered), and takes that, and no more, along.
 
 use super::board::Board;
-use super::line::{Line, Pending, Request};
+use super::line::{Line, Pending, Request, Trigger};
 use super::worker::Worker;
 use crate::event::{Change, Observer};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -23,15 +23,6 @@ pub(super) struct Core {
     /// Dropped first: it finishes what is left to do on the board.
     pub(super) _worker: Option<Worker>,
     pub(super) board: Arc<Board>,
-}
-
-/// What a signal does to the line.
-#[derive(Clone, Copy)]
-pub(super) enum Trigger {
-    /// A pulse or a message.
-    Edge,
-    /// Up, until the guest has acked it.
-    Level,
 }
 
 pub(super) struct Injector {

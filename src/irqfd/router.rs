@@ -1,7 +1,8 @@
+use super::backlog::Backlog;
 use super::board::Board;
 use super::injector::{Core, Counters, Injector};
 use super::line::Request;
-use super::worker::{Backlog, Worker};
+use super::worker::Worker;
 use super::{
     AssignError, Eoi, InterruptSink, IrqfdCounters, LevelSource, LineCounters, Route, RouteError,
     Routes, RoutingError,
@@ -203,10 +204,7 @@ impl Router {
         let claim = Claim::on(event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
         let line = Arc::clone(core.board.lines().get(gsi));
-        let way_back = Eoi {
-            board: Arc::downgrade(&core.board),
-            line: Arc::clone(&line),
-        };
+        let way_back = Eoi::new(gsi, &core.board);
         let connected = core.board.sink().connect(way_back, resample.is_some());
         connected.map_err(AssignError::Refused)?;
         let counters = Arc::new(Counters::default());
