@@ -37,7 +37,7 @@
 //! | waits for callbacks | when |
 //! |---|---|
 //! | [`Router::set_routes`], [`set_route`](Router::set_route), [`change_routes`](Router::change_routes) | if a route changes |
-//! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned |
+//! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned; if the router has a [worker](Router::with_worker), always |
 //! | [`Router::synchronize`] | always |
 //! | drop of an [`Observation`](crate::event::Observation), and of what has one: `Mirror`, `Forward`, a `Poller`, a bound descriptor; `Poller::delete` | always |
 //! | `deassign`, `deassign_all` and `replace` of a [`Table`](crate::ioeventfd::Table), drop of a `Registration` | if a doorbell goes |

@@ -91,7 +91,9 @@ impl Router {
     ///
     /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What
     /// has been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize)
-    /// returns; after the router, its irqfds and level sources have gone, the thread ends, and nothing is left undone.
+    /// returns. The last handle to go, of the router, its irqfds and level sources, waits until the thread has ended, and
+    /// nothing is left undone; inside a callback, it goes at once, and the thread ends when it has done what is left.
+    /// Inside the sink's call on that thread nothing waits, as in any callback: it comes after the call.
     ///
     /// # Errors
     ///

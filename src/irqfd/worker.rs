@@ -4,18 +4,24 @@
 //! in the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end
 //! of the backlog if that leaves something to do. So between two turns of a line there is at most one of each other
 //! line.
+//!
+//! A turn is in no section, but in a [`Deferral`]: what the sink's calls would have to wait for comes after the turn.
+//! A worker never waits for a worker, for that one may wait for this one.
 
 use super::board::Board;
 use super::line::{Line, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::const_thread_local;
 use crate::sync::fork::Process;
+use crate::sync::srcu::{self, Deferral};
 use crossbeam_queue::SegQueue;
+use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 pub(super) struct Backlog {
     jobs: SegQueue<Job>,
@@ -23,8 +29,16 @@ pub(super) struct Backlog {
     wake: Event,
     /// No more will be pushed.
     closed: AtomicBool,
-    worker: OnceLock<ThreadId>,
     process: Process,
+}
+
+const_thread_local! {
+    /// This thread is a router's worker.
+    static IS_WORKER: Cell<bool> = { Cell::new(false) };
+}
+
+fn is_worker() -> bool {
+    IS_WORKER.with(Cell::get)
 }
 
 enum Job {
@@ -43,7 +57,6 @@ impl Backlog {
             jobs: SegQueue::new(),
             wake: Event::new(0),
             closed: AtomicBool::new(false),
-            worker: OnceLock::new(),
             process: Process::current(),
         }
     }
@@ -60,9 +73,9 @@ impl Backlog {
         self.wake.signal();
     }
 
-    /// Waits until the worker has done what was requested before; if this is the worker, not.
+    /// Waits until the worker has done what was requested before; if this is a worker, this one's or another's, not.
     pub(super) fn flush(&self) {
-        if self.is_worker() {
+        if is_worker() {
             return;
         }
         let done = Arc::new(Event::new(0));
@@ -74,23 +87,21 @@ impl Backlog {
         done.read();
     }
 
-    fn is_worker(&self) -> bool {
-        self.worker.get() == Some(&thread::current().id())
-    }
-
     fn work(&self, board: &Board) {
-        // One thread runs this, so it is not set yet.
-        let _ = self.worker.set(thread::current().id());
+        IS_WORKER.with(|is_worker| is_worker.set(true));
         loop {
             // Acquire pairs with the Release in `drop`; looked at before the queue, so that nothing is left in it.
             let closed = self.closed.load(Ordering::Acquire);
             match self.jobs.pop() {
                 Some(Job::Turn(line)) => {
+                    let deferral = Deferral::new();
                     // A panic has been reported, and what else the line has to do is done.
                     match panic::catch_unwind(AssertUnwindSafe(|| board.turn(&line))) {
                         Ok(Turn::Rests) => {}
                         Ok(Turn::GoesOn) | Err(_) => self.jobs.push(Job::Turn(line)),
                     }
+                    // So has that of a destructor of what the sink has detached.
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(deferral)));
                 }
                 Some(Job::Flush { done, again: true }) => {
                     let again = false;
@@ -106,7 +117,7 @@ impl Backlog {
     }
 }
 
-/// Its thread ends, with nothing left to do, when this is dropped.
+/// Its thread ends, with nothing left to do, when this is dropped; or soon after, where nobody is to wait.
 pub(super) struct Worker {
     board: Arc<Board>,
     thread: Option<JoinHandle<()>>,
@@ -142,8 +153,9 @@ impl Drop for Worker {
         // Release pairs with the Acquire in `work`.
         backlog.closed.store(true, Ordering::Release);
         backlog.wake.signal();
-        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned.
-        if !backlog.is_worker() {
+        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in a
+        // callback, which the sink may be waiting for.
+        if !is_worker() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
         }

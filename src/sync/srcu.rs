@@ -796,6 +796,12 @@ pub fn synchronize() -> bool {
     domain().synchronize::<Fenced>(None)
 }
 
+/// Whether this thread may wait for others now: not inside a section, nor where the end of one frees, nor while it has
+/// a [`Deferral`].
+pub fn may_wait() -> bool {
+    domain().may_wait(0)
+}
+
 /// Drops `outdated` on this thread, when no section is under way any more that has begun before: at once, or in a later
 /// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced
 /// sections only, and cannot any more.
