@@ -109,11 +109,14 @@ use crate::sync::srcu::Deferral;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::thread;
 
 /// The guest addresses of one virtual machine, with the doorbells that stand there. Clones are handles to the same.
 ///
@@ -336,16 +339,28 @@ impl Map {
 }
 
 impl Shared {
-    /// Puts in force what has changed, as often as listeners make further changes when they are told.
+    /// Puts in force what has changed, as often as listeners make further changes when they are told. If a listener
+    /// panics, all is put in force nevertheless.
     fn apply(&self, state: &State, told: &mut Told) -> Report {
         let mut report = Report::default();
+        let mut panicked = None;
         while state.changed.replace(false) {
-            self.apply_once(&state.map, &mut report, told);
+            self.apply_once(&state.map, &mut report, told, &mut panicked);
         }
-        report
+        match panicked {
+            // A second panic would end the process.
+            Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
+            _ => report,
+        }
     }
 
-    fn apply_once(&self, map: &RefCell<Map>, report: &mut Report, told: &mut Told) {
+    fn apply_once(
+        &self,
+        map: &RefCell<Map>,
+        report: &mut Report,
+        told: &mut Told,
+        panicked: &mut Option<Payload>,
+    ) {
         let (wanted, difference) = {
             let map = map.borrow();
             let wanted = flatten(map.regions.values());
@@ -354,7 +369,9 @@ impl Shared {
         };
         let (calls, left) = map.borrow_mut().listeners.letting_go(&difference.removed);
         for call in calls {
-            report.refusals.extend(call.delete().err());
+            if let Some(Err(refusal)) = catch(panicked, || call.delete()) {
+                report.refusals.push(refusal);
+            }
             let listener = call.listener();
             if !told
                 .0
@@ -374,9 +391,10 @@ impl Shared {
             .listeners
             .taking(&difference.added, &wanted);
         for call in calls {
-            match call.add() {
-                Ok(()) => map.borrow_mut().listeners.took(call),
-                Err(refusal) => report.refusals.push(refusal),
+            match catch(panicked, || call.add()) {
+                Some(Ok(())) => map.borrow_mut().listeners.took(call),
+                Some(Err(refusal)) => report.refusals.push(refusal),
+                None => {}
             }
         }
     }
@@ -397,6 +415,19 @@ impl Shared {
         map.borrow_mut()
             .registrations
             .extend(places.zip(registrations));
+    }
+}
+
+type Payload = Box<dyn Any + Send>;
+
+/// Keeps the first panic.
+fn catch<R>(panicked: &mut Option<Payload>, call: impl FnOnce() -> R) -> Option<R> {
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => Some(result),
+        Err(payload) => {
+            panicked.get_or_insert(payload);
+            None
+        }
     }
 }
 
