@@ -284,8 +284,13 @@ impl AddressSpace {
     /// ```
     pub fn drain(&self) -> u64 {
         let listeners = self.shared.state.lock().map.borrow().listeners.all();
-        let drained = listeners.iter().map(|listener| listener.drain());
-        drained.fold(0, u64::saturating_add)
+        let mut panicked = None;
+        let drained = listeners
+            .iter()
+            .filter_map(|listener| catch(&mut panicked, || listener.drain()))
+            .fold(0, u64::saturating_add);
+        go_on(panicked);
+        drained
     }
 
     /// What is in force now, in the order of bus and address, for a snapshot or a monitor. With each event goes its
@@ -347,11 +352,8 @@ impl Shared {
         while state.changed.replace(false) {
             self.apply_once(&state.map, &mut report, told, &mut panicked);
         }
-        match panicked {
-            // A second panic would end the process.
-            Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
-            _ => report,
-        }
+        go_on(panicked);
+        report
     }
 
     fn apply_once(
@@ -428,6 +430,14 @@ fn catch<R>(panicked: &mut Option<Payload>, call: impl FnOnce() -> R) -> Option<
             panicked.get_or_insert(payload);
             None
         }
+    }
+}
+
+fn go_on(panicked: Option<Payload>) {
+    match panicked {
+        // A second panic would end the process.
+        Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
+        _ => {}
     }
 }
 
