@@ -82,7 +82,7 @@ pub enum Injection {
 /// callbacks. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
 ///
 /// The thread of the resampling irqfds has the filter of the thread that assigned the first of them. It calls
-/// `epoll_wait` and `read`, and at an end of interrupt what a change of the line's level calls, and what observers of
+/// `epoll_pwait` and `read`, and at an end of interrupt what a change of the line's level calls, and what observers of
 /// the resample events call.
 ///
 /// ```no_run
