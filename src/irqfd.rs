@@ -21,7 +21,7 @@
 //!   is lowered *first*, then the resample events of the GSI are signalled, and a device that still wants something
 //!   signals again. Signals in between are one.
 //! * **Masked**, a line keeps one pending bit, or its level, until it is unmasked.
-//! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back.
+//! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back. A level with resample ends.
 //!
 //! Pins and their levels are in `line.rs`, what is decided about a signal in `board.rs`, the consuming of the event in
 //! `injector.rs`.
