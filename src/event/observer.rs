@@ -61,7 +61,8 @@ use std::sync::Arc;
 /// due one call: until that has come, behind those before it, other signals do not call it.
 ///
 /// The event of an irqfd is the exception: there observers are called first, in a batch too, and threads, pollers and
-/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it.
+/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it. What an observer signals
+/// itself is an exception from this one: threads and pollers are woken first there, too.
 ///
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer,
 /// deassigns a doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the

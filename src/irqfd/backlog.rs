@@ -4,15 +4,20 @@
 //! in the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end
 //! of the backlog if that leaves something to do. So between two turns of a line there is at most one of each other
 //! line.
+//!
+//! A turn is in no section, but in a [`Deferral`]: what the sink's calls would have to wait for comes after the turn.
+//! A worker never waits for a worker, for that one may wait for this one.
 
 use super::line::{Line, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::const_thread_local;
 use crate::sync::fork::Process;
+use crate::sync::srcu::Deferral;
 use crossbeam_queue::SegQueue;
+use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, ThreadId};
+use std::sync::Arc;
 
 pub(super) struct Backlog {
     jobs: SegQueue<Job>,
@@ -20,8 +25,16 @@ pub(super) struct Backlog {
     wake: Event,
     /// No more will be pushed.
     closed: AtomicBool,
-    worker: OnceLock<ThreadId>,
     process: Process,
+}
+
+const_thread_local! {
+    /// This thread is a router's worker.
+    static IS_WORKER: Cell<bool> = { Cell::new(false) };
+}
+
+pub(super) fn is_worker() -> bool {
+    IS_WORKER.with(Cell::get)
 }
 
 enum Job {
@@ -40,7 +53,6 @@ impl Backlog {
             jobs: SegQueue::new(),
             wake: Event::new(0),
             closed: AtomicBool::new(false),
-            worker: OnceLock::new(),
             process: Process::current(),
         }
     }
@@ -57,9 +69,9 @@ impl Backlog {
         self.wake.signal();
     }
 
-    /// Waits until the worker has done what was requested before; if this is the worker, not.
+    /// Waits until the worker has done what was requested before. A worker, this one or another, does not wait.
     pub(super) fn flush(&self) {
-        if self.is_worker() {
+        if is_worker() {
             return;
         }
         let done = Arc::new(Event::new(0));
@@ -71,24 +83,22 @@ impl Backlog {
         done.read();
     }
 
-    fn is_worker(&self) -> bool {
-        self.worker.get() == Some(&thread::current().id())
-    }
-
     /// Gives each line its `turn`, until the backlog is closed and empty. One thread runs this.
     pub(super) fn work(&self, turn: impl Fn(&Line) -> Turn) {
-        // So it is not set yet.
-        let _ = self.worker.set(thread::current().id());
+        IS_WORKER.with(|is_worker| is_worker.set(true));
         loop {
             // Acquire pairs with the Release in `close`; looked at before the queue, so that nothing is left in it.
             let closed = self.closed.load(Ordering::Acquire);
             match self.jobs.pop() {
                 Some(Job::Turn(line)) => {
+                    let deferral = Deferral::new();
                     // A panic has been reported, and what else the line has to do is done.
                     match panic::catch_unwind(AssertUnwindSafe(|| turn(&line))) {
                         Ok(Turn::Rests) => {}
                         Ok(Turn::GoesOn) | Err(_) => self.jobs.push(Job::Turn(line)),
                     }
+                    // So has that of a destructor of what the sink has detached.
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(deferral)));
                 }
                 Some(Job::Flush { done, again: true }) => {
                     let again = false;
@@ -103,11 +113,10 @@ impl Backlog {
         }
     }
 
-    /// No more will be pushed. Returns whether this is the worker.
-    pub(super) fn close(&self) -> bool {
+    /// No more will be pushed.
+    pub(super) fn close(&self) {
         // Release pairs with the Acquire in `work`.
         self.closed.store(true, Ordering::Release);
         self.wake.signal();
-        self.is_worker()
     }
 }

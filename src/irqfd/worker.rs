@@ -1,12 +1,14 @@
 //! A thread that drives the lines of a [backlog](super::backlog), for sinks that may sleep.
 
+use super::backlog::is_worker;
 use super::board::Board;
+use crate::sync::srcu;
 use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// Its thread ends, with nothing left to do, when this is dropped.
+/// Its thread ends, with nothing left to do, when this is dropped; or soon after, where nobody is to wait.
 pub(super) struct Worker {
     board: Arc<Board>,
     thread: Option<JoinHandle<()>>,
@@ -39,8 +41,10 @@ impl Drop for Worker {
             // To be neither joined nor detached where it never was.
             return mem::forget(thread);
         };
-        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned.
-        if !backlog.close() {
+        backlog.close();
+        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in a
+        // callback, which the sink may be waiting for.
+        if !is_worker() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
         }

@@ -77,6 +77,14 @@ pub enum Injection {
 /// | an irqfd is deassigned | of the same kind, `ioctl` (`KVM_IRQFD`), `epoll_ctl` and `close`, if it is the last |
 /// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin) |
 ///
+/// Pins, levels and all changes are made under a lock: `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private) where two
+/// threads meet. Deassigning, and changes of routes, call `sched_yield` and `clock_nanosleep` while other threads are in
+/// callbacks. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
+///
+/// The thread of the resampling irqfds has the filter of the thread that assigned the first of them. It calls
+/// `epoll_pwait` and `read`, and at an end of interrupt what a change of the line's level calls, and what observers of
+/// the resample events call.
+///
 /// ```no_run
 /// use doorbell::Event;
 /// use doorbell::irqfd::{MsiMessage, Route, Router, Routes};

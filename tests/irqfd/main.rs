@@ -11,6 +11,7 @@ mod rules;
 mod script;
 mod sink;
 mod threads;
+mod waits;
 #[path = "../common/watchdog.rs"]
 mod watchdog;
 

@@ -1020,3 +1020,58 @@ fn requests_to_a_sink_that_panics() {
         drop(irqfd);
     }
 }
+
+/// A sink that panics when an irqfd goes fails the deassigning. The irqfd has gone nevertheless, with its hold on the
+/// line: the event can be assigned again.
+#[test]
+fn a_sink_that_panics_when_an_irqfd_goes() {
+    struct Panics {
+        log: Log,
+        in_disconnect: bool,
+        calls: AtomicU32,
+    }
+    impl Panics {
+        fn once(&self) {
+            assert_ne!(
+                self.calls.fetch_add(1, Ordering::Relaxed),
+                0,
+                "for the test"
+            );
+        }
+    }
+    impl InterruptSink for Panics {
+        fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+            self.log.set_level(gsi, pin, level);
+            if !level && !self.in_disconnect {
+                self.once();
+            }
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+        fn disconnect(&self, _: u32, _: bool) {
+            if self.in_disconnect {
+                self.once();
+            }
+        }
+    }
+    for in_disconnect in [true, false] {
+        let sink = Arc::new(Panics {
+            log: Log::default(),
+            in_disconnect,
+            calls: AtomicU32::new(0),
+        });
+        let router = Router::new(Arc::clone(&sink));
+        router.set_routes(Routes::identity(24)).unwrap();
+        let [interrupt, resample] = [0; 2].map(|initial| Arc::new(Event::new(initial)));
+        let irqfd = router.assign_with_resample(&interrupt, 5, &resample);
+        irqfd.unwrap().keep();
+        interrupt.signal();
+        let deassign = std::panic::AssertUnwindSafe(|| router.deassign(&interrupt, 5));
+        assert!(std::panic::catch_unwind(deassign).is_err());
+        assert_eq!(sink.log.take(), [up(5, 5), down(5, 5)], "{in_disconnect}");
+        let again = router.assign(&interrupt, 5).expect("the irqfd has gone");
+        interrupt.signal();
+        assert_eq!(sink.log.take(), [up(5, 5), down(5, 5)]);
+        drop(again);
+        assert!(sink.calls.load(Ordering::Relaxed) > 0);
+    }
+}
