@@ -31,6 +31,13 @@ pub enum Injection {
     Userspace,
     /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI
     /// gets its first, and closed with its last.
+    ///
+    /// A message whose destination KVM cannot look up at once is sent by a worker of KVM's: a logical destination while
+    /// the guest's APICs are in several logical modes, or an address that all APICs share. The worker may send it after
+    /// the signal has returned, by the route of that time, and no [`synchronize`] waits for it. The deassign of the
+    /// GSI's last irqfd does.
+    ///
+    /// [`synchronize`]: crate::irqfd::Router::synchronize
     Kernel,
 }
 

@@ -40,6 +40,7 @@ use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Mode};
 use std::error::Error;
 use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -243,6 +244,46 @@ fn a_reader_asleep_finds_nothing() {
                 assert_eq!(reader.join().unwrap(), None, "{asleep}, {in_a_batch}");
             });
             assert_eq!(log.take(), pulse(PIN, PIN));
+        }
+    }
+}
+
+/// An irqfd takes one unit of a semaphore. Whoever sleeps for what it leaves is woken, though the sink may panic.
+#[test]
+fn a_reader_asleep_gets_what_is_left() {
+    struct Panics;
+    impl InterruptSink for Panics {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            panic!("for the test");
+        }
+    }
+    let log = Arc::new(Log::default());
+    let routers = [Router::new(log), Router::new(Arc::new(Panics))];
+    for (router, panics) in routers.iter().zip([false, true]) {
+        router.set_route(MSI, Some(message(0x41))).unwrap();
+        for in_a_batch in [false, true] {
+            let a = Arc::new(Event::semaphore(0));
+            let _irqfd = router.assign(&a, MSI).unwrap();
+            thread::scope(|scope| {
+                let reader = scope.spawn(|| a.read_timeout(Duration::from_secs(60)));
+                while !format!("{a:?}").contains("waiting_readers: 1") {
+                    thread::yield_now();
+                }
+                let signal = AssertUnwindSafe(|| {
+                    if in_a_batch {
+                        let mut batch = Batch::new();
+                        let index = batch.add(Arc::clone(&a));
+                        batch.signal_n(index, 3);
+                        batch.commit().unwrap();
+                    } else {
+                        a.signal_n(3);
+                    }
+                });
+                assert_eq!(catch_unwind(signal).is_err(), panics);
+                assert_eq!(reader.join().unwrap(), Some(1), "{panics}, {in_a_batch}");
+            });
+            assert_eq!(a.count(), 1);
         }
     }
 }
@@ -967,8 +1008,8 @@ fn a_sink_that_panics() {
         router.set_routes(Routes::identity(24)).unwrap();
         let a = event();
         let irqfd = router.assign(&a, PIN).unwrap();
-        let signal = std::panic::AssertUnwindSafe(|| a.signal());
-        assert_eq!(std::panic::catch_unwind(signal).is_err(), !hand_over);
+        let signal = AssertUnwindSafe(|| a.signal());
+        assert_eq!(catch_unwind(signal).is_err(), !hand_over);
         router.synchronize(); // the worker has tried
         a.signal();
         drop(irqfd);
@@ -1010,8 +1051,8 @@ fn requests_to_a_sink_that_panics() {
         let a = event();
         let irqfd = router.assign(&a, PIN).unwrap();
         assert!(sink.router.set(router.clone()).is_ok());
-        let signal = std::panic::AssertUnwindSafe(|| a.signal());
-        assert_eq!(std::panic::catch_unwind(signal).is_err(), !hand_over);
+        let signal = AssertUnwindSafe(|| a.signal());
+        assert_eq!(catch_unwind(signal).is_err(), !hand_over);
         router.synchronize();
         assert_eq!(sink.log.take(), [up(PIN, PIN), up(PIN, PIN)]);
         router.set_level(PIN, false);
