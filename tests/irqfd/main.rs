@@ -1,5 +1,5 @@
 //! irqfds, through the public API: the rules of KVM's (`rules.rs`, with what became of each of its conformance cases),
-//! random scripts against a sequential model of a line (`script.rs`), and threads (`threads.rs`).
+//! random scripts against a sequential model of a line (`script.rs`), and threads (`threads.rs`, `worker.rs`).
 
 mod connections;
 #[path = "../common/errors.rs"]
@@ -13,6 +13,7 @@ mod sink;
 mod threads;
 #[path = "../common/watchdog.rs"]
 mod watchdog;
+mod worker;
 
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::prelude::*;

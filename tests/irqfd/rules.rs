@@ -41,7 +41,7 @@ use doorbell::{Event, Mode};
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -626,6 +626,38 @@ fn a_resampling_irqfd_on_a_message() {
     assert_eq!(log.take(), [sent(0x41), sent(0x41)]);
 }
 
+/// Each signal sends a message of its own before it returns, while another thread is in the call for one of the same
+/// line.
+#[test]
+fn a_message_beside_a_message() {
+    struct Gate(AtomicU32, Barrier);
+    impl InterruptSink for Gate {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                // In the call, and out of it.
+                self.1.wait();
+                self.1.wait();
+            }
+        }
+    }
+    let gate = Arc::new(Gate(AtomicU32::new(0), Barrier::new(2)));
+    let router = Router::new(Arc::clone(&gate));
+    router.set_route(MSI, Some(message(0x41))).unwrap();
+    let a = event();
+    let irqfd = router.assign(&a, MSI).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| a.signal());
+        gate.1.wait();
+        a.signal();
+        let sent = gate.0.load(Ordering::Relaxed);
+        gate.1.wait();
+        assert_eq!(sent, 2);
+    });
+    let counters = irqfd.counters();
+    assert_eq!((counters.injections, counters.coalesced), (2, 0));
+}
+
 #[test]
 fn the_router_goes() {
     let (router, log) = router();
@@ -693,9 +725,11 @@ fn deassigned_inside_a_call() {
 fn signalled_while_it_is_deassigned() {
     let (router, log) = router();
     router.set_route(MSI + 1, Some(message(0x42))).unwrap();
-    for count in [0, 3] {
+    for (count, signals) in [(0, 0), (3, 0), (3, 1)] {
         let done = Arc::new(Event::new(count));
         let irqfd = Mutex::new(Some(router.assign(&done, MSI).unwrap()));
+        // One takes the count of the assignment away, which is not to be taken again.
+        (0..signals).for_each(|_| done.signal());
         log.take();
         let config_write = event();
         let observation = {
