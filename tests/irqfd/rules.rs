@@ -119,6 +119,8 @@ fn deassign_matches_event_and_gsi() {
     let a = event();
     router.deassign(&a, PIN);
     let irqfd = router.assign(&a, PIN).unwrap();
+    assert!(Arc::ptr_eq(irqfd.event(), &a));
+    assert_eq!(irqfd.gsi(), PIN);
     router.deassign(&a, PIN + 2);
     router.deassign(&event(), PIN);
     assert!(router.assign(&a, PIN + 1).is_err());
