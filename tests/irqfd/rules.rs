@@ -42,7 +42,7 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -120,6 +120,8 @@ fn deassign_matches_event_and_gsi() {
     let a = event();
     router.deassign(&a, PIN);
     let irqfd = router.assign(&a, PIN).unwrap();
+    assert!(Arc::ptr_eq(irqfd.event(), &a));
+    assert_eq!(irqfd.gsi(), PIN);
     router.deassign(&a, PIN + 2);
     router.deassign(&event(), PIN);
     assert!(router.assign(&a, PIN + 1).is_err());
@@ -667,6 +669,38 @@ fn a_resampling_irqfd_on_a_message() {
     assert_eq!(log.take(), [sent(0x41), sent(0x41)]);
 }
 
+/// Each signal sends a message of its own before it returns, while another thread is in the call for one of the same
+/// line.
+#[test]
+fn a_message_beside_a_message() {
+    struct Gate(AtomicU32, Barrier);
+    impl InterruptSink for Gate {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                // In the call, and out of it.
+                self.1.wait();
+                self.1.wait();
+            }
+        }
+    }
+    let gate = Arc::new(Gate(AtomicU32::new(0), Barrier::new(2)));
+    let router = Router::new(Arc::clone(&gate));
+    router.set_route(MSI, Some(message(0x41))).unwrap();
+    let a = event();
+    let irqfd = router.assign(&a, MSI).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| a.signal());
+        gate.1.wait();
+        a.signal();
+        let sent = gate.0.load(Ordering::Relaxed);
+        gate.1.wait();
+        assert_eq!(sent, 2);
+    });
+    let counters = irqfd.counters();
+    assert_eq!((counters.injections, counters.coalesced), (2, 0));
+}
+
 #[test]
 fn the_router_goes() {
     let (router, log) = router();
@@ -734,16 +768,18 @@ fn deassigned_inside_a_call() {
 fn signalled_while_it_is_deassigned() {
     let (router, log) = router();
     router.set_route(MSI + 1, Some(message(0x42))).unwrap();
-    for count in [0, 3] {
+    for (count, signals) in [(0, 0), (3, 0), (3, 1)] {
         let done = Arc::new(Event::new(count));
         let irqfd = Mutex::new(Some(router.assign(&done, MSI).unwrap()));
+        // One takes the count of the assignment away, which is not to be taken again.
+        (0..signals).for_each(|_| done.signal());
         log.take();
         let config_write = event();
         let observation = {
             let done = Arc::clone(&done);
             let observer = move |_: Change| {
                 drop(irqfd.lock().unwrap().take());
-                done.signal();
+                done.signal_n(5);
             };
             Observation::new(
                 Arc::clone(&config_write),
@@ -761,7 +797,7 @@ fn signalled_while_it_is_deassigned() {
             thread::yield_now();
         };
         // What was there at the first assignment had an interrupt then.
-        assert_eq!(done.count(), 1);
+        assert_eq!(done.count(), 5);
         let (gsi, data) = (MSI + 1, 0x42);
         assert_eq!(log.take(), [Call::Msi { gsi, data }]);
         drop((observation, irqfd));
