@@ -8,6 +8,7 @@ use rustix::net::{RecvFlags, recv};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,14 +33,17 @@ pub struct Socket {
 impl Socket {
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let listener = match UnixListener::bind(path) {
-            Err(e) if e.kind() == ErrorKind::AddrInUse => match UnixStream::connect(path) {
-                Ok(_) => bail!("the socket {} is in use", path.display()),
-                // Whoever made it has gone.
-                Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+            // Not another kind of file, which would refuse the connection, too.
+            Err(e) if e.kind() == ErrorKind::AddrInUse && is_socket(path) => {
+                match UnixStream::connect(path) {
+                    Ok(_) => bail!("the socket {} is in use", path.display()),
+                    // Whoever made it has gone.
+                    Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                        fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+                    }
+                    Err(e) => Err(e),
                 }
-                Err(e) => Err(e),
-            },
+            }
             result => result,
         };
         let listener = listener.with_context(|| format!("cannot listen at {}", path.display()))?;
@@ -49,6 +53,10 @@ impl Socket {
             path: path.into(),
         })
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
 }
 
 impl Drop for Socket {
