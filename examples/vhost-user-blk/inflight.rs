@@ -8,6 +8,7 @@
 
 use crate::device::refusal;
 use crate::guard::Guarded;
+use crate::memory::check_size;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::fs::File;
 use std::sync::Arc;
@@ -82,6 +83,7 @@ impl Inflight {
                 told.mmap_size
             )));
         }
+        check_size(&file, told.mmap_offset, size as u64)?;
         let memory = MmapRegion::from_file(FileOffset::new(file, told.mmap_offset), size)
             .map_err(|e| refusal(format!("the inflight buffer: {e}")))?;
         let guarded = Guarded::new(memory.as_ptr(), size)

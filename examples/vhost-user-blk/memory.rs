@@ -92,7 +92,7 @@ impl Memory {
 
 impl Region {
     fn new(told: &VhostUserMemoryRegion, file: File) -> Result<Self, Error> {
-        // Which refuses what reaches beyond the end of the file.
+        check_size(&file, told.mmap_offset, told.memory_size)?;
         let mapping = told.mmap_region(file)?;
         let guarded = Guarded::new(mapping.as_ptr(), mapping.size())
             .ok_or_else(|| refusal("too many memory regions".into()))?;
@@ -106,4 +106,14 @@ impl Region {
             _guarded: guarded,
         })
     }
+}
+
+/// Whether a file has what is to be mapped of it. Of other kinds than files and memfds, it is not known.
+pub fn check_size(file: &File, offset: u64, size: u64) -> Result<(), Error> {
+    let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
+    let end = offset.checked_add(size);
+    if metadata.is_file() && end.is_none_or(|end| end > metadata.len()) {
+        return Err(refusal("memory reaches beyond the end of its file".into()));
+    }
+    Ok(())
 }

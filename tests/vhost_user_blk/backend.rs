@@ -3,7 +3,6 @@
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -113,10 +112,6 @@ impl Daemon {
 
     pub fn socket(&self) -> &Path {
         &self.socket
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// SIGKILL.
@@ -245,15 +240,4 @@ pub fn run(options: &[&str]) -> Output {
         .args(options)
         .output()
         .expect("it runs")
-}
-
-/// Whether a front-end is still connected.
-pub fn is_connected(stream: &UnixStream) -> bool {
-    let mut byte = [0];
-    let peek = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    match rustix::net::recv(stream, &mut byte, peek) {
-        Ok((_, n)) => n != 0,
-        Err(rustix::io::Errno::AGAIN) => true,
-        Err(_) => false,
-    }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue,
     VirtioBlkReqBuf, VirtioBlkTransport, VirtioFeatureFlags,
@@ -140,6 +140,19 @@ impl Lane {
         depth: usize,
         waits: Waits,
     ) -> u64 {
+        self.run_within(op, blocks, seed, depth, waits, PATIENCE)
+    }
+
+    /// The same, and panics when nothing is completed for `patience`.
+    pub fn run_within(
+        &mut self,
+        op: Op,
+        blocks: Range<u64>,
+        seed: u64,
+        depth: usize,
+        waits: Waits,
+        patience: Duration,
+    ) -> u64 {
         assert!(depth <= MOST);
         self.queue.set_used_notif_enabled(waits == Waits::Blocking);
         let mut free: Vec<usize> = (0..depth).collect();
@@ -169,9 +182,9 @@ impl Lane {
                 start = Instant::now();
                 continue;
             }
-            assert!(start.elapsed() < PATIENCE, "no completion for {PATIENCE:?}");
-            if waits == Waits::Blocking && !self.is_called() {
-                panic!("no interrupt for {PATIENCE:?}, with {done} of {blocks:?} done");
+            assert!(start.elapsed() < patience, "no completion for {patience:?}");
+            if waits == Waits::Blocking && !self.is_called(patience) {
+                panic!("no interrupt for {patience:?}, with {done} of {blocks:?} done");
             }
         }
         failed
@@ -215,7 +228,7 @@ impl Lane {
             if let Some(completion) = self.queue.completions().next() {
                 return completion.ret;
             }
-            assert!(self.is_called(), "no interrupt for {PATIENCE:?}");
+            assert!(self.is_called(PATIENCE), "no interrupt for {PATIENCE:?}");
         }
     }
 
@@ -226,9 +239,9 @@ impl Lane {
     }
 
     /// Waits for an interrupt. False, if none comes.
-    fn is_called(&self) -> bool {
+    fn is_called(&self, patience: Duration) -> bool {
         let mut fds = [PollFd::new(&self.call, PollFlags::IN)];
-        let timeout = Timespec::try_from(PATIENCE).expect("seconds");
+        let timeout = Timespec::try_from(patience).expect("seconds");
         let called = poll(&mut fds, Some(&timeout)) == Ok(1);
         if called {
             self.call.read().expect("an eventfd");

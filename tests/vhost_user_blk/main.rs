@@ -8,6 +8,9 @@
 mod watchdog;
 
 mod backend;
+mod crashes;
 mod driver;
+mod lies;
 mod options;
 mod patterns;
+mod raw;
