@@ -39,3 +39,6 @@ mod rings;
 
 pub use probe::QueueProbe;
 pub use queue::{PolledQueue, QueueError, Served};
+
+#[cfg(test)]
+mod tests;

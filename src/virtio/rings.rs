@@ -77,7 +77,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Rings<M> {
     /// Whether the driver has made available what has not been popped.
     #[inline(always)]
     pub(super) fn has_more(&self) -> bool {
-        self.avail_word(2, Ordering::Relaxed) != self.next_avail.load(Ordering::Relaxed)
+        // Acquire: pairs with the driver's release of its index. Who is told to look at a request sees it.
+        self.avail_word(2, Ordering::Acquire) != self.next_avail.load(Ordering::Relaxed)
     }
 
     /// Polling begins: the driver need not kick.

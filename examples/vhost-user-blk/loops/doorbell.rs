@@ -9,6 +9,7 @@ use std::time::Duration;
 
 pub struct Doorbell {
     poller: Poller,
+    polls: bool,
     events: Events,
 }
 
@@ -22,6 +23,7 @@ impl Doorbell {
         };
         Doorbell {
             poller: Poller::with_spin(spin),
+            polls: poll_max_us != 0,
             events: Events::with_capacity(64),
         }
     }
@@ -41,7 +43,9 @@ impl Loop for Doorbell {
         match kick {
             Some(kick) => {
                 self.poller.add_fd(kick, key, Watch::READABLE.edge())?;
-                self.poller.attach_probe(key, probe)?;
+                if self.polls {
+                    self.poller.attach_probe(key, probe)?;
+                }
             }
             None => self.poller.add_probe(key, probe)?,
         }
