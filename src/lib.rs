@@ -55,6 +55,8 @@ pub mod kvm;
 pub mod poll;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub mod shared;
+#[cfg(all(feature = "virtio-queue", target_os = "linux", not(loom)))]
+pub mod virtio;
 
 #[cfg(not(loom))]
 mod sync;

@@ -457,7 +457,7 @@ mod tests {
             Some(count + 1000)
         });
         assert_eq!((done, attempts.get()), (None, MANY));
-        assert_eq!(counter.load(), MANY.into());
+        assert_eq!(counter.load(), u64::from(MANY));
 
         let counter = Counter::<Private>::new(0);
         attempts.set(0);

@@ -1,0 +1,253 @@
+//! The device's half of a queue.
+
+use super::QueueProbe;
+use super::rings::Rings;
+use crate::sync::atomic::Ordering;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::{error, fmt};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryBackend;
+
+/// A split virtqueue whose available ring a poller can poll.
+///
+/// It owns the [`Queue`], so that the probe always knows how far the device is. `M` is what holds the guest memory,
+/// such as `Arc<GuestMemoryMmap>` or what `GuestMemoryAtomic::memory()` returns. When the memory map or the queue
+/// changes, take the queue back by [`into_queue`](Self::into_queue) and make another.
+///
+/// ```
+/// use doorbell::virtio::{PolledQueue, QueueError};
+/// use std::sync::Arc;
+/// use virtio_queue::{Queue, QueueT};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+///
+/// # fn main() -> Result<(), QueueError> {
+/// let mem = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+/// let mut queue = Queue::new(16)?;
+/// queue.set_desc_table_address(Some(0x1000), None);
+/// queue.set_avail_ring_address(Some(0x2000), None);
+/// queue.set_used_ring_address(Some(0x3000), None);
+/// queue.set_ready(true);
+/// let mut queue = PolledQueue::new(queue, Arc::clone(&mem))?;
+///
+/// // The driver makes the chain that begins at descriptor 0 available.
+/// mem.write_obj(1_u16, GuestAddress(0x2002)).unwrap();
+///
+/// // The device, when a poller has reported the queue's kick or its probe:
+/// let mut interrupts = 0;
+/// let served = queue.serve(16, |_chain| Ok::<_, QueueError>(0), || interrupts += 1)?;
+/// assert_eq!((served.requests, served.more, interrupts), (1, false, 1));
+/// # Ok(())
+/// # }
+/// ```
+pub struct PolledQueue<M: Deref<Target: GuestMemoryBackend>> {
+    queue: Queue,
+    rings: Arc<Rings<M>>,
+    /// Completed since the driver was last asked for sure whether it wants an interrupt.
+    unasked: u16,
+}
+
+/// What [`PolledQueue::serve`] has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Served {
+    /// How many chains were popped and completed.
+    pub requests: u16,
+    /// There is more, for which the driver will not kick: serve the queue again.
+    pub more: bool,
+}
+
+impl<M> PolledQueue<M>
+where
+    M: Deref<Target: GuestMemoryBackend + Sized>,
+{
+    /// # Errors
+    ///
+    /// [`Invalid`](QueueError::Invalid), [`Scattered`](QueueError::Scattered) or
+    /// [`Misaligned`](QueueError::Misaligned); the queue is dropped then.
+    pub fn new(queue: Queue, mem: M) -> Result<Self, QueueError> {
+        let rings = Arc::new(Rings::new(&queue, mem)?);
+        Ok(PolledQueue {
+            queue,
+            rings,
+            unasked: 0,
+        })
+    }
+
+    /// The poller's half. One poller should have it at a time.
+    #[must_use]
+    pub fn probe(&self) -> QueueProbe<M> {
+        QueueProbe {
+            rings: Arc::clone(&self.rings),
+        }
+    }
+
+    /// The queue as it is.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Takes the queue back. A probe that is still there asks on, and finds what the driver makes available from now on.
+    #[must_use]
+    pub fn into_queue(self) -> Queue {
+        self.queue
+    }
+
+    /// Pops, handles and completes what is available, up to `budget` chains. `handle` returns how many bytes it has
+    /// written to the chain's buffers; `interrupt` is called each time the driver is to be interrupted.
+    ///
+    /// The budget keeps one busy queue from holding up the others of a thread; the queue's size is a good one. When all
+    /// has been popped, the driver is asked for kicks, unless a poller polls the queue's probe. So there is nothing else
+    /// to do until the poller reports the queue again, except if the result says that there is
+    /// [more](Served::more).
+    ///
+    /// # Errors
+    ///
+    /// Those of `handle`, and [`QueueError::Queue`], if the driver has made more available than the queue's size, or
+    /// has published a chain that begins outside of the descriptor table. The chain in question is not completed, the
+    /// device should stop using the queue, and interrupts for what has been completed before may be missing.
+    pub fn serve<E: From<QueueError>>(
+        &mut self,
+        budget: u16,
+        mut handle: impl FnMut(DescriptorChain<&M::Target>) -> Result<u32, E>,
+        mut interrupt: impl FnMut(),
+    ) -> Result<Served, E> {
+        let mut requests = 0;
+        let more = loop {
+            while requests != budget {
+                let Some(chain) = self.pop()? else {
+                    break;
+                };
+                let head = chain.head_index();
+                let written = handle(chain)?;
+                requests += 1;
+                if self.complete(head, written)? {
+                    interrupt();
+                }
+            }
+            if self.finish()? {
+                interrupt();
+            }
+            let more = self.rearm();
+            if !more || requests == budget {
+                break more;
+            }
+        };
+        Ok(Served { requests, more })
+    }
+
+    /// The next chain, for devices that complete it later; others [`serve`](Self::serve).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Queue`], if the driver has made more available than the queue's size.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<DescriptorChain<&M::Target>>, QueueError> {
+        let chain = self.queue.iter(&*self.rings.mem)?.next();
+        let next = self.queue.next_avail();
+        self.rings.next_avail.store(next, Ordering::Relaxed);
+        Ok(chain)
+    }
+
+    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and looks whether
+    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). The last of several must
+    /// be followed by a [`finish`](Self::finish).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Queue`], if there is no such descriptor.
+    #[inline]
+    #[must_use = "the driver may wait for an interrupt"]
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, QueueError> {
+        self.queue.add_used(&*self.rings.mem, head, written)?;
+        self.unasked = self.unasked.saturating_add(1);
+        let next_used = self.queue.next_used();
+        if self.rings.seems_to_want_interrupt(next_used, self.unasked) {
+            self.finish()
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// Whether the driver is to be interrupted for what has been completed and not been interrupted for. This is the
+    /// sure answer, behind a full barrier.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Queue`], if guest memory cannot be accessed.
+    #[must_use = "the driver may wait for an interrupt"]
+    pub fn finish(&mut self) -> Result<bool, QueueError> {
+        if self.unasked == 0 {
+            return Ok(false);
+        }
+        let unasked = std::mem::take(&mut self.unasked);
+        // The barrier is in there. The answer is EVENT_IDX's; the flag of queues without is not heeded.
+        let wanted = self.queue.needs_notification(&*self.rings.mem)?;
+        let has_event_idx = self.queue.event_idx_enabled();
+        let next_used = self.queue.next_used();
+        Ok(wanted && (has_event_idx || self.rings.seems_to_want_interrupt(next_used, unasked)))
+    }
+
+    /// For devices that [`pop`](Self::pop), when there is nothing more: asks the driver for kicks, unless a poller polls
+    /// the queue's probe. Whether there is more after all, for which the driver will not kick.
+    #[inline]
+    #[must_use = "the driver may not kick"]
+    pub fn rearm(&self) -> bool {
+        self.rings.rearm()
+    }
+}
+
+impl<M: Deref<Target: GuestMemoryBackend>> fmt::Debug for PolledQueue<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolledQueue")
+            .field("queue", &self.queue)
+            .field("has_more", &self.rings.has_more())
+            .field("polled", &self.rings.is_polled())
+            .field("unasked", &self.unasked)
+            .finish()
+    }
+}
+
+/// What is wrong with a queue.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// The queue is not ready, or its rings are not in guest memory ([`QueueT::is_valid`]).
+    Invalid,
+    /// The available ring is not in one piece of this process's memory.
+    Scattered,
+    /// The available ring is at an odd address in this process's memory.
+    Misaligned,
+    /// The queue was refused, or the driver has broken the rules.
+    Queue(virtio_queue::Error),
+}
+
+impl From<virtio_queue::Error> for QueueError {
+    fn from(error: virtio_queue::Error) -> Self {
+        QueueError::Queue(error)
+    }
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            QueueError::Invalid => {
+                f.write_str("the queue is not ready, or its rings are not in guest memory")
+            }
+            QueueError::Scattered => {
+                f.write_str("the available ring is not in one piece of memory")
+            }
+            QueueError::Misaligned => f.write_str("the available ring is at an odd address"),
+            QueueError::Queue(error) => error.fmt(f),
+        }
+    }
+}
+
+impl error::Error for QueueError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            QueueError::Queue(error) => Some(error),
+            _ => None,
+        }
+    }
+}
