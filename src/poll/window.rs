@@ -145,3 +145,99 @@ impl Lesson {
         self
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const SHORT: bool = true;
+    const LONG: bool = false;
+
+    /// After how many such sleeps the window closes.
+    fn closes_after(mut lesson: Lesson, short: bool) -> usize {
+        let mut sleeps = 0;
+        while lesson.is_open() {
+            lesson = lesson.slept(short);
+            sleeps += 1;
+        }
+        sleeps
+    }
+
+    fn closed() -> Lesson {
+        (0..8).fold(Lesson::FIRST, |lesson, _| lesson.slept(SHORT))
+    }
+
+    /// After how many short waits it opens again, and what it is then.
+    fn opens_after(mut lesson: Lesson) -> (usize, Lesson) {
+        assert!(!lesson.is_open());
+        let mut waits = 0;
+        while !lesson.is_open() {
+            // Those that are too long to be saved count for nothing.
+            lesson = lesson.slept(LONG).slept(SHORT);
+            waits += 1;
+        }
+        (waits, lesson)
+    }
+
+    #[test]
+    fn it_closes_after_a_trial_in_vain() {
+        assert_eq!(closes_after(Lesson::FIRST, SHORT), 8);
+        assert_eq!(closes_after(Lesson::FIRST, LONG), 8);
+    }
+
+    #[test]
+    fn a_third_of_the_looks_must_find_something() {
+        let rounds = |hits: usize, sleeps: usize| {
+            let mut lesson = Lesson::FIRST;
+            for _ in 0..100 {
+                lesson = (0..hits).fold(lesson, |lesson, _| lesson.hit());
+                lesson = (0..sleeps).fold(lesson, |lesson, _| lesson.slept(SHORT));
+            }
+            lesson.is_open()
+        };
+        assert!(rounds(1, 1) && rounds(2, 3) && rounds(1, 2));
+        assert!(!rounds(1, 3));
+        // However many hits there were, it does not take long.
+        let lesson = (0..1_000).fold(Lesson::FIRST, |lesson, _| lesson.hit());
+        assert_eq!(closes_after(lesson, SHORT), 16);
+    }
+
+    #[test]
+    fn trials_in_vain_become_rare() {
+        let mut lesson = closed();
+        for waits in [32, 64, 128, 256, 512, 1024, 1024, 1024] {
+            let (waited, open) = opens_after(lesson);
+            assert_eq!(waited, waits);
+            lesson = (0..8).fold(open, |lesson, _| lesson.slept(SHORT));
+        }
+        // One that is not in vain makes up for all.
+        let (_, open) = opens_after(lesson);
+        let open = (0..4).fold(open, |lesson, _| lesson.hit());
+        let lesson = (0..16).fold(open, |lesson, _| lesson.slept(SHORT));
+        assert_eq!(opens_after(lesson).0, 32);
+    }
+
+    #[test]
+    fn it_is_kept_in_bits() {
+        let lesson = Lesson {
+            credit: 3,
+            patience: 10,
+            short_waits: 1023,
+        };
+        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
+    }
+
+    #[test]
+    fn policies() {
+        assert!(Window::new(Spin::Never).open(None).is_none());
+        assert!(Window::new(Spin::Always).open(None).is_some());
+        let window = Window::new(Spin::DEFAULT);
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        (0..8).for_each(|_| window.slept(long_ago));
+        assert!(window.open(None).is_none());
+        // Long waits do not open it again.
+        (0..2_000).for_each(|_| window.slept(long_ago));
+        assert!(window.open(None).is_none());
+        assert!(window.learns() && !Window::new(Spin::Always).learns());
+    }
+}
