@@ -48,10 +48,11 @@
 //!   nothing: ten thousand idle queues slow a busy one by nothing. A source that was asked 1,024 times in vain leaves
 //!   the hot set too, if others keep the thread awake.
 //! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when fewer than one
-//!   in three looks find something, and opens again for a trial of eight looks, after 32 to 1,024 waits that were so
-//!   short that it might pay. It does not grow step by step: while both sides sleep, a round takes so long that a short
-//!   window is never seen to pay, although a long one would make the rounds short. With
-//!   [`Spin::Never`](crate::Spin::Never) there is none. Probes are then asked once in each wait, and before a sleep.
+//!   in three looks find something, or when another thread has taken the CPU for long meanwhile. It opens again for a
+//!   trial of eight looks, after 32 to 1,024 waits that were so short that it might pay. It does not grow step by step:
+//!   while both sides sleep, a round takes so long that a short window is never seen to pay, although a long one would
+//!   make the rounds short. With [`Spin::Never`](crate::Spin::Never) there is none. Probes are then asked once in each
+//!   wait, and before a sleep.
 //! * **Nobody starves.** Sources with probes and other events take turns in being first in the buffer. Descriptors are
 //!   looked at in one wait of 32 at least and, within a wait, every 50 µs.
 //! * **Several threads.** One of them looks at the hot sources; the others sleep. A thread that leaves `wait` with

@@ -446,8 +446,8 @@ impl Poller {
         self.tally.looks.fetch_add(looks, Ordering::Relaxed);
         if found {
             self.tally.hits.fetch_add(1, Ordering::Relaxed);
-            self.window.hit();
         }
+        self.window.looked(found, pace.was_interrupted());
         Ok(found)
     }
 

@@ -39,9 +39,13 @@ impl Window {
         Some(Pace::new(longest, deadline))
     }
 
-    /// The look has saved a sleep.
-    pub(super) fn hit(&self) {
-        self.learn(Lesson::hit);
+    /// After a look that found something, and so saved a sleep, or not; and that was interrupted, or not.
+    pub(super) fn looked(&self, found: bool, interrupted: bool) {
+        if interrupted {
+            self.learn(Lesson::interrupted);
+        } else if found {
+            self.learn(Lesson::hit);
+        }
     }
 
     /// After a sleep that ended with something to report. The wait began at `start`.
@@ -78,6 +82,10 @@ const LATE: Duration = Duration::from_micros(200);
 
 /// What is known of one poller.
 ///
+/// A thread that wants the same CPU closes the window at once. If that one is another such thread, each keeps the other
+/// from the CPU for a time slice while it looks, which costs more than all sleeps that are saved. As the looks find
+/// something nevertheless, hits do not tell, and only many of them without an interruption open the window sooner again.
+///
 /// The window is open, and then it is the longest, or it is closed. Nothing in between is tried: while both sides
 /// sleep, the time that a wait takes says nothing of the time it would take if they did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +94,10 @@ struct Lesson {
     credit: u8,
     /// The window opens again after so many short waits, as a power of two.
     patience: u8,
-    /// Short waits since it was closed.
-    short_waits: u16,
+    /// The same, for windows in which another thread took the CPU.
+    patience_with_others: u8,
+    /// Short waits since it was closed or, while it is open, hits.
+    count: u16,
 }
 
 impl Lesson {
@@ -98,22 +108,29 @@ impl Lesson {
     const MOST_CREDIT: u8 = 16;
     const LEAST_PATIENCE: u8 = 4;
     const MOST_PATIENCE: u8 = 10;
+    /// More than there are in a time slice.
+    const HITS_WITHOUT_OTHERS: u16 = 8192;
 
     const FIRST: Lesson = Lesson {
         credit: Self::TRIAL,
         patience: Self::LEAST_PATIENCE,
-        short_waits: 0,
+        patience_with_others: Self::LEAST_PATIENCE,
+        count: 0,
     };
 
     const fn to_bits(self) -> u64 {
-        self.credit as u64 | (self.patience as u64) << 8 | (self.short_waits as u64) << 16
+        self.credit as u64
+            | (self.patience as u64) << 8
+            | (self.patience_with_others as u64) << 16
+            | (self.count as u64) << 32
     }
 
     const fn from_bits(bits: u64) -> Self {
         Lesson {
             credit: bits as u8,
             patience: (bits >> 8) as u8,
-            short_waits: (bits >> 16) as u16,
+            patience_with_others: (bits >> 16) as u8,
+            count: (bits >> 32) as u16,
         }
     }
 
@@ -126,6 +143,18 @@ impl Lesson {
         if self.credit == Self::MOST_CREDIT {
             self.patience = Self::LEAST_PATIENCE;
         }
+        self.count += 1;
+        if self.count == Self::HITS_WITHOUT_OTHERS {
+            self.count = 0;
+            self.patience_with_others = Self::LEAST_PATIENCE.max(self.patience_with_others - 1);
+        }
+        self
+    }
+
+    fn interrupted(mut self) -> Self {
+        self.credit = 0;
+        self.patience_with_others = Self::MOST_PATIENCE.min(self.patience_with_others + 1);
+        self.count = 0;
         self
     }
 
@@ -134,12 +163,13 @@ impl Lesson {
             self.credit -= 1;
             if self.credit == 0 {
                 self.patience = Self::MOST_PATIENCE.min(self.patience + 1);
-                self.short_waits = 0;
+                self.count = 0;
             }
         } else if short {
-            self.short_waits += 1;
-            if self.short_waits >> self.patience != 0 {
+            self.count += 1;
+            if self.count >> self.patience.max(self.patience_with_others) != 0 {
                 self.credit = Self::TRIAL;
+                self.count = 0;
             }
         }
         self
@@ -218,11 +248,31 @@ mod tests {
     }
 
     #[test]
+    fn another_thread_closes_it() {
+        let hits = |lesson, number| (0..number).fold(lesson, |lesson: Lesson, _| lesson.hit());
+        let mut lesson = Lesson::FIRST;
+        // However many hits there are in between.
+        for waits in [32, 64, 128, 256, 512, 1024, 1024] {
+            lesson = hits(lesson, 1_000).interrupted();
+            assert!(!lesson.is_open());
+            let (waited, open) = opens_after(lesson);
+            assert_eq!(waited, waits);
+            lesson = open;
+        }
+        // A long time without is a step back, as every one is a step on.
+        lesson = hits(lesson, 2 * 8_192).interrupted();
+        assert_eq!(opens_after(lesson).0, 512);
+        lesson = hits(opens_after(lesson).1, 100 * 8_192).interrupted();
+        assert_eq!(opens_after(lesson).0, 32);
+    }
+
+    #[test]
     fn it_is_kept_in_bits() {
         let lesson = Lesson {
             credit: 3,
             patience: 10,
-            short_waits: 1023,
+            patience_with_others: 9,
+            count: 8191,
         };
         assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
     }
@@ -238,6 +288,14 @@ mod tests {
         // Long waits do not open it again.
         (0..2_000).for_each(|_| window.slept(long_ago));
         assert!(window.open(None).is_none());
+        // Nor does a look that was interrupted count, whatever it found.
+        let window = Window::new(Spin::DEFAULT);
+        window.looked(true, true);
+        assert!(window.open(None).is_none());
+        let window = Window::new(Spin::DEFAULT);
+        (0..8).for_each(|_| window.looked(true, false));
+        (0..8).for_each(|_| window.slept(long_ago));
+        assert!(window.open(None).is_some());
         assert!(window.learns() && !Window::new(Spin::Always).learns());
     }
 }

@@ -160,6 +160,9 @@ pub(crate) struct Pace {
     end: Option<Instant>,
     /// When the last turn of others was.
     turn: Instant,
+    /// When the last beat was.
+    last: Instant,
+    was_interrupted: bool,
     single_cpu: bool,
     looked: bool,
 }
@@ -183,9 +186,16 @@ impl Pace {
                 deadline,
             ),
             turn: start,
+            last: start,
+            was_interrupted: false,
             single_cpu: single_cpu(),
             looked: false,
         }
+    }
+
+    /// Whether another thread has had the CPU for long in between.
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.was_interrupted
     }
 
     /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
@@ -200,6 +210,8 @@ impl Pace {
             std::hint::spin_loop();
         }
         let now = Instant::now();
+        self.was_interrupted |= now - self.last > INTERRUPTION;
+        self.last = now;
         if self.end.is_some_and(|end| now >= end) {
             return None;
         }
@@ -226,6 +238,10 @@ pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     }
     true
 }
+
+/// Between two beats, an interrupt or a short turn of another thread takes less. So much is a turn of a thread that does
+/// not sleep, and wants this CPU.
+const INTERRUPTION: Duration = Duration::from_micros(500);
 
 /// How long a spin that knows no end keeps others from the CPU.
 const TURN: Duration = Duration::from_micros(50);
