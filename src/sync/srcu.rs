@@ -410,6 +410,7 @@ impl Domain {
     }
 
     fn lock(&self) -> MutexGuard<'_, Piles> {
+        forked::watch();
         self.piles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -544,7 +545,7 @@ mod forked {
 
     static HELD: Held = Held(UnsafeCell::new(None));
 
-    /// To be called before the first section.
+    /// To be called before the first section, and before the piles are locked for the first time.
     pub(super) fn watch() {
         static WATCHED: AtomicBool = AtomicBool::new(false);
         if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
