@@ -831,7 +831,7 @@ pub fn retire(outdated: impl Send + 'static) {
 /// run nevertheless, and this panics with the first payload.
 ///
 /// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction
-/// of an address space, or such a destructor.
+/// of an address space, or a destructor that runs at the end of a callback.
 ///
 /// ```
 /// use doorbell::Event;
