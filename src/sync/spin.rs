@@ -24,7 +24,6 @@
 
 use super::atomic::{AtomicU64, Ordering};
 use super::wake_queue;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
@@ -355,10 +354,21 @@ pub fn prepare_for_seccomp() {
 }
 
 /// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
-/// once.
+/// once, or by each of several threads that meet here: none waits for another, which a fork may have left behind.
 pub(crate) fn single_cpu() -> bool {
-    static SINGLE: OnceLock<bool> = OnceLock::new();
-    *SINGLE.get_or_init(|| online_cpus() == 1)
+    const UNKNOWN: u8 = 0;
+    const ONE: u8 = 1;
+    const SEVERAL: u8 = 2;
+    // It orders nothing: std's under loom too.
+    static CPUS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(UNKNOWN);
+    let known = CPUS.load(std::sync::atomic::Ordering::Relaxed);
+    if known != UNKNOWN {
+        return known == ONE;
+    }
+    let single = online_cpus() == 1;
+    let known = if single { ONE } else { SEVERAL };
+    CPUS.store(known, std::sync::atomic::Ordering::Relaxed);
+    single
 }
 
 /// How many CPUs run; a great many if the system does not tell.

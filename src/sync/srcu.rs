@@ -410,6 +410,7 @@ impl Domain {
     }
 
     fn lock(&self) -> MutexGuard<'_, Piles> {
+        forked::watch();
         self.piles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -544,7 +545,7 @@ mod forked {
 
     static HELD: Held = Held(UnsafeCell::new(None));
 
-    /// To be called before the first section.
+    /// To be called before the first section, and before the piles are locked for the first time.
     pub(super) fn watch() {
         static WATCHED: AtomicBool = AtomicBool::new(false);
         if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
@@ -830,7 +831,7 @@ pub fn retire(outdated: impl Send + 'static) {
 /// run nevertheless, and this panics with the first payload.
 ///
 /// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction
-/// of an address space, or such a destructor.
+/// of an address space, or a destructor that runs at the end of a callback.
 ///
 /// ```
 /// use doorbell::Event;
