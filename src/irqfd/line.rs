@@ -399,11 +399,7 @@ impl Line {
 
     /// Before a turn. Returns whether it is the last, because another thread waits.
     fn prepare_relief(&self) -> bool {
-        let before = self.change(|state| match state & (TIRED | OFFERED) {
-            0 | OFFERED => Some(state | TIRED),
-            _ => None,
-        });
-        before.is_some_and(|state| state & OFFERED != 0)
+        self.state.fetch_or(TIRED, DEKKER) & OFFERED != 0
     }
 
     /// After the last turn. Returns whether the caller is the driver no more: the other thread has not gone.
