@@ -980,14 +980,16 @@ fn twice_inside_a_call() {
         |router| router.set_level(PIN, false),
     );
     let to_30: Ask = |router| router.set_route(PIN, Some(Route::Pin(30))).unwrap();
+    let back: Ask = |router| router.set_route(PIN, Some(Route::Pin(PIN))).unwrap();
     let to_31: Ask = |router| router.set_route(PIN, Some(Route::Pin(31))).unwrap();
-    let cases: [(Vec<Ask>, Vec<Call>, u64); 6] = [
+    let cases: [(Vec<Ask>, Vec<Call>, u64); 7] = [
         (vec![ack, ack], vec![down(PIN, PIN)], 1),
         // An unmask acks what is asserted.
         (vec![mask, ack, unmask], vec![down(PIN, PIN)], 1),
         (vec![mask, unmask, ack], vec![down(PIN, PIN)], 1),
         (vec![mask, mask], vec![down(PIN, PIN)], 0),
         (vec![to_30, to_31], vec![down(PIN, PIN), up(PIN, 31)], 0),
+        (vec![to_30, back], vec![], 0),
         (vec![lower, lower], vec![], 0),
     ];
     for (asked, calls, resamples) in cases {
