@@ -49,7 +49,7 @@ pub(crate) struct Handover {
 /// Second half of the handshake with those who sleep in a read or a write: the count is `MOVED`.
 fn wake_all(waiters: &Waiters) {
     if waiters.is_announced() {
-        waiters.notify(Release::All, 0, |_| ());
+        waiters.notify(|| Release::All, 0, |_| ());
     }
 }
 
