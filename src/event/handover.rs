@@ -163,7 +163,7 @@ impl Handover {
     fn wait_to_take(&self) -> Result<u64, Moved> {
         let Event { counter, spin, .. } = &self.event;
         let take = || self.take();
-        // Once it has moved, everybody has something to leave for.
+        // If it has moved, this only wakes others early: whoever moves it wakes all who sleep, when it has arrived.
         let left_over = || self.event.left_over();
         let result = spin.wait(
             None,
