@@ -42,7 +42,9 @@ fn main() -> ExitCode {
         .collect();
     if let Some((first, others)) = workers.split_first() {
         // What does not depend on the code is compiled once.
-        first.build("event");
+        if !first.target().exists() {
+            first.build("event");
+        }
         others.iter().for_each(|worker| worker.adopt(first));
     }
     let (next, unnoticed) = (AtomicUsize::new(0), AtomicUsize::new(0));
