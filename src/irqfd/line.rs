@@ -63,7 +63,7 @@ use crate::Event;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::spin_until;
 use crate::sync::srcu::{Srcu, with_section};
-use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, const_thread_local};
+use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, acquire_load, const_thread_local};
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -338,7 +338,7 @@ impl Line {
     #[inline(always)]
     pub(super) fn is_masked(&self) -> bool {
         // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for.
-        self.state.load(Ordering::Acquire) & MASKED != 0
+        acquire_load(&self.state) & MASKED != 0
     }
 
     /// Whether there is a driver, or something to do that one will come for.

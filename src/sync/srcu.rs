@@ -80,7 +80,7 @@ use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
@@ -780,22 +780,53 @@ pub fn with_light_section<R>(f: impl FnOnce(&Section<'_, Light>) -> R) -> R {
     with_own(|reader| f(&reader.enter_light()))
 }
 
+/// A section of the thread's own reader, if that is there: it is made in [`with_section`], and gone when the thread
+/// ends. For a hot path, which then need not have ready in memory what a closure takes along.
+///
+/// # Safety
+///
+/// The section ends before the thread does: it is kept nowhere.
+#[inline(always)]
+pub unsafe fn own_section<'a>() -> Option<Section<'a>> {
+    // SAFETY: it is there as long as the thread.
+    own().map(|reader| unsafe { reader.as_ref() }.enter())
+}
+
 #[inline(always)]
 fn with_own<R>(f: impl FnOnce(&Reader) -> R) -> R {
+    match own().or_else(make_own) {
+        // SAFETY: it goes with the thread, after all that runs on it now.
+        Some(reader) => f(unsafe { reader.as_ref() }),
+        None => f(&Reader::new()),
+    }
+}
+
+/// The reader of this thread, which nobody else sees. `None` before it is made, and at the end of the thread, when it
+/// is gone already.
+#[inline(always)]
+fn own() -> Option<NonNull<Reader>> {
+    OWN.try_with(Cell::get).unwrap_or(None)
+}
+
+#[cold]
+#[inline(never)]
+fn make_own() -> Option<NonNull<Reader>> {
+    struct Own(Reader);
+    impl Drop for Own {
+        fn drop(&mut self) {
+            let _ = OWN.try_with(|own| own.set(None));
+        }
+    }
     thread_local! {
-        static READER: Reader = Reader::new();
+        static READER: Own = Own(Reader::new());
     }
-    let mut f = Some(f);
-    let mut run = |reader: &Reader| f.take().map(|f| f(reader));
-    let result = match READER.try_with(&mut run) {
-        Ok(result) => result,
-        // The thread is ending, and its reader is gone already.
-        Err(_) => run(&Reader::new()),
-    };
-    match result {
-        Some(result) => result,
-        None => unreachable!("one of the two has run"),
-    }
+    let own = READER.try_with(|own| NonNull::from(&own.0)).ok();
+    let _ = OWN.try_with(|it| it.set(own));
+    own
+}
+
+const_thread_local! {
+    static OWN: Cell<Option<NonNull<Reader>>> = { Cell::new(None) };
 }
 
 /// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that fenced
