@@ -25,6 +25,7 @@
 //! is faster than `fetch_add`.
 
 mod batch;
+mod change;
 pub(crate) mod counter;
 mod error;
 #[cfg(target_os = "linux")]
@@ -40,11 +41,12 @@ mod visitor;
 mod wakers;
 
 pub use crate::sync::spin::Spin;
-pub use batch::Batch;
+pub use batch::{Batch, Removed};
+pub use change::{Change, Interest};
 pub use error::{Unwritten, WriteError};
 #[cfg(target_os = "linux")]
 pub(crate) use handover::Handover;
-pub use observer::{Change, Interest, Observation, Observer};
+pub use observer::{Observation, Observer};
 pub use readiness::Readiness;
 
 pub(crate) use counter::Owner;

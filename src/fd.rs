@@ -38,7 +38,8 @@
 //! | what | calls |
 //! |---|---|
 //! | [`Mirror::new`], [`Forward::new`] | `eventfd2`; what an observer's attachment calls (below) |
-//! | [`Forward::with_fd`] | `fcntl(F_GETFL)`; likewise |
+//! | [`Forward::with_fd`] | what an observer's attachment calls; `write` if there is something in the event |
+//! | [`Forward::with_fd_nonblocking`] | `fcntl(F_GETFL)`, `fcntl(F_SETFL)` if it blocks; likewise |
 //! | [`Mirror::poll_only`] | `epoll_create1`, `epoll_ctl` |
 //! | a signal or read of an event with a `Mirror` | `write`, `read`; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) where two threads meet |
 //! | a signal of an event with a `Forward`, [`Forward::flush`] | `write`; likewise |

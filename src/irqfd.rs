@@ -21,10 +21,10 @@
 //!   is lowered *first*, then the resample events of the GSI are signalled, and a device that still wants something
 //!   signals again. Signals in between are one.
 //! * **Masked**, a line keeps one pending bit, or its level, until it is unmasked.
-//! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back.
+//! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back. A level with resample ends.
 //!
-//! Pins and their levels are in `line.rs`, what is decided about a signal in `board.rs`, the consuming of the event in
-//! `injector.rs`.
+//! Pins and their levels are in `line.rs`, what is left to a worker in `backlog.rs`, what is decided about a signal in
+//! `board.rs`, the consuming of the event in `injector.rs`. Each uses those before it.
 //!
 //! # Locks that a caller may hold
 //!
@@ -37,7 +37,7 @@
 //! | waits for callbacks | when |
 //! |---|---|
 //! | [`Router::set_routes`], [`set_route`](Router::set_route), [`change_routes`](Router::change_routes) | if a route changes |
-//! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned |
+//! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned; if the router has a [worker](Router::with_worker), always |
 //! | [`Router::synchronize`] | always |
 //! | drop of an [`Observation`](crate::event::Observation), and of what has one: `Mirror`, `Forward`, a `Poller`, a bound descriptor; `Poller::delete` | always |
 //! | `deassign`, `deassign_all` and `replace` of a [`Table`](crate::ioeventfd::Table), drop of a `Registration` | if a doorbell goes |
@@ -69,6 +69,7 @@
 //! the old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own
 //! resample event (KVM accepts that, and storms).
 
+mod backlog;
 mod board;
 mod error;
 mod injector;

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`Event`], [`event::Batch`], [`poll::wait_any`], futures | all of it. An event is a copy: what one process signals, the other does not see. |
 //! | [`SharedEvent`] | all of it. The event is the same in both. |
-//! | [`ioeventfd::Table`], [`ioeventfd::space::AddressSpace`], [`event::Observation`], [`irqfd::Router`], [`poll::Poller`] without descriptors | all of it. Whoever was inside a callback or a lookup in another thread is not waited for; what other threads had left to be freed, [`reclaim`] frees. |
+//! | [`ioeventfd::Table`], [`ioeventfd::space::AddressSpace`], [`event::Observation`], [`irqfd::Router`], [`poll::Poller`] without descriptors | all of it. Whoever was inside a callback or a lookup in another thread is not waited for; what other threads had left to be freed, [`reclaim`] frees. A line whose level or pulse another thread was telling the sink at that moment interrupts no more. |
 //! | an [`irqfd::Router::with_worker`] | all of it. The worker does not come along: the sink is called by who signals, as that of [`irqfd::Router::new`]. What the worker was doing, or had in its backlog, stays undone, and those lines interrupt no more. |
 //! | what has a descriptor ([`poll::Poller`] with descriptors, `fd::Mirror`, `fd::Forward`) | nothing: the descriptor is the parent's, too, and the memory that goes with it is not. |
 //! | `fd::EventFd`, `EventNotifier`, `EventConsumer` | all of it, if a descriptor was asked for before the fork: the count is one then. Else it is a copy, as an event is. |

@@ -57,12 +57,13 @@
 //! |---|---|
 //! | a signal to an event of a poller | `futex` (`FUTEX_WAKE`) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
-//! | [`wait`](Poller::wait) | while events are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` (`FUTEX_WAIT`) or `epoll_pwait`; `clock_gettime` where that is one; before the first spin, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
+//! | [`wait`](Poller::wait) | while events or probes are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` (`FUTEX_WAIT`) or `epoll_pwait`; while the window is open, `sched_yield` every 50 µs, and with descriptors `epoll_pwait`; `clock_gettime` where that is one; before the first window, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
 //! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the locks |
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, and the `futex` of the locks |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
-//! | [`bind`](Poller::bind) and its end | `fcntl`, `readlink`, `epoll_ctl`, `preadv2`, `close` |
-//! | a bound eventfd that is ready | `preadv2` and one more, in `wait`; `write`, if another is ready and another thread sleeps; `futex`, if another thread carries at the time |
+//! | [`bind`](Poller::bind), [`add_bound`](Poller::add_bound) and their end | `fcntl`, `openat`, `read`, `epoll_ctl`, `preadv2`, `close` |
+//! | [`attach_probe`](Poller::attach_probe), [`add_probe`](Poller::add_probe) and their end | `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the lock; as a signal, if a thread sleeps |
+//! | a bound eventfd that is ready | `preadv2` in `wait`, and one more if it is a semaphore or the kernel is older than 6.5; `write`, if another is ready and another thread sleeps; `futex`, if another thread carries at the time |
 
 // What only descriptors need is not used where there are none.
 #![cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]

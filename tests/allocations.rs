@@ -162,6 +162,14 @@ fn none_for_a_batch_that_knows_the_events() {
         batch.discard();
     };
     assert_eq!(allocations(live), 0);
+    // Nor when an event leaves, or another takes its place.
+    let new = Arc::new(Event::new(0));
+    let exchange = || {
+        batch.signal(50);
+        drop(batch.remove(50));
+        assert_eq!(batch.add(Arc::clone(&new)), 50);
+    };
+    assert_eq!(allocations(exchange), 0);
 }
 
 /// Nor if it wakes a thread that sleeps in a poller, or one that sleeps at all events.

@@ -172,6 +172,124 @@ fn what_is_discarded_can_come_again() {
     assert_eq!(counts(&events), [0, 1]);
 }
 
+/// What is pending for it is delivered, and that for others stays. It is not held any more.
+#[test]
+fn a_removed_event_gets_what_is_pending() {
+    let (events, mut batch) = batch([0, 5, 0]);
+    for index in [2, 1, 0, 1] {
+        batch.signal(index);
+    }
+    batch.write(1, 10).unwrap();
+    let removed = batch.remove(1).unwrap();
+    assert!(Arc::ptr_eq(&removed.event, &events[1]));
+    assert_eq!(removed.unwritten, None);
+    drop(removed);
+    assert_eq!(Arc::strong_count(&events[1]), 1);
+    assert_eq!(counts(&events), [0, 17, 0]);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [1, 17, 1]);
+    assert_eq!(format!("{batch:?}"), "Batch { events: 2, pending: 0 }");
+    let nothing_pending = batch.remove(0).unwrap();
+    drop((nothing_pending, batch));
+    assert_eq!(counts(&events), [1, 17, 1]);
+}
+
+#[test]
+fn an_index_is_given_out_again() {
+    let (events, mut batch) = batch([0, 0, 0]);
+    let later = [(); 2].map(|()| Arc::new(Event::new(0)));
+    batch.signal(1);
+    batch.remove(1).unwrap();
+    assert_eq!(batch.add(Arc::clone(&events[2])), 2, "it has one");
+    assert_eq!(batch.add(Arc::clone(&later[0])), 1);
+    assert_eq!(batch.add(Arc::clone(&later[1])), 3);
+    (0..4).for_each(|index| batch.signal(index));
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [1, 1, 1]);
+    assert_eq!(counts(&later), [1, 1]);
+    assert!(Arc::ptr_eq(batch.event(1), &later[0]));
+}
+
+/// Queues that share an event remove it each for itself.
+#[test]
+fn an_event_leaves_when_all_have_removed_it() {
+    let (events, mut batch) = batch([0]);
+    assert_eq!(batch.add(Arc::clone(&events[0])), 0);
+    batch.signal(0);
+    assert!(batch.remove(0).is_none());
+    assert_eq!(counts(&events), [0]);
+    batch.signal(0);
+    assert!(batch.remove(0).is_some());
+    assert_eq!(counts(&events), [2]);
+    // From the beginning.
+    assert_eq!(batch.add(Arc::clone(&events[0])), 0);
+    assert!(batch.remove(0).is_some());
+}
+
+/// It comes back to who removes the event; signals are delivered beside it.
+#[test]
+fn a_removed_event_has_no_room() {
+    let (events, mut batch) = batch([FULL - 2, FULL]);
+    for (index, n) in [(0, 3), (1, 4)] {
+        batch.write(index, n).unwrap();
+    }
+    batch.signal(0);
+    let removed = batch.remove(0).unwrap();
+    assert_eq!(removed.unwritten, Some(3));
+    assert_eq!(counts(&events), [FULL - 1, FULL]);
+    assert_eq!(unwritten(&batch), [(1, 4)]);
+    events[1].read();
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [FULL - 1, 4]);
+}
+
+/// No signal can go astray: it panics, and another index is meant by none.
+#[test]
+fn the_index_of_an_event_that_has_left() {
+    let (events, mut batch) = batch([0, 0]);
+    batch.remove(1).unwrap();
+    let uses: [&dyn Fn(&mut Batch); 5] = [
+        &|batch| batch.signal(1),
+        &|batch| batch.signal_n(1, 0),
+        &|batch| batch.write(1, u64::MAX).unwrap(),
+        &|batch| drop(Arc::clone(batch.event(1))),
+        &|batch| drop(batch.remove(1)),
+    ];
+    for used in uses {
+        let panicked = panic::catch_unwind(AssertUnwindSafe(|| used(&mut batch))).unwrap_err();
+        let message = panicked.downcast_ref::<String>().unwrap();
+        assert!(message.contains("has left the batch"), "{message}");
+    }
+    assert_eq!(unwritten(&batch), []);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [0, 0]);
+}
+
+#[test]
+fn an_observer_panics_in_a_removal() {
+    let (events, mut batch) = batch([FULL, 0]);
+    let observer = |_: Change| panic!("in a removal");
+    let observation = Observation::new(
+        Arc::clone(&events[0]),
+        Interest::Signals,
+        Arc::new(observer),
+    );
+    batch.write(0, 7).unwrap();
+    batch.signal(0);
+    batch.signal(1);
+    panic::catch_unwind(AssertUnwindSafe(|| batch.remove(0))).unwrap_err();
+    drop(observation);
+    assert_eq!(counts(&events), [u64::MAX, 0]);
+    // It is there yet, with what there was no room for.
+    assert_eq!(unwritten(&batch), [(0, 7)]);
+    events[0].read();
+    batch.signal(0);
+    assert_eq!(batch.remove(0).unwrap().unwritten, None);
+    assert_eq!(counts(&events), [8, 0]);
+    batch.commit().unwrap();
+    assert_eq!(counts(&events), [8, 1]);
+}
+
 #[test]
 fn debug_shows_what_is_pending() {
     let (_, mut batch) = batch([0, 0, 0]);

@@ -8,6 +8,7 @@ mod vm;
 mod watchdog;
 
 use doorbell::Event;
+use doorbell::event::{self, Interest, Observation};
 use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
 use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
 use doorbell::kvm::{Error, InKernel, KernelCount, KvmListener, Occupied, Unsupported};
@@ -18,6 +19,7 @@ use kvm_bindings::{kvm_pit_config, kvm_regs};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -692,5 +694,54 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
         let range = Doorbell::range(Range::pio(0x10, 0x10, 2), [&event; 2]);
         assert_eq!(ports.add(range).unwrap().is_clean(), !pic);
         assert_eq!(collides(machine.fd(), &Key::pio(0x10, 0)), !pic);
+    }
+}
+
+/// An observer that panics when the kicks of one event are moved keeps those of no other event back, nor any doorbell in
+/// KVM. KVM's part, which is to write to the eventfd, is played by the test.
+#[test]
+fn an_observer_that_panics() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    const SLOTS: u64 = 3;
+    let taken = || (0..SLOTS).map(|slot| collides(machine.fd(), &Key::mmio(0x1010 + 8 * slot, 2)));
+    let ways: [fn(&AddressSpace, &Region, KvmListener); 3] = [
+        |_, region, kvm| {
+            for doorbell in region.doorbells() {
+                let doorbell = Doorbell::range(
+                    Range::mmio(0x1010, 8, SLOTS as u32).with_length(2),
+                    doorbell.targets(),
+                );
+                kvm.eventfd_del(&doorbell).unwrap();
+            }
+        },
+        |_, _, kvm| drop(kvm),
+        |_, _, kvm| _ = kvm.drain(),
+    ];
+    for (number, way) in ways.into_iter().enumerate() {
+        let kvm = KvmListener::new(machine.fd()).unwrap();
+        let space = AddressSpace::new();
+        let region = space.region(Bus::Mmio, 0x100);
+        clean(region.map(0x1000));
+        let events = [(); SLOTS as usize].map(|()| Arc::new(Event::new(0)));
+        let range = Range::mmio(0x10, 8, SLOTS as u32).with_length(2);
+        clean(region.add(Doorbell::range(range, &events)));
+        kvm.eventfd_add(&space.doorbells()[0]).unwrap();
+        assert!(taken().eq([true; SLOTS as usize]));
+        let counts = events.each_ref().map(|event| kvm.count_of(event).unwrap());
+        for count in &counts {
+            rustix::io::write(count, &1_u64.to_ne_bytes()).unwrap();
+        }
+        let observations = events.each_ref().map(|event| {
+            let observer = |_: event::Change| panic!("for the test");
+            Observation::new(Arc::clone(event), Interest::Signals, Arc::new(observer))
+        });
+        let call = AssertUnwindSafe(|| way(&space, &region, kvm));
+        assert!(panic::catch_unwind(call).is_err());
+        assert!(taken().eq([false; SLOTS as usize]), "{number}");
+        let received = events.each_ref().map(|event| event.count());
+        assert_eq!(received, [1; SLOTS as usize], "{number}");
+        drop(observations);
     }
 }

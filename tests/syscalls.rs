@@ -31,7 +31,7 @@ use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
-use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
+use doorbell::poll::{Events, Poller, Probe, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -770,7 +770,7 @@ fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
         libc::SYS_clock_nanosleep,
     ];
     let mut allowed = listed(&calls, &[WAIT, WAKE, WAIT_BITSET]);
-    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL];
+    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL];
     if cfg!(debug_assertions) {
         // The standard library, before it closes one.
         fcntl.push(libc::F_GETFD);
@@ -811,9 +811,15 @@ fn the_list_of_fd_is_complete() {
             moved.write(1).unwrap();
             assert!(moved.as_raw_fd() >= 0);
             assert_eq!(clone.read().unwrap(), 1);
-            let forward = Forward::with_fd(Arc::clone(&own), clone.into()).unwrap();
+            let forward = Forward::with_fd(Arc::clone(&own), clone.into());
             own.signal();
             assert_eq!((forward.pending(), moved.read().unwrap()), (0, 1));
+            drop(forward);
+            let blocking = EventFd::new(0).unwrap().into();
+            let forward = Forward::with_fd_nonblocking(Arc::clone(&own), blocking).unwrap();
+            own.signal();
+            assert_eq!(forward.pending(), 0);
+            drop(forward);
             // One is asked while others use it.
             asked.write(1).unwrap();
             let _ = asked.read();
@@ -910,6 +916,115 @@ fn the_list_of_tables_and_routers_is_complete() {
             event.signal();
             router.unmask(number as u32);
             drop(irqfd);
+        }
+    });
+}
+
+/// Interrupts by KVM on several threads, with what the documentation of a `KvmSink` lists for who interrupts.
+#[cfg(target_arch = "x86_64")]
+fn interrupts_under_the_list(test: &str, injection: Injection, calls: &'static [libc::c_long]) {
+    let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+        eprintln!("skipped: no KVM");
+        return;
+    };
+    if !is_observed() {
+        let output = observe(&[], test);
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    vm.create_irq_chip().unwrap();
+    let router = Router::new(Arc::new(KvmSink::new(vm, injection).unwrap()));
+    let mut routes = Routes::identity(24);
+    for gsi in 24..28 {
+        routes.set(gsi, Some(msi(gsi))).unwrap();
+    }
+    router.set_routes(routes).unwrap();
+    let event = || Arc::new(Event::new(0));
+    let resample = event();
+    // A pin and a message for each thread, and a level that all share.
+    let irqfds: Vec<_> = [4, 5, 6, 7, 24, 25, 26, 27]
+        .map(|gsi| router.assign(&event(), gsi).unwrap())
+        .into();
+    let levels = [(); 4].map(|()| (event(), router.level_source(10)));
+    for (event, _) in &levels {
+        let irqfd = router.assign_with_resample(event, 11, &resample);
+        irqfd.unwrap().keep();
+    }
+    meet_under(&listed(calls, &[WAIT_BITSET, WAKE]), move |number| {
+        for round in 0..2_000 {
+            irqfds[number].event().signal();
+            irqfds[4 + number].event().signal();
+            let (event, level) = &levels[number];
+            level.set_level(round % 2 == 0);
+            // Raised by KVM, and lowered as at an end of interrupt.
+            if round % 100 == 0 {
+                event.signal();
+                router.ack(11);
+            }
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_list_of_a_kvm_sink_is_complete() {
+    let test = "the_list_of_a_kvm_sink_is_complete";
+    let calls = &[libc::SYS_ioctl, libc::SYS_write];
+    interrupts_under_the_list(test, Injection::Userspace, calls);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_list_of_a_kvm_sink_by_the_kernel_is_complete() {
+    let test = "the_list_of_a_kvm_sink_by_the_kernel_is_complete";
+    let calls = &[libc::SYS_ioctl, libc::SYS_write, libc::SYS_read];
+    interrupts_under_the_list(test, Injection::Kernel, calls);
+}
+
+/// All that a `KvmSink` calls for who assigns, deassigns and changes routes; but not for the first resampling irqfd,
+/// which starts a thread.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_list_of_changes_of_a_kvm_sink_is_complete() {
+    let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+        eprintln!("skipped: no KVM");
+        return;
+    };
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_changes_of_a_kvm_sink_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    let vm = Arc::new(kvm.create_vm().unwrap());
+    vm.create_irq_chip().unwrap();
+    let router = Router::new(Arc::new(KvmSink::new(vm, Injection::Kernel).unwrap()));
+    router.set_routes(Routes::identity(24)).unwrap();
+    let events: Vec<_> = (0..8).map(|_| Arc::new(Event::new(0))).collect();
+    let first = router.assign_with_resample(&events[0], 11, &events[1]);
+    first.unwrap().keep();
+    let calls = [
+        libc::SYS_ioctl,
+        libc::SYS_eventfd2,
+        libc::SYS_epoll_ctl,
+        libc::SYS_read,
+        libc::SYS_close,
+        libc::SYS_sched_yield,
+        libc::SYS_clock_nanosleep,
+    ];
+    let mut allowed = listed(&calls, &[WAIT, WAIT_BITSET, WAKE]);
+    if cfg!(debug_assertions) {
+        // The standard library, before it closes one.
+        allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_GETFD]));
+    }
+    meet_under(&allowed, move |number| {
+        let (gsi, pin) = (24 + number as u32, 4 + number as u32);
+        for round in 0..50 {
+            router.unmask_with_route(gsi, msi(round)).unwrap();
+            drop(router.assign(&events[4 + number], gsi).unwrap());
+            let resample = Arc::new(Event::new(0));
+            let irqfd = router.assign_with_resample(&events[4 + number], pin, &resample);
+            drop(irqfd.unwrap());
         }
     });
 }
@@ -1422,6 +1537,46 @@ fn one_call_to_look_and_to_sleep() {
     assert!(matches!(looks, None | Some(1)), "{looks:?}");
 }
 
+/// A kick through an eventfd costs no more calls than with epoll: one to learn of it and, where it is read, one to read
+/// it. The rest is the kick itself.
+#[test]
+fn as_many_calls_for_a_kick_as_with_epoll() {
+    const KICKS: usize = 8;
+    let test = "as_many_calls_for_a_kick_as_with_epoll";
+    let calls = calls_between_marks(test, || {
+        let poller = Poller::with_spin(Spin::Never);
+        let event = Arc::new(Event::new(0));
+        let bound = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+        let watched = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+        poller
+            .add_bound(&bound, &event, 1, Watch::READABLE)
+            .unwrap();
+        poller.add_fd(&watched, 2, Watch::READABLE.edge()).unwrap();
+        let mut found = Events::with_capacity(4);
+        assert_eq!(wait(&poller, &mut found, Some(NAP)), 0);
+        mark();
+        for _ in 0..KICKS {
+            rustix::io::write(&bound, &1_u64.to_ne_bytes()).unwrap();
+            assert_eq!(wait(&poller, &mut found, None), 1);
+            assert_eq!(event.try_read(), Some(1));
+        }
+        for _ in 0..KICKS {
+            rustix::io::write(&watched, &1_u64.to_ne_bytes()).unwrap();
+            assert_eq!(wait(&poller, &mut found, None), 1);
+        }
+        mark();
+    });
+    let Some(calls) = calls else {
+        return;
+    };
+    let count = |name| calls.iter().filter(|call| call.starts_with(name)).count();
+    assert_eq!(count("write("), 2 * KICKS, "{calls:?}");
+    assert_eq!(count("epoll_pwait("), 2 * KICKS, "{calls:?}");
+    // Without the line in `/proc` that Linux 6.5 brought, it is read until it is empty.
+    assert!([KICKS, 2 * KICKS].contains(&count("preadv2(")), "{calls:?}");
+    assert_eq!(calls.len(), 4 * KICKS + count("preadv2("), "{calls:?}");
+}
+
 /// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
 #[test]
 fn no_write_to_carry_over_alone() {
@@ -1528,10 +1683,8 @@ fn list_of_a_poller() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
         libc::SYS_write,
         libc::SYS_fcntl,
         libc::SYS_preadv2,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_readlink,
-        #[cfg(not(target_arch = "x86_64"))]
-        libc::SYS_readlinkat,
+        libc::SYS_openat,
+        libc::SYS_read,
         libc::SYS_close,
         libc::SYS_sched_yield,
         libc::SYS_clock_nanosleep,
@@ -1590,6 +1743,19 @@ fn the_list_of_calls_is_complete() {
     done()
 }
 
+struct SometimesReady(usize);
+
+impl Probe for SometimesReady {
+    fn ready(&mut self) -> bool {
+        self.0 = self.0.wrapping_mul(5).wrapping_add(1);
+        self.0 % 16 == 0
+    }
+
+    fn end(&mut self) -> bool {
+        self.ready()
+    }
+}
+
 /// The same where threads meet in one poller.
 #[test]
 fn the_list_of_a_poller_is_complete() {
@@ -1612,6 +1778,7 @@ fn the_list_of_a_poller_is_complete() {
         for poller in &pollers {
             for _ in 0..50 {
                 poller.add(&event, number, Watch::READABLE).unwrap();
+                poller.attach_probe(number, SometimesReady(number)).unwrap();
                 event.signal();
                 wait(poller, &mut found, Some(NAP / 10));
                 poller.modify(number, Watch::READABLE.edge()).unwrap();

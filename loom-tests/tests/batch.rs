@@ -46,6 +46,22 @@ fn nothing_committed_and_a_reader() {
     });
 }
 
+/// Whoever waits for an event that leaves a batch gets what was pending, with no commit.
+#[test]
+fn removal_and_a_reader() {
+    check("removal_and_a_reader", None, || {
+        let event = event(0, Mode::Counter);
+        let reader = spawn(&event, |event| event.read());
+        let mut batch = Batch::new();
+        let index = batch.add(Arc::clone(&event));
+        batch.signal(index);
+        drop(batch.remove(index).unwrap());
+        assert_eq!(reader.join().unwrap(), 1);
+        batch.commit().unwrap();
+        assert_eq!(event.count(), 0);
+    });
+}
+
 /// k signals to one event are one change and at most one wake-up.
 #[test]
 fn merged_signals_are_one() {

@@ -2,6 +2,7 @@
 //!
 //! The kernel's eventfd is a model. `../breakages/fd.toml` lists the ways in which the code was broken on purpose.
 
+use doorbell::fd::kernel::model::KernelEvent;
 use doorbell::fd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, Forward, Mirror};
 use doorbell::{Event, Mode, Spin};
 use loom::thread::{self, JoinHandle};
@@ -143,6 +144,25 @@ fn forward_two_flushes() {
         assert_eq!(reader.join().unwrap(), u64::MAX - 1);
         forward.flush().unwrap();
         assert_eq!(forward.fd().count(), 5);
+        assert_eq!((forward.pending(), forward.event().count()), (0, 0));
+    });
+}
+
+/// An eventfd that blocks and is full holds up the signallers and nobody else, until somebody reads it.
+#[test]
+fn forward_to_an_eventfd_that_blocks() {
+    check("forward_to_an_eventfd_that_blocks", Some(2), || {
+        const FULL: u64 = u64::MAX - 1;
+        let fd = KernelEvent::blocking(FULL);
+        let forward = Arc::new(Forward::over(event(0), fd.clone()));
+        let signallers = [1, 2].map(|n| spawn(&forward, move |it| it.event().signal_n(n)));
+        assert_eq!(forward.pending(), 0);
+        let here = forward.event().try_read().unwrap_or(0);
+        assert_eq!(fd.read().unwrap(), FULL);
+        for signaller in signallers {
+            signaller.join().unwrap();
+        }
+        assert_eq!(here + fd.count(), 3);
         assert_eq!((forward.pending(), forward.event().count()), (0, 0));
     });
 }

@@ -34,6 +34,7 @@ use super::observer::calling;
 use super::visitor::Number;
 use super::{Change, Event, Owner, Unwritten, WriteError};
 use crate::sync::waiters::{ARMED, Claimed, Release};
+use std::any::Any;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use std::{fmt, mem, ptr, thread};
 /// * An event that is signalled and written to is written to first.
 ///
 /// **Dropping a batch commits it**: a signal that was accepted is delivered. Only writes that do not fit are lost then.
+/// [Removing](Self::remove) an event delivers what is pending for it.
 ///
 /// ```
 /// use doorbell::Event;
@@ -71,7 +73,10 @@ use std::{fmt, mem, ptr, thread};
 /// # Ok::<(), doorbell::event::Unwritten>(())
 /// ```
 pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
+    /// One for each index; those of events that were removed are vacant until [`add`](Self::add) finds them.
     entries: Vec<Entry<E>>,
+    /// How often each was added and not yet removed: apart from what signals touch.
+    users: Vec<usize>,
     /// The entries with something pending, in the order in which they came to have it. Never longer than `entries`.
     pending: Vec<usize>,
     /// Of use during a commit. Never longer than `entries`.
@@ -80,7 +85,8 @@ pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
 
 /// It stands in `pending` if there are signals or a write, be it of 0.
 struct Entry<E> {
-    event: E,
+    /// `None` if it is vacant.
+    event: Option<E>,
     signals: Option<u64>,
     write: Option<u64>,
 }
@@ -90,43 +96,121 @@ impl<E: Deref<Target = Event>> Batch<E> {
     pub const fn new() -> Self {
         Batch {
             entries: Vec::new(),
+            users: Vec::new(),
             pending: Vec::new(),
             rung: Vec::new(),
         }
     }
 
     /// Adds an event, and returns its index. If it is in the batch already, that is the one it has, and this handle is
-    /// dropped. Takes a time that grows with the number of events.
+    /// dropped. An index that a [removal](Self::remove) has left may be given out again. Takes a time that grows with
+    /// the number of events.
     pub fn add(&mut self, event: E) -> usize {
-        let same = |entry: &Entry<E>| ptr::eq(&*entry.event, &*event);
+        let is_it = |known: &Event| ptr::eq(known, &*event);
+        let same = |entry: &Entry<E>| entry.event.as_deref().is_some_and(is_it);
         if let Some(index) = self.entries.iter().position(same) {
+            self.users[index] += 1;
             return index;
         }
-        self.entries.push(Entry {
-            event,
+        let entry = Entry {
+            event: Some(event),
             signals: None,
             write: None,
-        });
+        };
+        let is_vacant = |entry: &Entry<E>| entry.event.is_none();
+        if let Some(index) = self.entries.iter().position(is_vacant) {
+            self.entries[index] = entry;
+            self.users[index] = 1;
+            return index;
+        }
+        self.entries.push(entry);
+        self.users.push(1);
         self.pending
             .reserve(self.entries.len() - self.pending.len());
         self.rung.reserve(self.entries.len());
         self.entries.len() - 1
     }
 
+    /// Takes back one [`add`](Self::add). When as many have been taken back as there were, the event leaves the batch,
+    /// and is returned; before that, `None`. So each of several queues that share an event, and thereby an index, adds
+    /// and removes it for itself.
+    ///
+    /// What is pending for an event that leaves is delivered first, as a [`commit`](Self::commit) of this event alone
+    /// does it: its count changes, sleepers are woken, observers are called. When this returns, the batch does nothing
+    /// to the event any more. A write for which there is no room changes nothing, and is [handed
+    /// back](Removed::unwritten).
+    ///
+    /// Never blocks, unless an observer does. Allocates nothing, and takes a time that grows with the number of events.
+    ///
+    /// If an observer panics, then this does, and the event stays in the batch. Its signals have been delivered.
+    ///
+    /// # Panics
+    ///
+    /// If the index is not one of [`add`](Self::add)'s, or its event has left.
+    ///
+    /// # Examples
+    ///
+    /// A vhost-user front-end replaces the eventfd by which a queue interrupts the driver (`SET_VRING_CALL`). Signals
+    /// collected so far go to the one that there was at the time:
+    ///
+    /// ```
+    /// use doorbell::Event;
+    /// use doorbell::event::Batch;
+    /// use std::sync::Arc;
+    ///
+    /// let [old, new] = [(); 2].map(|()| Arc::new(Event::new(0)));
+    /// let mut batch = Batch::new();
+    /// let mut call = batch.add(Arc::clone(&old));
+    /// batch.signal(call);
+    ///
+    /// batch.remove(call);
+    /// call = batch.add(Arc::clone(&new));
+    /// assert_eq!((old.count(), Arc::strong_count(&old)), (1, 1));
+    ///
+    /// batch.signal(call);
+    /// batch.commit()?;
+    /// assert_eq!((old.count(), new.count()), (1, 1));
+    /// # Ok::<(), doorbell::event::Unwritten>(())
+    /// ```
+    pub fn remove(&mut self, index: usize) -> Option<Removed<E>> {
+        let entry = &mut self.entries[index];
+        assert!(entry.event.is_some(), "{GONE}");
+        if self.users[index] > 1 {
+            self.users[index] -= 1;
+            return None;
+        }
+        entry.apply();
+        if let Some(whom) = entry.take_awaited() {
+            let owned = entry.event().is_owned();
+            self.rung.push(Rung::new(index, whom, owned));
+        }
+        let panicked = self.deliver();
+        let entry = &mut self.entries[index];
+        if panicked.is_none() || entry.write.is_none() {
+            self.pending.retain(|&other| other != index);
+        }
+        if let Some(payload) = panicked {
+            panic::resume_unwind(payload);
+        }
+        let unwritten = entry.write.take();
+        let event = entry.event.take()?;
+        Some(Removed { event, unwritten })
+    }
+
     /// The event of an index.
     ///
     /// # Panics
     ///
-    /// If the index is not one of [`add`](Self::add)'s.
+    /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
     pub fn event(&self, index: usize) -> &E {
-        &self.entries[index].event
+        self.entries[index].event.as_ref().expect(GONE)
     }
 
     /// Adds one signal for an event. Shorthand for [`signal_n(index, 1)`](Self::signal_n).
     ///
     /// # Panics
     ///
-    /// If the index is not one of [`add`](Self::add)'s.
+    /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
     #[inline]
     pub fn signal(&mut self, index: usize) {
         self.signal_n(index, 1);
@@ -137,7 +221,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
     ///
     /// # Panics
     ///
-    /// If the index is not one of [`add`](Self::add)'s.
+    /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
     #[inline]
     pub fn signal_n(&mut self, index: usize, n: u64) {
         let entry = &mut self.entries[index];
@@ -149,6 +233,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
             }
             return;
         }
+        assert!(entry.event.is_some(), "{GONE}");
         entry.signals = Some(n);
         if entry.write.is_none() {
             self.pending.push(index);
@@ -165,9 +250,10 @@ impl<E: Deref<Target = Event>> Batch<E> {
     ///
     /// # Panics
     ///
-    /// If the index is not one of [`add`](Self::add)'s.
+    /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
     pub fn write(&mut self, index: usize, n: u64) -> Result<(), WriteError> {
         let entry = &mut self.entries[index];
+        assert!(entry.event.is_some(), "{GONE}");
         if n == u64::MAX {
             return Err(WriteError::Invalid);
         }
@@ -199,23 +285,26 @@ impl<E: Deref<Target = Event>> Batch<E> {
             entries,
             pending,
             rung,
-        } = self;
+            ..
+        } = &mut *self;
         let mut unwritten = 0;
         for &index in &*pending {
             unwritten += usize::from(!entries[index].apply());
         }
         for &index in &*pending {
             if let Some(whom) = entries[index].take_awaited() {
-                let owned = entries[index].event.is_owned();
+                let owned = entries[index].event().is_owned();
                 rung.push(Rung::new(index, whom, owned));
             }
         }
-        let mut panicked = None;
-        if !rung.is_empty() {
-            let deliver = AssertUnwindSafe(|| deliver(entries, rung));
-            panicked = panic::catch_unwind(deliver).err();
-            rung.clear();
-        }
+        let panicked = if rung.is_empty() {
+            None
+        } else {
+            self.deliver()
+        };
+        let Batch {
+            entries, pending, ..
+        } = self;
         if unwritten == 0 {
             pending.clear();
         } else {
@@ -228,6 +317,16 @@ impl<E: Deref<Target = Event>> Batch<E> {
             0 => Ok(()),
             events => Err(Unwritten { events }),
         }
+    }
+
+    /// Makes good what has been promised to those in `rung`. Returns the payload of a panic.
+    #[cold]
+    #[inline(never)]
+    fn deliver(&mut self) -> Option<Box<dyn Any + Send>> {
+        let deliver = AssertUnwindSafe(|| deliver(&self.entries, &mut self.rung));
+        let panicked = panic::catch_unwind(deliver).err();
+        self.rung.clear();
+        panicked
     }
 
     /// The writes that did not fit, as index and number, and those that have come since the last commit.
@@ -250,11 +349,19 @@ impl<E: Deref<Target = Event>> Entry<E> {
     /// First pass: changes the count. What was added is in `signals` then. Returns whether nothing is left to write.
     #[inline(always)]
     fn apply(&mut self) -> bool {
-        let written = self.write.filter(|&n| self.event.counter.add(n).is_some());
-        if let Some(n) = self.signals {
-            self.event.counter.add_saturating(n);
+        let signals = self.signals;
+        let fits = self.write.is_none() || self.apply_write();
+        if let Some(n) = signals {
+            self.event().counter.add_saturating(n);
         }
-        if let Some(n) = written {
+        fits
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn apply_write(&mut self) -> bool {
+        let fits = |&n: &u64| self.event().counter.add(n).is_some();
+        if let Some(n) = self.write.filter(fits) {
             self.write = None;
             self.signals = Some(self.signals.unwrap_or(0).saturating_add(n));
         }
@@ -265,10 +372,27 @@ impl<E: Deref<Target = Event>> Entry<E> {
     #[inline(always)]
     fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
-        let readers = self.event.counter.readers();
-        let wanted = readers.are_wanted(self.event.kinds());
-        wanted.then(|| released(n, self.event.mode))
+        let event = self.event();
+        let wanted = event.counter.readers().are_wanted(event.kinds());
+        wanted.then(|| released(n, event.mode))
     }
+
+    #[inline(always)]
+    fn event(&self) -> &Event {
+        self.event.as_deref().expect(GONE)
+    }
+}
+
+const GONE: &str = "the event of this index has left the batch";
+
+/// An event that has left a [`Batch`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Removed<E> {
+    /// The handle of it that was [added](Batch::add) first.
+    pub event: E,
+    /// The sum of pending writes, if there was no room for it.
+    pub unwritten: Option<u64>,
 }
 
 /// An event that somebody waits for, and whom the commit under way is to wake there and to call.
@@ -305,7 +429,7 @@ fn saturate(sum: &mut u64) {
 #[cold]
 #[inline(never)]
 fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>) {
-    let event = |rung: &Rung| &*entries[rung.index].event;
+    let event = |rung: &Rung| entries[rung.index].event();
     for place in 0..rung.len() {
         let (before, after) = rung.split_at_mut(place);
         let it = &mut after[0];
@@ -365,8 +489,10 @@ impl<E: Deref<Target = Event>> Default for Batch<E> {
 
 impl<E: Deref<Target = Event>> fmt::Debug for Batch<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_there = |entry: &&Entry<E>| entry.event.is_some();
+        let events = self.entries.iter().filter(is_there).count();
         f.debug_struct("Batch")
-            .field("events", &self.entries.len())
+            .field("events", &events)
             .field("pending", &self.pending.len())
             .finish()
     }

@@ -28,6 +28,7 @@
 //! worked off in the section of the outermost call.
 
 use super::Event;
+use super::change::{Change, Interest};
 use super::wakers::{Tasks, Wakers};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lazy::Lazy;
@@ -43,36 +44,6 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-
-/// What happened to an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Change {
-    /// It was signalled, or written to, be it with 0.
-    Signalled,
-    /// Something was read from it.
-    Read,
-}
-
-/// Which changes of an event are of interest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Interest {
-    /// Signals and writes: afterwards there may be something to read.
-    Signals,
-    /// Reads: afterwards there may be room to write.
-    Reads,
-    /// All of them.
-    Both,
-}
-
-impl Interest {
-    pub(crate) fn includes(self, change: Change) -> bool {
-        match self {
-            Interest::Signals => change == Change::Signalled,
-            Interest::Reads => change == Change::Read,
-            Interest::Both => true,
-        }
-    }
-}
 
 /// Something to be called when an event changes, on the thread that changes it.
 ///
@@ -90,7 +61,8 @@ impl Interest {
 /// due one call: until that has come, behind those before it, other signals do not call it.
 ///
 /// The event of an irqfd is the exception: there observers are called first, in a batch too, and threads, pollers and
-/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it.
+/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it. What an observer signals
+/// itself is an exception from this one: threads and pollers are woken first there, too.
 ///
 /// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer,
 /// deassigns a doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the

@@ -129,3 +129,99 @@ impl Carrier {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    const FULL: u64 = u64::MAX - 1;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a task that waits for the event before `change` is woken by it.
+    fn wakes(event: &Event, change: impl FnOnce()) -> bool {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut read = pin!(event.read_async());
+        let polled = read.as_mut().poll(&mut Context::from_waker(&waker));
+        assert_eq!(polled, Poll::Pending);
+        change();
+        woken.0.load(Ordering::Relaxed) != 0
+    }
+
+    #[test]
+    fn a_drain() {
+        let event = Event::new(0);
+        assert!(!wakes(&event, || assert_eq!(drain(&event, || 0), 0)));
+        assert!(wakes(&event, || assert_eq!(drain(&event, || 5), 5)));
+        assert_eq!(drain(&event, || u64::MAX), u64::MAX);
+        assert_eq!(event.count(), u64::MAX);
+    }
+
+    #[test]
+    fn steps_while_there_is_room() {
+        let (event, carrier) = (Event::new(0), Carrier::new());
+        let step = |count| carrier.step(&event, || false, || count);
+        assert!(!wakes(&event, || assert_eq!(step(None), Step::Empty)));
+        assert!(wakes(&event, || assert_eq!(step(Some(5)), Step::Carried)));
+        assert_eq!(step(Some(1)), Step::Carried);
+        assert_eq!(
+            (event.count(), carrier.rest.load(Ordering::Relaxed)),
+            (6, 0)
+        );
+        assert_eq!(carrier.step(&event, || true, || unreachable!()), Step::Over);
+    }
+
+    /// What has no room stays, and nothing is read until it is in the event.
+    #[test]
+    fn steps_without_room() {
+        let (event, carrier) = (Event::new(FULL - 3), Carrier::new());
+        let rest = || carrier.rest.load(Ordering::Relaxed);
+        let unread = || carrier.step(&event, || false, || unreachable!());
+        assert_eq!(carrier.step(&event, || false, || Some(5)), Step::Full);
+        assert_eq!((event.count(), rest()), (FULL, 2));
+        assert_eq!(unread(), Step::Full);
+        assert_eq!((event.count(), rest()), (FULL, 2));
+        event.read();
+        event.write(FULL - 1).unwrap();
+        assert_eq!(unread(), Step::Full);
+        assert_eq!((event.count(), rest()), (FULL, 1));
+        event.read();
+        // With what is left, all that is read now wakes once.
+        let both = || assert_eq!(carrier.step(&event, || false, || Some(7)), Step::Carried);
+        assert!(wakes(&event, both));
+        assert_eq!((event.count(), rest()), (8, 0));
+        event.write(FULL - 8).unwrap();
+        assert_eq!(carrier.step(&event, || false, || Some(2)), Step::Full);
+        event.read();
+        let alone = || assert_eq!(carrier.step(&event, || false, || None), Step::Empty);
+        assert!(wakes(&event, alone));
+        assert_eq!(event.count(), 2);
+    }
+
+    #[test]
+    fn the_end_of_the_carrying() {
+        let (event, carrier) = (Event::new(FULL), Carrier::new());
+        assert_eq!(carrier.step(&event, || false, || Some(5)), Step::Full);
+        event.read();
+        assert!(wakes(&event, || carrier.settle(&event)));
+        assert_eq!((event.read(), carrier.rest.load(Ordering::Relaxed)), (5, 0));
+        assert!(!wakes(&event, || carrier.settle(&event)));
+        // It counts as signals do, which are never refused.
+        event.write(FULL).unwrap();
+        assert_eq!(carrier.step(&event, || false, || Some(5)), Step::Full);
+        carrier.settle(&event);
+        assert_eq!(event.count(), u64::MAX);
+    }
+}

@@ -25,19 +25,33 @@ use std::sync::{Arc, PoisonError};
 /// at the same time one may take the count of both along, and the other then writes 0: both counts have arrived when
 /// both have returned.
 ///
-/// If the eventfd has no room, the number waits here, later signals wait in the event, and all is tried again at the
-/// next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits back into
-/// the event, which saturates as for [`signal_n`](Event::signal_n).
+/// If a non-blocking eventfd has no room, the number waits here, later signals wait in the event, and all is tried
+/// again at the next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits
+/// back into the event, which saturates as for [`signal_n`](Event::signal_n).
+///
+/// # Eventfds that block
+///
+/// [`new`](Self::new) makes a non-blocking eventfd. One that a peer sent may be blocking, and
+/// [`with_fd`](Self::with_fd) takes that too. As long as it has room, there is no difference. A signal for which it has
+/// no room sleeps in `write(2)` until somebody reads the eventfd: a read of any duplicate makes room, also one by this
+/// process through [`as_fd`](std::os::fd::AsFd::as_fd). An eventfd is full at `u64::MAX - 1`: signals of 1 never get
+/// there, so it takes large numbers by [`signal_n`](Event::signal_n), or a peer that fills it.
+///
+/// [`with_fd_nonblocking`](Self::with_fd_nonblocking) sets `O_NONBLOCK` first. Then no signal waits for room, but the
+/// flag belongs to all duplicates: a peer that sleeps in `read(2)` on the eventfd gets `EAGAIN` instead. QEMU's
+/// vhost-user server sets the flag on the eventfds that it is sent; libvhost-user, DPDK, SPDK and `vhost-user-backend`
+/// leave it alone and write.
 ///
 /// # Peers that are not trusted
 ///
-/// The eventfd is non-blocking, and no signal waits for room. But whoever has a duplicate of the descriptor shares its
-/// flags: a peer that clears `O_NONBLOCK` and fills the eventfd blocks each thread that signals the event in its
-/// `write(2)`, for as long as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to
-/// an eventfd that the flag does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a
-/// second time, and to look before the write leaves the peer the time in between. While a thread is blocked there, it
-/// holds no lock: [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. Who waits
-/// until observers' calls have returned (the drop of the `Forward`, see [`Observation`]) waits for the thread too.
+/// Whoever has a duplicate of the descriptor shares its flags: a peer that sent a blocking eventfd, or that clears
+/// `O_NONBLOCK` later, and fills the eventfd blocks each thread that signals the event in its `write(2)`, for as long
+/// as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that the flag
+/// does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look
+/// before the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
+/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. A thread that waits
+/// until observers' calls have returned (in the drop of the `Forward`, see [`Observation`]) waits for the blocked
+/// thread too.
 ///
 /// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first
 /// place, is to get its counts from a thread that nobody waits for, in place of a `Forward`:
@@ -126,7 +140,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it still has none; what is left stays.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it still has none; what is left stays. (If the eventfd
+    /// [blocks](Self#eventfds-that-block), this sleeps instead.)
     pub fn flush(&self) -> io::Result<()> {
         self.sender.pass_on(false)
     }
@@ -135,6 +150,12 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     /// event, nor what a thread is writing at this moment.
     pub fn pending(&self) -> u64 {
         *self.sender.owed()
+    }
+
+    /// As `with_fd`.
+    #[cfg(loom)]
+    pub fn over(event: E, fd: super::kernel::model::KernelEvent) -> Self {
+        Self::start(event, fd)
     }
 
     /// The model of the descriptor.
@@ -229,25 +250,41 @@ impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
 
 #[cfg(not(loom))]
 mod as_fd {
-    use super::{Errno, Event, Forward};
-    use rustix::fs::{OFlags, fcntl_getfl};
+    use super::{Event, Forward};
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use std::io;
     use std::ops::Deref;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
     impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
-        /// Passes signals on to an eventfd that is there already, beginning with what is in the event.
+        /// Passes signals on to an eventfd that is there already, blocking or not, beginning with what is in the event.
+        ///
+        /// The descriptor's flags stay as they are, for its duplicates have them too. A blocking eventfd that is full
+        /// holds up the threads that signal, as it does those that write to it: see
+        /// [above](Self#eventfds-that-block).
+        ///
+        /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and
+        /// has no room for what is in the event.
+        pub fn with_fd(event: E, fd: OwnedFd) -> Self {
+            Self::start(event, fd.into())
+        }
+
+        /// As [`with_fd`](Self::with_fd), after setting `O_NONBLOCK` if the eventfd blocks: signals for which it has no
+        /// room wait in the event, and no thread does.
+        ///
+        /// The flag is set for all duplicates of the descriptor: a peer's `read(2)` of the empty eventfd fails with
+        /// `EAGAIN` where it slept before. So this is for peers that read theirs when it is readable, or that expect
+        /// the flag.
         ///
         /// # Errors
         ///
-        /// [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if the descriptor blocks: a full one would hold up
-        /// the threads that signal. (Whoever shares it may make it block later: see
-        /// [above](Self#peers-that-are-not-trusted).)
-        pub fn with_fd(event: E, fd: OwnedFd) -> io::Result<Self> {
-            if !fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) {
-                return Err(Errno::Invalid.into());
+        /// Those of `fcntl(F_SETFL)`. None is known of an eventfd.
+        pub fn with_fd_nonblocking(event: E, fd: OwnedFd) -> io::Result<Self> {
+            let flags = fcntl_getfl(&fd)?;
+            if !flags.contains(OFlags::NONBLOCK) {
+                fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
             }
-            Ok(Self::start(event, fd.into()))
+            Ok(Self::with_fd(event, fd))
         }
     }
 

@@ -109,11 +109,14 @@ use crate::sync::srcu::Deferral;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::thread;
 
 /// The guest addresses of one virtual machine, with the doorbells that stand there. Clones are handles to the same.
 ///
@@ -281,8 +284,13 @@ impl AddressSpace {
     /// ```
     pub fn drain(&self) -> u64 {
         let listeners = self.shared.state.lock().map.borrow().listeners.all();
-        let drained = listeners.iter().map(|listener| listener.drain());
-        drained.fold(0, u64::saturating_add)
+        let mut panicked = None;
+        let drained = listeners
+            .iter()
+            .filter_map(|listener| catch(&mut panicked, || listener.drain()))
+            .fold(0, u64::saturating_add);
+        go_on(panicked);
+        drained
     }
 
     /// What is in force now, in the order of bus and address, for a snapshot or a monitor. With each event goes its
@@ -336,16 +344,25 @@ impl Map {
 }
 
 impl Shared {
-    /// Puts in force what has changed, as often as listeners make further changes when they are told.
+    /// Puts in force what has changed, as often as listeners make further changes when they are told. If a listener
+    /// panics, all is put in force nevertheless.
     fn apply(&self, state: &State, told: &mut Told) -> Report {
         let mut report = Report::default();
+        let mut panicked = None;
         while state.changed.replace(false) {
-            self.apply_once(&state.map, &mut report, told);
+            self.apply_once(&state.map, &mut report, told, &mut panicked);
         }
+        go_on(panicked);
         report
     }
 
-    fn apply_once(&self, map: &RefCell<Map>, report: &mut Report, told: &mut Told) {
+    fn apply_once(
+        &self,
+        map: &RefCell<Map>,
+        report: &mut Report,
+        told: &mut Told,
+        panicked: &mut Option<Payload>,
+    ) {
         let (wanted, difference) = {
             let map = map.borrow();
             let wanted = flatten(map.regions.values());
@@ -354,7 +371,9 @@ impl Shared {
         };
         let (calls, left) = map.borrow_mut().listeners.letting_go(&difference.removed);
         for call in calls {
-            report.refusals.extend(call.delete().err());
+            if let Some(Err(refusal)) = catch(panicked, || call.delete()) {
+                report.refusals.push(refusal);
+            }
             let listener = call.listener();
             if !told
                 .0
@@ -374,9 +393,10 @@ impl Shared {
             .listeners
             .taking(&difference.added, &wanted);
         for call in calls {
-            match call.add() {
-                Ok(()) => map.borrow_mut().listeners.took(call),
-                Err(refusal) => report.refusals.push(refusal),
+            match catch(panicked, || call.add()) {
+                Some(Ok(())) => map.borrow_mut().listeners.took(call),
+                Some(Err(refusal)) => report.refusals.push(refusal),
+                None => {}
             }
         }
     }
@@ -397,6 +417,27 @@ impl Shared {
         map.borrow_mut()
             .registrations
             .extend(places.zip(registrations));
+    }
+}
+
+type Payload = Box<dyn Any + Send>;
+
+/// Keeps the first panic.
+fn catch<R>(panicked: &mut Option<Payload>, call: impl FnOnce() -> R) -> Option<R> {
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => Some(result),
+        Err(payload) => {
+            panicked.get_or_insert(payload);
+            None
+        }
+    }
+}
+
+fn go_on(panicked: Option<Payload>) {
+    match panicked {
+        // A second panic would end the process.
+        Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
+        _ => {}
     }
 }
 

@@ -4,10 +4,10 @@
 //! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, and waits for the
 //! sections under way (and the worker), knows that nothing happens any more that was decided before.
 
-use super::injector::Trigger;
-use super::line::{Holders, Line, Pending, Request, Requested, Then, Turn};
+use super::backlog::Backlog;
+use super::line::{Holders, Line, Pending, Request, Requested, Then, Trigger, Turn};
 use super::lines::Lines;
-use super::worker::Backlog;
+use super::sink::AckTarget;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
 use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
 use std::sync::Arc;
@@ -159,6 +159,14 @@ impl Board {
         let waited = synchronize();
         if let (true, Some(backlog)) = (waited, self.backlog()) {
             backlog.flush();
+        }
+    }
+}
+
+impl AckTarget for Board {
+    fn ack(&self, gsi: u32) {
+        if let Some(line) = self.lines.find(gsi) {
+            self.ask(line, Request::Ack);
         }
     }
 }

@@ -10,28 +10,21 @@
 //! of the count has been [interrupted for](Injector::covered), and takes that, and no more, along.
 
 use super::board::Board;
-use super::line::{Line, Pending, Request};
+use super::line::{Line, Pending, Request, Trigger};
 use super::worker::Worker;
 use crate::event::{Change, Observer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{DEKKER, Tally};
 use crate::{Event, Mode};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::thread;
 
 /// What a router and its irqfds hold on to. The board goes when the last of them has, and the worker before.
 pub(super) struct Core {
     /// Dropped first: it finishes what is left to do on the board.
     pub(super) _worker: Option<Worker>,
     pub(super) board: Arc<Board>,
-}
-
-/// What a signal does to the line.
-#[derive(Clone, Copy)]
-pub(super) enum Trigger {
-    /// A pulse or a message.
-    Edge,
-    /// Up, until the guest has acked it.
-    Level,
 }
 
 pub(super) struct Injector {
@@ -169,6 +162,26 @@ impl Observer for Injector {
     }
 }
 
+impl Injector {
+    /// Lets go of the line, but for its count of irqfds.
+    fn disconnect(&mut self) {
+        let resampler = self.resampler.take();
+        let resamples = resampler.is_some();
+        let is_last = resampler.is_some_and(|event| self.line.remove_resampler(event));
+        let board = &self.core.board;
+        let disconnect = || board.sink().disconnect(self.line.gsi, resamples);
+        let disconnected = panic::catch_unwind(AssertUnwindSafe(disconnect));
+        if is_last {
+            // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
+            board.ask(&self.line, Request::Ack);
+            board.settle();
+        }
+        if let Err(payload) = disconnected {
+            panic::resume_unwind(payload);
+        }
+    }
+}
+
 /// After a grace period in which it was no event's observer any more.
 impl Drop for Injector {
     fn drop(&mut self) {
@@ -176,15 +189,8 @@ impl Drop for Injector {
         if self.line.is_active() {
             self.core.board.settle();
         }
-        let resampler = self.resampler.take();
-        let resamples = resampler.is_some();
-        let is_last = resampler.is_some_and(|event| self.line.remove_resampler(event));
-        self.core.board.sink().disconnect(self.line.gsi, resamples);
-        if is_last {
-            // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
-            self.core.board.ask(&self.line, Request::Ack);
-            self.core.board.settle();
-        }
+        // The sink, or an observer of a resample event, may panic. The event is free nevertheless.
+        let disconnected = panic::catch_unwind(AssertUnwindSafe(|| self.disconnect()));
         // Relaxed: nobody else has it any more.
         self.event.take_back(self.covered.load(Ordering::Relaxed));
         let pending = self.pending.load(Ordering::Relaxed).checked_sub(1);
@@ -193,6 +199,11 @@ impl Drop for Injector {
         if pending {
             // A signal that the mask has kept back: it interrupts if the event is assigned again.
             self.event.signal();
+        }
+        match disconnected {
+            // A second panic would end the process.
+            Err(payload) if !thread::panicking() => panic::resume_unwind(payload),
+            _ => {}
         }
     }
 }

@@ -93,6 +93,15 @@ const TURNS: u32 = 16;
 /// How long a thread waits, awake, to relieve a driver: a few calls of a sink that does not block.
 const PATIENCE: Duration = Duration::from_micros(20);
 
+/// What a signal does to the line.
+#[derive(Clone, Copy)]
+pub(super) enum Trigger {
+    /// A pulse or a message.
+    Edge,
+    /// Up, until the guest has acked it.
+    Level,
+}
+
 /// What somebody asks of a line.
 #[derive(Clone, Copy)]
 pub(super) enum Request {

@@ -1,7 +1,8 @@
+use super::backlog::Backlog;
 use super::board::Board;
 use super::injector::{Core, Counters, Injector};
 use super::line::Request;
-use super::worker::{Backlog, Worker};
+use super::worker::Worker;
 use super::{
     AssignError, Eoi, InterruptSink, IrqfdCounters, LevelSource, LineCounters, Route, RouteError,
     Routes, RoutingError,
@@ -91,7 +92,9 @@ impl Router {
     ///
     /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What
     /// has been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize)
-    /// returns; after the router, its irqfds and level sources have gone, the thread ends, and nothing is left undone.
+    /// returns. The last handle to go, of the router, its irqfds and level sources, waits until the thread has ended, and
+    /// nothing is left undone; inside a callback, it goes at once, and the thread ends when it has done what is left.
+    /// Inside the sink's call on that thread nothing waits, as in any callback: it comes after the call.
     ///
     /// # Errors
     ///
@@ -118,8 +121,10 @@ impl Router {
     ///
     /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
     /// signaller's call, before threads, pollers and tasks that wait for the event are woken. Others rarely find
-    /// anything to read. What triggers is the signal, not the count: a write of 0 interrupts. If there is a count
-    /// already, that interrupts once, now, and stays until the next signal.
+    /// anything to read. (If the signal is made inside an observer's call, the irqfd takes it when that call has
+    /// returned, and the others are woken before: they may read what then interrupts nevertheless.) What triggers is the
+    /// signal, not the count: a write of 0 interrupts. If there is a count already, that interrupts once, now, and stays
+    /// until the next signal; a signal made at the same time may interrupt twice, here and by itself, as in KVM.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
     /// signals are taken and lost. This waits for nobody.
@@ -203,10 +208,7 @@ impl Router {
         let claim = Claim::on(event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
         let line = Arc::clone(core.board.lines().get(gsi));
-        let way_back = Eoi {
-            board: Arc::downgrade(&core.board),
-            line: Arc::clone(&line),
-        };
+        let way_back = Eoi::new(gsi, &core.board);
         let connected = core.board.sink().connect(way_back, resample.is_some());
         connected.map_err(AssignError::Refused)?;
         let counters = Arc::new(Counters::default());
@@ -251,6 +253,9 @@ impl Router {
     /// event, one as large as what they read may be mistaken for that.) What a mask keeps [pending](Self::is_pending)
     /// is given back to the count, as one signal. The last irqfd of a GSI takes the pending bit along, so that the next
     /// one does not interrupt for it.
+    ///
+    /// A resampling irqfd has a level, which ends with it and is not given back, as in KVM, also if a mask kept it from
+    /// the guest: whoever deassigns asks the device, as an [`unmask`](Self::unmask) would have done.
     ///
     /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a
     /// sink's call this waits for nothing: the event may be assigned again when the outermost call has ended, if no

@@ -1,5 +1,3 @@
-use super::board::Board;
-use super::line::{Line, Request};
 use super::{MsiMessage, RouteChange, Routes};
 use std::fmt;
 use std::io;
@@ -79,23 +77,33 @@ pub trait InterruptSink: Send + Sync {
 /// A sink's way back to a line: the guest's end of interrupt.
 #[derive(Clone)]
 pub struct Eoi {
+    gsi: u32,
     /// The router goes when its user lets it go, not when its sink does.
-    pub(super) board: Weak<Board>,
-    pub(super) line: Arc<Line>,
+    lines: Weak<dyn AckTarget>,
+}
+
+/// Where the guest's ends of interrupt go to.
+pub(super) trait AckTarget: Send + Sync {
+    fn ack(&self, gsi: u32);
 }
 
 impl Eoi {
+    pub(super) fn new(gsi: u32, lines: &Arc<impl AckTarget + 'static>) -> Self {
+        let lines = Arc::downgrade(lines);
+        Eoi { gsi, lines }
+    }
+
     /// The line.
     pub fn gsi(&self) -> u32 {
-        self.line.gsi
+        self.gsi
     }
 
     /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may
     /// have lowered it already, and is told to raise it again if somebody else holds it up. Does nothing when the
     /// router has gone.
     pub fn ack(&self) {
-        if let Some(board) = self.board.upgrade() {
-            board.ask(&self.line, Request::Ack);
+        if let Some(lines) = self.lines.upgrade() {
+            lines.ack(self.gsi);
         }
     }
 }

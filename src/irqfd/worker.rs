@@ -1,112 +1,14 @@
-//! A thread that drives lines, for sinks that may sleep.
-//!
-//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands
-//! in the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end
-//! of the backlog if that leaves something to do. So between two turns of a line there is at most one of each other
-//! line.
+//! A thread that drives the lines of a [backlog](super::backlog), for sinks that may sleep.
 
+use super::backlog::is_worker;
 use super::board::Board;
-use super::line::{Line, Turn};
-use crate::Event;
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::fork::Process;
-use crossbeam_queue::SegQueue;
+use crate::sync::srcu;
 use std::io;
 use std::mem;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-pub(super) struct Backlog {
-    jobs: SegQueue<Job>,
-    /// Signalled after each push.
-    wake: Event,
-    /// No more will be pushed.
-    closed: AtomicBool,
-    worker: OnceLock<ThreadId>,
-    process: Process,
-}
-
-enum Job {
-    Turn(Arc<Line>),
-    /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The
-    /// first time, the worker may have been in a turn that a request came too late for, and that line comes after this.
-    Flush {
-        done: Arc<Event>,
-        again: bool,
-    },
-}
-
-impl Backlog {
-    pub(super) fn new() -> Self {
-        Backlog {
-            jobs: SegQueue::new(),
-            wake: Event::new(0),
-            closed: AtomicBool::new(false),
-            worker: OnceLock::new(),
-            process: Process::current(),
-        }
-    }
-
-    /// Whether this is the process that has the thread, and no child of it.
-    #[inline]
-    pub(super) fn has_worker(&self) -> bool {
-        !self.process.is_over()
-    }
-
-    /// A line that the caller is the driver of.
-    pub(super) fn push(&self, line: Arc<Line>) {
-        self.jobs.push(Job::Turn(line));
-        self.wake.signal();
-    }
-
-    /// Waits until the worker has done what was requested before; if this is the worker, not.
-    pub(super) fn flush(&self) {
-        if self.is_worker() {
-            return;
-        }
-        let done = Arc::new(Event::new(0));
-        self.jobs.push(Job::Flush {
-            done: Arc::clone(&done),
-            again: true,
-        });
-        self.wake.signal();
-        done.read();
-    }
-
-    fn is_worker(&self) -> bool {
-        self.worker.get() == Some(&thread::current().id())
-    }
-
-    fn work(&self, board: &Board) {
-        // One thread runs this, so it is not set yet.
-        let _ = self.worker.set(thread::current().id());
-        loop {
-            // Acquire pairs with the Release in `drop`; looked at before the queue, so that nothing is left in it.
-            let closed = self.closed.load(Ordering::Acquire);
-            match self.jobs.pop() {
-                Some(Job::Turn(line)) => {
-                    // A panic has been reported, and what else the line has to do is done.
-                    match panic::catch_unwind(AssertUnwindSafe(|| board.turn(&line))) {
-                        Ok(Turn::Rests) => {}
-                        Ok(Turn::GoesOn) | Err(_) => self.jobs.push(Job::Turn(line)),
-                    }
-                }
-                Some(Job::Flush { done, again: true }) => {
-                    let again = false;
-                    self.jobs.push(Job::Flush { done, again });
-                }
-                Some(Job::Flush { done, again: false }) => done.signal(),
-                None if closed => return,
-                None => {
-                    self.wake.read();
-                }
-            }
-        }
-    }
-}
-
-/// Its thread ends, with nothing left to do, when this is dropped.
+/// Its thread ends, with nothing left to do, when this is dropped; or soon after, where nobody is to wait.
 pub(super) struct Worker {
     board: Arc<Board>,
     thread: Option<JoinHandle<()>>,
@@ -119,7 +21,7 @@ impl Worker {
             let board = Arc::clone(board);
             thread::Builder::new().name("irqfd".into()).spawn(move || {
                 if let Some(backlog) = board.backlog() {
-                    backlog.work(&board);
+                    backlog.work(|line| board.turn(line));
                 }
             })?
         };
@@ -139,11 +41,10 @@ impl Drop for Worker {
             // To be neither joined nor detached where it never was.
             return mem::forget(thread);
         };
-        // Release pairs with the Acquire in `work`.
-        backlog.closed.store(true, Ordering::Release);
-        backlog.wake.signal();
-        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned.
-        if !backlog.is_worker() {
+        backlog.close();
+        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in a
+        // callback, which the sink may be waiting for.
+        if !is_worker() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
         }

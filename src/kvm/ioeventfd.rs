@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -127,12 +129,10 @@ impl KvmListener {
         self.ioctl(key, count, 0)
     }
 
-    /// When this returns, no vCPU adds to the eventfd any more, so the drain gets all that no other has moved to the
+    /// When this returns, no vCPU adds to the eventfd any more. A drain after it gets all that no other has moved to the
     /// event.
     fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
-        let done = self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign);
-        count.drain();
-        done
+        self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign)
     }
 
     fn register(&self, key: Key, event: &Arc<Event>) -> Result<(), Error> {
@@ -143,13 +143,20 @@ impl KvmListener {
         Ok(())
     }
 
-    /// Deassigns what is registered under a key, if anything is. The lock is not held where events are signalled.
-    fn release(&self, key: &Key) -> Result<(), Error> {
-        let registered = self.lock().registered.remove(key);
-        match registered {
-            Some(count) => self.deassign(key, &count),
-            None => Ok(()),
+    /// Deassigns what is registered under the keys, and only then drains, as this calls observers. The lock is not held
+    /// there.
+    fn release<'a>(&self, keys: impl Iterator<Item = &'a Key>) -> Result<(), Error> {
+        let mut released = Ok(());
+        let mut counts = Vec::new();
+        for key in keys {
+            let registered = self.lock().registered.remove(key);
+            if let Some(count) = registered {
+                released = released.and(self.deassign(key, &count));
+                counts.push(count);
+            }
         }
+        drain_all(&counts);
+        released
     }
 
     fn ioctl(&self, key: &Key, count: &KernelCount, mut flags: u32) -> Result<(), Error> {
@@ -240,9 +247,7 @@ impl Listener for KvmListener {
         for (place, (key, event)) in entries.iter().enumerate() {
             if let Err(error) = self.register(*key, event) {
                 // All or nothing. The error to be told of is the first.
-                for (key, _) in &entries[..place] {
-                    let _ = self.release(key);
-                }
+                let _ = self.release(entries[..place].iter().map(|(key, _)| key));
                 return Err(error.into());
             }
         }
@@ -250,23 +255,36 @@ impl Listener for KvmListener {
     }
 
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        let mut released = Ok(());
-        for (key, _) in entries(doorbell)? {
-            released = released.and(self.release(&key));
-        }
-        Ok(released?)
+        let entries = entries(doorbell)?;
+        Ok(self.release(entries.iter().map(|(key, _)| key))?)
     }
 
     fn drain(&self) -> u64 {
         let counts: Vec<KernelCount> = self.lock().living().collect();
         // Without the lock, as this calls observers.
-        let drained = counts.iter().map(KernelCount::drain);
-        drained.fold(0, u64::saturating_add)
+        drain_all(&counts)
     }
 
     /// Closes the eventfds of events that have gone.
     fn committed(&self) {
         self.lock().sweep();
+    }
+}
+
+/// Drains all, even if an observer panics. Then the first panic goes on.
+fn drain_all(counts: &[KernelCount]) -> u64 {
+    let mut drained = 0_u64;
+    let mut panicked = None;
+    for count in counts {
+        match panic::catch_unwind(AssertUnwindSafe(|| count.drain())) {
+            Ok(count) => drained = drained.saturating_add(count),
+            Err(payload) => _ = panicked.get_or_insert(payload),
+        }
+    }
+    match panicked {
+        // A second panic would end the process.
+        Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
+        _ => drained,
     }
 }
 
@@ -298,11 +316,9 @@ fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &Arc<Event>)>, Unsupported> 
 
 impl Drop for KvmListener {
     fn drop(&mut self) {
-        let registered = std::mem::take(&mut self.lock().registered);
-        for (key, count) in &registered {
-            // Nobody is left to be told of an error.
-            let _ = self.deassign(key, count);
-        }
+        let keys: Vec<Key> = self.lock().registered.keys().copied().collect();
+        // Nobody is left to be told of an error.
+        let _ = self.release(keys.iter());
     }
 }
 

@@ -31,6 +31,13 @@ pub enum Injection {
     Userspace,
     /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI
     /// gets its first, and closed with its last.
+    ///
+    /// A message whose destination KVM cannot look up at once is sent by a worker of KVM's: a logical destination while
+    /// the guest's APICs are in several logical modes, or an address that all APICs share. The worker may send it after
+    /// the signal has returned, by the route of that time, and no [`synchronize`] waits for it. The deassign of the
+    /// GSI's last irqfd does.
+    ///
+    /// [`synchronize`]: crate::irqfd::Router::synchronize
     Kernel,
 }
 
@@ -76,6 +83,14 @@ pub enum Injection {
 /// | a resampling one is | also `eventfd2`, `ioctl` (`KVM_IRQFD`) and `epoll_ctl`, if it is the GSI's first; `epoll_create1`, `eventfd2`, `epoll_ctl` and those of a thread's start, if it is the sink's first |
 /// | an irqfd is deassigned | of the same kind, `ioctl` (`KVM_IRQFD`), `epoll_ctl` and `close`, if it is the last |
 /// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin) |
+///
+/// Pins, levels and all changes are made under a lock: `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private) where two
+/// threads meet. Deassigning, and changes of routes, call `sched_yield` and `clock_nanosleep` while other threads are in
+/// callbacks. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
+///
+/// The thread of the resampling irqfds has the filter of the thread that assigned the first of them. It calls
+/// `epoll_pwait` and `read`, and at an end of interrupt what a change of the line's level calls, and what observers of
+/// the resample events call.
 ///
 /// ```no_run
 /// use doorbell::Event;

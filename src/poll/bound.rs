@@ -18,7 +18,7 @@ use crate::event::Interest;
 use crate::event::transfer::{Carrier, Step};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
@@ -168,7 +168,7 @@ impl<P: Place> Drop for AtIt<'_, P> {
 /// What the system knows of a descriptor, if there is a `/proc` to ask.
 fn what_proc_says(fd: BorrowedFd<'_>) -> Option<String> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     // The lines in question come among the first.
     let mut text = [0; 512];
     let length = rustix::io::read(file, &mut text).ok()?;

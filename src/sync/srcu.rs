@@ -796,6 +796,12 @@ pub fn synchronize() -> bool {
     domain().synchronize::<Fenced>(None)
 }
 
+/// Whether this thread may wait for others now: not inside a section, nor where the end of one frees, nor while it has
+/// a [`Deferral`].
+pub fn may_wait() -> bool {
+    domain().may_wait(0)
+}
+
 /// Drops `outdated` on this thread, when no section is under way any more that has begun before: at once, or in a later
 /// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced
 /// sections only, and cannot any more.
@@ -816,7 +822,8 @@ pub fn retire(outdated: impl Send + 'static) {
 ///
 /// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and
 /// then, from a thread that does such things, or when something must be gone: tests, or before the memory that an
-/// observer refers to is unmapped.
+/// observer refers to is unmapped. (What another thread is dropping at this very moment is not waited for. Who must know
+/// calls this when the outermost calls have returned in which it was detached, or drops it outside of calls.)
 ///
 /// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So
 /// the caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are

@@ -417,13 +417,13 @@ fn after_claim(state: u32, whom: Release) -> u32 {
         return state;
     }
     let nobody = (state % CLAIMED) & !ANNOUNCED;
-    let everybody = nobody | (waiters(state).min(MOST_CLAIMED) * CLAIMED);
+    let everybody = nobody + waiters(state).min(MOST_CLAIMED) * CLAIMED;
     match whom {
         // Who wakes nobody leaves the announcement to who does.
         Release::NOBODY => state,
         Release::One => nobody,
         Release::Each(count) => match claimed_by(state, count) {
-            Some(claimed) => (state % CLAIMED) | (claimed * CLAIMED),
+            Some(claimed) => state % CLAIMED + claimed * CLAIMED,
             None => everybody,
         },
         Release::All => everybody,
@@ -547,6 +547,19 @@ mod tests {
             assert_eq!(claims(&waiters, [Each(1), Each(1)]), [ALL, 0]);
             assert_eq!(waiters.count(), number);
         }
+    }
+
+    /// Without an announcement there is nothing to be claimed, and those who are on their way stay so.
+    #[test]
+    fn who_is_not_announced_is_not_claimed() {
+        let waiters = announced(3);
+        claims(&waiters, [Each(1), Each(2)]);
+        let before = waiters.state.load(Ordering::Relaxed);
+        assert!(!waiters.is_announced());
+        assert_eq!(claimed(before), 3);
+        waiters.enter();
+        assert_eq!(claims(&waiters, [NOBODY, One, Each(1), All]), [0; 4]);
+        assert_eq!(waiters.state.load(Ordering::Relaxed), before + WAITER);
     }
 
     /// Who leaves with a share owes nothing to those who are announced or on their way.

@@ -4,7 +4,7 @@ use crate::freed::wait_until_alone;
 use crate::watchdog::limit;
 use doorbell::Event;
 use doorbell::ioeventfd::space::{
-    AddError, AddressSpace, Change, Listener, MapError, RefusalError, Region,
+    AddError, AddressSpace, Change, Listener, MapError, RefusalError, Region, Report,
 };
 use doorbell::ioeventfd::{AssignError, Bus, Doorbell, Key, Kick, Queue, Range};
 use std::error::Error;
@@ -458,4 +458,62 @@ fn listeners_drain_and_hear_the_end() {
             assert_eq!(heard, [&moved[..], &gone].concat());
         }
     });
+}
+
+/// A listener that panics, or an observer of an event that it signals, fails the commit. The commit is done
+/// nevertheless: the table has what is in force, and all listeners have been told.
+#[test]
+fn a_listener_that_panics() {
+    struct Panics {
+        when: Change,
+        priority: i32,
+    }
+    impl Panics {
+        fn told(&self, change: Change) -> Result<(), RefusalError> {
+            assert_ne!(self.when, change, "for the test");
+            Ok(())
+        }
+    }
+    impl Listener for Panics {
+        fn name(&self) -> &'static str {
+            "panics"
+        }
+        fn priority(&self) -> i32 {
+            self.priority
+        }
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            self.told(Change::Add)
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            self.told(Change::Delete)
+        }
+    }
+    for when in [Change::Add, Change::Delete] {
+        // Before the other listener, whether doorbells come or go, and behind it.
+        for priority in [-1, 1] {
+            let space = AddressSpace::new();
+            let other = Arc::new(Accelerator::new());
+            assert!(space.add_listener(Arc::clone(&other) as _).is_clean());
+            let (region, event) = region(&space);
+            let panics = |call: &dyn Fn() -> Report| {
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
+            };
+            let listener = Arc::new(Panics { when, priority });
+            let added = panics(&|| space.add_listener(Arc::clone(&listener) as _));
+            assert_eq!(added, when == Change::Add);
+            for base in [0x1000, 0x2000, 0x3000] {
+                assert!(panics(&|| region.map(base).unwrap()));
+                let expected = [Doorbell::new(Key::mmio(base + 0x10, 4), &event)];
+                assert_eq!(space.doorbells(), expected);
+                assert_eq!(other.holds(), expected, "{when:?} {priority}");
+                assert!(kick(&space, base + 0x10));
+                assert!(!kick(&space, base - 0x1000 + 0x10));
+            }
+            assert_eq!(event.try_read(), Some(3));
+            let remove = std::panic::AssertUnwindSafe(|| region.remove());
+            let removed = std::panic::catch_unwind(remove);
+            assert_eq!(removed.is_err(), when == Change::Delete);
+            assert_eq!(other.holds(), []);
+        }
+    }
 }

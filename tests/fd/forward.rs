@@ -8,8 +8,8 @@ use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
 use doorbell::{Event, Mode};
-use rustix::fd::{AsFd, AsRawFd};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -143,18 +143,140 @@ fn to_an_eventfd_that_is_there() {
     let peer = EventFd::new(EFD_NONBLOCK).unwrap();
     peer.write(100).unwrap();
     let fd = peer.as_fd().try_clone_to_owned().unwrap();
-    let forward = Forward::with_fd(Arc::clone(&event), fd).unwrap();
+    let forward = Forward::with_fd(Arc::clone(&event), fd);
     assert_eq!(peer.read().unwrap(), 107);
     event.signal();
     assert!(is_readable(&forward));
     assert_eq!(peer.read().unwrap(), 1);
+}
 
-    let blocking = EventFd::new(0).unwrap();
-    let fd = blocking.as_fd().try_clone_to_owned().unwrap();
-    let event = Arc::new(Event::new(7));
-    let error = Forward::with_fd(Arc::clone(&event), fd).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
-    assert_eq!(event.count(), 7);
+/// As a vhost-user front-end sends it, and with this count. A peer sleeps in reads of it.
+fn blocking(count: u64) -> (EventFd, OwnedFd) {
+    let peer = EventFd::new(0).unwrap();
+    if count != 0 {
+        peer.write(count).unwrap();
+    }
+    let sent = peer.as_fd().try_clone_to_owned().unwrap();
+    (peer, sent)
+}
+
+fn is_blocking(fd: impl AsFd) -> bool {
+    !fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK)
+}
+
+#[test]
+fn to_an_eventfd_that_blocks() {
+    watchdog::limit("a blocking eventfd", || {
+        let event = Arc::new(Event::new(7));
+        let (peer, sent) = blocking(0);
+        let peer = Arc::new(peer);
+        let forward = Forward::with_fd(Arc::clone(&event), sent);
+        assert!(is_blocking(&*peer), "the flag is the peer's");
+        assert_eq!(peer.read().unwrap(), 7);
+        for n in 1..10 {
+            let sleeper = call_at(Place::Descriptor(peer.as_raw_fd()), {
+                let peer = Arc::clone(&peer);
+                move || peer.read().unwrap()
+            });
+            sleeper.wait_asleep();
+            event.signal_n(n);
+            assert_eq!(sleeper.finish(), n);
+        }
+        assert_eq!((forward.pending(), event.count()), (0, 0));
+    });
+}
+
+/// A signal without room waits as a write does, until somebody reads, be it this process.
+#[test]
+fn to_an_eventfd_that_blocks_and_is_full() {
+    watchdog::limit("a full eventfd that blocks", || {
+        let event = Arc::new(Event::new(0));
+        let (peer, sent) = blocking(FULL - 1);
+        let forward = Forward::with_fd(Arc::clone(&event), sent);
+        event.signal();
+        event.write(0).unwrap();
+        let waiting = call_at(Place::Descriptor(forward.as_raw_fd()), {
+            let event = Arc::clone(&event);
+            move || event.signal_n(5)
+        });
+        waiting.wait_asleep();
+        assert_eq!(event.try_read(), None);
+        let ours = EventFd::from(forward.as_fd().try_clone_to_owned().unwrap());
+        assert_eq!(ours.read().unwrap(), FULL);
+        waiting.finish();
+        assert_eq!(peer.read().unwrap(), 5);
+        assert_eq!((forward.pending(), event.count()), (0, 0));
+    });
+}
+
+/// Nobody waits for room there, and the peer sees the flag.
+#[test]
+fn to_an_eventfd_that_is_made_not_to_block() {
+    watchdog::limit("no room in an eventfd that blocked", || {
+        for flags in [0, EFD_NONBLOCK] {
+            let event = Arc::new(Event::new(3));
+            let peer = EventFd::new(flags).unwrap();
+            peer.write(FULL).unwrap();
+            let sent = peer.as_fd().try_clone_to_owned().unwrap();
+            let forward = Forward::with_fd_nonblocking(Arc::clone(&event), sent).unwrap();
+            assert!(!is_blocking(&peer));
+            event.signal();
+            assert_eq!(forward.flush().unwrap_err().kind(), ErrorKind::WouldBlock);
+            assert_eq!((forward.pending(), event.count()), (3, 1));
+            assert_eq!(peer.read().unwrap(), FULL);
+            forward.flush().unwrap();
+            assert_eq!(peer.read().unwrap(), 4);
+            assert_empty(&peer);
+        }
+    });
+}
+
+/// Whatever the flag is when a write finds no room, all arrives or is still here.
+#[test]
+fn a_peer_that_sets_and_clears_the_flag() {
+    watchdog::limit("a flag that changes", || {
+        let event = Arc::new(Event::new(0));
+        let (peer, sent) = blocking(0);
+        let forward = Forward::with_fd(Arc::clone(&event), sent);
+        let stop = AtomicBool::new(false);
+        let (mut written, mut taken) = (0_u128, 0_u128);
+        let (set, cleared) = (OFlags::NONBLOCK, OFlags::empty());
+        thread::scope(|scope| {
+            let writers = [1, 2].map(|seed| {
+                let event = &event;
+                scope.spawn(move || {
+                    let mut random = fastrand::Rng::with_seed(seed);
+                    let mut written = 0;
+                    for _ in 0..5_000 {
+                        let n = random.u64(..) >> random.u32(0..4);
+                        written += event.try_write(n).map_or(0, |()| u128::from(n));
+                    }
+                    written
+                })
+            });
+            let reader = scope.spawn(|| {
+                let mut taken = 0;
+                let mut flags = [cleared, set].into_iter().cycle();
+                while !stop.load(Ordering::Relaxed) {
+                    fcntl_setfl(&peer, flags.next().unwrap()).unwrap();
+                    thread::yield_now();
+                    // Nobody else reads, so this does not sleep.
+                    if is_readable(&peer) {
+                        taken += u128::from(peer.read().unwrap());
+                    }
+                }
+                taken
+            });
+            written += writers.into_iter().map(|w| w.join().unwrap()).sum::<u128>();
+            stop.store(true, Ordering::Relaxed);
+            taken += reader.join().unwrap();
+        });
+        fcntl_setfl(&peer, set).unwrap();
+        taken += peer.read().map_or(0, u128::from);
+        let left = u128::from(event.count()) + u128::from(forward.pending());
+        assert_eq!(taken + left, written);
+        assert!(taken > 0);
+    });
 }
 
 /// A peer that shares the descriptor's flags can block writes to it. That is then all: a signal on another event, and

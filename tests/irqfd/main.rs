@@ -1,7 +1,8 @@
 //! irqfds, through the public API: the rules of KVM's (`rules.rs`, with what became of each of its conformance cases),
-//! random scripts against a sequential model of a line (`script.rs`), and threads (`threads.rs`).
+//! random scripts against a sequential model of a line (`script.rs`), and threads (`driver.rs`, `threads.rs`, `worker.rs`).
 
 mod connections;
+mod driver;
 #[path = "../common/errors.rs"]
 mod errors;
 mod levels;
@@ -11,8 +12,10 @@ mod rules;
 mod script;
 mod sink;
 mod threads;
+mod waits;
 #[path = "../common/watchdog.rs"]
 mod watchdog;
+mod worker;
 
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::prelude::*;

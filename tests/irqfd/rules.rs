@@ -40,8 +40,9 @@ use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Mode};
 use std::error::Error;
 use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -119,6 +120,8 @@ fn deassign_matches_event_and_gsi() {
     let a = event();
     router.deassign(&a, PIN);
     let irqfd = router.assign(&a, PIN).unwrap();
+    assert!(Arc::ptr_eq(irqfd.event(), &a));
+    assert_eq!(irqfd.gsi(), PIN);
     router.deassign(&a, PIN + 2);
     router.deassign(&event(), PIN);
     assert!(router.assign(&a, PIN + 1).is_err());
@@ -243,6 +246,46 @@ fn a_reader_asleep_finds_nothing() {
                 assert_eq!(reader.join().unwrap(), None, "{asleep}, {in_a_batch}");
             });
             assert_eq!(log.take(), pulse(PIN, PIN));
+        }
+    }
+}
+
+/// An irqfd takes one unit of a semaphore. Whoever sleeps for what it leaves is woken, though the sink may panic.
+#[test]
+fn a_reader_asleep_gets_what_is_left() {
+    struct Panics;
+    impl InterruptSink for Panics {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            panic!("for the test");
+        }
+    }
+    let log = Arc::new(Log::default());
+    let routers = [Router::new(log), Router::new(Arc::new(Panics))];
+    for (router, panics) in routers.iter().zip([false, true]) {
+        router.set_route(MSI, Some(message(0x41))).unwrap();
+        for in_a_batch in [false, true] {
+            let a = Arc::new(Event::semaphore(0));
+            let _irqfd = router.assign(&a, MSI).unwrap();
+            thread::scope(|scope| {
+                let reader = scope.spawn(|| a.read_timeout(Duration::from_secs(60)));
+                while !format!("{a:?}").contains("waiting_readers: 1") {
+                    thread::yield_now();
+                }
+                let signal = AssertUnwindSafe(|| {
+                    if in_a_batch {
+                        let mut batch = Batch::new();
+                        let index = batch.add(Arc::clone(&a));
+                        batch.signal_n(index, 3);
+                        batch.commit().unwrap();
+                    } else {
+                        a.signal_n(3);
+                    }
+                });
+                assert_eq!(catch_unwind(signal).is_err(), panics);
+                assert_eq!(reader.join().unwrap(), Some(1), "{panics}, {in_a_batch}");
+            });
+            assert_eq!(a.count(), 1);
         }
     }
 }
@@ -626,6 +669,38 @@ fn a_resampling_irqfd_on_a_message() {
     assert_eq!(log.take(), [sent(0x41), sent(0x41)]);
 }
 
+/// Each signal sends a message of its own before it returns, while another thread is in the call for one of the same
+/// line.
+#[test]
+fn a_message_beside_a_message() {
+    struct Gate(AtomicU32, Barrier);
+    impl InterruptSink for Gate {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                // In the call, and out of it.
+                self.1.wait();
+                self.1.wait();
+            }
+        }
+    }
+    let gate = Arc::new(Gate(AtomicU32::new(0), Barrier::new(2)));
+    let router = Router::new(Arc::clone(&gate));
+    router.set_route(MSI, Some(message(0x41))).unwrap();
+    let a = event();
+    let irqfd = router.assign(&a, MSI).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| a.signal());
+        gate.1.wait();
+        a.signal();
+        let sent = gate.0.load(Ordering::Relaxed);
+        gate.1.wait();
+        assert_eq!(sent, 2);
+    });
+    let counters = irqfd.counters();
+    assert_eq!((counters.injections, counters.coalesced), (2, 0));
+}
+
 #[test]
 fn the_router_goes() {
     let (router, log) = router();
@@ -693,16 +768,18 @@ fn deassigned_inside_a_call() {
 fn signalled_while_it_is_deassigned() {
     let (router, log) = router();
     router.set_route(MSI + 1, Some(message(0x42))).unwrap();
-    for count in [0, 3] {
+    for (count, signals) in [(0, 0), (3, 0), (3, 1)] {
         let done = Arc::new(Event::new(count));
         let irqfd = Mutex::new(Some(router.assign(&done, MSI).unwrap()));
+        // One takes the count of the assignment away, which is not to be taken again.
+        (0..signals).for_each(|_| done.signal());
         log.take();
         let config_write = event();
         let observation = {
             let done = Arc::clone(&done);
             let observer = move |_: Change| {
                 drop(irqfd.lock().unwrap().take());
-                done.signal();
+                done.signal_n(5);
             };
             Observation::new(
                 Arc::clone(&config_write),
@@ -720,7 +797,7 @@ fn signalled_while_it_is_deassigned() {
             thread::yield_now();
         };
         // What was there at the first assignment had an interrupt then.
-        assert_eq!(done.count(), 1);
+        assert_eq!(done.count(), 5);
         let (gsi, data) = (MSI + 1, 0x42);
         assert_eq!(log.take(), [Call::Msi { gsi, data }]);
         drop((observation, irqfd));
@@ -967,8 +1044,8 @@ fn a_sink_that_panics() {
         router.set_routes(Routes::identity(24)).unwrap();
         let a = event();
         let irqfd = router.assign(&a, PIN).unwrap();
-        let signal = std::panic::AssertUnwindSafe(|| a.signal());
-        assert_eq!(std::panic::catch_unwind(signal).is_err(), !hand_over);
+        let signal = AssertUnwindSafe(|| a.signal());
+        assert_eq!(catch_unwind(signal).is_err(), !hand_over);
         router.synchronize(); // the worker has tried
         a.signal();
         drop(irqfd);
@@ -1010,13 +1087,68 @@ fn requests_to_a_sink_that_panics() {
         let a = event();
         let irqfd = router.assign(&a, PIN).unwrap();
         assert!(sink.router.set(router.clone()).is_ok());
-        let signal = std::panic::AssertUnwindSafe(|| a.signal());
-        assert_eq!(std::panic::catch_unwind(signal).is_err(), !hand_over);
+        let signal = AssertUnwindSafe(|| a.signal());
+        assert_eq!(catch_unwind(signal).is_err(), !hand_over);
         router.synchronize();
         assert_eq!(sink.log.take(), [up(PIN, PIN), up(PIN, PIN)]);
         router.set_level(PIN, false);
         router.synchronize();
         assert_eq!(sink.log.take(), [down(PIN, PIN)]);
         drop(irqfd);
+    }
+}
+
+/// A sink that panics when an irqfd goes fails the deassigning. The irqfd has gone nevertheless, with its hold on the
+/// line: the event can be assigned again.
+#[test]
+fn a_sink_that_panics_when_an_irqfd_goes() {
+    struct Panics {
+        log: Log,
+        in_disconnect: bool,
+        calls: AtomicU32,
+    }
+    impl Panics {
+        fn once(&self) {
+            assert_ne!(
+                self.calls.fetch_add(1, Ordering::Relaxed),
+                0,
+                "for the test"
+            );
+        }
+    }
+    impl InterruptSink for Panics {
+        fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+            self.log.set_level(gsi, pin, level);
+            if !level && !self.in_disconnect {
+                self.once();
+            }
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+        fn disconnect(&self, _: u32, _: bool) {
+            if self.in_disconnect {
+                self.once();
+            }
+        }
+    }
+    for in_disconnect in [true, false] {
+        let sink = Arc::new(Panics {
+            log: Log::default(),
+            in_disconnect,
+            calls: AtomicU32::new(0),
+        });
+        let router = Router::new(Arc::clone(&sink));
+        router.set_routes(Routes::identity(24)).unwrap();
+        let [interrupt, resample] = [0; 2].map(|initial| Arc::new(Event::new(initial)));
+        let irqfd = router.assign_with_resample(&interrupt, 5, &resample);
+        irqfd.unwrap().keep();
+        interrupt.signal();
+        let deassign = std::panic::AssertUnwindSafe(|| router.deassign(&interrupt, 5));
+        assert!(std::panic::catch_unwind(deassign).is_err());
+        assert_eq!(sink.log.take(), [up(5, 5), down(5, 5)], "{in_disconnect}");
+        let again = router.assign(&interrupt, 5).expect("the irqfd has gone");
+        interrupt.signal();
+        assert_eq!(sink.log.take(), [up(5, 5), down(5, 5)]);
+        drop(again);
+        assert!(sink.calls.load(Ordering::Relaxed) > 0);
     }
 }

@@ -2,6 +2,7 @@
 //! at.
 
 use crate::guest::MESSAGE_VECTORS;
+use crate::refusals::{enable_apic, is_requested, machine};
 use crate::script::{Act, assign};
 use crate::sides::OursInKvm;
 use crate::vm::VECTORS;
@@ -10,12 +11,16 @@ use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_msi, kvm_irqchip, kvm_msi,
+};
 use kvm_ioctls::{Kvm, VmFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -342,6 +347,110 @@ fn an_end_from_before_the_last_resampling_irqfd_goes() {
             ours.pass_fence();
             assert_eq!(level(ours.vm(), LEVEL_GSI), held);
             router.set_level(LEVEL_GSI, false);
+        }
+    }
+}
+
+/// This thread runs before all others of its CPU, KVM's workers among them, until it sleeps. Says so if it may not.
+fn go_first() {
+    stay();
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters are read, and not kept.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } != 0 {
+        let error = std::io::Error::last_os_error();
+        eprintln!("not real-time ({error}): a worker of KVM's may have come first");
+    }
+}
+
+/// KVM leaves a message to all APICs to a worker, which would find no route any more, or another one.
+#[test]
+fn a_deassign_waits_for_kvms_worker() {
+    // On a thread that is nobody's afterwards.
+    let test = thread::spawn(|| {
+        for injection in BOTH {
+            let Some(vm) = machine() else { return };
+            vm.create_irq_chip().unwrap();
+            let vcpu = vm.create_vcpu(0).unwrap();
+            enable_apic(&vcpu);
+            let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+            let event = Arc::new(Event::new(0));
+            go_first();
+            for vector in 0x20..0x60 {
+                let address = 0xfee0_0000 | 0xff << 12;
+                let data = vector.into();
+                let route = Route::Msi(MsiMessage { address, data });
+                router.set_route(24, Some(route)).unwrap();
+                let irqfd = router.assign(&event, 24).unwrap();
+                event.signal();
+                drop(irqfd);
+                assert!(is_requested(&vcpu, vector), "{injection:?}: {vector:#x}");
+            }
+        }
+    });
+    test.join().unwrap();
+}
+
+/// A vector that the guest has not programmed yet, or has got wrong, is what KVM makes of it: no more is left out than
+/// KVM leaves out.
+#[test]
+fn odd_messages_are_sent_as_kvm_sends_them() {
+    let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let fresh = || {
+        let vm = machine()?;
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        enable_apic(&vcpu);
+        Some((Arc::new(vm), vcpu))
+    };
+    let messages = [
+        (0, 0, true),
+        (0, 0x31, true),
+        (0xfee0_0000, 5, true),
+        (0xd000_0000, 0x41, true),
+        // There is no such APIC.
+        (0xfee0_7000, 0x41, false),
+    ];
+    for (address, data, sent) in messages {
+        let vector = data as u8;
+        let Some((vm, vcpu)) = fresh() else { return };
+        let by_hand = kvm_msi {
+            address_lo: address,
+            data,
+            ..kvm_msi::default()
+        };
+        assert_eq!(vm.signal_msi(by_hand).unwrap() > 0, sent);
+        assert_eq!(is_requested(&vcpu, vector), sent);
+
+        let (vm, vcpu) = fresh().unwrap();
+        let mut entry = kvm_irq_routing_entry {
+            gsi: 24,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..kvm_irq_routing_entry::default()
+        };
+        entry.u.msi = kvm_irq_routing_msi {
+            address_lo: address,
+            data,
+            ..kvm_irq_routing_msi::default()
+        };
+        vm.set_gsi_routing(&KvmIrqRouting::from_entries(&[entry]).unwrap())
+            .unwrap();
+        let irqfd = eventfd();
+        vm.register_irqfd(&irqfd, 24).unwrap();
+        irqfd.write(1).unwrap();
+        assert_eq!(is_requested(&vcpu, vector), sent);
+
+        for injection in BOTH {
+            let (vm, vcpu) = fresh().unwrap();
+            let sink = Arc::new(KvmSink::new(vm, injection).unwrap());
+            let router = Router::new(Arc::clone(&sink));
+            let address = address.into();
+            let route = Route::Msi(MsiMessage { address, data });
+            router.set_route(24, Some(route)).unwrap();
+            let event = Arc::new(Event::new(0));
+            let _irqfd = router.assign(&event, 24).unwrap();
+            event.signal();
+            assert_eq!(is_requested(&vcpu, vector), sent, "{injection:?}");
+            assert_eq!(sink.refused(), 0, "{injection:?}");
         }
     }
 }

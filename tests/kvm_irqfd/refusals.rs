@@ -13,7 +13,7 @@ use std::sync::Arc;
 const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
 
 /// `None`, and says so, where there is no KVM to be used.
-fn machine() -> Option<VmFd> {
+pub fn machine() -> Option<VmFd> {
     let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
     if let Err(error) = &vm {
         eprintln!("skipped: no usable /dev/kvm ({error})");
@@ -57,7 +57,7 @@ fn odd(vector: u8) -> MsiMessage {
 }
 
 /// The local APIC is enabled.
-fn enable_apic(vcpu: &VcpuFd) {
+pub fn enable_apic(vcpu: &VcpuFd) {
     let mut apic = vcpu.get_lapic().unwrap();
     for (at, byte) in (0xf0..).zip(0x1ff_u32.to_le_bytes()) {
         apic.regs[at] = byte as i8;
@@ -66,7 +66,7 @@ fn enable_apic(vcpu: &VcpuFd) {
 }
 
 /// Whether an interrupt with this vector is requested.
-fn is_requested(vcpu: &VcpuFd, vector: u8) -> bool {
+pub fn is_requested(vcpu: &VcpuFd, vector: u8) -> bool {
     let vector = usize::from(vector);
     let bits = vcpu.get_lapic().unwrap().regs[0x200 + vector / 32 * 16 + vector % 32 / 8];
     bits >> (vector % 8) & 1 != 0

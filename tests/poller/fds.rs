@@ -137,6 +137,34 @@ fn a_sleeper_is_woken_by_either() {
     });
 }
 
+/// The first descriptor comes while threads are asleep that have no reason yet to sleep in epoll.
+#[test]
+fn sleepers_learn_of_the_first_descriptor() {
+    watchdog::limit("sleepers_learn_of_the_first_descriptor", || {
+        for bound in [false, true] {
+            let (poller, event) = (
+                Arc::new(Poller::with_spin(Spin::Never)),
+                Arc::new(Event::new(0)),
+            );
+            poller.add(&event, 1, Watch::READABLE).unwrap();
+            let sleepers = [(); 2].map(|()| {
+                let poller = Arc::clone(&poller);
+                call_at(Place::Futex, move || keys(&poller, 4, None))
+            });
+            sleepers.iter().for_each(|sleeper| sleeper.wait_asleep());
+            let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+            match bound {
+                false => poller.add_fd(&fd, 2, Watch::READABLE).unwrap(),
+                true => poller.bind(&fd, &event, 2).unwrap(),
+            }
+            rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
+            for sleeper in sleepers {
+                assert_eq!(sleeper.finish(), [if bound { 1 } else { 2 }]);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_timer_ends_a_wait() {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();

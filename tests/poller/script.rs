@@ -10,9 +10,9 @@ use crate::common::ours::DefaultSpin;
 use crate::set::{Epoll, Ours, Ready, Set};
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Mode;
-use doorbell::poll::Watch;
+use doorbell::poll::{Probe, Watch};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Few, so that they meet.
@@ -49,6 +49,8 @@ enum Step {
     Add(Key, Target, How),
     Modify(Key, How),
     Delete(Key),
+    /// A probe that never finds anything: with it, the poller reports what it reports without.
+    Probe(Key),
     Wait(Room),
     /// Again, as waits are what shows.
     WaitForAll,
@@ -147,6 +149,20 @@ struct Play {
     poller: Ours,
     epoll: Epoll,
     registered: BTreeMap<usize, (usize, How)>,
+    /// Keys of what has a probe.
+    probed: BTreeSet<usize>,
+}
+
+struct NeverReady;
+
+impl Probe for NeverReady {
+    fn ready(&mut self) -> bool {
+        false
+    }
+
+    fn end(&mut self) -> bool {
+        false
+    }
 }
 
 impl Script {
@@ -160,6 +176,7 @@ impl Script {
             poller: Ours::new(),
             epoll: Epoll::new(),
             registered: BTreeMap::new(),
+            probed: BTreeSet::new(),
         };
         let mut operations = 0;
         for (index, &step) in self.steps.iter().enumerate() {
@@ -216,6 +233,10 @@ impl Play {
                     Seen::Done(self.epoll.add(kernels, key, how.watch())),
                 )
             }
+            // What has a probe cannot be a one-shot. epoll does not know of that.
+            Step::Modify(Key(key), how) if how.one_shot && self.probed.contains(&key) => {
+                return None;
+            }
             Step::Modify(Key(key), how) => {
                 if let Some((_, now)) = self.registered.get_mut(&key) {
                     *now = how;
@@ -227,10 +248,17 @@ impl Play {
             }
             Step::Delete(Key(key)) => {
                 self.registered.remove(&key);
+                self.probed.remove(&key);
                 (
                     Seen::Done(self.poller.delete(key)),
                     Seen::Done(self.epoll.delete(key)),
                 )
+            }
+            Step::Probe(Key(key)) => {
+                if self.poller.attach_probe(key, NeverReady).is_ok() {
+                    self.probed.insert(key);
+                }
+                return None;
             }
             Step::Wait(Room(room)) => self.wait(room),
             Step::WaitForAll => self.wait(KEYS.into()),

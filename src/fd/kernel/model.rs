@@ -32,6 +32,13 @@ impl KernelEvent {
         })))
     }
 
+    /// As a peer makes it.
+    pub fn blocking(count: u64) -> Self {
+        let fd = Self::new(EventfdFlags::empty()).expect("a model has room");
+        fd.lock().now = count;
+        fd
+    }
+
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(self.clone())
     }

@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// It is called at the commit of a transaction, by the thread that commits, for one doorbell after the other; never for
 /// two at once. At no time does it hold two that collide. It may change the address space in a call; that takes effect
 /// before the commit returns.
+///
+/// If a call panics, the listener counts as one who has not got the doorbell, the commit goes on, and then panics with
+/// the first payload.
 pub trait Listener: Send + Sync {
     /// What it is called in a [`Refusal`].
     fn name(&self) -> &'static str;

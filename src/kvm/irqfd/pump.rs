@@ -2,6 +2,7 @@
 
 use super::eventfd_of;
 use crate::irqfd::Eoi;
+use crate::sync::srcu;
 use kvm_ioctls::VmFd;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
@@ -117,7 +118,7 @@ impl Assertion {
     }
 }
 
-/// The thread. It ends when this is dropped.
+/// The thread. It ends when this is dropped; or soon after, where nobody is to wait.
 pub(super) struct Pump {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -193,8 +194,9 @@ impl Drop for Pump {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // The last handle to the sink may be dropped by an ack, on this very thread.
-        if thread.thread().id() != thread::current().id() {
+        // The last handle to the sink may be dropped by an ack, on this very thread. Or in a callback, which an observer
+        // of a resample event may be waiting for.
+        if thread.thread().id() != thread::current().id() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
         }

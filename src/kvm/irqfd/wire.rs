@@ -5,7 +5,7 @@
 //! KVM.
 
 use super::eventfd_of;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::sync::Arc;
@@ -17,8 +17,9 @@ pub(super) struct Wire {
     gsi: u32,
     /// A semaphore: signals that come after it was detached are taken back one by one.
     fd: EventFd,
-    /// Changed under the lock of the sink's state.
-    attached: AtomicBool,
+    /// How often it was attached and detached: an odd number while it is attached. Changed under the lock of the
+    /// sink's state.
+    changes: AtomicU64,
 }
 
 impl Wire {
@@ -27,22 +28,25 @@ impl Wire {
             vm,
             gsi,
             fd: eventfd_of(EFD_SEMAPHORE)?,
-            attached: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
         })
     }
 
     /// Has KVM send the message that its table has for the GSI.
     pub(super) fn attach(&self) -> io::Result<()> {
-        if !self.attached.load(Ordering::Relaxed) {
+        let changes = self.changes.load(Ordering::Relaxed);
+        if !is_attached(changes) {
             self.vm.register_irqfd(&self.fd, self.gsi)?;
-            self.attached.store(true, Ordering::Relaxed);
+            self.changes.store(changes + 1, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// When this returns, KVM injects nothing for it, and what was signalled before has been sent.
     pub(super) fn detach(&self) -> io::Result<()> {
-        if self.attached.swap(false, Ordering::Relaxed) {
+        let changes = self.changes.load(Ordering::Relaxed);
+        if is_attached(changes) {
+            self.changes.store(changes + 1, Ordering::Relaxed);
             self.vm.unregister_irqfd(&self.fd, self.gsi)?;
         }
         Ok(())
@@ -50,13 +54,20 @@ impl Wire {
 
     /// Returns whether the message has been sent.
     pub(super) fn signal(&self) -> bool {
-        // Relaxed, twice: KVM detaches under the eventfd's lock, which the write takes. If KVM has not seen the write,
-        // it was made after that, and so is the second load.
-        if !self.attached.load(Ordering::Relaxed) || self.fd.write(1).is_err() {
+        let changes = self.changes.load(Ordering::Relaxed);
+        if !is_attached(changes) || self.fd.write(1).is_err() {
             return false;
         }
-        self.attached.load(Ordering::Relaxed) || self.fd.read().is_err()
+        // Relaxed, twice: KVM attaches and detaches under the eventfd's lock, which the write takes. If KVM has not
+        // seen the write, it was made after a detach that the first load has not seen, and the second load sees that.
+        //
+        // Nor is it enough that the wire is attached again: KVM has sent one message then for all that it found.
+        self.changes.load(Ordering::Relaxed) == changes || self.fd.read().is_err()
     }
+}
+
+fn is_attached(changes: u64) -> bool {
+    changes % 2 == 1
 }
 
 impl Drop for Wire {

@@ -1,0 +1,111 @@
+//! What happens on the thread of a router that has one.
+
+use super::sink::message;
+use super::watchdog::limit;
+use doorbell::Event;
+use doorbell::irqfd::{InterruptSink, MsiMessage, Router};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
+
+const MSI: u32 = 24;
+
+type Call = Box<dyn FnOnce() + Send>;
+
+/// Does what it was given, inside its next call, and writes down which thread made the call.
+#[derive(Default)]
+struct Sink {
+    next: Mutex<Option<Call>>,
+    threads: Mutex<Vec<ThreadId>>,
+}
+
+impl InterruptSink for Sink {
+    fn set_level(&self, _: u32, _: u32, _: bool) {}
+
+    fn signal_msi(&self, _: u32, _: MsiMessage) {
+        let call = self.next.lock().unwrap().take();
+        if let Some(call) = call {
+            call();
+        }
+        self.threads.lock().unwrap().push(thread::current().id());
+    }
+}
+
+fn router() -> (Router, Arc<Sink>) {
+    let sink = Arc::new(Sink::default());
+    let router = Router::with_worker(Arc::clone(&sink)).unwrap();
+    router.set_route(MSI, Some(message(0x41))).unwrap();
+    (router, sink)
+}
+
+fn event() -> Arc<Event> {
+    Arc::new(Event::new(0))
+}
+
+/// A sink that may sleep is not called by who signals, also for a message.
+#[test]
+fn messages_are_handed_over() {
+    let (router, sink) = router();
+    let a = event();
+    let _irqfd = router.assign(&a, MSI).unwrap();
+    for round in 1..=3 {
+        a.signal();
+        router.synchronize();
+        let threads = sink.threads.lock().unwrap();
+        assert_eq!(threads.len(), round);
+        assert!(threads.iter().all(|&thread| thread == threads[0]));
+        assert_ne!(threads[0], thread::current().id());
+    }
+}
+
+/// Inside a call of the worker's, what waits for the worker elsewhere does not.
+#[test]
+fn the_worker_does_not_wait_for_itself() {
+    limit("the_worker_does_not_wait_for_itself", || {
+        let (router, sink) = router();
+        let (a, b) = (event(), event());
+        let irqfds = [&a, &b].map(|event| router.assign(event, MSI).unwrap());
+        let call = {
+            let router = router.clone();
+            move || {
+                router.synchronize();
+                router.set_route(MSI, Some(message(0x42))).unwrap();
+                drop(irqfds);
+            }
+        };
+        *sink.next.lock().unwrap() = Some(Box::new(call));
+        a.signal();
+        router.synchronize();
+        assert_eq!(sink.threads.lock().unwrap().len(), 1);
+        a.signal();
+        b.signal();
+        assert_eq!((a.count(), b.count()), (1, 1));
+    });
+}
+
+/// The last handle is dropped inside a call of the worker's, which returns, and the worker ends.
+#[test]
+fn the_last_handle_goes_in_the_worker() {
+    limit("the_last_handle_goes_in_the_worker", || {
+        let (router, sink) = router();
+        let a = event();
+        router.assign(&a, MSI).unwrap().keep();
+        let dropped = event();
+        let call = {
+            let dropped = Arc::clone(&dropped);
+            move || {
+                drop(router);
+                dropped.signal();
+            }
+        };
+        *sink.next.lock().unwrap() = Some(Box::new(call));
+        a.signal();
+        dropped.read();
+        // The worker has the board, which has the sink.
+        while Arc::strong_count(&sink) != 1 {
+            thread::yield_now();
+        }
+        assert_eq!(sink.threads.lock().unwrap().len(), 1);
+        a.signal();
+        assert_eq!(a.count(), 1);
+    });
+}

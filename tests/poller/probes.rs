@@ -1,0 +1,546 @@
+//! Probes: what the poller finds without being notified, and when notifications are on.
+
+use crate::calls::is_held_by_fewer_than;
+use crate::common::caller::{call_at, wait_until};
+use crate::common::counter::Place;
+use crate::common::watchdog;
+use doorbell::poll::{Events, PollError, Poller, Probe, Watch};
+use doorbell::{Event, Spin};
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::unix::net::UnixStream;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::thread;
+use std::time::Duration;
+
+const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+const SOON: Option<Duration> = Some(Duration::from_millis(1));
+
+/// What a probe is asked and says.
+#[derive(Default)]
+struct Source {
+    ready: AtomicBool,
+    /// Notifications are turned off.
+    begun: AtomicBool,
+    asked: AtomicU64,
+    begins: AtomicU32,
+    ends: AtomicU32,
+}
+
+struct OfSource(Arc<Source>);
+
+impl Probe for OfSource {
+    fn ready(&mut self) -> bool {
+        self.0.asked.fetch_add(1, Ordering::Relaxed);
+        self.0.ready.load(Ordering::Acquire)
+    }
+
+    fn begin(&mut self) {
+        assert!(!self.0.begun.swap(true, Ordering::Relaxed), "begun twice");
+        self.0.begins.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&mut self) -> bool {
+        assert!(self.0.begun.swap(false, Ordering::Relaxed), "ended twice");
+        self.0.ends.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.ready()
+    }
+}
+
+impl Source {
+    fn probe(self: &Arc<Self>) -> OfSource {
+        OfSource(Arc::clone(self))
+    }
+
+    fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+}
+
+/// A kick watched for edges under key 1, with a probe.
+fn probed(spin: Spin) -> (Poller, Arc<Event>, Arc<Source>) {
+    let poller = Poller::with_spin(spin);
+    let (kick, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+    poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
+    poller.attach_probe(1, source.probe()).unwrap();
+    (poller, kick, source)
+}
+
+fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
+    let mut events = Events::with_capacity(room);
+    let number = poller.wait(&mut events, timeout).unwrap();
+    assert_eq!(number, events.len());
+    assert!(events.iter().all(|ready| ready.is_readable()));
+    events.iter().map(|ready| ready.key()).collect()
+}
+
+const SPINS: [Spin; 3] = [
+    Spin::Never,
+    Spin::DEFAULT,
+    Spin::Adaptive {
+        max: Duration::from_millis(2),
+    },
+];
+
+#[test]
+fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
+    for spin in SPINS {
+        let (poller, kick, source) = probed(spin);
+        assert!(!source.is_begun());
+        kick.signal();
+        assert_eq!(keys(&poller, 4, None), [1]);
+        // From here on the driver need not notify.
+        assert!(source.is_begun());
+        source.set_ready(true);
+        assert_eq!(keys(&poller, 4, None), [1]);
+        // As long as it is ready.
+        assert_eq!(keys(&poller, 4, None), [1]);
+        source.set_ready(false);
+        assert!(source.is_begun());
+        assert_eq!(keys(&poller, 4, SOON), []);
+        // A thread has slept, with notifications turned on.
+        assert!(!source.is_begun());
+        let asked = source.asked();
+        source.set_ready(true);
+        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(source.asked(), asked, "a cold source was asked");
+        kick.signal();
+        assert_eq!(keys(&poller, 4, None), [1]);
+    }
+}
+
+#[test]
+fn what_is_there_before_the_probe_is_found() {
+    for spin in SPINS {
+        let poller = Poller::with_spin(spin);
+        let (kick, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+        source.set_ready(true);
+        poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
+        poller.attach_probe(1, source.probe()).unwrap();
+        assert_eq!(keys(&poller, 4, None), [1]);
+    }
+}
+
+/// What the last look before a sleep finds keeps the thread awake.
+#[test]
+fn found_at_the_end() {
+    struct AtTheEnd(u32);
+    impl Probe for AtTheEnd {
+        fn ready(&mut self) -> bool {
+            false
+        }
+
+        fn begin(&mut self) {
+            self.0 += 1;
+        }
+
+        fn end(&mut self) -> bool {
+            self.0 == 1
+        }
+    }
+    watchdog::limit("found_at_the_end", || {
+        for spin in SPINS {
+            let poller = Poller::with_spin(spin);
+            let kick = Arc::new(Event::new(1));
+            poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
+            poller.attach_probe(1, AtTheEnd(0)).unwrap();
+            assert_eq!(keys(&poller, 4, None), [1]);
+            assert_eq!(keys(&poller, 4, None), [1]);
+            assert_eq!(keys(&poller, 4, SOON), []);
+        }
+    });
+}
+
+/// A kick and the probe at once are one report.
+#[test]
+fn one_report() {
+    let (poller, kick, source) = probed(Spin::Never);
+    let fd = eventfd(1, EventfdFlags::empty()).unwrap();
+    let other = Arc::new(Source::default());
+    poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
+    poller.attach_probe(2, other.probe()).unwrap();
+    other.set_ready(true);
+    source.set_ready(true);
+    for _ in 0..100 {
+        kick.signal();
+        let mut found = keys(&poller, 8, None);
+        found.sort();
+        assert_eq!(found, [1, 2]);
+    }
+}
+
+/// Neither hides the other, nor what else is ready, however small the buffer is and however often the one is ready.
+#[test]
+fn none_starves() {
+    let (poller, _kick, source) = probed(Spin::Never);
+    let (second, event) = (Arc::new(Source::default()), Arc::new(Event::new(1)));
+    let fd = eventfd(1, EventfdFlags::empty()).unwrap();
+    let other_kick = Arc::new(Event::new(0));
+    poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
+    poller.attach_probe(2, second.probe()).unwrap();
+    poller.add(&event, 3, Watch::READABLE).unwrap();
+    poller.add_fd(&fd, 4, Watch::READABLE).unwrap();
+    source.set_ready(true);
+    second.set_ready(true);
+    // The bound that the docs state: descriptors are looked at in one wait of 32.
+    for room in [1, 2, 8] {
+        let mut found = [0_u32; 5];
+        for _ in 0..33 {
+            keys(&poller, room, None)
+                .into_iter()
+                .for_each(|key| found[key] += 1);
+        }
+        for (key, least) in [(1, 7), (2, 7), (3, 14), (4, 1)] {
+            assert!(found[key] >= least, "with room for {room}: {found:?}");
+        }
+    }
+}
+
+/// A source that has not been ready for long is not asked any more, though others keep the thread awake.
+#[test]
+fn an_idle_source_gets_cold() {
+    let (poller, kick, busy) = probed(Spin::Never);
+    let idle: Vec<_> = (2..100)
+        .map(|key| {
+            let (kick, source) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
+            poller.add(&kick, key, Watch::READABLE.edge()).unwrap();
+            poller.attach_probe(key, source.probe()).unwrap();
+            source
+        })
+        .collect();
+    kick.signal();
+    assert_eq!(keys(&poller, 200, None).len(), 99);
+    assert!(idle.iter().all(|source| source.is_begun()));
+    busy.set_ready(true);
+    for _ in 0..3_000 {
+        assert_eq!(keys(&poller, 200, None), [1]);
+    }
+    assert!(!idle.iter().any(|source| source.is_begun()));
+    let asked: u64 = idle.iter().map(|source| source.asked()).sum();
+    assert_eq!(keys(&poller, 200, None), [1]);
+    assert_eq!(asked, idle.iter().map(|source| source.asked()).sum::<u64>());
+    assert!(busy.is_begun());
+}
+
+#[test]
+fn a_thread_asleep_is_woken_by_the_kick() {
+    watchdog::limit("a_thread_asleep_is_woken_by_the_kick", || {
+        for _ in 0..10 {
+            let (poller, kick, source) = probed(Spin::Never);
+            kick.signal();
+            assert_eq!(keys(&poller, 4, None), [1]);
+            let poller = Arc::new(poller);
+            let waiter = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 4, None)
+            });
+            waiter.wait_asleep();
+            assert!(!source.is_begun());
+            kick.signal();
+            assert_eq!(waiter.finish(), [1]);
+            assert!(source.is_begun());
+        }
+    });
+}
+
+/// While one thread sleeps, another that reports leaves notifications turned on, so that the one that sleeps is told of
+/// what comes while the other works.
+#[test]
+fn no_thread_sleeps_while_notifications_are_off() {
+    watchdog::limit("no_thread_sleeps_while_notifications_are_off", || {
+        let (poller, kick, source) = probed(Spin::Never);
+        let poller = Arc::new(poller);
+        kick.signal();
+        assert_eq!(keys(&poller, 4, None), [1]);
+        assert!(source.is_begun());
+        // The one that was told works, and another comes.
+        let waiter = call_at(Place::Futex, {
+            let poller = Arc::clone(&poller);
+            move || keys(&poller, 4, None)
+        });
+        waiter.wait_asleep();
+        assert!(!source.is_begun());
+        // The first comes back, and is told of another event.
+        let other = Arc::new(Event::new(0));
+        poller.add(&other, 2, Watch::READABLE.edge()).unwrap();
+        poller.notify();
+        waiter.finish();
+        let waiter = call_at(Place::Futex, {
+            let poller = Arc::clone(&poller);
+            move || keys(&poller, 4, None)
+        });
+        waiter.wait_asleep();
+        source.set_ready(true);
+        assert_eq!(keys(&poller, 4, AT_ONCE), []);
+        kick.signal();
+        assert_eq!(waiter.finish(), [1]);
+    });
+}
+
+#[test]
+fn nothing_but_a_probe() {
+    watchdog::limit("nothing_but_a_probe", || {
+        for spin in SPINS {
+            let poller = Arc::new(Poller::with_spin(spin));
+            let source = Arc::new(Source::default());
+            poller.add_probe(7, source.probe()).unwrap();
+            assert_eq!(keys(&poller, 4, AT_ONCE), []);
+            source.set_ready(true);
+            for _ in 0..3 {
+                assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
+            }
+            source.set_ready(false);
+            let waiter = thread::spawn({
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 4, None)
+            });
+            wait_until("a sleep", || poller.stats().sleeps != 0);
+            wait_until("notifications", || !source.is_begun());
+            source.set_ready(true);
+            poller.notify();
+            assert_eq!(waiter.join().unwrap(), [7]);
+        }
+    });
+}
+
+#[test]
+fn errors() {
+    let (poller, kick, source) = probed(Spin::Never);
+    let attach = |key| poller.attach_probe(key, source.probe());
+    assert_eq!(attach(1), Err(PollError::KeyExists));
+    assert_eq!(attach(2), Err(PollError::NoEntry));
+    assert_eq!(
+        poller.add_probe(1, source.probe()),
+        Err(PollError::KeyExists)
+    );
+    assert_eq!(
+        poller.modify(1, Watch::READABLE.one_shot()),
+        Err(PollError::OneShot)
+    );
+    assert_eq!(poller.modify(1, Watch::READABLE), Ok(()));
+    poller.add(&kick, 2, Watch::READABLE.one_shot()).unwrap();
+    assert_eq!(attach(2), Err(PollError::OneShot));
+    let fd = eventfd(0, EventfdFlags::empty()).unwrap();
+    poller.add_fd(&fd, 3, Watch::READABLE.one_shot()).unwrap();
+    assert_eq!(attach(3), Err(PollError::OneShot));
+    poller.modify(3, Watch::READABLE).unwrap();
+    assert_eq!(attach(3), Ok(()));
+    assert_eq!(
+        poller.modify(3, Watch::READABLE.one_shot()),
+        Err(PollError::OneShot)
+    );
+    let bound = eventfd(0, EventfdFlags::empty()).unwrap();
+    poller.bind(&bound, &kick, 4).unwrap();
+    assert_eq!(attach(4), Err(PollError::Bound));
+    poller.add_probe(5, source.probe()).unwrap();
+    assert_eq!(attach(5), Err(PollError::KeyExists));
+    assert_eq!(poller.modify(5, Watch::READABLE), Err(PollError::Bound));
+}
+
+/// After the deletion, and after the poller, the other side notifies, and the probe is gone.
+#[test]
+fn deleted_and_dropped() {
+    for by_drop in [false, true] {
+        let (poller, kick, source) = probed(Spin::Never);
+        let alone = Arc::new(Source::default());
+        poller.add_probe(2, alone.probe()).unwrap();
+        kick.signal();
+        assert_eq!(keys(&poller, 4, None), [1]);
+        assert!(source.is_begun() && alone.is_begun());
+        if by_drop {
+            drop(poller);
+        } else {
+            poller.delete(1).unwrap();
+            poller.delete(2).unwrap();
+            source.set_ready(true);
+            assert_eq!(keys(&poller, 4, AT_ONCE), []);
+            // The keys are vacant, and so are the places.
+            poller.add_probe(1, source.probe()).unwrap();
+            assert_eq!(keys(&poller, 4, AT_ONCE), [1]);
+            poller.delete(1).unwrap();
+        }
+        assert!(!source.is_begun() && !alone.is_begun());
+        assert_eq!(
+            (Arc::strong_count(&source), Arc::strong_count(&alone)),
+            (1, 1)
+        );
+        is_held_by_fewer_than(2, &kick);
+    }
+}
+
+/// A probe may be deleted, and others added, while another thread asks all the time.
+#[test]
+fn deleted_while_another_thread_asks() {
+    watchdog::limit("deleted_while_another_thread_asks", || {
+        let (poller, kick, source) = probed(Spin::Always);
+        kick.signal();
+        assert_eq!(keys(&poller, 4, None), [1]);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| keys(&poller, 4, None));
+            let before = source.asked();
+            wait_until("questions", || source.asked() > before + 100);
+            poller.delete(1).unwrap();
+            assert_eq!(Arc::strong_count(&source), 1);
+            assert!(!source.is_begun());
+            source.set_ready(true);
+            poller.add_probe(2, source.probe()).unwrap();
+            assert_eq!(waiter.join().unwrap(), [2]);
+        });
+    });
+}
+
+/// A probe must not call its poller, and is told so. It may call another.
+#[test]
+fn a_probe_that_calls_a_poller() {
+    struct Calls(Arc<Poller>);
+    impl Probe for Calls {
+        fn ready(&mut self) -> bool {
+            keys(&self.0, 4, AT_ONCE);
+            _ = self.0.delete(99);
+            false
+        }
+
+        fn end(&mut self) -> bool {
+            false
+        }
+    }
+    let other = Arc::new(probed(Spin::Never).0);
+    let poller = Arc::new(Poller::with_spin(Spin::Never));
+    poller.add_probe(1, Calls(Arc::clone(&other))).unwrap();
+    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    poller.add_probe(2, Calls(Arc::clone(&poller))).unwrap();
+    let panic = panic::catch_unwind(AssertUnwindSafe(|| keys(&poller, 4, AT_ONCE))).unwrap_err();
+    let says = panic.downcast_ref::<&str>().unwrap();
+    assert!(says.contains("a probe calls its own poller"), "{says}");
+    // It is as it was.
+    poller.delete(2).unwrap();
+    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    assert_eq!(keys(&other, 4, AT_ONCE), []);
+}
+
+/// A probe of what is bound and watched under one key, and of a socket.
+#[test]
+fn of_descriptors() {
+    for spin in SPINS {
+        let poller = Poller::with_spin(spin);
+        let [first, second] = [(); 2].map(|()| Arc::new(Source::default()));
+        let (event, fd) = (
+            Arc::new(Event::new(0)),
+            eventfd(0, EventfdFlags::empty()).unwrap(),
+        );
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        poller.add_bound(&fd, &event, 1, Watch::READABLE).unwrap();
+        poller.attach_probe(1, first.probe()).unwrap();
+        poller.add_fd(&ours, 2, Watch::READABLE).unwrap();
+        poller.attach_probe(2, second.probe()).unwrap();
+        // After a sleep, both are cold.
+        assert_eq!(keys(&poller, 4, SOON), []);
+        rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
+        assert_eq!(keys(&poller, 4, None), [1]);
+        assert_eq!(event.try_read(), Some(5));
+        assert!(first.is_begun());
+        second.set_ready(true);
+        assert_eq!(keys(&poller, 4, SOON), []);
+        drop(theirs);
+        // A hang-up is reported of the socket.
+        let mut events = Events::with_capacity(4);
+        poller.wait(&mut events, None).unwrap();
+        assert!(
+            events
+                .iter()
+                .any(|ready| ready.key() == 2 && ready.is_hang_up())
+        );
+    }
+}
+
+/// A driver that notifies only if it is asked to, and as many threads as there are: every request is served.
+#[test]
+fn nothing_is_lost() {
+    #[derive(Default)]
+    struct Ring {
+        available: AtomicU64,
+        taken: AtomicU64,
+        no_notify: AtomicBool,
+    }
+    struct OfRing(Arc<Ring>);
+    impl Probe for OfRing {
+        fn ready(&mut self) -> bool {
+            self.0.available.load(Ordering::Acquire) != self.0.taken.load(Ordering::Relaxed)
+        }
+
+        fn begin(&mut self) {
+            self.0.no_notify.store(true, Ordering::Relaxed);
+        }
+
+        fn end(&mut self) -> bool {
+            self.0.no_notify.store(false, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            self.ready()
+        }
+    }
+    const REQUESTS: u64 = 50_000;
+    watchdog::limit("nothing_is_lost", || {
+        for (threads, descriptors) in [(1, false), (1, true), (2, false), (3, true)] {
+            // The window goes up and down: now and then the driver takes its time.
+            let poller = Poller::with_spin(Spin::DEFAULT);
+            let (ring, kick) = (Arc::new(Ring::default()), Arc::new(Event::new(0)));
+            let fd = eventfd(0, EventfdFlags::empty()).unwrap();
+            if descriptors {
+                poller
+                    .add_bound(&fd, &kick, 1, Watch::READABLE.edge())
+                    .unwrap();
+            } else {
+                poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
+            }
+            poller.attach_probe(1, OfRing(Arc::clone(&ring))).unwrap();
+            thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        while ring.taken.load(Ordering::Relaxed) < REQUESTS {
+                            keys(&poller, 2, None);
+                            let take = |taken| {
+                                (taken != ring.available.load(Ordering::Acquire))
+                                    .then_some(taken + 1)
+                            };
+                            while ring
+                                .taken
+                                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                                .is_ok()
+                            {}
+                        }
+                        poller.notify();
+                    });
+                }
+                for request in 0..REQUESTS {
+                    ring.available.store(request + 1, Ordering::Release);
+                    fence(Ordering::SeqCst);
+                    if !ring.no_notify.load(Ordering::Relaxed) {
+                        if descriptors {
+                            rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
+                        } else {
+                            kick.signal();
+                        }
+                    }
+                    if request % 4_096 == 0 {
+                        thread::sleep(Duration::from_micros(500));
+                    } else if request % 64 == 0 {
+                        while ring.taken.load(Ordering::Relaxed) <= request {
+                            std::hint::spin_loop();
+                        }
+                    }
+                }
+            });
+            assert_eq!(ring.taken.load(Ordering::Relaxed), REQUESTS);
+        }
+    });
+}
