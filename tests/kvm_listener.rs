@@ -77,7 +77,7 @@ fn run(vm: &mut Vm, space: &AddressSpace, mut configure: impl FnMut(u64)) -> Exi
     loop {
         match vm.run() {
             Exit::Halt => return exits,
-            Exit::Write { address, data, .. } if address == CONFIG.into() => {
+            Exit::Write { address, data, .. } if address == u64::from(CONFIG) => {
                 configure(data[0].into());
             }
             Exit::Write { bus, address, data } => match space.write(bus, address, &data) {

@@ -89,9 +89,10 @@ impl Device {
     pub fn serve(&mut self, index: usize) -> Result<()> {
         let stats = &self.stats.queues[index];
         match self.vrings[index].serve(&mut self.requests, stats) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                self.pend(index);
+            Ok(more) => {
+                if more || self.vrings[index].is_never_kicked() {
+                    self.pend(index);
+                }
                 Ok(())
             }
             Err(why) => {
@@ -156,20 +157,20 @@ impl Device {
         let Some(running) = &vring.running else {
             unreachable!("it runs");
         };
-        let probe = CountedProbe {
-            probe: running.queue.probe(),
-            stats: Arc::clone(&self.stats.queues[index]),
-        };
-        let watched = self
-            .device_loop
-            .watch_queue(vring.kick_fd(), FIRST_QUEUE + index, probe);
-        if let Err(e) = watched {
-            // Whatever of it is there.
-            let _ = self.device_loop.forget(FIRST_QUEUE + index);
-            vring.running = None;
-            return Err(refusal(format!(
-                "queue {index}: its kick cannot be watched: {e}"
-            )));
+        if let Some(kick) = vring.kick_fd() {
+            let probe = CountedProbe {
+                probe: running.queue.probe(),
+                stats: Arc::clone(&self.stats.queues[index]),
+            };
+            let key = FIRST_QUEUE + index;
+            if let Err(e) = self.device_loop.watch_queue(kick, key, probe) {
+                // Whatever of it is there.
+                let _ = self.device_loop.forget(key);
+                vring.running = None;
+                return Err(refusal(format!(
+                    "queue {index}: its kick cannot be watched: {e}"
+                )));
+            }
         }
         // Interrupts and kicks may have been lost with the back-end before this one, or in between.
         if vring.next_avail != 0 {
@@ -184,9 +185,11 @@ impl Device {
     fn stop(&mut self, index: usize) -> Result<()> {
         let vring = &mut self.vrings[index];
         if vring.running.is_some() {
-            self.device_loop
-                .forget(FIRST_QUEUE + index)
-                .map_err(|e| refusal(format!("queue {index}: {e}")))?;
+            if vring.kick_fd().is_some() {
+                self.device_loop
+                    .forget(FIRST_QUEUE + index)
+                    .map_err(|e| refusal(format!("queue {index}: {e}")))?;
+            }
             vring.stop(&self.stats.queues[index]);
         }
         Ok(())
@@ -357,9 +360,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        self.change(index, |vring| {
-            vring.kick = fd.map_or(Kick::Polled, Kick::By)
-        })
+        self.change(index, |vring| vring.kick = fd.map_or(Kick::Never, Kick::By))
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {

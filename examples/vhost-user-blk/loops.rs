@@ -13,18 +13,12 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 /// One thread's.
-pub trait Loop {
+pub trait Loop: Send {
     /// Reports `fd` as long as it is readable.
     fn watch(&mut self, fd: BorrowedFd<'_>, key: usize) -> anyhow::Result<()>;
 
-    /// Reports a queue after each kick, or when its probe finds something. The kick is not read. Without a kick, the
-    /// front-end wants the queue to be polled.
-    fn watch_queue(
-        &mut self,
-        kick: Option<&File>,
-        key: usize,
-        probe: CountedProbe,
-    ) -> anyhow::Result<()>;
+    /// Reports a queue after each kick, or when its probe finds something. The kick is not read.
+    fn watch_queue(&mut self, kick: &File, key: usize, probe: CountedProbe) -> anyhow::Result<()>;
 
     /// The probe has been dropped when this returns.
     fn forget(&mut self, key: usize) -> anyhow::Result<()>;

@@ -44,8 +44,8 @@ pub enum Kick {
     #[default]
     Untold,
     By(File),
-    /// The front-end does not kick.
-    Polled,
+    /// The front-end does not kick: the queue is served over and over, without sleep.
+    Never,
 }
 
 pub struct Running {
@@ -58,6 +58,10 @@ impl Vring {
     pub fn can_run(&self) -> bool {
         let kick = !matches!(self.kick, Kick::Untold);
         self.running.is_none() && kick && self.enabled && self.rings.is_some() && !self.broken
+    }
+
+    pub fn is_never_kicked(&self) -> bool {
+        matches!(self.kick, Kick::Never) && self.running.is_some()
     }
 
     pub fn kick_fd(&self) -> Option<&File> {

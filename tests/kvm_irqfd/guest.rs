@@ -117,8 +117,8 @@ impl Machine {
         while quiet < 3 {
             quiet += 1;
             match self.0.run() {
-                Exit::Write { address, .. } if address == DONE.into() => show(None),
-                Exit::Write { address, data, .. } if address == IN_SERVICE.into() => {
+                Exit::Write { address, .. } if address == u64::from(DONE) => show(None),
+                Exit::Write { address, data, .. } if address == u64::from(IN_SERVICE) => {
                     quiet = 0;
                     show(Some(data[0]));
                 }

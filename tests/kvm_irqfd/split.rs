@@ -81,8 +81,8 @@ fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
     let (mut taken, mut ended, mut idle) = (0, 0, 0);
     while idle < 3 {
         match machine.run() {
-            Exit::Write { address, .. } if address == IDLE.into() => idle += 1,
-            Exit::Write { address, .. } if address == IN_SERVICE.into() => taken += 1,
+            Exit::Write { address, .. } if address == u64::from(IDLE) => idle += 1,
+            Exit::Write { address, .. } if address == u64::from(IN_SERVICE) => taken += 1,
             Exit::EndOfInterrupt(VECTOR) => {
                 ended += 1;
                 router.ack(PIN);

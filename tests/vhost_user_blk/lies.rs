@@ -434,7 +434,9 @@ fn rings_that_lie_stop_their_queue() {
 
 #[test]
 fn requests_that_cannot_be_done_are_answered() {
-    let beside: &[(&str, u32, u64, (u64, u32), u8)] = &[
+    /// A name, a kind, a sector, the data, and the status.
+    type Request = (&'static str, u32, u64, (u64, u32), u8);
+    let beside: &[Request] = &[
         ("data before the memory", IN, 0, (GUEST - 512, 512), IOERR),
         ("data after the memory", IN, 0, (at(SIZE), 512), IOERR),
         (
@@ -549,6 +551,30 @@ fn a_call_that_would_block_does_not() {
         raw.settle();
         drop(raw);
         assert_serves(&daemon);
+    });
+}
+
+#[test]
+fn a_front_end_that_does_not_kick_is_polled() {
+    watchdog::limit("no kick", || {
+        for poll in ["0", "20"] {
+            let place = Place::new();
+            let daemon = Daemon::ours(&place, &["--ram", "1M", "--poll-max-us", poll]);
+            let mut raw = Raw::set_up(daemon.socket(), FEATURES);
+            // Bit 8: there is no descriptor.
+            raw.send(SET_VRING_KICK, &0x100_u64.to_ne_bytes(), &[]);
+            raw.settle();
+            for done in 1..100 {
+                raw.request(0, OUT, 0, (at(DATA), 512));
+                // The eventfd is not the back-end's any more.
+                raw.submit(0);
+                wait_for_bell(&raw.call);
+                raw.wait_used(done);
+            }
+            drop(raw);
+            let stats = daemon.end().stats;
+            assert_eq!((stats.all.requests, stats.all.kicks), (99, 0));
+        }
     });
 }
 

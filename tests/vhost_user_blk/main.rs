@@ -10,6 +10,7 @@ mod watchdog;
 mod backend;
 mod crashes;
 mod driver;
+mod guest;
 mod lies;
 mod options;
 mod patterns;

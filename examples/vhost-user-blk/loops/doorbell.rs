@@ -34,20 +34,10 @@ impl Loop for Doorbell {
         Ok(self.poller.add_fd(fd, key, Watch::READABLE)?)
     }
 
-    fn watch_queue(
-        &mut self,
-        kick: Option<&File>,
-        key: usize,
-        probe: CountedProbe,
-    ) -> anyhow::Result<()> {
-        match kick {
-            Some(kick) => {
-                self.poller.add_fd(kick, key, Watch::READABLE.edge())?;
-                if self.polls {
-                    self.poller.attach_probe(key, probe)?;
-                }
-            }
-            None => self.poller.add_probe(key, probe)?,
+    fn watch_queue(&mut self, kick: &File, key: usize, probe: CountedProbe) -> anyhow::Result<()> {
+        self.poller.add_fd(kick, key, Watch::READABLE.edge())?;
+        if self.polls {
+            self.poller.attach_probe(key, probe)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! epoll, as back-ends have it that do not poll.
 
 use super::{CountedProbe, Loop};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -37,15 +37,7 @@ impl Loop for Epoll {
         self.add(fd, key, EventFlags::IN)
     }
 
-    fn watch_queue(
-        &mut self,
-        kick: Option<&File>,
-        key: usize,
-        _: CountedProbe,
-    ) -> anyhow::Result<()> {
-        let Some(kick) = kick else {
-            bail!("epoll cannot do without kicks");
-        };
+    fn watch_queue(&mut self, kick: &File, key: usize, _: CountedProbe) -> anyhow::Result<()> {
         self.add(kick.as_fd(), key, EventFlags::IN | EventFlags::ET)
     }
 
