@@ -15,6 +15,7 @@ use crate::doorbells::{Doorbells, Interrupt};
 use crate::irqfds::Told;
 use crate::map::{QUEUES, cell, doorbells, notify_address, port, status};
 use crate::memory::Memory;
+use crate::pins::Pins;
 use crate::syscalls::Syscalls;
 use anyhow::{Context, ensure};
 use doorbell::ioeventfd::Bus;
@@ -34,6 +35,7 @@ pub struct Shared {
     /// Kicks per interrupt; 0: no interrupts.
     coalesce: AtomicU16,
     stopping: AtomicBool,
+    pins: Option<Pins>,
 }
 
 /// What became of the kicks between DRIVER_OK and reset.
@@ -112,6 +114,7 @@ impl Shared {
         interrupts: [Box<dyn Interrupt>; QUEUES],
         memory: Memory,
         clock: Clock,
+        pins: Option<Pins>,
     ) -> Self {
         Shared {
             doorbells,
@@ -121,6 +124,7 @@ impl Shared {
             seen: Default::default(),
             coalesce: AtomicU16::new(0),
             stopping: AtomicBool::new(false),
+            pins,
         }
     }
 }
@@ -134,6 +138,13 @@ impl Device {
             clocks_compared: None,
             running: None,
             served: None,
+        }
+    }
+
+    /// The calling thread is the vCPU's.
+    pub fn keep_vcpu(&self) {
+        if let Some(pins) = &self.shared.pins {
+            pins.keep_vcpu();
         }
     }
 
@@ -268,6 +279,9 @@ impl Shared {
 
     /// A device thread: sees the kicks of its queues until the device is reset.
     fn serve(&self, thread: usize) -> Served {
+        if let Some(pins) = &self.pins {
+            pins.keep_device(thread);
+        }
         let mut wait = self.doorbells.waiter(thread);
         let mut served = Served::nothing();
         let mut in_batch = [0; QUEUES];

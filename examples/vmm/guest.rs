@@ -36,6 +36,8 @@ const AWAITED: u64 = 0x8000;
 
 /// For how many ticks a driver that looks does so before it halts: some 50 µs.
 const PATIENCE: u32 = 150_000;
+/// How often it looks between two looks at the clock, which may cost an exit.
+const LOOKS: u32 = 16;
 
 /// The first PIC's ports, and the vector it is told to give to line 0.
 const PIC_COMMAND: i32 = 0x20;
@@ -111,7 +113,6 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
                 true => wait_for_completion(&mut a, queue)?,
                 false => wait_for_interrupt(&mut a, queue)?,
             }
-            time_round_trip(&mut a, queue)?;
         }
     }
     a.dec(ebp)?;
@@ -234,40 +235,55 @@ fn wait_for_interrupt(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedErr
     a.sti()?;
     a.hlt()?;
     a.jmp(look)?;
-    a.set_label(&mut done)
+    a.set_label(&mut done)?;
+    time_round_trip(a, queue)
 }
 
 /// Looks for a while whether the device is done with one more batch; then has itself interrupted, and halts until then.
 fn wait_for_completion(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedError> {
-    let (used, wanted) = (cell::used(queue), cell::wanted(queue));
-    let awaited = AWAITED + 8 * queue as u64;
+    let (used, wanted, completed) = (
+        cell::used(queue),
+        cell::wanted(queue),
+        cell::completed(queue),
+    );
     let mut begin = a.create_label();
+    let mut again = a.create_label();
     let mut look = a.create_label();
+    let mut late = a.create_label();
     let mut done = a.create_label();
-    a.inc(dword_ptr(awaited))?;
-    a.mov(ebx, dword_ptr(awaited))?;
+    a.mov(ebx, dword_ptr(completed))?;
+    a.inc(ebx)?;
+    a.cmp(dword_ptr(used), ebx)?;
+    a.jae(done)?;
     a.set_label(&mut begin)?;
     a.cli()?;
     a.rdtsc()?;
     a.mov(esi, eax)?;
+    a.set_label(&mut again)?;
+    a.mov(cx, LOOKS)?;
     a.set_label(&mut look)?;
     a.cmp(dword_ptr(used), ebx)?;
-    a.jae(done)?;
+    a.jae(late)?;
+    a.dec(cx)?;
+    a.jnz(look)?;
     a.rdtsc()?;
     a.sub(eax, esi)?;
     a.cmp(eax, PATIENCE)?;
-    a.jb(look)?;
+    a.jb(again)?;
     // XCHG is the fence between what is asked for and the last look.
     a.mov(eax, 1)?;
     a.xchg(dword_ptr(wanted), eax)?;
     a.cmp(dword_ptr(used), ebx)?;
-    a.jae(done)?;
+    a.jae(late)?;
+    // STI takes effect after the next instruction, as above.
     a.sti()?;
     a.hlt()?;
     a.jmp(begin)?;
-    a.set_label(&mut done)?;
+    a.set_label(&mut late)?;
     a.mov(dword_ptr(wanted), 0)?;
-    a.mov(dword_ptr(cell::completed(queue)), ebx)
+    a.set_label(&mut done)?;
+    time_round_trip(a, queue)?;
+    a.mov(dword_ptr(completed), ebx)
 }
 
 /// Stores how long ago the batch began.

@@ -6,6 +6,7 @@ use crate::device::{Device, Shared};
 use crate::doorbells::{Doorbells, Interrupt};
 use crate::map::QUEUES;
 use crate::memory::Memory;
+use crate::pins::Pins;
 use crate::plan::{Outcome, Plan};
 use crate::progress::Progress;
 use anyhow::Context;
@@ -29,17 +30,24 @@ pub trait Vcpu: Send {
 
 impl Machine {
     /// Runs the guest, and the watchdog beside it.
-    pub fn run(mut self, plan: &Plan, progress: &mut Progress) -> anyhow::Result<Outcome> {
+    pub fn run(
+        mut self,
+        plan: &Plan,
+        pins: Option<&Pins>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Outcome> {
         let shared = Arc::new(Shared::new(
             Arc::clone(&self.doorbells),
             self.interrupts,
             self.memory.clone(),
             self.clock,
+            pins.cloned(),
         ));
         let mut buses = Buses::new(self.doorbells, Device::new(Arc::clone(&shared)));
         let vcpu = thread::Builder::new()
             .name("vcpu 0".into())
             .spawn(move || {
+                buses.device.keep_vcpu();
                 self.vcpu.run(&mut buses)?;
                 let served = buses.device.served();
                 let served = served.context("the guest ended without a reset of its device")?;

@@ -12,7 +12,16 @@
 //! `doorbell` and `listener` are one address space, without KVM's listener and with it; `kernel` does what the listener
 //! does by hand. The set-up `eventfd` is the first with a list and an eventfd in the place of the table and the event:
 //! what there is to do without doorbell where KVM cannot take the doorbell. `level` is `doorbell` with level-triggered
-//! interrupts, which the guest ends and the device resamples. All run the same guest and the same device:
+//! interrupts, which the guest ends and the device resamples. `polled` is `listener` with a driver and a device that
+//! look into guest memory before they sleep, and kick and interrupt each other only while the other does not look:
+//!
+//! ```text
+//!     guest       kick: a count in guest memory, and a doorbell if the device sleeps      sees the other count
+//!     device      Poller::wait returns: a probe has seen the count, or the doorbell rang  ─▶ counts, and interrupts if
+//!                                                                                            the guest halts
+//! ```
+//!
+//! All run the same guest and the same device:
 //!
 //! | what | where |
 //! |---|---|
@@ -41,6 +50,7 @@ mod machine;
 mod map;
 mod memory;
 mod options;
+mod pins;
 mod plan;
 mod progress;
 mod report;
@@ -52,6 +62,7 @@ use clap::Parser;
 use doorbell::Spin;
 use machine::Machine;
 use options::{Options, Setup};
+use pins::Pins;
 use plan::Plan;
 use progress::Progress;
 use report::Row;
@@ -72,6 +83,7 @@ fn fail(error: &anyhow::Error) -> ! {
 fn run(options: &Options) -> anyhow::Result<()> {
     let cpu = Cpu::choose(options);
     let setups = cpu.choose_setups(options)?;
+    let pins = options.pin.then(Pins::new).transpose()?;
 
     let mut rows = Vec::new();
     for &batch in &options.batch {
@@ -88,9 +100,11 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let mut progress = Progress::new(runs, Duration::from_secs(options.watchdog));
     for _ in 0..options.rounds {
         for row in &mut rows {
-            let outcome = cpu
-                .machine(&row.plan, options.spin.into())?
-                .run(&row.plan, &mut progress)?;
+            let outcome = cpu.machine(&row.plan, options.spin.into())?.run(
+                &row.plan,
+                pins.as_ref(),
+                &mut progress,
+            )?;
             outcome.check(&row.plan)?;
             row.outcome.add(&outcome);
         }

@@ -38,6 +38,11 @@ pub struct Options {
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = SpinPolicy::Adaptive)]
     pub spin: SpinPolicy,
 
+    /// Keep the vCPU thread on the first CPU that there is, and the device threads on the others. The scheduler may put
+    /// the two that wait for each other on one, where neither can look while the other works
+    #[arg(long)]
+    pub pin: bool,
+
     /// Drive the devices from a software vCPU, a thread that makes the guest's writes, even if there is KVM
     #[arg(long)]
     pub software: bool,
