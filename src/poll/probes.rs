@@ -7,6 +7,10 @@
 //!       └── end: before a sleep, or idle for long
 //! ```
 //!
+//! What was hot at a sleep gets hot again with the first report of any probe's source: the queues of a device are often
+//! used in turn, and a poller that asks only the one that woke it would not find that asking pays. A source that has
+//! found nothing in [`MOST_RESTS`] such times waits for a report of its own.
+//!
 //! A cold source costs nothing: its notifications are on. The notifications of a hot one may be off, so somebody has to
 //! ask it. A thread that is out of `wait` and works does not ask; a thread that sleeps does not ask either. So a source
 //! may be hot without anybody who asks only as long as no thread sleeps:
@@ -43,6 +47,8 @@ struct Table {
     by_key: BTreeMap<usize, usize>,
     vacant: Vec<usize>,
     hot: Vec<usize>,
+    /// Those that a sleep has made cold, to get hot with the next report.
+    warm: Vec<usize>,
     /// Where to begin among the hot ones, so that each has its turn in a small buffer.
     first: usize,
     /// How often all have been asked.
@@ -61,10 +67,15 @@ struct Source {
     begun: bool,
     /// For how many rounds it has not been ready.
     idle: u32,
+    /// How many sleeps have made it cold since it was ready.
+    rests: u32,
 }
 
 /// A source that has been asked so often in vain gets cold. That takes some 100 µs of nothing but asking.
 const MOST_IDLE: u32 = 1024;
+
+/// So many sleeps in a row, with nothing found in between, and a source is not warm any more.
+const MOST_RESTS: u32 = 16;
 
 const_thread_local! {
     /// The probes that this thread has locked.
@@ -182,8 +193,12 @@ impl Probes {
         let mut locked = self.lock();
         let table = &mut *locked.table;
         for report in &*events {
-            if let Some(place) = table.by_key.get(&report.key()) {
-                table.heat(*place);
+            if let Some(&place) = table.by_key.get(&report.key()) {
+                table.source(place).rests = 0;
+                table.heat(place);
+                for warm in std::mem::take(&mut table.warm) {
+                    table.heat(warm);
+                }
             }
         }
         if !others_sleep() {
@@ -211,6 +226,7 @@ impl Locked<'_> {
             hot: false,
             begun: false,
             idle: 0,
+            rests: 0,
         });
         table.by_key.insert(key, place);
         table.heat(place);
@@ -223,6 +239,7 @@ impl Locked<'_> {
         let table = &mut *self.table;
         let place = table.by_key.remove(&key)?;
         table.hot.retain(|hot| *hot != place);
+        table.warm.retain(|warm| *warm != place);
         table.vacant.push(place);
         let mut source = table.sources[place].take()?;
         self.probes.number.fetch_sub(1, Ordering::Relaxed);
@@ -270,6 +287,7 @@ impl Table {
             let source = self.source(self.hot[place]);
             if source.probe.ready() {
                 source.idle = 0;
+                source.rests = 0;
                 let key = source.key;
                 events.push(key, events::READABLE);
                 self.first = place + 1;
@@ -288,9 +306,10 @@ impl Table {
         self.cool(events, |_| true)
     }
 
-    /// Turns notifications on for those that are `over`. They get cold, unless they are ready then.
+    /// Turns notifications on for those that are `over`. They get cold, or warm, unless they are ready then.
     fn cool(&mut self, events: &mut Events, over: impl Fn(&Source) -> bool) -> bool {
         let mut hot = std::mem::take(&mut self.hot);
+        let mut warm = std::mem::take(&mut self.warm);
         let mut left_over = false;
         hot.retain(|place| {
             let source = self.source(*place);
@@ -303,8 +322,12 @@ impl Table {
             } else {
                 source.probe.ready()
             };
-            source.idle = 0;
             source.hot = ready || source.alone;
+            source.rests = if ready { 0 } else { source.rests + 1 };
+            if !source.hot && source.idle < MOST_IDLE && source.rests < MOST_RESTS {
+                warm.push(*place);
+            }
+            source.idle = 0;
             if ready && events.room() == 0 {
                 left_over = true;
             } else if ready {
@@ -312,7 +335,7 @@ impl Table {
             }
             source.hot
         });
-        self.hot = hot;
+        (self.hot, self.warm) = (hot, warm);
         left_over
     }
 }

@@ -119,6 +119,41 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
     }
 }
 
+/// The queues of a device that are used in turn: after a sleep, the kick of one has the poller ask the others too, whose
+/// drivers need not kick. One that has had nothing for long is left alone.
+#[test]
+fn a_kick_of_one_warms_the_others() {
+    for spin in SPINS {
+        let (poller, kick, source) = probed(spin);
+        let (other_kick, other) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
+        poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
+        poller.attach_probe(2, other.probe()).unwrap();
+        assert_eq!(keys(&poller, 4, None), [2]);
+        assert!(other.is_begun());
+        let sleep_and_kick = || {
+            assert!(keys(&poller, 4, SOON).is_empty());
+            assert!(!source.is_begun() && !other.is_begun());
+            kick.signal();
+            assert_eq!(keys(&poller, 4, None), [1]);
+            assert!(source.is_begun());
+            other.is_begun()
+        };
+        assert!(sleep_and_kick());
+        other.set_ready(true);
+        assert_eq!(keys(&poller, 4, None), [2]);
+        other.set_ready(false);
+        let warmed = (0..100).take_while(|_| sleep_and_kick()).count();
+        assert!((1..100).contains(&warmed), "{warmed}");
+        let asked = other.asked();
+        assert!(!sleep_and_kick());
+        assert_eq!(other.asked(), asked, "a cold source was asked");
+        // Until it has something again.
+        other_kick.signal();
+        assert_eq!(keys(&poller, 4, None), [2]);
+        assert!(sleep_and_kick());
+    }
+}
+
 #[test]
 fn what_is_there_before_the_probe_is_found() {
     for spin in SPINS {
@@ -448,9 +483,11 @@ fn of_descriptors() {
         rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
         assert_eq!(keys(&poller, 4, None), [1]);
         assert_eq!(event.try_read(), Some(5));
-        assert!(first.is_begun());
+        // The report of one warms the other.
+        assert!(first.is_begun() && second.is_begun());
         second.set_ready(true);
-        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(keys(&poller, 4, SOON), [2]);
+        second.set_ready(false);
         drop(theirs);
         // A hang-up is reported of the socket.
         let mut events = Events::with_capacity(4);
