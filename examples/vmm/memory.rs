@@ -14,7 +14,7 @@ struct Page([AtomicU64; PAGE / CELL]);
 
 /// Clones are the same memory.
 ///
-/// Most accesses are relaxed. What orders them is what lies between the guest's access and the device's: a kick that the
+/// Most accesses are relaxed. What orders them lies between the guest's access and the device's: a kick that the
 /// device thread has read, an interrupt that the guest has taken, the end of the vCPU thread.
 #[derive(Clone)]
 pub struct Memory(Arc<[Page]>);

@@ -90,7 +90,7 @@ pub enum Setup {
     /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an
     /// interrupt as in the first
     Listener,
-    /// As the listener, but both sides look into guest memory before they sleep, and notify each other only if asked to:
+    /// As the listener, but both sides look into guest memory before they sleep, and notify each other only if asked:
     /// one device thread serves all queues with a Poller and probes, and the driver looks for a while before it halts
     Polled,
     /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds

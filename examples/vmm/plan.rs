@@ -110,7 +110,7 @@ impl Outcome {
                 let ends = interrupts + self.spurious;
                 told.acks == ends && (ends..=ends + QUEUES as u64).contains(&told.injections)
             } else if plan.setup.is_polled() {
-                // One that the driver's last look made needless may be pending when the next comes: the PIC has one bit.
+                // One that the last look made needless may be pending when the next comes: the PIC has one bit.
                 told.acks == 0 && (interrupts..=batches).contains(&told.injections)
             } else {
                 told.acks == 0 && told.injections == interrupts && told.coalesced == 0

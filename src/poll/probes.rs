@@ -211,8 +211,8 @@ impl Probes {
 }
 
 impl Locked<'_> {
-    /// Adds one, its notifications turned on, under a key that has none. The caller then wakes a thread: one that sleeps
-    /// has not asked it yet.
+    /// Adds one, its notifications turned on, under a key that has none. The caller then wakes a thread: one that
+    /// sleeps has not asked it yet.
     pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, alone: bool) {
         let table = &mut *self.table;
         let place = table.vacant.pop().unwrap_or_else(|| {

@@ -123,7 +123,8 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
 /// drivers need not kick. One that has had nothing for long is left alone.
 #[test]
 fn a_kick_of_one_warms_the_others() {
-    for spin in SPINS {
+    // A longer window would be as good as a sleep: it asks often enough to find that nothing comes.
+    for spin in [Spin::Never, Spin::DEFAULT] {
         let (poller, kick, source) = probed(spin);
         let (other_kick, other) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
         poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
