@@ -7,9 +7,9 @@
 //!       └── end: before a sleep, or idle for long
 //! ```
 //!
-//! What was hot at a sleep gets hot again with the first report of any probe's source: the queues of a device are often
-//! used in turn, and a poller that asks only the one that woke it would not find that asking pays. A source that has
-//! found nothing in [`MOST_RESTS`] such times waits for a report of its own.
+//! What was hot before a sleep gets hot again with the first report of any probe's source: the queues of a device are
+//! often used in turn, and a poller that asks only the one that woke it would not find that asking pays. A source that
+//! has found nothing in [`MOST_RESTS`] such times waits for a report of its own.
 //!
 //! A cold source costs nothing: its notifications are on. The notifications of a hot one may be off, so somebody has to
 //! ask it. A thread that is out of `wait` and works does not ask; a thread that sleeps does not ask either. So a source
@@ -47,8 +47,10 @@ struct Table {
     by_key: BTreeMap<usize, usize>,
     vacant: Vec<usize>,
     hot: Vec<usize>,
-    /// Those that a sleep has made cold, to get hot with the next report.
+    /// Those that have got cold, to get hot with the first report after a sleep.
     warm: Vec<usize>,
+    /// A thread has fallen asleep since those were last made hot.
+    slept: bool,
     /// Where to begin among the hot ones, so that each has its turn in a small buffer.
     first: usize,
     /// How often all have been asked.
@@ -67,14 +69,16 @@ struct Source {
     begun: bool,
     /// For how many rounds it has not been ready.
     idle: u32,
-    /// How many sleeps have made it cold since it was ready.
+    /// How often it has got cold since it was ready.
     rests: u32,
+    /// It stands among the warm ones, be it hot by now.
+    warm: bool,
 }
 
 /// A source that has been asked so often in vain gets cold. That takes some 100 µs of nothing but asking.
 const MOST_IDLE: u32 = 1024;
 
-/// So many sleeps in a row, with nothing found in between, and a source is not warm any more.
+/// A source that has got cold so often, with nothing found in between, is not warm any more.
 const MOST_RESTS: u32 = 16;
 
 const_thread_local! {
@@ -196,8 +200,11 @@ impl Probes {
             if let Some(&place) = table.by_key.get(&report.key()) {
                 table.source(place).rests = 0;
                 table.heat(place);
-                for warm in std::mem::take(&mut table.warm) {
-                    table.heat(warm);
+                if std::mem::take(&mut table.slept) {
+                    for warm in std::mem::take(&mut table.warm) {
+                        table.source(warm).warm = false;
+                        table.heat(warm);
+                    }
                 }
             }
         }
@@ -227,6 +234,7 @@ impl Locked<'_> {
             begun: false,
             idle: 0,
             rests: 0,
+            warm: false,
         });
         table.by_key.insert(key, place);
         table.heat(place);
@@ -303,6 +311,7 @@ impl Table {
 
     /// Before a sleep. Returns whether something was found that has no room.
     fn end(&mut self, events: &mut Events) -> bool {
+        self.slept = true;
         self.cool(events, |_| true)
     }
 
@@ -324,7 +333,8 @@ impl Table {
             };
             source.hot = ready || source.alone;
             source.rests = if ready { 0 } else { source.rests + 1 };
-            if !source.hot && source.idle < MOST_IDLE && source.rests < MOST_RESTS {
+            let stays_warm = !source.hot && source.rests < MOST_RESTS;
+            if stays_warm && !std::mem::replace(&mut source.warm, true) {
                 warm.push(*place);
             }
             source.idle = 0;

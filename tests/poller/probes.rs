@@ -123,8 +123,7 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
 /// drivers need not kick. One that has had nothing for long is left alone.
 #[test]
 fn a_kick_of_one_warms_the_others() {
-    // A longer window would be as good as a sleep: it asks often enough to find that nothing comes.
-    for spin in [Spin::Never, Spin::DEFAULT] {
+    for spin in SPINS {
         let (poller, kick, source) = probed(spin);
         let (other_kick, other) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
         poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
@@ -467,7 +466,7 @@ fn a_probe_that_calls_a_poller() {
 /// A probe of what is bound and watched under one key, and of a socket.
 #[test]
 fn of_descriptors() {
-    for spin in [Spin::Never, Spin::DEFAULT] {
+    for spin in SPINS {
         let poller = Poller::with_spin(spin);
         let [first, second] = [(); 2].map(|()| Arc::new(Source::default()));
         let (event, fd) = (
