@@ -128,11 +128,11 @@ pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
     }
 }
 
-/// An acquiring load of a word that other threads look at before they change it.
+/// An acquiring load that comes after the look at another word, which the other side changes first.
 ///
-/// Of the accesses to a word, loom remembers the last. A thread that looks before it changes the word hides the looks of
-/// the others by its own, and then loom does not try what happens if theirs comes after the change. So under loom this
-/// is a read-modify-write that changes nothing, for which it does.
+/// Under loom a read-modify-write that changes nothing. With a load, loom did not try that the other side makes both of
+/// its changes between the two looks, not even in an exhaustive run (`signal_and_unmask_inside_a_call`, with the looks
+/// exchanged). Why is not known: it does so in small programs of that shape.
 #[inline(always)]
 pub(crate) fn acquire_load(word: &atomic::AtomicU64) -> u64 {
     if cfg!(loom) {

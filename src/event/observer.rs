@@ -19,8 +19,8 @@
 //! sleeping know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks.
 //! Then all others, newest first: they may take their time, and by then nobody depends on them.
 //!
-//! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so their
-//! signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting takes is
+//! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so
+//! their signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting takes is
 //! looked at, but nothing is put into a queue.
 //!
 //! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
@@ -524,7 +524,8 @@ impl Calls<'_, '_> {
         }
     }
 
-    /// Calls those in the list that are not prompt and that the change is for, or has the thread's outermost call do so.
+    /// Calls those in the list that are not prompt and that the change is for, or has the thread's outermost call do
+    /// so.
     fn call_others(&mut self, list: &List, change: Changed) {
         let others = others(list);
         if self.outermost {

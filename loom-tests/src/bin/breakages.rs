@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     if let Some((first, others)) = workers.split_first() {
         // What does not depend on the code is compiled once.
         if !first.target().exists() {
-            first.build("event");
+            first.build("event").unwrap_or_else(|said| panic!("{said}"));
         }
         others.iter().for_each(|worker| worker.adopt(first));
     }
@@ -103,8 +103,8 @@ impl Worker {
         }
     }
 
-    /// Compiles one file of models, and returns the program. `None` if it does not compile.
-    fn build(&self, test: &str) -> Option<PathBuf> {
+    /// Compiles one file of models, and returns the program, or what cargo says.
+    fn build(&self, test: &str) -> Result<PathBuf, String> {
         let output = Command::new(env!("CARGO"))
             .current_dir(self.copy.join("loom-tests"))
             .env("CARGO_TARGET_DIR", self.target())
@@ -120,12 +120,12 @@ impl Worker {
         // "  Executable tests/event.rs (/…/debug/deps/event-0123456789abcdef)"
         let text = String::from_utf8_lossy(&output.stderr);
         let line = text.lines().find(|line| line.contains("Executable"));
-        let (_, program) = line.filter(|_| output.status.success())?.split_once('(')?;
-        Some(
-            self.copy
-                .join("loom-tests")
-                .join(program.strip_suffix(')')?),
-        )
+        let program = line
+            .filter(|_| output.status.success())
+            .and_then(|line| line.split_once('(')?.1.strip_suffix(')'));
+        program
+            .map(|program| self.copy.join("loom-tests").join(program))
+            .ok_or_else(|| text.to_string())
     }
 
     /// Applies one breakage, runs its models, and undoes it. Returns how many models passed.
@@ -144,7 +144,7 @@ impl Worker {
 
         let models = breakage["models"].as_array().expect("`models` is a list");
         let program = self.build(field(breakage, "test"));
-        let program = program.unwrap_or_else(|| panic!("`{name}` does not compile"));
+        let program = program.unwrap_or_else(|said| panic!("`{name}` does not compile: {said}"));
         let mut passed = 0;
         let models = models.iter().filter_map(Value::as_str);
         for model in models.take(if all { usize::MAX } else { 1 }) {
