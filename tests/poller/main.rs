@@ -19,6 +19,9 @@ use common::watchdog;
 use proptest::prelude::*;
 use script::Script;
 
+/// No keys. A bare `[]` does not tell of what, since vm-memory compares its own integers with `usize`.
+const NOTHING: [usize; 0] = [];
+
 proptest! {
     #![proptest_config(ProptestConfig {
         // The input is bytes, as the fuzzer's is, and the failure message holds the script itself.
