@@ -1,5 +1,6 @@
 //! What callers may do, and what they get for it.
 
+use crate::NOTHING;
 use crate::common::caller::{call_at, wait_until};
 use crate::common::counter::Place;
 use crate::common::watchdog;
@@ -63,10 +64,10 @@ fn room_without_end() {
 #[test]
 fn timeouts_of_every_length() {
     let poller = Arc::new(Poller::new());
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), NOTHING);
     let start = Instant::now();
     let timeout = Duration::from_millis(10);
-    assert_eq!(keys(&poller, 1, Some(timeout)), []);
+    assert_eq!(keys(&poller, 1, Some(timeout)), NOTHING);
     assert!(start.elapsed() >= timeout);
     let waiting = call_at(Place::Futex, {
         let poller = Arc::clone(&poller);
@@ -74,7 +75,7 @@ fn timeouts_of_every_length() {
     });
     waiting.wait_asleep();
     poller.notify();
-    assert_eq!(waiting.finish(), []);
+    assert_eq!(waiting.finish(), NOTHING);
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn debug_shows_what_is_there() {
     assert!(shows("notified: false, waiting: 0, spin: Never"));
     poller.notify();
     assert!(shows("notified: true"));
-    assert_eq!(keys(&poller, 1, None), []);
+    assert_eq!(keys(&poller, 1, None), NOTHING);
     assert!(shows("notified: false"));
     let event = Arc::new(Event::new(1));
     poller.add(&event, 5, Watch::READABLE).unwrap();
@@ -124,11 +125,11 @@ fn notifications() {
     let poller = Poller::new();
     poller.notify();
     poller.notify();
-    assert_eq!(keys(&poller, 1, None), []);
+    assert_eq!(keys(&poller, 1, None), NOTHING);
     // They counted as one.
     let start = Instant::now();
     let timeout = Duration::from_millis(10);
-    assert_eq!(keys(&poller, 1, Some(timeout)), []);
+    assert_eq!(keys(&poller, 1, Some(timeout)), NOTHING);
     assert!(start.elapsed() >= timeout);
     // One does not hide what is ready.
     let event = Arc::new(Event::new(1));
@@ -155,7 +156,7 @@ fn dropped_in_any_order() {
     // The poller keeps it.
     assert_eq!(keys(&poller, 1, AT_ONCE), [1]);
     poller.delete(1).unwrap();
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), NOTHING);
 }
 
 /// Nothing piles up in a poller in which nobody waits.
@@ -168,7 +169,7 @@ fn added_and_deleted_without_a_wait() {
         poller.delete(1).unwrap();
         is_held_by_fewer_than(100, &event);
     }
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), NOTHING);
     is_held_by_fewer_than(2, &event);
 }
 
@@ -262,7 +263,7 @@ fn many_registered() {
     for (key, event) in events.iter().enumerate() {
         poller.add(event, key, Watch::READABLE.edge()).unwrap();
     }
-    assert_eq!(keys(&poller, MANY, AT_ONCE), []);
+    assert_eq!(keys(&poller, MANY, AT_ONCE), NOTHING);
     events[1_234].signal();
     assert_eq!(keys(&poller, MANY, AT_ONCE), [1_234]);
     events.iter().rev().for_each(|event| event.signal());

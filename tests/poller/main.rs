@@ -19,6 +19,9 @@ use common::watchdog;
 use proptest::prelude::*;
 use script::Script;
 
+/// No keys. With a type of its own: a `[]` may be compared with several, once the crate `vm-memory` is there.
+const NOTHING: [usize; 0] = [];
+
 proptest! {
     #![proptest_config(ProptestConfig {
         // The input is bytes, as the fuzzer's is, and the failure message holds the script itself.
