@@ -53,7 +53,7 @@ pub(crate) use counter::Owner;
 pub(crate) use wakers::Place;
 
 use counter::Counter;
-use observer::{Calls, Observers, calling};
+use observer::Observers;
 use visitor::Visitor;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -439,15 +439,6 @@ impl Event {
         }
     }
 
-    /// Calls those who armed to be told that somebody sleeps, and do nothing else: pollers and tasks.
-    fn wake_by_calls(&self, calls: &mut Calls<'_, '_>, change: Change, whom: Release) {
-        self.observers.call_prompt(calls, change);
-        if self.observers.have_tasks() {
-            let tasks = self.tasks_for(change, whom);
-            self.observers.wake_tasks(calls, change, tasks);
-        }
-    }
-
     /// Who waits for which change.
     fn sides(&self) -> [(&Waiters, Change); 2] {
         self.counter.sides()
@@ -474,19 +465,8 @@ impl Owner for Event {
         self.owned.load(Ordering::Relaxed)
     }
 
-    fn call(&self, change: Change, kinds: u32, whom: Release) {
-        let owned = self.is_owned();
-        calling(|calls| {
-            if owned {
-                self.observers.call_others(calls, change, kinds);
-            }
-            if kinds & ARMED != 0 {
-                self.wake_by_calls(calls, change, whom);
-            }
-            if !owned {
-                self.observers.call_others(calls, change, kinds);
-            }
-        });
+    fn call(&self, change: Change, kinds: u32, n: u64) {
+        Observers::call(self, change, kinds, n);
     }
 }
 

@@ -21,6 +21,46 @@
 //! without a system call, and what is not ready costs nothing. If a [`Batch`](crate::event::Batch) signals many, or an
 //! observer in its call, the wake-up comes when all of them are in the queue, however fast the thread would be.
 //!
+//! # Looking before sleeping
+//!
+//! A thread that sleeps has to be woken, which takes 5 to 50 µs, and whoever wakes it makes a system call. What comes
+//! soon is cheaper to wait for awake. So a wait that finds nothing looks on for a while, the *window*, before it sleeps:
+//!
+//! ```text
+//!                    wait: anything there?  ── yes ──▶ report it
+//!                             │ no
+//!        ┌────────────────────▼───────────────────┐
+//!        │ the window: look again and again at    │ ── found ──▶ report it: a sleep saved, the window stays open
+//!        │   the queue of events       (a load)   │
+//!        │   hot sources, by probes    (a load)   │       ▲ hot: reported since the thread last slept;
+//!        │   descriptors               (50 µs)    │       │      begin: "need not notify"
+//!        └────────────────────┬───────────────────┘       │
+//!                             │ nothing came              │
+//!               end: "notify from now on", and a last look at each hot source ── found ──▶ report it
+//!                             │
+//!                           sleep ── a kick ──▶ report it
+//! ```
+//!
+//! * **Probes.** Events are found by a load, as their signals put them into the poller's queue. So is any source with a
+//!   [`Probe`]: a virtqueue, whose driver need not kick while the poller looks. See [`Probe`] for the contract, and
+//!   `doorbell::virtio` (feature `virtio-queue`) for one that is ready to use.
+//! * **The hot set.** Only sources that were reported since the thread last slept are asked. The others notify, and cost
+//!   nothing: ten thousand idle queues slow a busy one by nothing. A source that was asked 1,024 times in vain leaves
+//!   the hot set too, if others keep the thread awake.
+//! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when fewer than one
+//!   in three looks find something, or when another thread has taken the CPU for long meanwhile. It opens again for a
+//!   trial of eight looks, after 32 to 1,024 waits that were so short that it might pay. It does not grow step by step:
+//!   while both sides sleep, a round takes so long that a short window is never seen to pay, although a long one would
+//!   make the rounds short. With [`Spin::Never`](crate::Spin::Never) there is none. Probes are then asked once in each
+//!   wait, and before a sleep.
+//! * **Nobody starves.** Sources with probes and other events take turns in being first in the buffer. Descriptors are
+//!   looked at in one wait of 32 at least and, within a wait, every 50 µs.
+//! * **Several threads.** One of them looks at the hot sources; the others sleep. A thread that leaves `wait` with
+//!   something to report has notifications turned on if another thread sleeps, since that one could not be told of what
+//!   comes meanwhile.
+//!
+//! # Differences from epoll
+//!
 //! What is reported, and in which order, is what epoll reports of eventfds, and is compared with it by fuzzing. It
 //! differs on purpose in this:
 //!
@@ -31,6 +71,7 @@
 //! * If two threads signal an event at once, one puts it into the queue. The other may return before that has happened,
 //!   and find nothing in a wait of its own that does not sleep; one that sleeps is woken. (In the kernel the second
 //!   would wait for a lock.)
+//! * What a probe finds is reported as level-triggered, in no particular order beside the rest.
 //! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can.
 //!   The poller keeps the events alive. A poller cannot be watched by another.
 //!

@@ -89,7 +89,7 @@ use crate::event::counter::Owner;
 use crate::event::{Change, Interest, Mode, Readiness, Spin, WriteError};
 use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ARMED, Release};
+use crate::sync::waiters::ARMED;
 #[cfg(loom)]
 use line::Line;
 use line::Unfit;
@@ -466,7 +466,7 @@ impl Owner for SharedEvent {
         false
     }
 
-    fn call(&self, _: Change, _: u32, _: Release) {
+    fn call(&self, _: Change, _: u32, _: u64) {
         self.wakers.iter().for_each(Waker::ring);
     }
 }

@@ -128,6 +128,20 @@ pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
     }
 }
 
+/// An acquiring load of a word that other threads look at before they change it.
+///
+/// Of the accesses to a word, loom remembers the last. A thread that looks before it changes the word hides the looks of
+/// the others by its own, and then loom does not try what happens if theirs comes after the change. So under loom this
+/// is a read-modify-write that changes nothing, for which it does.
+#[inline(always)]
+pub(crate) fn acquire_load(word: &atomic::AtomicU64) -> u64 {
+    if cfg!(loom) {
+        word.fetch_add(0, Ordering::Acquire)
+    } else {
+        word.load(Ordering::Acquire)
+    }
+}
+
 /// A releasing store to a word that no other thread writes but looks at with [`dekker_load`].
 ///
 /// Under loom that look is a read-modify-write, and loom does not order a plain store among those; so there this is

@@ -33,12 +33,14 @@
 //! barrier only if the driver seems to want the interrupt. [`finish`](PolledQueue::finish) gives the sure answer, once
 //! for all requests that are done; no interrupt is lost, whatever the looks before it have seen.
 
+mod error;
 mod probe;
 mod queue;
 mod rings;
 
+pub use error::QueueError;
 pub use probe::QueueProbe;
-pub use queue::{PolledQueue, QueueError, Served};
+pub use queue::{PolledQueue, Served};
 
 #[cfg(test)]
 mod tests;

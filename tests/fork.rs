@@ -251,3 +251,89 @@ fn a_router_with_a_worker() {
         });
     });
 }
+
+/// Whether this is a process for one test, in which no other has called anything. If not, it has been run in one.
+fn is_fresh(test: &str) -> bool {
+    const FRESH: &str = "DOORBELL_TEST_FRESH";
+    let fresh = std::env::var_os(FRESH).is_some();
+    if !fresh {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", test]).env(FRESH, "").output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    fresh
+}
+
+/// Forks while another thread finds out what the first blocking call of a process has to know.
+#[test]
+fn during_the_first_blocking_call() {
+    const NAME: &str = "during_the_first_blocking_call";
+    if !is_fresh(NAME) {
+        return;
+    }
+    let block = || assert_eq!(event().read_timeout(Duration::from_millis(1)), None);
+    limit(NAME, || {
+        for round in 0..200 {
+            in_a_child(|| {
+                let begins = Arc::new(AtomicBool::new(false));
+                let other = thread::spawn({
+                    let begins = Arc::clone(&begins);
+                    move || {
+                        begins.store(true, SeqCst);
+                        block();
+                    }
+                });
+                while !begins.load(SeqCst) {}
+                for _ in 0..10 * round {
+                    std::hint::spin_loop();
+                }
+                in_a_child(|| {
+                    // SAFETY: a plain system call. Sooner than that of a child that is given all the time it may need.
+                    unsafe { libc::alarm(5) };
+                    block();
+                });
+                other.join().unwrap();
+            });
+        }
+    });
+}
+
+/// Forks while others attach and detach, in a process in which no callback has been made yet: the lock that they share
+/// for what they replace is free in the child.
+#[test]
+fn before_the_first_callback() {
+    const NAME: &str = "before_the_first_callback";
+    if !is_fresh(NAME) {
+        return;
+    }
+    let attach = || drop(observe(&event(), || ()));
+    /// Ends the others if a child fails, too.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    limit(NAME, || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = Stop(&stop);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        // Each to an event of its own, so that the lists are short.
+                        attach();
+                    }
+                });
+            }
+            for _ in 0..300 {
+                in_a_child(|| {
+                    // SAFETY: a plain system call. Sooner than that of a child that is given all the time it may need.
+                    unsafe { libc::alarm(5) };
+                    attach();
+                });
+            }
+        });
+    });
+}

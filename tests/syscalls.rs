@@ -15,6 +15,12 @@
 ))]
 
 mod common;
+#[cfg(target_arch = "x86_64")]
+#[path = "syscalls/kvm.rs"]
+mod kvm;
+#[cfg(target_arch = "x86_64")]
+#[path = "common/vm.rs"]
+mod vm;
 
 use common::caller::{Caller, call, call_at, wait_until};
 use common::counter::{Counter, Place};
@@ -916,115 +922,6 @@ fn the_list_of_tables_and_routers_is_complete() {
             event.signal();
             router.unmask(number as u32);
             drop(irqfd);
-        }
-    });
-}
-
-/// Interrupts by KVM on several threads, with what the documentation of a `KvmSink` lists for who interrupts.
-#[cfg(target_arch = "x86_64")]
-fn interrupts_under_the_list(test: &str, injection: Injection, calls: &'static [libc::c_long]) {
-    let Ok(kvm) = kvm_ioctls::Kvm::new() else {
-        eprintln!("skipped: no KVM");
-        return;
-    };
-    if !is_observed() {
-        let output = observe(&[], test);
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-        return;
-    }
-    let vm = Arc::new(kvm.create_vm().unwrap());
-    vm.create_irq_chip().unwrap();
-    let router = Router::new(Arc::new(KvmSink::new(vm, injection).unwrap()));
-    let mut routes = Routes::identity(24);
-    for gsi in 24..28 {
-        routes.set(gsi, Some(msi(gsi))).unwrap();
-    }
-    router.set_routes(routes).unwrap();
-    let event = || Arc::new(Event::new(0));
-    let resample = event();
-    // A pin and a message for each thread, and a level that all share.
-    let irqfds: Vec<_> = [4, 5, 6, 7, 24, 25, 26, 27]
-        .map(|gsi| router.assign(&event(), gsi).unwrap())
-        .into();
-    let levels = [(); 4].map(|()| (event(), router.level_source(10)));
-    for (event, _) in &levels {
-        let irqfd = router.assign_with_resample(event, 11, &resample);
-        irqfd.unwrap().keep();
-    }
-    meet_under(&listed(calls, &[WAIT_BITSET, WAKE]), move |number| {
-        for round in 0..2_000 {
-            irqfds[number].event().signal();
-            irqfds[4 + number].event().signal();
-            let (event, level) = &levels[number];
-            level.set_level(round % 2 == 0);
-            // Raised by KVM, and lowered as at an end of interrupt.
-            if round % 100 == 0 {
-                event.signal();
-                router.ack(11);
-            }
-        }
-    });
-}
-
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_list_of_a_kvm_sink_is_complete() {
-    let test = "the_list_of_a_kvm_sink_is_complete";
-    let calls = &[libc::SYS_ioctl, libc::SYS_write];
-    interrupts_under_the_list(test, Injection::Userspace, calls);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_list_of_a_kvm_sink_by_the_kernel_is_complete() {
-    let test = "the_list_of_a_kvm_sink_by_the_kernel_is_complete";
-    let calls = &[libc::SYS_ioctl, libc::SYS_write, libc::SYS_read];
-    interrupts_under_the_list(test, Injection::Kernel, calls);
-}
-
-/// All that a `KvmSink` calls for who assigns, deassigns and changes routes; but not for the first resampling irqfd,
-/// which starts a thread.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_list_of_changes_of_a_kvm_sink_is_complete() {
-    let Ok(kvm) = kvm_ioctls::Kvm::new() else {
-        eprintln!("skipped: no KVM");
-        return;
-    };
-    if !is_observed() {
-        let output = observe(&[], "the_list_of_changes_of_a_kvm_sink_is_complete");
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-        return;
-    }
-    let vm = Arc::new(kvm.create_vm().unwrap());
-    vm.create_irq_chip().unwrap();
-    let router = Router::new(Arc::new(KvmSink::new(vm, Injection::Kernel).unwrap()));
-    router.set_routes(Routes::identity(24)).unwrap();
-    let events: Vec<_> = (0..8).map(|_| Arc::new(Event::new(0))).collect();
-    let first = router.assign_with_resample(&events[0], 11, &events[1]);
-    first.unwrap().keep();
-    let calls = [
-        libc::SYS_ioctl,
-        libc::SYS_eventfd2,
-        libc::SYS_epoll_ctl,
-        libc::SYS_read,
-        libc::SYS_close,
-        libc::SYS_sched_yield,
-        libc::SYS_clock_nanosleep,
-    ];
-    let mut allowed = listed(&calls, &[WAIT, WAIT_BITSET, WAKE]);
-    if cfg!(debug_assertions) {
-        // The standard library, before it closes one.
-        allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_GETFD]));
-    }
-    meet_under(&allowed, move |number| {
-        let (gsi, pin) = (24 + number as u32, 4 + number as u32);
-        for round in 0..50 {
-            router.unmask_with_route(gsi, msi(round)).unwrap();
-            drop(router.assign(&events[4 + number], gsi).unwrap());
-            let resample = Arc::new(Event::new(0));
-            let irqfd = router.assign_with_resample(&events[4 + number], pin, &resample);
-            drop(irqfd.unwrap());
         }
     });
 }

@@ -18,6 +18,7 @@ pub mod round_trip;
 pub mod spin;
 pub mod turns;
 pub mod wait_any;
+pub mod window;
 
 use criterion::Criterion;
 use rustix::thread::{CpuSet, sched_setaffinity};

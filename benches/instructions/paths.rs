@@ -3,11 +3,13 @@
 
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Reader, Table};
+use doorbell::poll::{Poller, Watch};
 use doorbell::{Event, Mode};
 use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::mem;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 /// The longest run.
 pub const MOST_TIMES: usize = 3_000;
@@ -52,6 +54,8 @@ paths! {
     "signal, observed": observed, |event, _| event.signal();
     "signal, observed on demand, not armed": quiet, |event, _| event.signal();
     "signal, observed on demand, armed": armed, |event, _| event.signal();
+    "signal, in a poller": in_poller, |event, _| event.signal();
+    "signal, in a poller that knows": in_poller_that_knows, |event, _| event.signal();
     "lookup: hit, repeated": empty, |_, it| it.ring(7);
     "lookup: hit, random": empty, |_, it| it.ring(it.random());
     "lookup: miss, repeated": empty, |_, it| it.miss(7);
@@ -116,6 +120,24 @@ fn armed() -> Made {
     let (event, observation) = quiet();
     observation.iter().for_each(|it| it.arm(Interest::Signals));
     (event, observation)
+}
+
+/// Watched by a poller that is not asleep.
+fn in_poller() -> Made {
+    static POLLER: LazyLock<Poller> = LazyLock::new(Poller::new);
+    static KEYS: AtomicUsize = AtomicUsize::new(0);
+    let made = empty();
+    let key = KEYS.fetch_add(1, Relaxed);
+    let added = POLLER.add(&made.0, key, Watch::READABLE.edge());
+    added.expect("the key is new");
+    made
+}
+
+/// The poller has been told of a signal before, and has not looked since.
+fn in_poller_that_knows() -> Made {
+    let made = in_poller();
+    made.0.signal();
+    made
 }
 
 /// Does nothing, and the compiler does not know.

@@ -1,4 +1,4 @@
-//! The device: its registers, which the vCPU thread reaches through the buses, and one thread per queue.
+//! The device: its registers, which the vCPU thread reaches through the buses, and its threads: one per queue, or one.
 //!
 //! ```text
 //!     status        the device                                   each device thread
@@ -42,6 +42,10 @@ pub struct Served {
     pub seen: u64,
     /// From the kick to the device thread, in nanoseconds.
     pub latency: Histogram<u64>,
+    /// Of the batches, by the guest's clock, in nanoseconds.
+    pub round_trip: Histogram<u64>,
+    /// How often the doorbells have rung, if that is not `seen`.
+    pub rung: Option<u64>,
     /// Whether the guest's clock and the device's are the same as far as seen. If not, `latency` means nothing.
     pub clock_holds: bool,
     /// Writes to a doorbell's address after the reset, which have no effect.
@@ -54,10 +58,13 @@ pub struct Served {
 
 impl Served {
     pub fn nothing() -> Self {
+        // A minute and three digits. It takes its memory now and not while the clock runs.
+        let times = || Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
         Served {
             seen: 0,
-            // A minute and three digits. It takes its memory now and not while the clock runs.
-            latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
+            latency: times(),
+            round_trip: times(),
+            rung: None,
             clock_holds: true,
             ignored: 0,
             told: None,
@@ -68,6 +75,12 @@ impl Served {
     pub fn add(&mut self, other: &Served) {
         self.seen += other.seen;
         self.latency.add(&other.latency).expect("equal bounds");
+        self.round_trip
+            .add(&other.round_trip)
+            .expect("equal bounds");
+        if let Some(rung) = other.rung {
+            *self.rung.get_or_insert_default() += rung;
+        }
         self.ignored += other.ignored;
         self.clock_holds &= other.clock_holds;
         if let Some(told) = &other.told {
@@ -196,13 +209,13 @@ impl Device {
             .assign(&doorbells())
             .context("assigning the doorbells")?;
         let mut threads = Vec::new();
-        for queue in 0..QUEUES {
+        for number in 0..self.shared.doorbells.threads() {
             let shared = Arc::clone(&self.shared);
-            let name = format!("queue {queue}");
+            let name = format!("device {number}");
             threads.push(
                 thread::Builder::new()
                     .name(name)
-                    .spawn(move || shared.serve(queue))?,
+                    .spawn(move || shared.serve(number))?,
             );
         }
         let syscalls = Syscalls::start().ok();
@@ -224,16 +237,23 @@ impl Device {
             .context("deassigning the doorbells")?;
         // Relaxed: the signal below carries it.
         self.shared.stopping.store(true, Ordering::Relaxed);
-        for (queue, thread) in running.threads.into_iter().enumerate() {
-            let counter = self.shared.doorbells.counter(queue);
-            counter.signal();
+        let doorbells = &self.shared.doorbells;
+        let stops = doorbells.stop();
+        for thread in running.threads {
             served.add(&thread.join().expect("a device thread panicked"));
-            // The read once more; and the signal that stopped the thread was no kick.
-            served.seen = served.seen + counter.take() - 1;
+        }
+        for queue in 0..QUEUES {
+            // The read once more.
+            served.seen += doorbells.rest(queue);
+            if let Some(rung) = doorbells.rung(queue) {
+                *served.rung.get_or_insert_default() += rung;
+            }
             if let Some(told) = self.shared.told(queue) {
                 served.told.get_or_insert_default().add(&told);
             }
+            self.shared.time_round_trip(queue, &mut served);
         }
+        served.seen -= stops;
         self.served = Some(served);
         Ok(())
     }
@@ -246,44 +266,71 @@ impl Shared {
         self.interrupts[queue].told(self.memory.get(cell::interrupts(queue)) + spurious)
     }
 
-    /// A device thread: sees the kicks of a queue until the device is reset.
-    fn serve(&self, queue: usize) -> Served {
-        let counter = self.doorbells.counter(queue);
+    /// A device thread: sees the kicks of its queues until the device is reset.
+    fn serve(&self, thread: usize) -> Served {
+        let mut wait = self.doorbells.waiter(thread);
         let mut served = Served::nothing();
-        let mut in_batch = 0;
+        let mut in_batch = [0; QUEUES];
         let syscalls = Syscalls::start().ok();
         loop {
-            let kicks = counter.wait();
+            let kicks = wait();
             let now = self.clock.now();
-            served.seen += kicks;
+            served.seen += kicks.iter().sum::<u64>();
             // Relaxed, as is `coalesce` below: the wait that took the signal, or the kick, made both visible.
             if self.stopping.load(Ordering::Relaxed) {
                 break;
             }
-            self.seen[queue].fetch_add(kicks, Ordering::Relaxed);
-            let batch = self.coalesce.load(Ordering::Relaxed).into();
-            if batch == 0 {
-                continue;
-            }
-            // The guest waits for the interrupt, so these are kicks of one batch, in the order of their time stamps.
-            for kick in in_batch..in_batch + kicks {
-                served.time(
-                    &self.clock,
-                    self.memory.get(cell::stamps(queue) + 8 * (kick % batch)),
-                    now,
-                );
-            }
-            in_batch += kicks;
-            if in_batch >= batch {
-                in_batch = 0;
-                if let Err(e) = self.interrupts[queue].raise() {
-                    // The guest would wait forever.
-                    crate::fail(&e.context("interrupting the guest"));
-                }
+            for queue in (0..QUEUES).filter(|&queue| kicks[queue] != 0) {
+                self.seen[queue].fetch_add(kicks[queue], Ordering::Relaxed);
+                self.serve_kicks(queue, kicks[queue], now, &mut in_batch[queue], &mut served);
             }
         }
         served.syscalls = syscalls.and_then(|counter| counter.stop().ok());
         served
+    }
+
+    fn serve_kicks(
+        &self,
+        queue: usize,
+        kicks: u64,
+        now: u64,
+        in_batch: &mut u64,
+        served: &mut Served,
+    ) {
+        let batch = self.coalesce.load(Ordering::Relaxed).into();
+        if batch == 0 {
+            return;
+        }
+        if *in_batch == 0 {
+            self.time_round_trip(queue, served);
+        }
+        // The guest waits for the interrupt, so these are kicks of one batch, in the order of their time stamps.
+        for kick in *in_batch..*in_batch + kicks {
+            served.time(
+                &self.clock,
+                self.memory.get(cell::stamps(queue) + 8 * (kick % batch)),
+                now,
+            );
+        }
+        *in_batch += kicks;
+        if *in_batch >= batch {
+            *in_batch = 0;
+            if let Err(e) = self.interrupts[queue].raise() {
+                // The guest would wait forever.
+                crate::fail(&e.context("interrupting the guest"));
+            }
+        }
+    }
+
+    /// Takes down how long the guest has waited for the last batch of a queue, if there was one.
+    fn time_round_trip(&self, queue: usize, served: &mut Served) {
+        match self.memory.get(cell::round_trip(queue)) {
+            0 => {}
+            ticks => {
+                let took = self.clock.nanoseconds(ticks);
+                served.round_trip.saturating_record(took);
+            }
+        }
     }
 }
 

@@ -5,15 +5,18 @@
 mod kernel;
 #[cfg(target_os = "linux")]
 mod list;
+mod polled;
 mod space;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use kernel::InKernel;
 #[cfg(target_os = "linux")]
 pub use list::{InList, eventfds};
+pub use polled::Polled;
 pub use space::InSpace;
 
 use crate::irqfds::Told;
+use crate::map::QUEUES;
 use doorbell::Event;
 use doorbell::ioeventfd::{Bus, Key};
 use std::fmt;
@@ -43,10 +46,47 @@ impl Counter for Arc<Event> {
     }
 }
 
+/// How many kicks, of each queue.
+pub type Kicks = [u64; QUEUES];
+
 /// The doorbells of one machine.
+///
+/// Where nothing else is said, the kicks are what is in the counters, and each queue has a device thread that sleeps
+/// there.
 pub trait Doorbells: fmt::Debug + Send + Sync {
     /// What a queue's doorbells add to.
     fn counter(&self, queue: usize) -> &dyn Counter;
+
+    /// How many device threads there are to be.
+    fn threads(&self) -> usize {
+        QUEUES
+    }
+
+    /// What a device thread calls again and again: waits for kicks and takes them.
+    fn waiter(&self, thread: usize) -> Box<dyn FnMut() -> Kicks + '_> {
+        Box::new(move || {
+            let mut kicks = [0; QUEUES];
+            kicks[thread] = self.counter(thread).wait();
+            kicks
+        })
+    }
+
+    /// Ends the device threads' waits, with or without kicks. Returns how many there will be that are none.
+    fn stop(&self) -> u64 {
+        (0..QUEUES).for_each(|queue| self.counter(queue).signal());
+        QUEUES as u64
+    }
+
+    /// The kicks that no thread has taken. There are no threads any more.
+    fn rest(&self, queue: usize) -> u64 {
+        self.counter(queue).take()
+    }
+
+    /// How often the doorbells have rung, if that is not the number of kicks. The device has stopped.
+    fn rung(&self, queue: usize) -> Option<u64> {
+        let _ = queue;
+        None
+    }
 
     /// From now on, guest writes that match one of these keys kick the queue beside it.
     fn assign(&self, doorbells: &[(Key, usize)]) -> anyhow::Result<()>;

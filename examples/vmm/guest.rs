@@ -6,7 +6,7 @@
 //!     device up: ACKNOWLEDGE, DRIVER, FEATURES_OK (does it stay?), kicks per interrupt, DRIVER_OK
 //!     repeat:
 //!         for each bus, for each queue:
-//!             kick a batch of times, each with a time stamp; halt until the queue has interrupted
+//!             kick a batch of times, each with a time stamp; wait for the device; take the time
 //!     no more interrupts, one more kick by each doorbell
 //!     device reset, and one more write to each doorbell, which must ring nothing now
 //!     exit
@@ -31,8 +31,11 @@ pub const EXIT: u16 = 0x00f4;
 const HANDLERS: [u64; QUEUES] = [0x0800, 0x0900];
 /// The stack grows down from here.
 const STACK: i32 = 0x8000;
-/// How many interrupts a queue has been asked for; one 64-bit cell each.
+/// How often a queue has been waited for; one 64-bit cell each.
 const AWAITED: u64 = 0x8000;
+
+/// For how many ticks a driver that looks does so before it halts: some 50 µs.
+const PATIENCE: u32 = 150_000;
 
 /// The first PIC's ports, and the vector it is told to give to line 0.
 const PIC_COMMAND: i32 = 0x20;
@@ -103,8 +106,12 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
     a.set_label(&mut next_round)?;
     for bus in BUSES {
         for queue in 0..QUEUES {
-            kick_batch(&mut a, bus, queue, plan.batch)?;
-            wait_for_interrupt(&mut a, queue)?;
+            kick_batch(&mut a, bus, queue, plan)?;
+            match plan.setup.is_polled() {
+                true => wait_for_completion(&mut a, queue)?,
+                false => wait_for_interrupt(&mut a, queue)?,
+            }
+            time_round_trip(&mut a, queue)?;
         }
     }
     a.dec(ebp)?;
@@ -113,7 +120,7 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
     out16(&mut a, port::COALESCE, 0)?;
     for bus in BUSES {
         for queue in 0..QUEUES {
-            kick(&mut a, bus, queue)?;
+            kick(&mut a, bus, queue, plan)?;
         }
     }
     out8(&mut a, port::STATUS, 0)?;
@@ -121,6 +128,11 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
         for queue in 0..QUEUES {
             ring(&mut a, bus, queue)?;
         }
+    }
+    if plan.setup.is_polled() {
+        // An interrupt that the last look made needless may be pending.
+        a.sti()?;
+        a.nop()?;
     }
     out8(&mut a, EXIT, 0)?;
 
@@ -167,22 +179,32 @@ fn set_up_pic(a: &mut CodeAssembler, plan: &Plan) -> Result<(), IcedError> {
 }
 
 /// Kicks `queue` a batch of times.
-fn kick_batch(a: &mut CodeAssembler, bus: Bus, queue: usize, batch: u16) -> Result<(), IcedError> {
+fn kick_batch(a: &mut CodeAssembler, bus: Bus, queue: usize, plan: &Plan) -> Result<(), IcedError> {
     let mut again = a.create_label();
     a.mov(di, cell::stamps(queue) as u32)?;
-    a.mov(cx, u32::from(batch))?;
+    a.mov(cx, u32::from(plan.batch))?;
     a.set_label(&mut again)?;
     stamp(a, di)?;
     a.add(di, 8)?;
-    kick(a, bus, queue)?;
+    kick(a, bus, queue, plan)?;
     a.dec(cx)?;
     a.jnz(again)
 }
 
 /// One kick, counted.
-fn kick(a: &mut CodeAssembler, bus: Bus, queue: usize) -> Result<(), IcedError> {
+fn kick(a: &mut CodeAssembler, bus: Bus, queue: usize, plan: &Plan) -> Result<(), IcedError> {
+    if !plan.setup.is_polled() {
+        ring(a, bus, queue)?;
+        return a.inc(dword_ptr(cell::sent(queue)));
+    }
+    let mut done = a.create_label();
+    // The count is what the device looks at. LOCK is the fence between that and the look at what the device asks for.
+    a.lock().inc(dword_ptr(cell::sent(queue)))?;
+    a.cmp(dword_ptr(cell::quiet(queue)), 0)?;
+    a.jne(done)?;
     ring(a, bus, queue)?;
-    a.inc(dword_ptr(cell::sent(queue)))
+    a.inc(dword_ptr(cell::rung(queue)))?;
+    a.set_label(&mut done)
 }
 
 /// The write to a doorbell. The vCPU exits here, or where KVM has the doorbell it does not.
@@ -213,6 +235,49 @@ fn wait_for_interrupt(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedErr
     a.hlt()?;
     a.jmp(look)?;
     a.set_label(&mut done)
+}
+
+/// Looks for a while whether the device is done with one more batch; then has itself interrupted, and halts until then.
+fn wait_for_completion(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedError> {
+    let (used, wanted) = (cell::used(queue), cell::wanted(queue));
+    let awaited = AWAITED + 8 * queue as u64;
+    let mut begin = a.create_label();
+    let mut look = a.create_label();
+    let mut done = a.create_label();
+    a.inc(dword_ptr(awaited))?;
+    a.mov(ebx, dword_ptr(awaited))?;
+    a.set_label(&mut begin)?;
+    a.cli()?;
+    a.rdtsc()?;
+    a.mov(esi, eax)?;
+    a.set_label(&mut look)?;
+    a.cmp(dword_ptr(used), ebx)?;
+    a.jae(done)?;
+    a.rdtsc()?;
+    a.sub(eax, esi)?;
+    a.cmp(eax, PATIENCE)?;
+    a.jb(look)?;
+    // XCHG is the fence between what is asked for and the last look.
+    a.mov(eax, 1)?;
+    a.xchg(dword_ptr(wanted), eax)?;
+    a.cmp(dword_ptr(used), ebx)?;
+    a.jae(done)?;
+    a.sti()?;
+    a.hlt()?;
+    a.jmp(begin)?;
+    a.set_label(&mut done)?;
+    a.mov(dword_ptr(wanted), 0)?;
+    a.mov(dword_ptr(cell::completed(queue)), ebx)
+}
+
+/// Stores how long ago the batch began.
+fn time_round_trip(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedError> {
+    let (begun, took) = (cell::stamps(queue), cell::round_trip(queue));
+    a.rdtsc()?;
+    a.sub(eax, dword_ptr(begun))?;
+    a.sbb(edx, dword_ptr(begun + 4))?;
+    a.mov(dword_ptr(took), eax)?;
+    a.mov(dword_ptr(took + 4), edx)
 }
 
 /// Stores the time at a 64-bit cell.

@@ -1,4 +1,4 @@
-//! Interrupts through doorbell's irqfd: of the set-ups `doorbell`, `listener` and `level`.
+//! Interrupts through doorbell's irqfd: of the set-ups `doorbell`, `listener`, `polled` and `level`.
 //!
 //! ```text
 //!     edge    raise ──▶ Event ──▶ Router ──▶ sink: a pulse
@@ -11,7 +11,8 @@
 //! Mostly one is coalesced; if not, the guest takes an interrupt and finds the status 0: a spurious one, and no harm.
 
 use crate::doorbells::Interrupt;
-use crate::map::LINES;
+use crate::map::{LINES, cell};
+use crate::memory::Memory;
 use crate::options::Setup;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
@@ -64,13 +65,48 @@ struct Source {
 }
 
 /// One for each queue, on lines of `router` that lead to the pins of the same number.
-pub fn interrupts(router: &Router, setup: Setup) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
+pub fn interrupts(
+    router: &Router,
+    setup: Setup,
+    memory: &Memory,
+) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
     router.set_routes(Routes::identity(16))?;
-    let mut interrupts = Vec::new();
-    for gsi in LINES.map(u32::from) {
-        interrupts.push(Box::new(Routed::new(router, gsi, setup.is_level())?) as _);
+    let mut interrupts: Vec<Box<dyn Interrupt>> = Vec::new();
+    for (queue, gsi) in LINES.map(u32::from).into_iter().enumerate() {
+        let routed = Routed::new(router, gsi, setup.is_level())?;
+        interrupts.push(match setup.is_polled() {
+            true => Box::new(IfWanted {
+                routed,
+                memory: memory.clone(),
+                queue,
+            }),
+            false => Box::new(routed),
+        });
     }
     Ok(interrupts)
+}
+
+/// For a driver that looks whether the device is done, and is interrupted only while it does not.
+#[derive(Debug)]
+struct IfWanted {
+    routed: Routed,
+    memory: Memory,
+    queue: usize,
+}
+
+impl Interrupt for IfWanted {
+    fn raise(&self) -> anyhow::Result<()> {
+        // The driver asks for the interrupt, then looks at what is published here. So it sees that, or is seen to ask.
+        self.memory.publish(cell::used(self.queue));
+        match self.memory.get(cell::wanted(self.queue)) {
+            0 => Ok(()),
+            _ => self.routed.raise(),
+        }
+    }
+
+    fn told(&self, taken: u64) -> Option<Told> {
+        self.routed.told(taken)
+    }
 }
 
 impl Routed {

@@ -2,7 +2,7 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, InKernel, InList, InSpace, Interrupt};
+use crate::doorbells::{Counter, Doorbells, InKernel, InList, InSpace, Interrupt, Polled};
 use crate::guest;
 use crate::irqfds;
 use crate::machine::{Machine, Vcpu};
@@ -33,6 +33,7 @@ pub const SETUPS: &[Setup] = &[
     Setup::Level,
     Setup::Eventfd,
     Setup::Listener,
+    Setup::Polled,
     Setup::Kernel,
 ];
 
@@ -82,10 +83,16 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
         Setup::Doorbell | Setup::Level => Arc::new(InSpace::new(spin)?),
         Setup::Eventfd => Arc::new(InList::new()?),
         Setup::Listener => Arc::new(InSpace::with_listener(&vm)?),
+        Setup::Polled => {
+            let space = InSpace::with_listener(&vm)?;
+            Arc::new(Polled::new(space, &memory, spin)?)
+        }
         Setup::Kernel => Arc::new(InKernel::new(&vm)?),
     };
     let interrupts = match plan.setup {
-        Setup::Doorbell | Setup::Level | Setup::Listener => routed(&vm, plan.setup)?,
+        Setup::Doorbell | Setup::Level | Setup::Listener | Setup::Polled => {
+            routed(&vm, plan.setup, &memory)?
+        }
         Setup::Eventfd => LINES.map(|gsi| IrqLine::boxed(&vm, gsi.into())).into(),
         Setup::Kernel => {
             let irqfds = LINES.map(|gsi| irqfd(&vm, gsi.into()));
@@ -164,9 +171,13 @@ impl Vcpu for KvmVcpu {
 }
 
 /// Interrupt lines through doorbell's irqfd.
-fn routed(vm: &Arc<VmFd>, setup: Setup) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
+fn routed(
+    vm: &Arc<VmFd>,
+    setup: Setup,
+    memory: &Memory,
+) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
     let sink = KvmSink::new(Arc::clone(vm), Injection::default())?;
-    irqfds::interrupts(&Router::new(Arc::new(sink)), setup)
+    irqfds::interrupts(&Router::new(Arc::new(sink)), setup, memory)
 }
 
 /// An interrupt line that is raised and lowered by ioctl.

@@ -47,6 +47,6 @@ impl Machine {
             })?;
         progress.watch(plan, &shared, &vcpu);
         let (exited, served) = vcpu.join().expect("the vCPU thread panicked")?;
-        Ok(Outcome::new(&self.memory, exited, served))
+        Ok(Outcome::new(plan, &self.memory, exited, served))
     }
 }

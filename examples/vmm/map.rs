@@ -112,6 +112,36 @@ pub mod cell {
         0x9300 + 8 * queue as u64
     }
 
+    /// Those of them for which it wrote to a doorbell, if the driver asks the device whether to, counted by the guest.
+    pub fn rung(queue: usize) -> u64 {
+        0x9400 + 8 * queue as u64
+    }
+
+    /// Not 0 while the device asks such a driver not to.
+    pub fn quiet(queue: usize) -> u64 {
+        0x9500 + 8 * queue as u64
+    }
+
+    /// Batches that the device has done with, for a driver that looks, counted by the device.
+    pub fn used(queue: usize) -> u64 {
+        0x9580 + 8 * queue as u64
+    }
+
+    /// Not 0 while such a driver does not look and wants to be interrupted.
+    pub fn wanted(queue: usize) -> u64 {
+        0x9700 + 8 * queue as u64
+    }
+
+    /// Batches that a queue's driver knows to be done with, counted by the guest.
+    pub fn completed(queue: usize) -> u64 {
+        0x9780 + 8 * queue as u64
+    }
+
+    /// How long the last batch of a queue took by the guest's clock, from before its first kick to its interrupt.
+    pub fn round_trip(queue: usize) -> u64 {
+        0x9600 + 8 * queue as u64
+    }
+
     /// When the guest made each kick of a queue's current batch: an array.
     pub fn stamps(queue: usize) -> u64 {
         0xa000 + 8 * u64::from(super::MAX_BATCH) * queue as u64

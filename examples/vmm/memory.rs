@@ -1,8 +1,9 @@
 //! Guest memory: pages that a vCPU and the VMM use at the same time, seen as atomic cells of 64 bits.
 
 use crate::map::MEMORY_SIZE;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 const PAGE: usize = 4096;
 const CELL: usize = 8;
@@ -13,7 +14,7 @@ struct Page([AtomicU64; PAGE / CELL]);
 
 /// Clones are the same memory.
 ///
-/// Accesses are relaxed. What orders them is what lies between the guest's access and the device's: a kick that the
+/// Most accesses are relaxed. What orders them is what lies between the guest's access and the device's: a kick that the
 /// device thread has read, an interrupt that the guest has taken, the end of the vCPU thread.
 #[derive(Clone)]
 pub struct Memory(Arc<[Page]>);
@@ -32,9 +33,28 @@ impl Memory {
         self.cell(address).store(value, Ordering::Relaxed);
     }
 
+    /// A number that the other side counts up after it has written what belongs to it.
+    pub fn get_published(&self, address: u64) -> u64 {
+        // Acquire pairs with `publish`, or with the guest's locked instruction.
+        self.cell(address).load(Ordering::Acquire)
+    }
+
+    /// Counts such a number up by one. What the caller looks at next, it looks at after that.
+    pub fn publish(&self, address: u64) {
+        // Release pairs with `get_published`, SeqCst with the fence between the other side's write and its look.
+        self.cell(address).fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
     fn cell(&self, address: u64) -> &AtomicU64 {
         let index = address as usize / CELL;
         &self.0[index / (PAGE / CELL)].0[index % (PAGE / CELL)]
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Memory")
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
 
-    /// What a device thread does before it sleeps in a doorbell event
+    /// What a device thread does before it sleeps in a doorbell event, or in a poller
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = SpinPolicy::Adaptive)]
     pub spin: SpinPolicy,
 
@@ -54,15 +54,19 @@ pub struct Options {
 const AFTER_HELP: &str = "\
 Columns:
   kicks sent            counted by the guest
-  of which exited       counted by the vCPU thread: the others KVM took
+  rung                  those for which the guest wrote to a doorbell: all, unless the device has asked it not to
+  exited                counted by the vCPU thread: the others that rang KVM took
   events seen           the sum of what the device threads read from their doorbells
   irqfd                 of the set-ups whose interrupts go through doorbell's irqfd, by its counters: signals of the
                         device = injected + coalesced with one that was due already
   ends                  of level-triggered interrupts, of which the irqfd told the device by its resample event
-  interrupts            counted by the guest's interrupt handlers: one for each batch
+  completed             batches that the driver knows to be done with, counted by the guest
+  interrupts            counted by the guest's interrupt handlers: one for each batch, or those that were asked for
   spurious              the same, when a level-triggered device had no reason any more: ends = interrupts + spurious
   kick to device thread from the guest's RDTSC before the kick to RDTSC in the device thread after its read; the guest
                         runs with a TSC offset of 0, which is checked by comparison
+  round trip            of a batch, by the guest's clock: from before its first kick until its interrupt has been taken,
+                        or the driver has seen that the device is done with it
   syscalls per kick     of the vCPU thread and the device threads from DRIVER_OK to reset, KVM_RUN included, by the
                         tracepoint raw_syscalls:sys_enter; needs tracefs. Not of the thread that hears of ends";
 
@@ -81,6 +85,9 @@ pub enum Setup {
     /// The address space of the first, with a KvmListener: a kick goes by KVM_IOEVENTFD, past the vCPU thread; an
     /// interrupt as in the first
     Listener,
+    /// As the listener, but both sides look into guest memory before they sleep, and notify each other only if asked to:
+    /// one device thread serves all queues with a Poller and probes, and the driver looks for a while before it halts
+    Polled,
     /// KVM_IOEVENTFD and KVM_IRQFD by hand, with eventfds
     Kernel,
 }
@@ -89,6 +96,11 @@ impl Setup {
     /// Whether its interrupts are level-triggered.
     pub fn is_level(self) -> bool {
         self == Setup::Level
+    }
+
+    /// Whether driver and device look into guest memory, and ring and interrupt only if asked to.
+    pub fn is_polled(self) -> bool {
+        self == Setup::Polled
     }
 }
 
@@ -99,6 +111,7 @@ impl fmt::Display for Setup {
             Setup::Level => "level",
             Setup::Eventfd => "eventfd",
             Setup::Listener => "listener",
+            Setup::Polled => "polled",
             Setup::Kernel => "kernel",
         })
     }

@@ -5,6 +5,7 @@ use crate::options::Setup;
 use crate::plan::{Outcome, Plan};
 use crate::syscalls::Syscalls;
 use clap::ValueEnum;
+use hdrhistogram::Histogram;
 use std::fmt;
 
 pub struct Row {
@@ -27,7 +28,7 @@ const UNKNOWN: &str = "n/a";
 /// What there is not: the counters of an irqfd that is not doorbell's.
 const NONE: &str = "-";
 
-const COLUMNS: usize = 15;
+const COLUMNS: usize = 19;
 
 pub fn header() -> String {
     let line = |cells: [&str; COLUMNS]| format_row(cells.map(String::from));
@@ -35,9 +36,11 @@ pub fn header() -> String {
         "",
         "",
         "kicks",
-        "of which",
+        "",
+        "",
         "events",
         "irqfd",
+        "",
         "",
         "",
         "",
@@ -46,23 +49,29 @@ pub fn header() -> String {
         "kick to device thread, µs",
         "",
         "",
+        "round trip, µs",
+        "",
         "syscalls",
     ]);
     let below = line([
         "set-up",
         "batch",
         "sent",
+        "rung",
         "exited",
         "seen",
         "signals",
         "injected",
         "coalesced",
         "ends",
+        "completed",
         "interrupts",
         "spurious",
         "median",
         "p99",
         "max",
+        "median",
+        "p99",
         "per kick",
     ]);
     format!("{above}\n{below}")
@@ -72,16 +81,18 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome {
             sent,
+            rung,
             exited,
+            completed,
             interrupts,
             spurious,
             served,
         } = &self.outcome;
+        let time = |times: &Histogram<u64>, quantile| {
+            format!("{:.1}", times.value_at_quantile(quantile) as f64 / 1000.0)
+        };
         let latency = |quantile| match served.clock_holds {
-            true => format!(
-                "{:.1}",
-                served.latency.value_at_quantile(quantile) as f64 / 1000.0
-            ),
+            true => time(&served.latency, quantile),
             false => UNKNOWN.into(),
         };
         let syscalls = match served.syscalls {
@@ -96,17 +107,21 @@ impl fmt::Display for Row {
             self.plan.setup.to_string(),
             self.plan.batch.to_string(),
             sent.to_string(),
+            rung.to_string(),
             exited.to_string(),
             served.seen.to_string(),
             told(|told| told.signals),
             told(|told| told.injections),
             told(|told| told.coalesced),
             told(|told| told.acks),
+            completed.to_string(),
             interrupts.to_string(),
             spurious.to_string(),
             latency(0.5),
             latency(0.99),
             latency(1.0),
+            time(&served.round_trip, 0.5),
+            time(&served.round_trip, 0.99),
             syscalls,
         ]))
     }
@@ -117,24 +132,29 @@ fn format_row(
         setup,
         batch,
         sent,
+        rung,
         exited,
         seen,
         signals,
         injected,
         coalesced,
         ends,
+        completed,
         interrupts,
         spurious,
         median,
         p99,
         max,
+        round_median,
+        round_p99,
         syscalls,
     ]: [String; COLUMNS],
 ) -> String {
-    let kicks = format!("{setup:<9} {batch:>6} {sent:>9} {exited:>9} {seen:>9}");
+    let kicks = format!("{setup:<9} {batch:>6} {sent:>9} {rung:>9} {exited:>9} {seen:>9}");
     let irqfd = format!("{signals:>8} {injected:>8} {coalesced:>9} {ends:>8}");
-    let taken = format!("{interrupts:>10} {spurious:>8}");
-    format!("{kicks} {irqfd} {taken} {median:>9} {p99:>9} {max:>9} {syscalls:>10}")
+    let taken = format!("{completed:>9} {interrupts:>10} {spurious:>8}");
+    let times = format!("{median:>9} {p99:>9} {max:>9} {round_median:>9} {round_p99:>9}");
+    format!("{kicks} {irqfd} {taken} {times} {syscalls:>10}")
 }
 
 /// What the set-ups are, and why something is not known.

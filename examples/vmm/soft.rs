@@ -5,7 +5,7 @@
 
 use crate::bus::Buses;
 use crate::clock::Clock;
-use crate::doorbells::{Counter, Doorbells, InSpace};
+use crate::doorbells::{Counter, Doorbells, InSpace, Polled};
 use crate::irqfds;
 use crate::machine::{Machine, Vcpu};
 use crate::map::{BRING_UP, BUSES, LINES, QUEUES, cell, notify_address, port, status};
@@ -16,14 +16,19 @@ use anyhow::ensure;
 use doorbell::ioeventfd::Bus;
 use doorbell::irqfd::{InterruptSink, MsiMessage, Router};
 use doorbell::{Event, Spin};
+use std::hint;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// How long a driver that looks does so before it waits for the interrupt.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// The set-ups that need no KVM.
 pub const SETUPS: &[Setup] = if cfg!(target_os = "linux") {
-    &[Setup::Doorbell, Setup::Level, Setup::Eventfd]
+    &[Setup::Doorbell, Setup::Level, Setup::Eventfd, Setup::Polled]
 } else {
-    &[Setup::Doorbell, Setup::Level]
+    &[Setup::Doorbell, Setup::Level, Setup::Polled]
 };
 
 /// What a vCPU's interrupts end in: counters of the same kind as the doorbells of the set-up.
@@ -56,6 +61,7 @@ struct SoftVcpu {
 }
 
 pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
+    let memory = Memory::new();
     let mut router = None;
     let (doorbells, lines, interrupts): (Arc<dyn Doorbells>, Lines, Vec<_>) = match plan.setup {
         #[cfg(target_os = "linux")]
@@ -71,11 +77,15 @@ pub fn machine(plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
             let line = |_| Arc::new(Arc::new(Event::new(0).with_spin(spin))) as Arc<dyn Counter>;
             let lines: Lines = std::array::from_fn(line);
             let routed = router.insert(Router::new(Arc::new(Pic(lines.clone()))));
-            let interrupts = irqfds::interrupts(routed, plan.setup)?;
-            (Arc::new(InSpace::new(spin)?), lines, interrupts)
+            let interrupts = irqfds::interrupts(routed, plan.setup, &memory)?;
+            let space = InSpace::new(spin)?;
+            let doorbells: Arc<dyn Doorbells> = match plan.setup {
+                Setup::Polled => Arc::new(Polled::new(space, &memory, spin)?),
+                _ => Arc::new(space),
+            };
+            (doorbells, lines, interrupts)
         }
     };
-    let memory = Memory::new();
     let clock = Clock::Since(Instant::now());
     Ok(Machine {
         interrupts: interrupts.try_into().expect("one for each queue"),
@@ -115,12 +125,17 @@ impl Vcpu for SoftVcpu {
         for _ in 0..self.plan.batches {
             for bus in BUSES {
                 for queue in 0..QUEUES {
+                    let stamps = cell::stamps(queue);
                     for kick in 0..u64::from(self.plan.batch) {
-                        self.memory
-                            .set(cell::stamps(queue) + 8 * kick, self.clock.now());
+                        self.memory.set(stamps + 8 * kick, self.clock.now());
                         self.kick(buses, bus, queue)?;
                     }
-                    self.wait_for_interrupt(buses, queue)?;
+                    match self.plan.setup.is_polled() {
+                        true => self.wait_for_completion(queue),
+                        false => self.wait_for_interrupt(buses, queue)?,
+                    }
+                    let took = self.clock.now() - self.memory.get(stamps);
+                    self.memory.set(cell::round_trip(queue), took);
                 }
             }
         }
@@ -137,14 +152,27 @@ impl Vcpu for SoftVcpu {
                 ring(buses, bus, queue)?;
             }
         }
+        if self.plan.setup.is_polled() {
+            for queue in 0..QUEUES {
+                self.count(cell::interrupts(queue), self.lines[queue].take());
+            }
+        }
         Ok(())
     }
 }
 
 impl SoftVcpu {
     fn kick(&self, buses: &mut Buses, bus: Bus, queue: usize) -> anyhow::Result<()> {
-        ring(buses, bus, queue)?;
-        self.count(cell::sent(queue), 1);
+        if !self.plan.setup.is_polled() {
+            ring(buses, bus, queue)?;
+            self.count(cell::sent(queue), 1);
+            return Ok(());
+        }
+        self.memory.publish(cell::sent(queue));
+        if self.memory.get(cell::quiet(queue)) == 0 {
+            ring(buses, bus, queue)?;
+            self.count(cell::rung(queue), 1);
+        }
         Ok(())
     }
 
@@ -170,6 +198,27 @@ impl SoftVcpu {
                 return Ok(());
             }
         }
+    }
+
+    /// Looks for a while whether the device is done with one more batch; then has itself interrupted.
+    fn wait_for_completion(&self, queue: usize) {
+        let awaited = self.memory.get(cell::completed(queue)) + 1;
+        let is_done = || self.memory.get_published(cell::used(queue)) >= awaited;
+        let begun = Instant::now();
+        while !is_done() && begun.elapsed() < PATIENCE {
+            hint::spin_loop();
+        }
+        while !is_done() {
+            self.memory.set(cell::wanted(queue), 1);
+            // Pairs with the fence between the device's count and its look at what is wanted.
+            fence(Ordering::SeqCst);
+            if !is_done() {
+                let interrupts = self.lines[queue].wait();
+                self.count(cell::interrupts(queue), interrupts);
+            }
+        }
+        self.memory.set(cell::wanted(queue), 0);
+        self.memory.set(cell::completed(queue), awaited);
     }
 
     /// This thread alone writes the guest's counts.

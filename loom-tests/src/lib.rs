@@ -9,6 +9,8 @@ compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cf
 
 pub use doorbell::sync::futex::model as futex;
 
+mod stacks;
+
 use doorbell::{Event, Mode, Spin};
 use loom::cell::UnsafeCell;
 use loom::thread::{self, JoinHandle};

@@ -232,6 +232,30 @@ impl Wake for Bell {
     }
 }
 
+/// One that was woken, was overtaken and has joined again is no longer counted as woken: the next unit wakes somebody.
+#[test]
+fn overtaken_and_in_line_again() {
+    check("overtaken_and_in_line_again", None, || {
+        let event = event(0, Mode::Semaphore);
+        let bell = std::sync::Arc::new(Bell::default());
+        let rings = || bell.0.load(Ordering::Relaxed);
+        let waker = Waker::from(std::sync::Arc::clone(&bell));
+        let mut tasks = [(); 2].map(|()| event.read_async());
+        let mut wait = |index: usize| {
+            let task = std::pin::Pin::new(&mut tasks[index]);
+            assert_eq!(task.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+        };
+        wait(0);
+        wait(1);
+        event.signal();
+        assert_eq!(rings(), 1);
+        assert_eq!(event.try_read(), Some(1));
+        wait(0);
+        event.signal();
+        assert_eq!(rings(), 2);
+    });
+}
+
 /// Two units one after the other, or at once, wake two tasks, though none has been polled.
 #[test]
 fn a_wake_up_for_each_unit() {

@@ -406,6 +406,30 @@ fn commit_and_visitor_that_comes_back() {
     }
 }
 
+/// A visitor that was claimed at the first event before it slept comes back to the last one alone, and is claimed there:
+/// it is woken there, or the next signal would find nobody announced.
+#[test]
+fn commit_and_visitor_that_comes_back_to_the_last() {
+    check(
+        "commit_and_visitor_that_comes_back_to_the_last",
+        Some(2),
+        || {
+            let events = [(); 2].map(|()| event(0, Mode::Semaphore));
+            let committer = {
+                let [first, last] = events.clone();
+                thread::spawn(move || {
+                    signal_each([first, Arc::clone(&last)]).commit().unwrap();
+                    last.signal();
+                })
+            };
+            _ = wait_any(&events, None).expect("no timeout");
+            events.iter().for_each(|event| _ = event.try_read());
+            _ = wait_any(&events[1..], None).expect("no timeout");
+            committer.join().unwrap();
+        },
+    );
+}
+
 /// Two visitors are two, wherever else they sleep.
 #[test]
 fn commit_and_two_visitors() {

@@ -271,7 +271,7 @@ fn overflow_semaphore_two_readers() {
 /// Two writers of different size: waking the one that does not fit must not leave the other asleep.
 #[test]
 fn overflow_two_writers() {
-    check("overflow_two_writers", Some(3), || {
+    check("overflow_two_writers", Some(2), || {
         let event = event(FULL, Mode::Semaphore);
         let writers = [3, 1].map(|n| spawn(&event, move |event| event.write(n).unwrap()));
         for _ in 0..4 {
@@ -355,7 +355,7 @@ fn timeout_leaves_the_other_announced() {
 /// A write that times out has added nothing, one that does not has added all.
 #[test]
 fn write_timeout_races_read() {
-    check("write_timeout_races_read", None, || {
+    check("write_timeout_races_read", Some(3), || {
         let event = event(FULL, Mode::Counter);
         let writer = spawn(&event, |event| event.write_timeout(5, SOME_TIME));
         let clock = thread::spawn(futex::expire);
@@ -385,7 +385,7 @@ fn write_timeout_beside_a_writer() {
 /// Waits that end for no reason are waits that go on.
 #[test]
 fn spurious_wake_ups() {
-    check("spurious_wake_ups", None, || {
+    check("spurious_wake_ups", Some(3), || {
         let event = event(0, Mode::Counter);
         let reader = spawn(&event, |event| event.read());
         let handler = thread::spawn(futex::interrupt);

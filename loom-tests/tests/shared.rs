@@ -115,7 +115,7 @@ fn bytes(socket: &mut UnixStream) -> usize {
 /// Who armed and was told that there is nothing to read gets a byte, exactly one.
 #[test]
 fn arming_races_signals() {
-    check("arming_races_signals", None, || {
+    check("arming_races_signals", Some(3), || {
         let (a, b, mut socket) = watched();
         let sleeper = spawn(&a, |a| a.arm(Interest::Signals));
         let signaller = spawn(&b, |b| b.signal());

@@ -143,7 +143,7 @@ fn lookups_and_a_move() {
 /// else.
 #[test]
 fn last_hit_and_a_change() {
-    check("last_hit_and_a_change", None, || {
+    check("last_hit_and_a_change", Some(3), || {
         let table = table();
         let events = [KEY, OTHER].map(|_| Arc::new(Event::new(0)));
         let mut registrations = vec![table.assign(KEY, &events[0]).unwrap()];

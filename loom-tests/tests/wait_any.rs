@@ -105,7 +105,7 @@ models! {
     }
 
     /// Two that take nothing and one that reads, at one event: all get on.
-    two_beside_a_reader(2, 1) {
+    two_beside_a_reader(1, 1) {
         let events = events(Mode::Counter);
         let waiters = [(); 2].map(|()| spawn(&events, |events| wait_any(&events[..1], None).is_some()));
         let reader = spawn(&events, |events| events[0].read());

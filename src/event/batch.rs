@@ -30,10 +30,10 @@
 //! it goes into waking the threads.
 
 use super::counter::released;
-use super::observer::calling;
+use super::observer::{Changed, Observers, calling};
 use super::visitor::Number;
 use super::{Change, Event, Owner, Unwritten, WriteError};
-use crate::sync::waiters::{ARMED, Claimed, Release};
+use crate::sync::waiters::{Claimed, Release};
 use std::any::Any;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
@@ -417,6 +417,14 @@ impl Rung {
             kinds: 0,
         }
     }
+
+    fn change(&self) -> Changed {
+        Changed {
+            what: Change::Signalled,
+            kinds: self.kinds,
+            whom: self.whom,
+        }
+    }
 }
 
 #[cold]
@@ -451,18 +459,15 @@ fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>)
             calls.hold();
             for it in &mut *rung {
                 it.kinds = event(it).claim_observers();
-                if it.kinds & ARMED != 0 && !it.owned {
-                    event(it).wake_by_calls(calls, Change::Signalled, it.whom);
+                if !it.owned {
+                    Observers::wake_by_calls(event(it), calls, it.change());
                 }
             }
             for it in &*rung {
-                let observers = &event(it).observers;
-                observers.call_others(calls, Change::Signalled, it.kinds);
+                event(it).observers.call_others(calls, it.change());
             }
             for it in rung.iter().filter(|it| it.owned) {
-                if it.kinds & ARMED != 0 {
-                    event(it).wake_by_calls(calls, Change::Signalled, it.whom);
-                }
+                Observers::wake_by_calls(event(it), calls, it.change());
                 let (sleepers, _) = event(it).claim_readers(it.whom);
                 event(it).wake_claimed(sleepers);
             }

@@ -36,8 +36,8 @@ pub(crate) trait Owner {
     /// Whether an observer takes what is signalled, before anybody else sees it.
     fn is_owned(&self) -> bool;
 
-    /// Calls those of the kinds given, which have been claimed, after a change that is for `whom`.
-    fn call(&self, change: Change, kinds: u32, whom: Release);
+    /// Calls those of the kinds given, which have been claimed, after a signal or write of `n`, or a read.
+    fn call(&self, change: Change, kinds: u32, n: u64);
 }
 
 impl<S: Scope> Counter<S> {
@@ -377,11 +377,11 @@ impl<S: Scope> Counter<S> {
     #[cold]
     #[inline(never)]
     fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
-        let whom = released(n, owner.mode());
-        let call = |kinds| owner.call(Change::Signalled, kinds, whom);
+        let whom = || released(n, owner.mode());
+        let call = move |kinds| owner.call(Change::Signalled, kinds, n);
         if owner.is_owned() {
             self.readers
-                .notify_observers_first(whom, owner.kinds(), call);
+                .notify_observers_first(whom(), owner.kinds(), call);
         } else {
             self.readers.notify(whom, owner.kinds(), call);
         }
@@ -398,10 +398,8 @@ impl<S: Scope> Counter<S> {
     #[cold]
     #[inline(never)]
     fn wake_writers_who_want(&self, owner: &impl Owner) {
-        let whom = Release::All;
-        self.writers.notify(whom, owner.kinds(), |kinds| {
-            owner.call(Change::Read, kinds, whom);
-        });
+        let call = |kinds| owner.call(Change::Read, kinds, 0);
+        self.writers.notify(|| Release::All, owner.kinds(), call);
     }
 }
 

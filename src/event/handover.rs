@@ -49,7 +49,7 @@ pub(crate) struct Handover {
 /// Second half of the handshake with those who sleep in a read or a write: the count is `MOVED`.
 fn wake_all(waiters: &Waiters) {
     if waiters.is_announced() {
-        waiters.notify(Release::All, 0, |_| ());
+        waiters.notify(|| Release::All, 0, |_| ());
     }
 }
 
@@ -163,7 +163,7 @@ impl Handover {
     fn wait_to_take(&self) -> Result<u64, Moved> {
         let Event { counter, spin, .. } = &self.event;
         let take = || self.take();
-        // Once it has moved, everybody has something to leave for.
+        // If it has moved, this only wakes others early: whoever moves it wakes all who sleep, when it has arrived.
         let left_over = || self.event.left_over();
         let result = spin.wait(
             None,

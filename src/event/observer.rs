@@ -19,6 +19,10 @@
 //! sleeping know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks.
 //! Then all others, newest first: they may take their time, and by then nobody depends on them.
 //!
+//! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so their
+//! signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting takes is
+//! looked at, but nothing is put into a queue.
+//!
 //! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
 //! pollers are told at once. What else that is to call is not called from there: it is put into a queue of the
 //! thread's, and called by the outermost signal or read, one after the other, when the callback has returned. So a
@@ -27,13 +31,14 @@
 //! that the last callback has rung (see [`wake_queue`]). The queue holds on to the lists it is to call, and it is
 //! worked off in the section of the outermost call.
 
-use super::Event;
 use super::change::{Change, Interest};
+use super::counter::released;
 use super::wakers::{Tasks, Wakers};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use super::{Event, Owner};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
-use crate::sync::srcu::{self, Section, Srcu, with_section};
-use crate::sync::waiters::{ARMED, OBSERVED, Waiters};
+use crate::sync::srcu::{self, Section, Srcu, own_section, with_section};
+use crate::sync::waiters::{ARMED, OBSERVED, Release, Waiters};
 use crate::sync::wake_queue;
 use crate::sync::{UnsafeCell, const_thread_local};
 use std::any::Any;
@@ -44,6 +49,16 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+
+/// What has happened to an event, and whom that is for.
+#[derive(Clone, Copy)]
+pub(super) struct Changed {
+    pub(super) what: Change,
+    /// Observers of these kinds, which have been claimed.
+    pub(super) kinds: u32,
+    /// So many tasks.
+    pub(super) whom: Release,
+}
 
 /// Something to be called when an event changes, on the thread that changes it.
 ///
@@ -100,28 +115,35 @@ const NESTED_CALLS: u32 = 1 << 20;
 /// The lists that it stands in may be freed by any thread, so they do not own the observer: it is dropped with the
 /// [`Leaving`] that the entry becomes when it is taken out of the list, on the thread that has taken it out.
 struct Entry {
-    observer: UnsafeCell<ManuallyDrop<Arc<dyn Observer>>>,
+    /// Made by `Arc::into_raw`, so that a call need not look for it behind the counts.
+    observer: UnsafeCell<*const dyn Observer>,
     interest: Interest,
     /// The bit of [`Waiters`] that it is called for: each time or when armed.
     kind: u32,
+    /// For each [`Change`] the bit that it is called for, if any. None from the detaching on, for the calls that a
+    /// thread still has in its queue when it detaches in a callback.
+    called_for: [AtomicU32; 2],
     /// It is one of the crate's own that lets somebody sleeping know, in a moment, and runs no code from elsewhere. So
     /// it stands before all that may take their time, and is called at once, in the call of another one too.
     prompt: bool,
-    /// Not to be called any more: for the calls that a thread still has in its queue when it detaches in a callback.
-    detached: AtomicBool,
 }
 
-// SAFETY: the cell is written to once, by `Leaving`, when nobody can look at it any more; the rest is `Sync`.
+// SAFETY: it owns a count of an observer, which may be called and dropped on any thread.
+unsafe impl Send for Entry {}
+
+// SAFETY: likewise. The cell is accessed mutably once, by `Leaving`, when nobody can look at it any more; the rest is
+// `Sync`.
 unsafe impl Sync for Entry {}
 
 impl Entry {
     fn new(observer: Arc<dyn Observer>, interest: Interest, kind: u32, prompt: bool) -> Arc<Self> {
         Arc::new(Entry {
-            observer: UnsafeCell::new(ManuallyDrop::new(observer)),
+            observer: UnsafeCell::new(Arc::into_raw(observer)),
             interest,
             kind,
             prompt,
-            detached: AtomicBool::new(false),
+            called_for: [Change::Signalled, Change::Read]
+                .map(|change| AtomicU32::new(if interest.includes(change) { kind } else { 0 })),
         })
     }
 
@@ -130,8 +152,8 @@ impl Entry {
     /// The entry was found in a list in a section that is under way.
     unsafe fn call(&self, change: Change) {
         let observer = self.observer.get();
-        // SAFETY: `Leaving` writes to it after all such sections.
-        unsafe { observer.deref() }.notified(change);
+        // SAFETY: `Leaving` drops it after all such sections.
+        unsafe { &**observer.deref() }.notified(change);
     }
 }
 
@@ -143,7 +165,7 @@ impl Drop for Leaving {
         // SAFETY: nobody finds the entry any more, and it is made into this once.
         self.0
             .observer
-            .with_mut(|it| unsafe { ManuallyDrop::drop(&mut *it) });
+            .with_mut(|it| drop(unsafe { Arc::from_raw(*it) }));
     }
 }
 
@@ -168,6 +190,86 @@ impl Attached {
     }
 }
 
+impl Attached {
+    /// Calls and wakes whom a change is for. Inlined, and what it is told are scalars: they stay in registers.
+    #[inline(always)]
+    fn call(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32, n: u64) {
+        let list = self.list.read(section);
+        hold_inside();
+        let mut others = &list[..];
+        if !event.is_owned() {
+            others = call_prompt(others, what, kinds);
+        }
+        if self.wakers.get().is_none() {
+            // The short ways.
+            match others {
+                [] => return,
+                [first, ..] if !first.prompt && is_outside() => {
+                    return call_alone(section, others, what, kinds);
+                }
+                _ => {}
+            }
+        }
+        self.call_the_rest(section, event, what, kinds, n);
+    }
+
+    /// The same on a thread that has not called before and has no reader yet; or has none any more, for it ends.
+    #[cold]
+    #[inline(never)]
+    fn call_for_the_first_time(&self, event: &Event, what: Change, kinds: u32, n: u64) {
+        with_section(|section| self.call(section, event, what, kinds, n));
+    }
+
+    /// The whole of it, but for the prompt observers, which have been called unless the event is an irqfd's.
+    #[cold]
+    #[inline(never)]
+    fn call_the_rest(
+        &self,
+        section: &Section<'_>,
+        event: &Event,
+        what: Change,
+        kinds: u32,
+        n: u64,
+    ) {
+        let whom = match what {
+            Change::Signalled => released(n, event.mode),
+            Change::Read => Release::All,
+        };
+        let change = Changed { what, kinds, whom };
+        calling_in(section, is_outside(), |calls| {
+            let list = self.list.read(section);
+            if event.is_owned() {
+                calls.call_others(&list, change);
+                self.wake_by_calls(calls, event, change);
+            } else {
+                self.wake_tasks(calls, event, change);
+                calls.call_others(&list, change);
+            }
+        });
+    }
+
+    fn wake_by_calls(&self, calls: &mut Calls<'_, '_>, event: &Event, change: Changed) {
+        call_prompt(&self.list.read(calls.section), change.what, change.kinds);
+        self.wake_tasks(calls, event, change);
+    }
+
+    /// Wakes tasks, or has the thread's outermost call do so.
+    fn wake_tasks(&self, calls: &mut Calls<'_, '_>, event: &Event, change: Changed) {
+        let Some(wakers) = self.wakers.get().filter(|_| change.kinds & ARMED != 0) else {
+            return;
+        };
+        let tasks = event.tasks_for(change.what, change.whom);
+        if calls.outermost {
+            calls.catch(|| wakers.wake(change.what, tasks));
+        } else if wakers.waiting(change.what) != 0 {
+            QUEUE.with(|queue| {
+                let tasks = (Arc::clone(wakers), change.what, tasks);
+                queue.borrow_mut().tasks.push_back(tasks);
+            });
+        }
+    }
+}
+
 impl Drop for Attached {
     /// What is there still was forgotten. A call of it may stand in the queue of a thread that has let go of the event.
     fn drop(&mut self) {
@@ -184,43 +286,29 @@ impl Observers {
         }
     }
 
-    /// Calls the prompt ones that are interested in `change`.
-    pub(super) fn call_prompt(&self, calls: &mut Calls<'_, '_>, change: Change) {
+    /// Calls and wakes whom a change of the event is for. An irqfd takes the change before anybody else sees it.
+    pub(super) fn call(event: &Event, what: Change, kinds: u32, n: u64) {
+        let Some(attached) = event.observers.0.get() else {
+            return;
+        };
+        // SAFETY: it ends here.
+        match unsafe { own_section() } {
+            Some(section) => attached.call(&section, event, what, kinds, n),
+            None => attached.call_for_the_first_time(event, what, kinds, n),
+        }
+    }
+
+    /// Calls those who armed to be told that somebody sleeps, and do nothing else: pollers and tasks.
+    pub(super) fn wake_by_calls(event: &Event, calls: &mut Calls<'_, '_>, change: Changed) {
+        if let Some(attached) = event.observers.0.get() {
+            attached.wake_by_calls(calls, event, change);
+        }
+    }
+
+    /// Calls the others that the change is for, or has the thread's outermost call do so.
+    pub(super) fn call_others(&self, calls: &mut Calls<'_, '_>, change: Changed) {
         if let Some(attached) = self.0.get() {
-            let list = attached.list.read(calls.section);
-            let prompt = list.iter().take_while(|entry| entry.prompt);
-            calls.call_each(prompt, change, ARMED);
-        }
-    }
-
-    /// Wakes tasks, or has the thread's outermost call do so.
-    pub(super) fn wake_tasks(&self, calls: &mut Calls<'_, '_>, change: Change, tasks: Tasks) {
-        let Some(wakers) = self.existing_wakers() else {
-            return;
-        };
-        if calls.outermost {
-            calls.catch(|| wakers.wake(change, tasks));
-        } else if wakers.waiting(change) != 0 {
-            QUEUE.with(|queue| {
-                let wakers = Arc::clone(wakers);
-                queue.borrow_mut().tasks.push_back((wakers, change, tasks));
-            });
-        }
-    }
-
-    /// Calls the others of the `kinds` that are interested in `change`, or has the thread's outermost call do so.
-    pub(super) fn call_others(&self, calls: &mut Calls<'_, '_>, change: Change, kinds: u32) {
-        let Some(attached) = self.0.get() else {
-            return;
-        };
-        let list = attached.list.read(calls.section);
-        if calls.outermost {
-            calls.call_others(&list, change, kinds);
-        } else if others(&list).any(|entry| entry.is_called(change, kinds)) {
-            QUEUE.with(|queue| {
-                let list = Arc::clone(&list);
-                queue.borrow_mut().others.push_back((list, change, kinds));
-            });
+            calls.call_others(&attached.list.read(calls.section), change);
         }
     }
 
@@ -270,28 +358,48 @@ impl Observers {
         wakers.map_or(0, |wakers| wakers.waiting(change))
     }
 
-    /// Whether a task has ever waited.
-    pub(super) fn have_tasks(&self) -> bool {
-        self.existing_wakers().is_some()
-    }
-
     fn existing_wakers(&self) -> Option<&Arc<Wakers>> {
         self.0.get()?.wakers.get()
     }
 }
 
 impl Entry {
-    fn is_called(&self, change: Change, kinds: u32) -> bool {
+    /// It is not to be called any more.
+    fn detach(&self) {
+        for kind in &self.called_for {
+            kind.store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn is_called(&self, what: Change, kinds: u32) -> bool {
         // Relaxed: it matters to the thread that set it.
-        self.kind & kinds != 0
-            && self.interest.includes(change)
-            && !self.detached.load(Ordering::Relaxed)
+        self.called_for[what as usize].load(Ordering::Relaxed) & kinds != 0
     }
 }
 
 /// Those that are not prompt.
-fn others(list: &[Arc<Entry>]) -> impl Iterator<Item = &Arc<Entry>> {
-    list.iter().skip_while(|entry| entry.prompt)
+fn others(list: &[Arc<Entry>]) -> &[Arc<Entry>] {
+    let prompt = list.iter().take_while(|entry| entry.prompt);
+    &list[prompt.count()..]
+}
+
+/// Calls the prompt ones that the change is for, and returns the others.
+///
+/// They are called at once, whatever else is under way on this thread. None of them panics.
+#[inline(always)]
+fn call_prompt(mut list: &[Arc<Entry>], what: Change, kinds: u32) -> &[Arc<Entry>] {
+    while let [entry, behind @ ..] = list {
+        if !entry.prompt {
+            break;
+        }
+        if entry.is_called(what, kinds) {
+            // SAFETY: the list was found in a section, which lasts as long as the list is borrowed.
+            unsafe { entry.call(what) };
+        }
+        list = behind;
+    }
+    list
 }
 
 type Payload = Box<dyn Any + Send>;
@@ -318,7 +426,7 @@ enum Depth {
 /// What calls have caused, to be done by the outermost one.
 struct Queue {
     tasks: VecDeque<(Arc<Wakers>, Change, Tasks)>,
-    others: VecDeque<(List, Change, u32)>,
+    others: VecDeque<(List, Changed)>,
 }
 
 const_thread_local! {
@@ -334,32 +442,63 @@ const_thread_local! {
 }
 
 /// Does what `f` has called, all of it even if something panics. Then the first panic goes on.
-#[inline]
 pub(super) fn calling(f: impl FnOnce(&mut Calls<'_, '_>)) {
     with_section(|section| {
-        let outermost = DEPTH.with(Cell::get) == Depth::Outside;
-        let mut calls = Calls {
-            section,
-            outermost,
-            nested: false,
-            panicked: None,
-        };
-        let end = outermost.then(End::of_the_outermost);
-        if !outermost {
-            calls.hold();
-        }
+        hold_inside();
+        calling_in(section, is_outside(), f);
+    });
+}
+
+/// Whether the thread is inside no call.
+#[inline(always)]
+fn is_outside() -> bool {
+    DEPTH.with(Cell::get) == Depth::Outside
+}
+
+/// If the thread is inside a call, whom it wakes in pollers is held back from now on.
+#[inline(always)]
+fn hold_inside() {
+    if DEPTH.with(Cell::get) == Depth::Calling {
+        hold();
+    }
+}
+
+/// Holds back whom the thread wakes in pollers, until it is [settled](Calls::settle).
+#[cold]
+#[inline(never)]
+fn hold() {
+    DEPTH.with(|depth| depth.set(Depth::Owing));
+    wake_queue::hold();
+}
+
+/// Calls those that the change is for, in the outermost call of the thread, and does what they have caused.
+#[inline(never)]
+fn call_alone(section: &Section<'_>, others: &[Arc<Entry>], what: Change, kinds: u32) {
+    calling_in(section, true, |calls| calls.call_now(others, what, kinds));
+}
+
+#[inline(always)]
+fn calling_in(section: &Section<'_>, outermost: bool, f: impl FnOnce(&mut Calls<'_, '_>)) {
+    let mut calls = Calls {
+        section,
+        outermost,
+        nested: false,
+        panicked: None,
+    };
+    if outermost {
+        let end = End::of_the_outermost();
         f(&mut calls);
-        if outermost {
-            calls.settle();
-            if calls.nested {
-                calls.work_off();
-            }
+        calls.settle();
+        if calls.nested {
+            calls.work_off();
         }
         drop(end);
-        if let Some(payload) = calls.panicked {
-            panic::resume_unwind(payload);
-        }
-    });
+    } else {
+        f(&mut calls);
+    }
+    if let Some(payload) = calls.panicked {
+        panic::resume_unwind(payload);
+    }
 }
 
 /// Of the outermost call.
@@ -385,40 +524,41 @@ impl Calls<'_, '_> {
         }
     }
 
-    fn call_each<'e>(
-        &mut self,
-        entries: impl Iterator<Item = &'e Arc<Entry>>,
-        change: Change,
-        kinds: u32,
-    ) {
-        for entry in entries {
-            if entry.is_called(change, kinds) {
-                // SAFETY: the list was found in the section, which lasts as long as `self`.
-                self.catch(|| unsafe { entry.call(change) });
-            }
+    /// Calls those in the list that are not prompt and that the change is for, or has the thread's outermost call do so.
+    fn call_others(&mut self, list: &List, change: Changed) {
+        let others = others(list);
+        if self.outermost {
+            self.call_now(others, change.what, change.kinds);
+        } else if others
+            .iter()
+            .any(|it| it.is_called(change.what, change.kinds))
+        {
+            QUEUE.with(|queue| {
+                let list = Arc::clone(list);
+                queue.borrow_mut().others.push_back((list, change));
+            });
         }
     }
 
     /// In the outermost call. What comes before is settled before the first, and what each causes before the next.
-    fn call_others(&mut self, list: &[Arc<Entry>], change: Change, kinds: u32) {
-        for entry in others(list) {
-            if entry.is_called(change, kinds) {
+    #[inline(always)]
+    fn call_now(&mut self, others: &[Arc<Entry>], what: Change, kinds: u32) {
+        for entry in others {
+            if entry.is_called(what, kinds) {
                 self.settle();
                 // SAFETY: the list was found in the outermost section of this thread, which lasts as long as `self`.
-                self.catch(|| unsafe { entry.call(change) });
+                self.catch(|| unsafe { entry.call(what) });
             }
         }
     }
 
     /// Holds back whom the thread wakes in pollers, until it is [settled](Self::settle).
-    #[cold]
-    #[inline(never)]
     pub(super) fn hold(&mut self) {
-        DEPTH.with(|depth| depth.set(Depth::Owing));
-        wake_queue::hold();
+        hold();
     }
 
     /// Wakes whoever has been signalled so far, in the outermost call.
+    #[inline(always)]
     fn settle(&mut self) {
         if self.outermost && DEPTH.with(Cell::get) == Depth::Owing {
             self.settle_what_is_owed();
@@ -443,15 +583,14 @@ impl Calls<'_, '_> {
     fn work_off(&mut self) {
         let mut calls = 0;
         let next = || QUEUE.with(|queue| queue.borrow_mut().others.pop_front());
-        while let Some((list, change, kinds)) = next() {
+        while let Some((list, mut change)) = next() {
             // Who armed waits for this call, and causes no other by itself.
-            let kinds = if calls < NESTED_CALLS {
-                kinds
+            if calls == NESTED_CALLS {
+                change.kinds &= ARMED;
             } else {
-                kinds & ARMED
-            };
-            calls += 1;
-            self.call_others(&list, change, kinds);
+                calls += 1;
+            }
+            self.call_now(others(&list), change.what, change.kinds);
             self.settle();
         }
         QUEUE.with(|queue| {
@@ -577,7 +716,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
 
 impl<E: Deref<Target = Event>> Drop for Observation<E> {
     fn drop(&mut self) {
-        self.entry.detached.store(true, Ordering::Relaxed);
+        self.entry.detach();
         // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next
         // claim; tasks set it without the lock.
         self.event.observers.remove(&self.entry, |others| {

@@ -21,7 +21,9 @@
 //! long as somebody stands in line, the event is armed, or a call is under way, or a woken task has yet to come back.
 //! Such a task is polled, and then joins again or leaves; or it is dropped, and leaves. (One that is neither polled nor
 //! dropped keeps the others waiting.) Who joins again arms for everybody, and who leaves does for the others what the
-//! signal did for it, be it in line or not: it may have been woken before it joined again.
+//! signal did for it, be it in line or not. (No case is known in which one in line must: it has armed for the others
+//! since it was last woken, and each unit has woken a task or counts one as woken. It is a look too many, for a rule
+//! without an exception.)
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 

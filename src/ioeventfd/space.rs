@@ -466,9 +466,14 @@ struct Told(Vec<Arc<dyn Listener>>);
 
 impl Drop for Told {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.0.iter().for_each(|listener| listener.committed());
+        if thread::panicking() {
+            return;
         }
+        let mut panicked = None;
+        for listener in &self.0 {
+            catch(&mut panicked, || listener.committed());
+        }
+        go_on(panicked);
     }
 }
 

@@ -42,7 +42,7 @@
 //!     1  neither bit: sets TIRED
 //!                                                                   2  TIRED alone: clears it, sets OFFERED, and waits a while
 //!     3  OFFERED: sets TIRED too, and does a last turn
-//!     4  something left to do: clears both bits and BUSY
+//!     4  both bits are still set: clears them and BUSY
 //!                                                                   5  OFFERED is gone: is the driver, unless there is one
 //!     or, after any turn: nothing left to do: as 4                     or the time is up: clears both bits, then as 5
 //! ```
@@ -63,7 +63,7 @@ use crate::Event;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::spin_until;
 use crate::sync::srcu::{Srcu, with_section};
-use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, const_thread_local};
+use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, acquire_load, const_thread_local};
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -338,7 +338,7 @@ impl Line {
     #[inline(always)]
     pub(super) fn is_masked(&self) -> bool {
         // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for.
-        self.state.load(Ordering::Acquire) & MASKED != 0
+        acquire_load(&self.state) & MASKED != 0
     }
 
     /// Whether there is a driver, or something to do that one will come for.
@@ -379,14 +379,17 @@ impl Line {
         let mut panicked = None;
         let mut turns = 0;
         loop {
-            let last = turns >= patient_turns() && self.prepare_relief();
+            let tired = turns >= patient_turns();
+            if tired {
+                self.state.fetch_or(TIRED, DEKKER);
+            }
             // If the sink or an observer of a resample event panics, others' requests are carried out nevertheless.
             match panic::catch_unwind(AssertUnwindSafe(|| self.turn(sink, &route))) {
                 Ok(Turn::Rests) => break,
                 Ok(Turn::GoesOn) => {}
                 Err(payload) => _ = panicked.get_or_insert(payload),
             }
-            if last && self.hand_over() {
+            if tired && self.hand_over() {
                 break;
             }
             turns = turns.saturating_add(1);
@@ -397,16 +400,8 @@ impl Line {
         }
     }
 
-    /// Before a turn. Returns whether it is the last, because another thread waits.
-    fn prepare_relief(&self) -> bool {
-        let before = self.change(|state| match state & (TIRED | OFFERED) {
-            0 | OFFERED => Some(state | TIRED),
-            _ => None,
-        });
-        before.is_some_and(|state| state & OFFERED != 0)
-    }
-
-    /// After the last turn. Returns whether the caller is the driver no more: the other thread has not gone.
+    /// After a turn. Returns whether the caller is the driver no more: another thread waits, and has waited since before
+    /// the turn, for it clears `TIRED` when it comes.
     fn hand_over(&self) -> bool {
         let relieved = self.change(|state| {
             (state & (TIRED | OFFERED) == TIRED | OFFERED).then_some(state & !DRIVER)
@@ -420,7 +415,7 @@ impl Line {
         let gone = || self.state.load(Ordering::Relaxed) & OFFERED == 0;
         if !spin_until(PATIENCE, gone) {
             // It may be another thread's by now, which then looks early, as this one does.
-            self.change(|state| (state & OFFERED != 0).then_some(state & !(TIRED | OFFERED)));
+            self.state.fetch_and(!(TIRED | OFFERED), DEKKER);
         }
         let take = |state| {
             let free = state & BUSY == 0 && Steps::due(state) != Steps::NONE;
@@ -452,11 +447,10 @@ impl Line {
                 Steps::EDGE | Steps::RAISE | Steps::REROUTE => route(),
                 _ => None,
             };
-            let moved = state & UP != 0 && place(route) != told;
             let after = match step {
                 // Down even if somebody else holds it up, who then raises it again: a new edge.
                 Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
-                Steps::REROUTE if moved => state & !(REROUTED | UP | ON_PIN),
+                Steps::REROUTE if place(route) != told => state & !(REROUTED | UP | ON_PIN),
                 Steps::REROUTE => state & !REROUTED,
                 Steps::LOWER => state & !(UP | ON_PIN),
                 Steps::EDGE => (state & !PENDING) + TAKEN,

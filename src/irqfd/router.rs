@@ -124,7 +124,7 @@ impl Router {
     /// anything to read. (If the signal is made inside an observer's call, the irqfd takes it when that call has
     /// returned, and the others are woken before: they may read what then interrupts nevertheless.) What triggers is the
     /// signal, not the count: a write of 0 interrupts. If there is a count already, that interrupts once, now, and stays
-    /// until the next signal; a signal made at the same time may interrupt twice, here and by itself, as in KVM.
+    /// until the next signal; a signal made at the same time may interrupt twice, here and by itself.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
     /// signals are taken and lost. This waits for nobody.
@@ -260,7 +260,7 @@ impl Router {
     /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a
     /// sink's call this waits for nothing: the event may be assigned again when the outermost call has ended, if no
     /// other thread is inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the
-    /// start.
+    /// start. The pending bit goes at the end, so an irqfd that is assigned to the GSI before that may interrupt for it.
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }

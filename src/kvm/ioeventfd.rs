@@ -38,6 +38,23 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a
 /// new event comes, or descriptors run out, and the event has gone by then.
 ///
+/// # System calls
+///
+/// For a seccomp filter, beside those of the address space, each on the thread that makes the call in the first column:
+///
+/// | what | calls |
+/// |---|---|
+/// | [`new`](Self::new) | `fcntl(F_DUPFD_CLOEXEC)`; `getrandom`, if it is the thread's first hash map |
+/// | the first [`count_of`](Self::count_of), or the first doorbell, of an event | `eventfd2`; `close` of those of events that have gone |
+/// | a doorbell comes into force | `ioctl` (`KVM_IOEVENTFD`; `KVM_GET_IRQCHIP` or `KVM_GET_PIT2` where a device of KVM's may be) |
+/// | a doorbell is taken out of force | `ioctl` (`KVM_IOEVENTFD`), `read` |
+/// | a transaction ends | `close` of those of events that have gone |
+/// | [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), [`KernelCount::drain`] | `read` |
+///
+/// All but `new` take locks (`futex`: `FUTEX_WAIT`, `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private; `sched_yield`), and
+/// what `read`s wakes who sleeps for an event.
+/// Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
+///
 /// # Waiting
 ///
 /// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
@@ -347,8 +364,8 @@ impl KernelCount {
     ///
     /// Any number of threads may do so at a time: each kick is moved by one of them. When this returns, the event has
     /// had all kicks that KVM took before the call, whichever thread has moved them. It may wait for another thread
-    /// that moves kicks for as long as a `read(2)` takes that does not block. System calls: `read`; `futex` to wait and
-    /// to wake.
+    /// that moves kicks for as long as a `read(2)` takes that does not block. System calls: see
+    /// [`KvmListener`](KvmListener#system-calls).
     pub fn drain(&self) -> u64 {
         transfer::drain(&self.event, || self.take())
     }

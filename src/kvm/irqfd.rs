@@ -75,22 +75,24 @@ pub enum Injection {
 ///
 /// # System calls
 ///
+/// For a seccomp filter, beside those of the router: each on the thread that makes the call in the first column, or that
+/// drives the line for it at the time.
+///
 /// | when | calls |
 /// |---|---|
 /// | a message is sent | `ioctl` (`KVM_SIGNAL_MSI`); `write`, and rarely `read`, if the kernel injects |
 /// | a pin is pulsed, or its level changes | `ioctl` (`KVM_IRQ_LINE`); `write`, and `ioctl` (`KVM_IRQFD`), if it has resampling irqfds |
 /// | an irqfd is assigned | `eventfd2` and `ioctl` (`KVM_IRQFD`), if it is the GSI's first and the kernel injects |
 /// | a resampling one is | also `eventfd2`, `ioctl` (`KVM_IRQFD`) and `epoll_ctl`, if it is the GSI's first; `epoll_create1`, `eventfd2`, `epoll_ctl` and those of a thread's start, if it is the sink's first |
-/// | an irqfd is deassigned | of the same kind, `ioctl` (`KVM_IRQFD`), `epoll_ctl` and `close`, if it is the last |
-/// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin) |
+/// | an irqfd is deassigned | `ioctl` (`KVM_IRQFD`) and `close`, if it is the last of one kind or the other; if it is the last resampling one, also `read`, `epoll_ctl` and those of a change of the level |
+/// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin); those of a change of the level for a pin that is up |
+/// | the guest ends an interrupt of a line with resampling irqfds | on the sink's thread: `epoll_pwait`, `read`, `close`; those of a change of a level; those of a signal of the resample events |
 ///
-/// Pins, levels and all changes are made under a lock: `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private) where two
-/// threads meet. Deassigning, and changes of routes, call `sched_yield` and `clock_nanosleep` while other threads are in
-/// callbacks. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
-///
-/// The thread of the resampling irqfds has the filter of the thread that assigned the first of them. It calls
-/// `epoll_pwait` and `read`, and at an end of interrupt what a change of the line's level calls, and what observers of
-/// the resample events call.
+/// All but the first row take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private), and so does a message where
+/// the thread makes a change of a level for another one. Deassigning, and changes of routes, call `sched_yield` and
+/// `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that assigned
+/// the first resampling irqfd. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
+/// before `close`.
 ///
 /// ```no_run
 /// use doorbell::Event;

@@ -16,10 +16,16 @@ impl Poller {
     ///
     /// The flags are epoll's own. From the first descriptor on, threads in [`wait`](Self::wait) sleep in epoll, those
     /// that sleep elsewhere at the time move, and a timeout may pass up to a millisecond late. While events of the
-    /// process are ready, descriptors are looked at in every 32nd wait.
+    /// process or probes are ready, descriptors are looked at in every 32nd wait; a wait that looks for a while before
+    /// it sleeps looks at them every 50 µs.
     ///
-    /// The poller does not keep the descriptor open. As with epoll, [`delete`](Self::delete) comes before closing:
-    /// closing ends the registration only if no duplicate is left, and leaves the key in use.
+    /// An eventfd that only wakes the thread, such as a virtqueue's kick, need not be read: watch it for
+    /// [edges](Watch::edge), which is one system call a kick.
+    ///
+    /// The poller keeps no duplicate of the descriptor, and does not keep it open. [`delete`](Self::delete) comes before
+    /// closing: closing ends the registration only if no duplicate is left anywhere, and leaves the key in use. A peer
+    /// that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer does to a descriptor
+    /// that was closed here and not deleted goes on waking threads, and can no longer be deleted.
     ///
     /// # Errors
     ///

@@ -105,7 +105,11 @@ impl Poller {
         Self::with_spin(Spin::DEFAULT)
     }
 
-    /// The same, with another policy for what [`wait`](Self::wait) does before it sleeps.
+    /// The same, with another policy for what [`wait`](Self::wait) does before it sleeps. QEMU's name for this knob is
+    /// `poll-max-ns`.
+    ///
+    /// With [`Spin::Adaptive`], a wait looks on for `max` as long as that saves sleeps often enough, as
+    /// [the module](crate::poll#looking-before-sleeping) describes; on a machine with one CPU, it sleeps at once.
     pub fn with_spin(spin: Spin) -> Self {
         Poller {
             shared: Arc::new(Shared::new()),
@@ -442,8 +446,8 @@ impl Poller {
         self.tally.looks.fetch_add(looks, Ordering::Relaxed);
         if found {
             self.tally.hits.fetch_add(1, Ordering::Relaxed);
-            self.window.hit();
         }
+        self.window.looked(found, pace.was_interrupted());
         Ok(found)
     }
 

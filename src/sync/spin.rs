@@ -24,7 +24,6 @@
 
 use super::atomic::{AtomicU64, Ordering};
 use super::wake_queue;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
@@ -160,6 +159,9 @@ pub(crate) struct Pace {
     end: Option<Instant>,
     /// When the last turn of others was.
     turn: Instant,
+    /// When the last beat was.
+    last: Instant,
+    was_interrupted: bool,
     single_cpu: bool,
     looked: bool,
 }
@@ -183,9 +185,16 @@ impl Pace {
                 deadline,
             ),
             turn: start,
+            last: start,
+            was_interrupted: false,
             single_cpu: single_cpu(),
             looked: false,
         }
+    }
+
+    /// Whether another thread has had the CPU for long in between.
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.was_interrupted
     }
 
     /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
@@ -200,6 +209,8 @@ impl Pace {
             std::hint::spin_loop();
         }
         let now = Instant::now();
+        self.was_interrupted |= now - self.last > INTERRUPTION;
+        self.last = now;
         if self.end.is_some_and(|end| now >= end) {
             return None;
         }
@@ -226,6 +237,10 @@ pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     }
     true
 }
+
+/// Between two beats, an interrupt or a short turn of another thread takes less. So much is a turn of a thread that does
+/// not sleep, and wants this CPU.
+const INTERRUPTION: Duration = Duration::from_micros(500);
 
 /// How long a spin that knows no end keeps others from the CPU.
 const TURN: Duration = Duration::from_micros(50);
@@ -339,10 +354,21 @@ pub fn prepare_for_seccomp() {
 }
 
 /// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
-/// once.
+/// once, or by each of several threads that meet here: none waits for another, which a fork may have left behind.
 pub(crate) fn single_cpu() -> bool {
-    static SINGLE: OnceLock<bool> = OnceLock::new();
-    *SINGLE.get_or_init(|| online_cpus() == 1)
+    const UNKNOWN: u8 = 0;
+    const ONE: u8 = 1;
+    const SEVERAL: u8 = 2;
+    // It orders nothing: std's under loom too.
+    static CPUS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(UNKNOWN);
+    let known = CPUS.load(std::sync::atomic::Ordering::Relaxed);
+    if known != UNKNOWN {
+        return known == ONE;
+    }
+    let single = online_cpus() == 1;
+    let known = if single { ONE } else { SEVERAL };
+    CPUS.store(known, std::sync::atomic::Ordering::Relaxed);
+    single
 }
 
 /// How many CPUs run; a great many if the system does not tell.

@@ -80,7 +80,7 @@ use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 use std::thread;
 use std::time::Duration;
@@ -152,11 +152,19 @@ type Piles = BTreeMap<Owner, Pile>;
 type Readers = Vec<(&'static Slot, u32)>;
 
 /// Whose a pile is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
     thread: u64,
     /// Whether light sections have read what lies there.
     light: bool,
+}
+
+impl Owner {
+    /// Whether who has waited for readers, those in light sections only if `light`, has waited for those of this pile.
+    /// Where no fence is left to writers, which is if not `is_light`, there is no difference.
+    fn is_waited_for(&self, light: bool, is_light: bool) -> bool {
+        light || !self.light || !is_light
+    }
 }
 
 /// In the place of a thread's number.
@@ -289,8 +297,8 @@ impl Domain {
         // Leaked, rather than freed too early, if the waiting fails.
         let outdated = ManuallyDrop::new(outdated);
         self.wait_for_readers(K::LIGHT);
-        let has_waited = |pile: Owner| K::LIGHT || !pile.light || !membarrier::is_light();
-        let mut due = self.take_due(true, has_waited);
+        let is_light = membarrier::is_light();
+        let mut due = self.take_due(true, |pile| pile.is_waited_for(K::LIGHT, is_light));
         due.extend(ManuallyDrop::into_inner(outdated));
         free(due);
         true
@@ -410,6 +418,7 @@ impl Domain {
     }
 
     fn lock(&self) -> MutexGuard<'_, Piles> {
+        forked::watch();
         self.piles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -512,14 +521,14 @@ fn domain() -> &'static Domain {
 
 /// A number that no other thread ever has, and not [`EVERYBODY`].
 fn this_threads_number() -> u64 {
-    // It orders nothing: std's under loom too.
-    static LAST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(EVERYBODY);
+    // From 1, for 0 is everybody. It orders nothing: std's under loom too.
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     const_thread_local! {
         static OWN: Cell<u64> = { Cell::new(EVERYBODY) };
     }
     OWN.with(|own| {
         if own.get() == EVERYBODY {
-            own.set(LAST.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
+            own.set(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         }
         own.get()
     })
@@ -544,7 +553,7 @@ mod forked {
 
     static HELD: Held = Held(UnsafeCell::new(None));
 
-    /// To be called before the first section.
+    /// To be called before the first section, and before the piles are locked for the first time.
     pub(super) fn watch() {
         static WATCHED: AtomicBool = AtomicBool::new(false);
         if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
@@ -771,22 +780,53 @@ pub fn with_light_section<R>(f: impl FnOnce(&Section<'_, Light>) -> R) -> R {
     with_own(|reader| f(&reader.enter_light()))
 }
 
+/// A section of the thread's own reader, if that is there: it is made in [`with_section`], and gone when the thread
+/// ends. For a hot path, which then need not have ready in memory what a closure takes along.
+///
+/// # Safety
+///
+/// The section ends before the thread does: it is kept nowhere.
+#[inline(always)]
+pub unsafe fn own_section<'a>() -> Option<Section<'a>> {
+    // SAFETY: it is there as long as the thread.
+    own().map(|reader| unsafe { reader.as_ref() }.enter())
+}
+
 #[inline(always)]
 fn with_own<R>(f: impl FnOnce(&Reader) -> R) -> R {
+    match own().or_else(make_own) {
+        // SAFETY: it goes with the thread, after all that runs on it now.
+        Some(reader) => f(unsafe { reader.as_ref() }),
+        None => f(&Reader::new()),
+    }
+}
+
+/// The reader of this thread, which nobody else sees. `None` before it is made, and at the end of the thread, when it
+/// is gone already.
+#[inline(always)]
+fn own() -> Option<NonNull<Reader>> {
+    OWN.try_with(Cell::get).unwrap_or(None)
+}
+
+#[cold]
+#[inline(never)]
+fn make_own() -> Option<NonNull<Reader>> {
+    struct Own(Reader);
+    impl Drop for Own {
+        fn drop(&mut self) {
+            let _ = OWN.try_with(|own| own.set(None));
+        }
+    }
     thread_local! {
-        static READER: Reader = Reader::new();
+        static READER: Own = Own(Reader::new());
     }
-    let mut f = Some(f);
-    let mut run = |reader: &Reader| f.take().map(|f| f(reader));
-    let result = match READER.try_with(&mut run) {
-        Ok(result) => result,
-        // The thread is ending, and its reader is gone already.
-        Err(_) => run(&Reader::new()),
-    };
-    match result {
-        Some(result) => result,
-        None => unreachable!("one of the two has run"),
-    }
+    let own = READER.try_with(|own| NonNull::from(&own.0)).ok();
+    let _ = OWN.try_with(|it| it.set(own));
+    own
+}
+
+const_thread_local! {
+    static OWN: Cell<Option<NonNull<Reader>>> = { Cell::new(None) };
 }
 
 /// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that fenced
@@ -830,7 +870,7 @@ pub fn retire(outdated: impl Send + 'static) {
 /// run nevertheless, and this panics with the first payload.
 ///
 /// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction
-/// of an address space, or such a destructor.
+/// of an address space, or a destructor that runs at the end of a callback.
 ///
 /// ```
 /// use doorbell::Event;
@@ -1218,6 +1258,116 @@ mod tests {
             assert_eq!(page.recv(), Ok(7));
         }
         assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    /// Once its sections have ended, a thread waits, and frees at once.
+    #[test]
+    fn change_after_a_section() {
+        let _alone = alone();
+        let first = Arc::new(0);
+        let book = Srcu::new(Arc::clone(&first));
+        with_section(|section| assert_eq!(**book.read(section), 0));
+        publish(&book, 1);
+        assert_eq!(Arc::strong_count(&first), 1);
+        let second = Arc::new(2);
+        book.write().publish(Arc::clone(&second), ());
+        drop(book);
+        assert_eq!(Arc::strong_count(&second), 1);
+    }
+
+    fn pile(thread: u64, light: bool) -> Owner {
+        Owner { thread, light }
+    }
+
+    /// Who has waited for readers takes what is its own: what others have retired meanwhile may be in use.
+    #[test]
+    fn who_has_waited_takes_its_own() {
+        let domain = Domain::new();
+        let reader = domain.claim();
+        reader.seq.store(INSIDE, Ordering::Relaxed);
+        let own = this_threads_number();
+        for thread in [own, EVERYBODY] {
+            domain.leave::<Fenced>(thread, Box::new(thread));
+        }
+        assert!(domain.take_due(true, |_| false).is_empty());
+        let due = domain.take_due(true, |_| true);
+        let due: Vec<_> = due.iter().map(|thread| thread.downcast_ref()).collect();
+        assert_eq!(due, [Some(&own)]);
+        // Nor does anybody keep an empty pile.
+        let piles = || domain.lock().keys().copied().collect::<Vec<_>>();
+        assert_eq!(piles(), [pile(EVERYBODY, false)]);
+        reader.seq.store(2 * INSIDE, Ordering::Relaxed);
+        assert_eq!(domain.take_due(false, |_| false).len(), 1);
+        assert_eq!(piles(), []);
+    }
+
+    #[test]
+    fn whose_readers_are_waited_for() {
+        for (of, light, is_light, expected) in [
+            // Those in light sections, which all wait for where fences are the readers'.
+            (true, true, true, true),
+            (true, false, true, false),
+            (true, false, false, true),
+            (true, true, false, true),
+            // All others, always.
+            (false, true, true, true),
+            (false, false, true, true),
+            (false, false, false, true),
+            (false, true, false, true),
+        ] {
+            let waited_for = pile(1, of).is_waited_for(light, is_light);
+            assert_eq!(waited_for, expected, "{of} {light} {is_light}");
+        }
+    }
+
+    /// Retires another one of its kind when it is dropped.
+    struct Chain(u64, u32, Arc<AtomicU32>);
+
+    static CHAINED: Domain = Domain::new();
+
+    impl Drop for Chain {
+        fn drop(&mut self) {
+            self.2.fetch_add(1, Ordering::Relaxed);
+            if let Some(length) = self.1.checked_sub(1) {
+                let next = Chain(self.0, length, Arc::clone(&self.2));
+                CHAINED.leave::<Fenced>(self.0, Box::new(next));
+            }
+        }
+    }
+
+    /// Who frees its own frees what that leads to; who does somebody else's work is done after the first.
+    #[test]
+    fn what_destructors_retire() {
+        let dropped = Arc::new(AtomicU32::new(0));
+        let so_far = || dropped.swap(0, Ordering::Relaxed);
+        for (thread, owed, expected) in [(this_threads_number(), FREE_OWN, 4), (EVERYBODY, FREE, 1)]
+        {
+            let chain = Chain(thread, 3, Arc::clone(&dropped));
+            CHAINED.leave::<Fenced>(thread, Box::new(chain));
+            CHAINED.free_due(owed);
+            assert_eq!(so_far(), expected);
+        }
+    }
+
+    /// All is dropped, whatever panics, and the first panic goes on.
+    #[test]
+    fn destructors_that_panic() {
+        struct Panics(&'static str);
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic::panic_any(self.0);
+            }
+        }
+        let last = Arc::new(());
+        let due: Vec<Outdated> = vec![
+            Box::new(Panics("first")),
+            Box::new(Panics("second")),
+            Box::new(Arc::clone(&last)),
+        ];
+        let result = panic::catch_unwind(AssertUnwindSafe(|| free(due)));
+        let payload = result.expect_err("it panics");
+        assert_eq!(payload.downcast_ref(), Some(&"first"));
+        assert_eq!(Arc::strong_count(&last), 1);
     }
 
     /// Slots are as many as there were readers at one time, not as there were readers.

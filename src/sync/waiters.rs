@@ -135,8 +135,26 @@ impl<S: Scope> Waiters<S> {
     /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of
     /// `kinds` ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called after
     /// the condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
-    #[inline]
-    pub(crate) fn notify(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
+    #[inline(always)]
+    pub(crate) fn notify(
+        &self,
+        whom: impl FnOnce() -> Release,
+        kinds: u32,
+        call: impl FnOnce(u32),
+    ) {
+        // A glance, after the look of `are_wanted`: whoever announces itself after that look sees the condition.
+        let state = self.state.load(Ordering::Relaxed);
+        if state & ANNOUNCED != 0 || !self.claim_observers_once(state, kinds) {
+            return self.notify_the_long_way(whom(), kinds, call);
+        }
+        if state & kinds != 0 {
+            call(state & kinds);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn notify_the_long_way(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
         // A call may take its time, or wait for one of the threads. Nor is anything claimed before its turn has come:
         // what is claimed, another waker relies on.
         self.wake_sleepers(whom);
@@ -148,6 +166,8 @@ impl<S: Scope> Waiters<S> {
 
     /// As [`notify`](Self::notify), but the observers are called first, for one of them takes away what the threads
     /// wait for. The threads are woken even if a call panics.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn notify_observers_first(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
         let _woken_at_last = AtLast(|| self.wake_sleepers(whom));
         let kinds = self.claim_observers(kinds);
@@ -170,14 +190,25 @@ impl<S: Scope> Waiters<S> {
     }
 
     /// Claims those who armed, if `kinds` has them, and returns which of the kinds are to be called.
-    #[inline(always)]
     pub(crate) fn claim_observers(&self, kinds: u32) -> u32 {
-        // A glance, as in `wake_sleepers`.
+        // A glance, as in `notify`.
         let state = self.state.load(Ordering::Relaxed);
-        if state & kinds & ARMED == 0 {
+        if self.claim_observers_once(state, kinds) {
             return state & kinds;
         }
         self.claim(|state| state & !(kinds & ARMED)) & kinds
+    }
+
+    /// The same in the state given, if that is the state still.
+    #[inline(always)]
+    fn claim_observers_once(&self, state: u32, kinds: u32) -> bool {
+        let after = state & !(kinds & ARMED);
+        // Acquire as in `claim`.
+        let claim = || {
+            self.state
+                .compare_exchange(state, after, Ordering::AcqRel, Ordering::Relaxed)
+        };
+        after == state || claim().is_ok()
     }
 
     /// Wakes threads if any are announced.

@@ -1,6 +1,6 @@
 //! What the device's half and the poller's half of a queue share: the words of the rings, and how far the device is.
 
-use super::QueueError;
+use super::error::QueueError;
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::ops::Deref;

@@ -517,3 +517,35 @@ fn a_listener_that_panics() {
         }
     }
 }
+
+/// One that panics when a transaction is over keeps the others from nothing.
+#[test]
+fn a_listener_that_panics_at_the_end() {
+    #[derive(Default)]
+    struct Hears(AtomicU64);
+    impl Listener for Hears {
+        fn name(&self) -> &'static str {
+            "hears"
+        }
+        fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Ok(())
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Ok(())
+        }
+        fn committed(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            panic!("for the test");
+        }
+    }
+    let space = AddressSpace::new();
+    let listeners = [(); 2].map(|()| Arc::new(Hears::default()));
+    for listener in &listeners {
+        assert!(space.add_listener(Arc::clone(listener) as _).is_clean());
+    }
+    let (region, _) = region(&space);
+    let unmap = std::panic::AssertUnwindSafe(|| region.unmap());
+    assert!(std::panic::catch_unwind(unmap).is_err());
+    let heard = listeners.map(|listener| listener.0.load(Ordering::Relaxed));
+    assert_eq!(heard, [1, 1]);
+}

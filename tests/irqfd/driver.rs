@@ -30,6 +30,10 @@ impl Sink {
         raised_by.len()
     }
 
+    fn times(&self) -> usize {
+        self.raised_by.lock().unwrap().len()
+    }
+
     fn raised_by(&self) -> Vec<ThreadId> {
         self.raised_by.lock().unwrap().clone()
     }
@@ -106,7 +110,7 @@ fn requests_are_left_to_the_driver() {
                 for _ in 0..3 {
                     sink.ack();
                 }
-                assert_eq!(sink.raised_by().len(), at);
+                assert_eq!(sink.times(), at);
                 gate.wait();
                 driver.join().unwrap();
                 id
@@ -146,6 +150,11 @@ fn a_driver_is_relieved_after_sixteen_turns() {
                     router.set_level(PIN, true);
                     while !sink.over.load(SeqCst) {
                         sink.ack();
+                        // Whoever was asked, or has been relieved, has left the line to somebody.
+                        let before = sink.times();
+                        while sink.times() == before && !sink.over.load(SeqCst) {
+                            thread::yield_now();
+                        }
                     }
                 });
             }

@@ -82,6 +82,9 @@ fn across_masks_routes_and_acks() {
     router.set_route(PIN, Some(message(7))).unwrap();
     let sent = Call::Msi { gsi: PIN, data: 7 };
     assert_eq!(log.take(), [down(PIN, 30), sent]);
+    router.set_route(PIN, Some(message(8))).unwrap();
+    router.set_route(PIN, Some(message(7))).unwrap();
+    assert_eq!(log.take(), []);
     source.set_level(false);
     source.set_level(true);
     assert_eq!(log.take(), [sent]);

@@ -627,6 +627,9 @@ fn unmask_asks_the_resamplers() {
     // The device wants to.
     a.signal();
     assert_eq!(log.take(), [up(PIN, PIN)]);
+    // There is no mask to end.
+    router.unmask(PIN);
+    assert_eq!((log.take(), rs.try_read()), (vec![], None));
     // Masked while it is up.
     router.mask(PIN);
     assert_eq!(log.take(), [down(PIN, PIN)]);
@@ -817,8 +820,11 @@ fn deassigned_while_pending() {
         a.signal();
         assert!(router.is_pending(gsi));
         log.take();
+        // What else becomes of the line does not matter.
+        router.set_level(gsi, true);
         drop(irqfd);
         assert_eq!((a.count(), router.is_pending(gsi)), (1, false));
+        router.set_level(gsi, false);
         // Another device is plugged in.
         let next = router.assign(&b, gsi).unwrap();
         router.unmask(gsi);
@@ -944,6 +950,64 @@ fn a_sink_that_calls_back() {
     let eoi = eager.eoi.get().unwrap();
     assert_eq!(format!("{eoi:?}"), "Eoi { gsi: 5 }");
     eoi.ack();
+}
+
+/// Does what it was given inside the first call for a level.
+#[derive(Default)]
+struct Inside(Mutex<Option<Box<dyn FnOnce() + Send>>>, Log);
+
+impl InterruptSink for Inside {
+    fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+        self.1.set_level(gsi, pin, level);
+        let inside = self.0.lock().unwrap().take();
+        if let Some(inside) = inside {
+            inside();
+        }
+    }
+
+    fn signal_msi(&self, gsi: u32, message: MsiMessage) {
+        self.1.signal_msi(gsi, message);
+    }
+}
+
+/// What is asked for twice before the thread that drives the line gets to it is done, in the end, as if once.
+#[test]
+fn twice_inside_a_call() {
+    type Ask = fn(&Router);
+    let (mask, unmask): (Ask, Ask) = (|router| router.mask(PIN), |router| router.unmask(PIN));
+    let (ack, lower): (Ask, Ask) = (
+        |router| router.ack(PIN),
+        |router| router.set_level(PIN, false),
+    );
+    let to_30: Ask = |router| router.set_route(PIN, Some(Route::Pin(30))).unwrap();
+    let back: Ask = |router| router.set_route(PIN, Some(Route::Pin(PIN))).unwrap();
+    let to_31: Ask = |router| router.set_route(PIN, Some(Route::Pin(31))).unwrap();
+    let cases: [(Vec<Ask>, Vec<Call>, u64); 7] = [
+        (vec![ack, ack], vec![down(PIN, PIN)], 1),
+        // An unmask acks what is asserted.
+        (vec![mask, ack, unmask], vec![down(PIN, PIN)], 1),
+        (vec![mask, unmask, ack], vec![down(PIN, PIN)], 1),
+        (vec![mask, mask], vec![down(PIN, PIN)], 0),
+        (vec![to_30, to_31], vec![down(PIN, PIN), up(PIN, 31)], 0),
+        (vec![to_30, back], vec![], 0),
+        (vec![lower, lower], vec![], 0),
+    ];
+    for (asked, calls, resamples) in cases {
+        let sink = Arc::new(Inside::default());
+        let router = Router::new(Arc::clone(&sink));
+        router.set_routes(Routes::identity(24)).unwrap();
+        let (a, rs) = (event(), event());
+        let _irqfd = router.assign_with_resample(&a, PIN, &rs).unwrap();
+        let inside = {
+            let router = router.clone();
+            move || asked.iter().for_each(|ask| ask(&router))
+        };
+        *sink.0.lock().unwrap() = Some(Box::new(inside));
+        a.signal();
+        let mut told = sink.1.take();
+        assert_eq!(told.remove(0), up(PIN, PIN));
+        assert_eq!((told, rs.count()), (calls, resamples));
+    }
 }
 
 #[test]

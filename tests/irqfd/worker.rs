@@ -3,9 +3,11 @@
 use super::sink::message;
 use super::watchdog::limit;
 use doorbell::Event;
-use doorbell::irqfd::{InterruptSink, MsiMessage, Router};
-use std::sync::{Arc, Mutex};
+use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 const MSI: u32 = 24;
 
@@ -54,6 +56,57 @@ fn messages_are_handed_over() {
         assert_eq!(threads.len(), round);
         assert!(threads.iter().all(|&thread| thread == threads[0]));
         assert_ne!(threads[0], thread::current().id());
+    }
+}
+
+/// A level that stands at a message swallows no messages.
+#[test]
+fn messages_beside_a_level() {
+    let (router, sink) = router();
+    let a = event();
+    let irqfd = router.assign(&a, MSI).unwrap();
+    router.set_level(MSI, true);
+    for round in 1..=3 {
+        router.synchronize();
+        assert_eq!(sink.threads.lock().unwrap().len(), round);
+        a.signal();
+    }
+    assert_eq!(irqfd.counters().coalesced, 0);
+}
+
+/// A deassign returns when the worker has come out of the call that was requested before, whatever it was.
+#[test]
+fn a_deassign_waits_for_the_worker() {
+    const PIN: u32 = 5;
+    struct Gate(Barrier, AtomicBool);
+    impl InterruptSink for Gate {
+        fn set_level(&self, _: u32, _: u32, level: bool) {
+            if !level {
+                self.0.wait();
+                // The deassign comes in this time, or there is nothing to be seen.
+                thread::sleep(Duration::from_millis(20));
+                self.1.store(true, SeqCst);
+            }
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    }
+    for pulse in [false, true] {
+        let gate = Arc::new(Gate(Barrier::new(2), AtomicBool::new(false)));
+        let router = Router::with_worker(Arc::clone(&gate)).unwrap();
+        router.set_route(PIN, Some(Route::Pin(PIN))).unwrap();
+        let a = event();
+        let irqfd = router.assign(&a, PIN).unwrap();
+        match pulse {
+            true => a.signal(),
+            false => {
+                router.set_level(PIN, true);
+                router.synchronize();
+                router.set_level(PIN, false);
+            }
+        }
+        gate.0.wait();
+        drop(irqfd);
+        assert!(gate.1.load(SeqCst), "pulse: {pulse}");
     }
 }
 

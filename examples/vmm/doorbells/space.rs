@@ -3,6 +3,7 @@ use crate::map::{BUSES, QUEUES, bar};
 use anyhow::Context;
 use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
 use doorbell::ioeventfd::{Bus, Key};
+use doorbell::poll::{PollError, Poller, Watch};
 use doorbell::{Event, Spin};
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ pub struct InSpace {
     events: [Arc<Event>; QUEUES],
     /// Where the device threads wait for the events.
     counters: [Box<dyn Counter>; QUEUES],
+    /// Of the events, what KVM takes.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    in_kernel: Vec<doorbell::kvm::KernelCount>,
 }
 
 impl InSpace {
@@ -33,12 +37,26 @@ impl InSpace {
         let listener = Arc::new(doorbell::kvm::KvmListener::new(vm)?);
         complain(&space.add_listener(listener.clone()));
         let events = std::array::from_fn(|_| Arc::new(Event::new(0)));
-        let mut counters: Vec<Box<dyn Counter>> = Vec::new();
+        let mut in_kernel = Vec::new();
         for event in &events {
-            counters.push(Box::new(listener.count_of(event)?));
+            in_kernel.push(listener.count_of(event)?);
         }
-        let counters = counters.try_into().expect("one for each queue");
-        Self::with(space, events, counters)
+        let counters = std::array::from_fn(|queue| Box::new(in_kernel[queue].clone()) as _);
+        let mut space = Self::with(space, events, counters)?;
+        space.in_kernel = in_kernel;
+        Ok(space)
+    }
+
+    /// Has `poller` watch what a queue's doorbells add to, under the key `queue`; and under `QUEUES` more than that the
+    /// kicks that KVM may refuse, if it takes kicks at all.
+    pub fn watch(&self, poller: &Poller, queue: usize, watch: Watch) -> Result<(), PollError> {
+        let event = &self.events[queue];
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if let Some(in_kernel) = self.in_kernel.get(queue) {
+            poller.add_fd(in_kernel, queue, watch)?;
+            return poller.add(event, QUEUES + queue, watch);
+        }
+        poller.add(event, queue, watch)
     }
 
     fn with(
@@ -55,6 +73,8 @@ impl InSpace {
             bars,
             events,
             counters,
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            in_kernel: Vec::new(),
         })
     }
 

@@ -4,11 +4,17 @@
 //! names the models that must notice. A model that passes on broken code has lost its power, and a piece that is not
 //! found means that the list no longer fits the code; both fail the run.
 //!
-//! `cargo run --bin breakages [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it.
+//! `cargo run --bin breakages [--all] [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it. The first
+//! model of an entry must fail; with `--all`, each of them.
+//!
+//! Nearly all of the time goes into compiling, most of which one thread does. So there is a worker for each CPU, with a
+//! copy of the source and a target directory of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use toml::{Table, Value};
 
@@ -16,95 +22,151 @@ use toml::{Table, Value};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    let word = std::env::args().nth(1).unwrap_or_default();
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let copy = here.join("target/breakages");
-    // The manifest names targets in all of these.
-    for part in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "README.md",
-        "src",
-        "benches",
-        "tests",
-    ] {
-        copy_into(&here.join("..").join(part), &copy.join(part));
-    }
-    for part in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "tests"] {
-        copy_into(&here.join(part), &copy.join("loom-tests").join(part));
-    }
-
-    let mut unnoticed = 0;
-    for list in sorted(&here.join("breakages")) {
-        let text = fs::read_to_string(&list).expect("a list of breakages can be read");
-        let list: Table = text.parse().expect("a list of breakages is TOML");
-        for breakage in list["breakage"].as_array().expect("[[breakage]] entries") {
-            if field(breakage, "name").contains(&word) {
-                unnoticed += try_breakage(breakage, &copy);
-            }
+    let (mut all, mut word) = (false, String::new());
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--all" => all = true,
+            _ => word = argument,
         }
     }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let breakages: Vec<Value> = sorted(&here.join("breakages"))
+        .iter()
+        .flat_map(|list| entries(list))
+        .filter(|breakage| field(breakage, "name").contains(&word))
+        .collect();
+
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let workers: Vec<Worker> = (0..cpus.min(breakages.len()))
+        .map(|number| Worker::new(here, number))
+        .collect();
+    if let Some((first, others)) = workers.split_first() {
+        // What does not depend on the code is compiled once.
+        if !first.target().exists() {
+            first.build("event");
+        }
+        others.iter().for_each(|worker| worker.adopt(first));
+    }
+    let (next, unnoticed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for worker in &workers {
+            scope.spawn(|| {
+                while let Some(breakage) = breakages.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    unnoticed.fetch_add(worker.try_breakage(breakage, all), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let unnoticed = unnoticed.into_inner();
     println!("{unnoticed} not noticed");
     ExitCode::from(u8::from(unnoticed != 0))
 }
 
-/// Applies one breakage, runs its models, and undoes it. Returns how many models passed.
-fn try_breakage(breakage: &Value, copy: &Path) -> usize {
-    let name = field(breakage, "name");
-    let file = copy.join(field(breakage, "file"));
-    let whole = fs::read_to_string(&file).expect("the file of a breakage exists");
-    let find = field(breakage, "find").trim_matches('\n');
-    assert_eq!(
-        whole.matches(find).count(),
-        1,
-        "`{name}`: its text must stand in the code once"
-    );
-    let broken = whole.replace(find, field(breakage, "replace").trim_matches('\n'));
-    fs::write(&file, broken).expect("the copy can be changed");
-
-    let models = breakage["models"].as_array().expect("`models` is a list");
-    let test = field(breakage, "test");
-    let built = cargo(copy, test)
-        .arg("--no-run")
-        .status()
-        .expect("cargo runs");
-    assert!(built.success(), "`{name}` does not compile");
-    let mut passed = 0;
-    for model in models.iter().filter_map(Value::as_str) {
-        let start = Instant::now();
-        let noticed = fails(cargo(copy, test).args(["--", "--exact", model]));
-        passed += usize::from(!noticed);
-        let verdict = if noticed {
-            "noticed by"
-        } else {
-            "NOT NOTICED by"
-        };
-        println!("{name}: {verdict} {model} ({:.1?})", start.elapsed());
-    }
-    fs::write(&file, whole).expect("the copy can be changed back");
-    passed
+/// A copy of the source, to be broken.
+struct Worker {
+    copy: PathBuf,
 }
 
-/// `cargo test` of one file of models in the copy.
-fn cargo(copy: &Path, test: &str) -> Command {
-    let mut command = Command::new(env!("CARGO"));
-    command
-        .current_dir(copy.join("loom-tests"))
-        .env("CARGO_TARGET_DIR", copy.join("target"))
-        // Most of the time goes into compiling: what is wrong is found soon.
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
-        .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env("CARGO_PROFILE_TEST_DEBUG", "0")
-        .args(["test", "--quiet", "--test", test])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
+impl Worker {
+    fn new(here: &Path, number: usize) -> Self {
+        let copy = here.join(format!("target/breakages/{number}"));
+        // The manifest names targets in all of these.
+        for part in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "README.md",
+            "src",
+            "benches",
+            "tests",
+        ] {
+            copy_into(&here.join("..").join(part), &copy.join(part));
+        }
+        for part in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "tests"] {
+            copy_into(&here.join(part), &copy.join("loom-tests").join(part));
+        }
+        Worker { copy }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.copy.join("target")
+    }
+
+    /// Takes what another one has compiled, unless it has something of its own.
+    fn adopt(&self, other: &Worker) {
+        if !self.target().exists() {
+            // With the times, by which cargo knows what is old.
+            let copied = Command::new("cp")
+                .arg("-a")
+                .args([other.target(), self.target()])
+                .status();
+            assert!(copied.is_ok_and(|status| status.success()), "cp fails");
+        }
+    }
+
+    /// Compiles one file of models, and returns the program. `None` if it does not compile.
+    fn build(&self, test: &str) -> Option<PathBuf> {
+        let output = Command::new(env!("CARGO"))
+            .current_dir(self.copy.join("loom-tests"))
+            .env("CARGO_TARGET_DIR", self.target())
+            // What is wrong is found soon, be the code slow.
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_PROFILE_TEST_DEBUG", "0")
+            .env("CARGO_TERM_COLOR", "never")
+            .args(["test", "--no-run", "--test", test])
+            .output()
+            .expect("cargo runs");
+        // "  Executable tests/event.rs (/…/debug/deps/event-0123456789abcdef)"
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().find(|line| line.contains("Executable"));
+        let (_, program) = line.filter(|_| output.status.success())?.split_once('(')?;
+        Some(
+            self.copy
+                .join("loom-tests")
+                .join(program.strip_suffix(')')?),
+        )
+    }
+
+    /// Applies one breakage, runs its models, and undoes it. Returns how many models passed.
+    fn try_breakage(&self, breakage: &Value, all: bool) -> usize {
+        let name = field(breakage, "name");
+        let file = self.copy.join(field(breakage, "file"));
+        let whole = fs::read_to_string(&file).expect("the file of a breakage exists");
+        let find = field(breakage, "find").trim_matches('\n');
+        assert_eq!(
+            whole.matches(find).count(),
+            1,
+            "`{name}`: its text must stand in the code once"
+        );
+        let broken = whole.replace(find, field(breakage, "replace").trim_matches('\n'));
+        fs::write(&file, broken).expect("the copy can be changed");
+
+        let models = breakage["models"].as_array().expect("`models` is a list");
+        let program = self.build(field(breakage, "test"));
+        let program = program.unwrap_or_else(|| panic!("`{name}` does not compile"));
+        let mut passed = 0;
+        let models = models.iter().filter_map(Value::as_str);
+        for model in models.take(if all { usize::MAX } else { 1 }) {
+            let start = Instant::now();
+            let noticed = fails(Command::new(&program).args(["--exact", model]));
+            passed += usize::from(!noticed);
+            let verdict = if noticed {
+                "noticed by"
+            } else {
+                "NOT NOTICED by"
+            };
+            println!("{name}: {verdict} {model} ({:.1?})", start.elapsed());
+        }
+        fs::write(&file, whole).expect("the copy can be changed back");
+        passed
+    }
 }
 
 /// Whether the command ends in failure before the patience does.
 fn fails(command: &mut Command) -> bool {
-    let mut child = command.spawn().expect("cargo runs");
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("a model runs");
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
@@ -115,8 +177,15 @@ fn fails(command: &mut Command) -> bool {
             child.wait().expect("a child can be waited for");
             return false;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn entries(list: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(list).expect("a list of breakages can be read");
+    let list: Table = text.parse().expect("a list of breakages is TOML");
+    let entries = list["breakage"].as_array();
+    entries.expect("[[breakage]] entries").clone()
 }
 
 fn field<'a>(breakage: &'a Value, name: &str) -> &'a str {
