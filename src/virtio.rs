@@ -1,15 +1,15 @@
 //! Virtqueues that a poller polls: the split rings of the `virtio-queue` crate. With the feature `virtio-queue`.
 //!
 //! A device that sleeps between requests pays two wake-ups a request: its own, for which the driver kicks, and the
-//! driver's, which the device interrupts. The device's own can be had for a load instead, while requests come quickly: a
-//! [`Poller`](crate::poll::Poller) asks the available ring before it sleeps, and the driver is told not to kick.
+//! driver's, which the device interrupts. The device's own can be had for a load instead, while requests come quickly:
+//! a [`Poller`](crate::poll::Poller) asks the available ring before it sleeps, and the driver is told not to kick.
 //!
 //! ```text
 //!                      driver                               device, in Poller::wait and in PolledQueue::serve
-//!     polling          avail.idx += 1                       begin   used.flags = NO_NOTIFY (EVENT_IDX: avail_event stays)
+//!     polling          avail.idx += 1                       begin   used.flags = NO_NOTIFY (EVENT_IDX: nothing)
 //!                      kick? no                             ready   avail.idx != next_avail, over and over
 //!                                                           serve   pops, completes, interrupts when asked to
-//!     to sleep         avail.idx += 1                       end     used.flags = 0 (EVENT_IDX: avail_event = next_avail)
+//!     to sleep         avail.idx += 1                       end     flags = 0 (EVENT_IDX: avail_event = next)
 //!                      full barrier                                 full barrier
 //!                      flags, avail_event: kick?                    avail.idx != next_avail: do not sleep
 //! ```

@@ -1,8 +1,8 @@
 //! What becomes of mapped memory when the front-end cuts off the file it comes from.
 //!
-//! An access then raises SIGBUS, which would end the process. Here a page of zeroes takes the place of what is gone, and
-//! [`has_cut_off`] tells, so that the front-end can be dropped. Mappings of huge pages are not helped: a page does not
-//! fit there.
+//! An access then raises SIGBUS, which would end the process. Here a page of zeroes takes the place of what is gone,
+//! and [`has_cut_off`] tells, so that the front-end can be dropped. Mappings of huge pages are not helped: a page does
+//! not fit there.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -22,8 +22,8 @@
 //! The protocol is that of the crates `vhost`, `virtio-queue` and `vm-memory`. Some things that QEMU's documentation of
 //! it has are not in them, or not here: packed rings, dirty logs and so live migration, an IOMMU, in-band
 //! notifications, and the message that sends a ring's descriptors in more than one piece. A front-end that breaks the
-//! rules is dropped, and the next one served; a driver that does has its queue stopped, as QEMU does it. Nothing is read
-//! or written outside of the memory that the front-end has sent.
+//! rules is dropped, and the next one served; a driver that does has its queue stopped, as QEMU does it. Nothing is
+//! read or written outside of the memory that the front-end has sent.
 //!
 //! A back-end that was killed can be started again: a front-end that keeps an inflight buffer gives it to the new one,
 //! which does again what was not completed, see [`inflight`].

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 /// A vhost-user-blk back-end whose device loop is doorbell's poller.
 ///
-/// It serves one front-end at a time, and the next when that has gone or was dropped for breaking the rules. SIGTERM and
-/// SIGINT end it; it prints its statistics then.
+/// It serves one front-end at a time, and the next when that has gone or was dropped for breaking the rules. SIGTERM
+/// and SIGINT end it; it prints its statistics then.
 ///
 /// Exits with 0 when it was asked to end, 1 if something failed, 2 for bad options, 3 if the socket cannot be had, 4 if
 /// the disk cannot be had.

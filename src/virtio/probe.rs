@@ -8,7 +8,8 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryBackend;
 
 /// Asks the available ring of a [`PolledQueue`](super::PolledQueue) whether there are requests; for
-/// [`Poller::attach_probe`](crate::poll::Poller::attach_probe). Made by [`PolledQueue::probe`](super::PolledQueue::probe).
+/// [`Poller::attach_probe`](crate::poll::Poller::attach_probe). Made by
+/// [`PolledQueue::probe`](super::PolledQueue::probe).
 ///
 /// [`ready`](Probe::ready) is a load of guest memory and a comparison. While a poller polls, the driver is told not to
 /// kick; before it sleeps, the driver is asked for kicks, and the ring looked at once more. If the probe is dropped

@@ -88,7 +88,8 @@ where
         &self.queue
     }
 
-    /// Takes the queue back. A probe that is still there asks on, and finds what the driver makes available from now on.
+    /// Takes the queue back. A probe that is still there asks on, and finds what the driver makes available from now
+    /// on.
     #[must_use]
     pub fn into_queue(self) -> Queue {
         self.queue
@@ -98,8 +99,8 @@ where
     /// written to the chain's buffers; `interrupt` is called each time the driver is to be interrupted.
     ///
     /// The budget keeps one busy queue from holding up the others of a thread; the queue's size is a good one. When all
-    /// has been popped, the driver is asked for kicks, unless a poller polls the queue's probe. So there is nothing else
-    /// to do until the poller reports the queue again, except if the result says that there is
+    /// has been popped, the driver is asked for kicks, unless a poller polls the queue's probe. So there is nothing
+    /// else to do until the poller reports the queue again, except if the result says that there is
     /// [more](Served::more).
     ///
     /// # Errors
@@ -189,8 +190,8 @@ where
         Ok(wanted && (has_event_idx || self.rings.seems_to_want_interrupt(next_used, unasked)))
     }
 
-    /// For devices that [`pop`](Self::pop), when there is nothing more: asks the driver for kicks, unless a poller polls
-    /// the queue's probe. Whether there is more after all, for which the driver will not kick.
+    /// For devices that [`pop`](Self::pop), when there is nothing more: asks the driver for kicks, unless a poller
+    /// polls the queue's probe. Whether there is more after all, for which the driver will not kick.
     #[inline]
     #[must_use = "the driver may not kick"]
     pub fn rearm(&self) -> bool {

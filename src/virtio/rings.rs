@@ -68,8 +68,8 @@ impl<M: Deref<Target: GuestMemoryBackend>> Rings<M> {
     #[inline(always)]
     fn avail_word(&self, offset: usize, order: Ordering) -> u16 {
         debug_assert!(offset + 2 <= self.avail.len());
-        // SAFETY: inside of `avail`, which is aligned and mapped as long as `self.mem` is there. The driver may write to
-        // it at any time; it is accessed by atomics here.
+        // SAFETY: inside of `avail`, which is aligned and mapped as long as `self.mem` is there. The driver may write
+        // to it at any time; it is accessed by atomics here.
         let word = unsafe { &*self.avail.as_ptr().add(offset).cast::<AtomicU16>() };
         u16::from_le(word.load(order))
     }
@@ -109,10 +109,10 @@ impl<M: Deref<Target: GuestMemoryBackend>> Rings<M> {
 
     /// Asks for a kick for whatever comes after what has been popped; then looks whether it has come already.
     ///
-    /// The driver does the mirror image: it stores `avail.idx`, passes a full barrier, and loads the word that is stored
-    /// here. Both accesses here are sequentially consistent, so of the two loads at least one sees what the other side
-    /// has stored. The look compares with the very index that the driver was told, be it out of date or not: if they
-    /// are equal, the next request kicks.
+    /// The driver does the mirror image: it stores `avail.idx`, passes a full barrier, and loads the word that is
+    /// stored here. Both accesses here are sequentially consistent, so of the two loads at least one sees what the
+    /// other side has stored. The look compares with the very index that the driver was told, be it out of date or not:
+    /// if they are equal, the next request kicks.
     fn ask_for_kicks(&self) -> bool {
         let next = self.next_avail.load(Ordering::Relaxed);
         if self.event_idx {

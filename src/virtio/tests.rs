@@ -292,8 +292,8 @@ fn a_driver_that_polls_is_not_interrupted() {
     }
 }
 
-/// By whatever a driver asks for, and whenever a device asks it: what the crate's queue answers at the end of a batch is
-/// what has been answered somewhere in the batch here.
+/// By whatever a driver asks for, and whenever a device asks it: what the crate's queue answers at the end of a batch
+/// is what has been answered somewhere in the batch here.
 #[test]
 fn an_interrupt_that_the_crates_queue_finds_due_is_not_lost() {
     let mut random = fastrand::Rng::with_seed(7);

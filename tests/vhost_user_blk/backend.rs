@@ -1,4 +1,5 @@
-//! The back-ends under test, as processes: the example, and `qemu-storage-daemon`, which shows that the tests are right.
+//! The back-ends under test, as processes: the example, and `qemu-storage-daemon`, which shows that the tests are
+//! right.
 
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! A real driver: that of the `virtio-driver` crate, which is libblkio's.
 //!
-//! With EVENT_IDX only: without it, version 0.6.1 loses kicks of its own, since nothing keeps it from reading the flag of
-//! the used ring before it has published its index.
+//! With EVENT_IDX only: without it, version 0.6.1 loses kicks of its own, since nothing keeps it from reading the flag
+//! of the used ring before it has published its index.
 
 use crate::backend::PATIENCE;
 use rustix::event::{PollFd, PollFlags, poll};

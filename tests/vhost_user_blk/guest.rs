@@ -3,9 +3,9 @@
 //! What it needs: `qemu-system-x86_64`, a static `busybox`, and a kernel with its modules, in `/` or unpacked in
 //! `target/guest`, as `.ci/run` does it. What is missing is said aloud.
 //!
-//! A guest whose disk has never appeared could pass checks on a file in its memory. This one cannot: the host has filled
-//! the disk with what the guest must read, and reads in the file what the guest says it has written; and the back-end
-//! counts the requests.
+//! A guest whose disk has never appeared could pass checks on a file in its memory. This one cannot: the host has
+//! filled the disk with what the guest must read, and reads in the file what the guest says it has written; and the
+//! back-end counts the requests.
 
 use crate::backend::{Daemon, Place};
 use crate::watchdog::Watchdog;
