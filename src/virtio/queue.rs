@@ -4,9 +4,9 @@ use super::error::QueueError;
 use super::probe::QueueProbe;
 use super::rings::Rings;
 use crate::sync::atomic::Ordering;
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::fmt;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryBackend;
 

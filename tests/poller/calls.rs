@@ -63,10 +63,10 @@ fn room_without_end() {
 #[test]
 fn timeouts_of_every_length() {
     let poller = Arc::new(Poller::new());
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), [0_usize; 0]);
     let start = Instant::now();
     let timeout = Duration::from_millis(10);
-    assert_eq!(keys(&poller, 1, Some(timeout)), []);
+    assert_eq!(keys(&poller, 1, Some(timeout)), [0_usize; 0]);
     assert!(start.elapsed() >= timeout);
     let waiting = call_at(Place::Futex, {
         let poller = Arc::clone(&poller);
@@ -74,7 +74,7 @@ fn timeouts_of_every_length() {
     });
     waiting.wait_asleep();
     poller.notify();
-    assert_eq!(waiting.finish(), []);
+    assert_eq!(waiting.finish(), [0_usize; 0]);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn debug_shows_what_is_there() {
     assert!(shows("notified: false, waiting: 0, spin: Never"));
     poller.notify();
     assert!(shows("notified: true"));
-    assert_eq!(keys(&poller, 1, None), []);
+    assert_eq!(keys(&poller, 1, None), [0_usize; 0]);
     assert!(shows("notified: false"));
     let event = Arc::new(Event::new(1));
     poller.add(&event, 5, Watch::READABLE).unwrap();
@@ -124,11 +124,11 @@ fn notifications() {
     let poller = Poller::new();
     poller.notify();
     poller.notify();
-    assert_eq!(keys(&poller, 1, None), []);
+    assert_eq!(keys(&poller, 1, None), [0_usize; 0]);
     // They counted as one.
     let start = Instant::now();
     let timeout = Duration::from_millis(10);
-    assert_eq!(keys(&poller, 1, Some(timeout)), []);
+    assert_eq!(keys(&poller, 1, Some(timeout)), [0_usize; 0]);
     assert!(start.elapsed() >= timeout);
     // One does not hide what is ready.
     let event = Arc::new(Event::new(1));
@@ -155,7 +155,7 @@ fn dropped_in_any_order() {
     // The poller keeps it.
     assert_eq!(keys(&poller, 1, AT_ONCE), [1]);
     poller.delete(1).unwrap();
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), [0_usize; 0]);
 }
 
 /// Nothing piles up in a poller in which nobody waits.
@@ -168,7 +168,7 @@ fn added_and_deleted_without_a_wait() {
         poller.delete(1).unwrap();
         is_held_by_fewer_than(100, &event);
     }
-    assert_eq!(keys(&poller, 1, AT_ONCE), []);
+    assert_eq!(keys(&poller, 1, AT_ONCE), [0_usize; 0]);
     is_held_by_fewer_than(2, &event);
 }
 
@@ -262,7 +262,7 @@ fn many_registered() {
     for (key, event) in events.iter().enumerate() {
         poller.add(event, key, Watch::READABLE.edge()).unwrap();
     }
-    assert_eq!(keys(&poller, MANY, AT_ONCE), []);
+    assert_eq!(keys(&poller, MANY, AT_ONCE), [0_usize; 0]);
     events[1_234].signal();
     assert_eq!(keys(&poller, MANY, AT_ONCE), [1_234]);
     events.iter().rev().for_each(|event| event.signal());

@@ -41,7 +41,7 @@ fn mixed(watch: Watch) -> (Arc<Poller>, Arc<Event>, UnixStream, UnixStream) {
 #[test]
 fn both_kinds_are_reported() {
     let (poller, event, mut near, mut far) = mixed(Watch::READABLE);
-    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
     far.write_all(b"x").unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), [2]);
     // Of two that are ready, a busy poller may leave the descriptor for a later wait, but not for ever.
@@ -54,7 +54,7 @@ fn both_kinds_are_reported() {
     }
     event.read();
     near.read_exact(&mut [0]).unwrap();
-    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
 }
 
 #[test]
@@ -88,9 +88,9 @@ fn the_triggers_are_epolls() {
         poller.modify(2, watch).unwrap();
         assert_eq!(keys(&poller, 4, AT_ONCE), [2], "{watch:?}");
         poller.modify(2, Watch::ERRORS).unwrap();
-        assert_eq!(keys(&poller, 4, AT_ONCE), [], "{watch:?}");
+        assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0], "{watch:?}");
         poller.delete(2).unwrap();
-        assert_eq!(keys(&poller, 4, AT_ONCE), []);
+        assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
     }
 }
 
@@ -185,7 +185,7 @@ fn a_timeout_in_epoll() {
     let (poller, ..) = mixed(Watch::READABLE);
     for timeout in [Duration::from_millis(20), Duration::from_micros(1)] {
         let start = Instant::now();
-        assert_eq!(keys(&poller, 4, Some(timeout)), []);
+        assert_eq!(keys(&poller, 4, Some(timeout)), [0_usize; 0]);
         assert!(start.elapsed() >= timeout);
     }
 }
@@ -236,12 +236,12 @@ fn a_signal_handler_may_notify() {
     let on_futex = call_at(Place::Futex, || keys(&POLLER, 1, None));
     on_futex.wait_asleep();
     on_futex.interrupt(libc::SIGUSR1);
-    assert_eq!(on_futex.finish(), []);
+    assert_eq!(on_futex.finish(), [0_usize; 0]);
     let quiet = eventfd(0, EventfdFlags::empty()).unwrap();
     POLLER.add_fd(&quiet, 1, Watch::READABLE).unwrap();
     let in_epoll = sleeper(&POLLER, None);
     in_epoll.interrupt(libc::SIGUSR1);
-    assert_eq!(in_epoll.finish(), []);
+    assert_eq!(in_epoll.finish(), [0_usize; 0]);
 }
 
 /// Several threads sleep in epoll; each signal is for one, each level for all.
@@ -345,5 +345,5 @@ fn a_number_that_is_given_again() {
     poller.delete(2).unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), [3]);
     poller.delete(3).unwrap();
-    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
 }

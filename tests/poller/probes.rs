@@ -107,12 +107,12 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
         assert_eq!(keys(&poller, 4, None), [1]);
         source.set_ready(false);
         assert!(source.is_begun());
-        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(keys(&poller, 4, SOON), [0_usize; 0]);
         // A thread has slept, with notifications turned on.
         assert!(!source.is_begun());
         let asked = source.asked();
         source.set_ready(true);
-        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(keys(&poller, 4, SOON), [0_usize; 0]);
         assert_eq!(source.asked(), asked, "a cold source was asked");
         kick.signal();
         assert_eq!(keys(&poller, 4, None), [1]);
@@ -156,7 +156,7 @@ fn found_at_the_end() {
             poller.attach_probe(1, AtTheEnd(0)).unwrap();
             assert_eq!(keys(&poller, 4, None), [1]);
             assert_eq!(keys(&poller, 4, None), [1]);
-            assert_eq!(keys(&poller, 4, SOON), []);
+            assert_eq!(keys(&poller, 4, SOON), [0_usize; 0]);
         }
     });
 }
@@ -281,7 +281,7 @@ fn no_thread_sleeps_while_notifications_are_off() {
         });
         waiter.wait_asleep();
         source.set_ready(true);
-        assert_eq!(keys(&poller, 4, AT_ONCE), []);
+        assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
         kick.signal();
         assert_eq!(waiter.finish(), [1]);
     });
@@ -294,7 +294,7 @@ fn nothing_but_a_probe() {
             let poller = Arc::new(Poller::with_spin(spin));
             let source = Arc::new(Source::default());
             poller.add_probe(7, source.probe()).unwrap();
-            assert_eq!(keys(&poller, 4, AT_ONCE), []);
+            assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
             source.set_ready(true);
             for _ in 0..3 {
                 assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
@@ -363,7 +363,7 @@ fn deleted_and_dropped() {
             poller.delete(1).unwrap();
             poller.delete(2).unwrap();
             source.set_ready(true);
-            assert_eq!(keys(&poller, 4, AT_ONCE), []);
+            assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
             // The keys are vacant, and so are the places.
             poller.add_probe(1, source.probe()).unwrap();
             assert_eq!(keys(&poller, 4, AT_ONCE), [1]);
@@ -417,15 +417,15 @@ fn a_probe_that_calls_a_poller() {
     let other = Arc::new(probed(Spin::Never).0);
     let poller = Arc::new(Poller::with_spin(Spin::Never));
     poller.add_probe(1, Calls(Arc::clone(&other))).unwrap();
-    assert_eq!(keys(&poller, 4, AT_ONCE), []);
+    assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
     poller.add_probe(2, Calls(Arc::clone(&poller))).unwrap();
     let panic = panic::catch_unwind(AssertUnwindSafe(|| keys(&poller, 4, AT_ONCE))).unwrap_err();
     let says = panic.downcast_ref::<&str>().unwrap();
     assert!(says.contains("a probe calls its own poller"), "{says}");
     // It is as it was.
     poller.delete(2).unwrap();
-    assert_eq!(keys(&poller, 4, AT_ONCE), []);
-    assert_eq!(keys(&other, 4, AT_ONCE), []);
+    assert_eq!(keys(&poller, 4, AT_ONCE), [0_usize; 0]);
+    assert_eq!(keys(&other, 4, AT_ONCE), [0_usize; 0]);
 }
 
 /// A probe of what is bound and watched under one key, and of a socket.
@@ -444,13 +444,13 @@ fn of_descriptors() {
         poller.add_fd(&ours, 2, Watch::READABLE).unwrap();
         poller.attach_probe(2, second.probe()).unwrap();
         // After a sleep, both are cold.
-        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(keys(&poller, 4, SOON), [0_usize; 0]);
         rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
         assert_eq!(keys(&poller, 4, None), [1]);
         assert_eq!(event.try_read(), Some(5));
         assert!(first.is_begun());
         second.set_ready(true);
-        assert_eq!(keys(&poller, 4, SOON), []);
+        assert_eq!(keys(&poller, 4, SOON), [0_usize; 0]);
         drop(theirs);
         // A hang-up is reported of the socket.
         let mut events = Events::with_capacity(4);
