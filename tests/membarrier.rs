@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 
 use doorbell::event::{Change, Interest, Observation};
+use doorbell::ioeventfd::space::AddressSpace;
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::{Event, MembarrierError, use_membarrier};
 use std::io;
@@ -222,6 +223,24 @@ fn changes_in_callbacks() {
         refuse_membarrier(libc::EPERM);
         ring();
         assert_eq!(kept(), 1);
+    });
+}
+
+/// A transaction puts off the wait for lookups to its end, which calls the barrier, and lookups have ended then.
+#[test]
+fn changes_in_a_transaction() {
+    in_a_process("changes_in_a_transaction", || {
+        if !opt_in() {
+            return;
+        }
+        let (table, space) = (Table::new(), AddressSpace::new());
+        let event = Arc::new(Event::new(0));
+        let doorbell = table.assign(KEY, &event).unwrap();
+        let transaction = space.begin();
+        drop(doorbell);
+        assert_eq!(Arc::strong_count(&event), 2);
+        assert!(transaction.commit().is_clean());
+        assert_eq!(Arc::strong_count(&event), 1);
     });
 }
 

@@ -1144,6 +1144,28 @@ mod tests {
         });
     }
 
+    /// The end of a deferral waits for all that was put off, be it twice or of both kinds.
+    #[test]
+    fn several_changes_in_a_deferral() {
+        let _alone = alone();
+        for both in [false, true] {
+            let pages = [0, 1, 2].map(Arc::new);
+            let [first, second, third] = &pages;
+            let book = Srcu::new(Arc::clone(first));
+            let light = Srcu::<_, Light>::new(Arc::clone(third));
+            let deferral = Deferral::new();
+            book.write().publish(Arc::clone(second), ());
+            publish(&book, 3);
+            if both {
+                light.write().publish(Arc::new(4), ());
+            }
+            assert_eq!(pages.each_ref().map(Arc::strong_count), [2; 3]);
+            drop(deferral);
+            let left = if both { 1 } else { 2 };
+            assert_eq!(pages.each_ref().map(Arc::strong_count), [1, 1, left]);
+        }
+    }
+
     /// A section that ends in a panic ends.
     #[test]
     fn panic_inside_a_section() {
