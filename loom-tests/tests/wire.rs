@@ -147,8 +147,8 @@ fn signals_and_detach() {
     }
 }
 
-/// A route that goes and comes back: no signal is without a message, and there is at most one more, if KVM has found what
-/// a signaller then took back.
+/// A route that goes and comes back: no signal is without a message, and there is at most one more, if KVM has found
+/// what a signaller then took back.
 #[test]
 fn signals_and_detach_and_attach() {
     for (signallers, preemptions) in [(1, None), (2, Some(3))] {

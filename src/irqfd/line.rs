@@ -400,8 +400,8 @@ impl Line {
         }
     }
 
-    /// After a turn. Returns whether the caller is the driver no more: another thread waits, and has waited since before
-    /// the turn, for it clears `TIRED` when it comes.
+    /// After a turn. Returns whether the caller is the driver no more: another thread waits, and has waited since
+    /// before the turn, for it clears `TIRED` when it comes.
     fn hand_over(&self) -> bool {
         let relieved = self.change(|state| {
             (state & (TIRED | OFFERED) == TIRED | OFFERED).then_some(state & !DRIVER)

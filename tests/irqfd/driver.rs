@@ -164,9 +164,12 @@ fn a_driver_is_relieved_after_sixteen_turns() {
             .chunk_by(|before, now| before == now)
             .map(<[_]>::len)
             .collect();
-        let (_last, relieved) = turns.split_last().unwrap();
-        assert!(relieved.len() > CHANGES, "{turns:?}");
-        assert!(relieved.iter().all(|&turns| turns > 16), "{turns:?}");
+        // After these, the thread that has not seen the end yet may ask once more.
+        assert!(turns.len() > CHANGES, "{turns:?}");
+        assert!(
+            turns[..CHANGES].iter().all(|&turns| turns > 16),
+            "{turns:?}"
+        );
         assert_usable(&router, &sink);
     });
 }

@@ -110,6 +110,27 @@ fn a_deassign_waits_for_the_worker() {
     }
 }
 
+/// What was requested is done when the last handle has been dropped, also if there is no irqfd.
+#[test]
+fn nothing_is_left_undone() {
+    struct Slow(AtomicBool);
+    impl InterruptSink for Slow {
+        fn set_level(&self, _: u32, _: u32, level: bool) {
+            // Whoever does not wait is back by then.
+            thread::sleep(Duration::from_millis(20));
+            self.0.store(level, SeqCst);
+        }
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    }
+    let sink = Arc::new(Slow(AtomicBool::new(false)));
+    let router = Router::with_worker(Arc::clone(&sink)).unwrap();
+    router.set_route(5, Some(Route::Pin(5))).unwrap();
+    router.set_level(5, true);
+    drop(router);
+    assert!(sink.0.load(SeqCst));
+    assert_eq!(Arc::strong_count(&sink), 1);
+}
+
 /// Inside a call of the worker's, what waits for the worker elsewhere does not.
 #[test]
 fn the_worker_does_not_wait_for_itself() {
