@@ -44,12 +44,13 @@
 //! * **Probes.** Events are found by a load, as their signals put them into the poller's queue. So is any source with a
 //!   [`Probe`]: a virtqueue, whose driver need not kick while the poller looks. See [`Probe`] for the contract, and
 //!   `doorbell::virtio` (feature `virtio-queue`) for one that is ready to use.
-//! * **The hot set.** Only sources that were reported since the thread last slept are asked. The others notify, and cost
-//!   nothing: ten thousand idle queues slow a busy one by nothing. A source that was asked 1,024 times in vain leaves
-//!   the hot set too, if others keep the thread awake.
+//! * **The hot set.** Only sources that were reported since the thread last slept are asked, and those that were hot
+//!   before that sleep. The others notify, and cost nothing, however many there are. A source leaves the hot set if
+//!   nothing comes of it in 16 such times, or in 1,024 looks if others keep the thread awake.
 //! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when fewer than one
-//!   in three looks find something, or when another thread has taken the CPU for long meanwhile. It opens again for a
-//!   trial of eight looks, after 32 to 1,024 waits that were so short that it might pay. It does not grow step by step:
+//!   in three looks find something, or when other threads take the CPU meanwhile and rounds take longer for that than
+//!   without looking. It opens again for a trial of eight looks, after 16 to 1,024 waits that were so short that it
+//!   might pay. It does not grow step by step:
 //!   while both sides sleep, a round takes so long that a short window is never seen to pay, although a long one would
 //!   make the rounds short. With [`Spin::Never`](crate::Spin::Never) there is none. Probes are then asked once in each
 //!   wait, and before a sleep.

@@ -447,7 +447,7 @@ impl Poller {
         if found {
             self.tally.hits.fetch_add(1, Ordering::Relaxed);
         }
-        self.window.looked(found, pace.was_interrupted());
+        self.window.looked(found, &pace);
         Ok(found)
     }
 

@@ -1,22 +1,25 @@
 //! How long a poller looks before it sleeps.
 
 use crate::Spin;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::spin::{Pace, single_cpu};
 use std::time::{Duration, Instant};
 
 /// A poller's policy, and what has been learnt.
 pub(super) struct Window {
     policy: Spin,
-    /// A [`Lesson`].
-    learnt: AtomicU64,
+    /// What the lesson says, for who looks without the lock.
+    is_open: AtomicBool,
+    lesson: Mutex<Lesson>,
 }
 
 impl Window {
     pub(super) fn new(policy: Spin) -> Self {
         Window {
             policy,
-            learnt: AtomicU64::new(Lesson::FIRST.to_bits()),
+            is_open: AtomicBool::new(true),
+            lesson: Mutex::new(Lesson::FIRST),
         }
     }
 
@@ -30,7 +33,7 @@ impl Window {
             Spin::Never => return None,
             Spin::Always => None,
             Spin::Adaptive { max } => {
-                if single_cpu() || !self.lesson().is_open() {
+                if single_cpu() || !self.is_open.load(Ordering::Relaxed) {
                     return None;
                 }
                 Some(max)
@@ -40,11 +43,11 @@ impl Window {
     }
 
     /// After a look that found something, and so saved a sleep, or not; and that was interrupted, or not.
-    pub(super) fn looked(&self, found: bool, interrupted: bool) {
-        if interrupted {
-            self.learn(Lesson::interrupted);
+    pub(super) fn looked(&self, found: bool, pace: &Pace) {
+        if pace.was_interrupted() {
+            self.learn(|lesson| lesson.interrupted(pace.last));
         } else if found {
-            self.learn(Lesson::hit);
+            self.learn(|lesson| lesson.hit(pace.last));
         }
     }
 
@@ -53,8 +56,9 @@ impl Window {
         let Spin::Adaptive { max } = self.policy else {
             return;
         };
-        let short = start.elapsed() <= max.saturating_add(LATE);
-        self.learn(|lesson| lesson.slept(short));
+        let now = Instant::now();
+        let short = now - start <= max.saturating_add(LATE);
+        self.learn(|lesson| lesson.slept(short, now));
     }
 
     /// Whether sleeps are to be timed.
@@ -62,16 +66,11 @@ impl Window {
         matches!(self.policy, Spin::Adaptive { .. })
     }
 
-    fn lesson(&self) -> Lesson {
-        Lesson::from_bits(self.learnt.load(Ordering::Relaxed))
-    }
-
-    /// Threads that learn at the same time may overwrite each other's lesson.
-    fn learn(&self, next: impl FnOnce(Lesson) -> Lesson) {
-        let before = self.lesson();
-        let after = next(before);
-        if after != before {
-            self.learnt.store(after.to_bits(), Ordering::Relaxed);
+    /// Of threads that learn at the same time, one does.
+    fn learn(&self, next: impl FnOnce(&mut Lesson)) {
+        if let Ok(mut lesson) = self.lesson.try_lock() {
+            next(&mut lesson);
+            self.is_open.store(lesson.is_open(), Ordering::Relaxed);
         }
     }
 }
@@ -82,22 +81,50 @@ const LATE: Duration = Duration::from_micros(200);
 
 /// What is known of one poller.
 ///
-/// A thread that wants the same CPU closes the window at once. If that one is another such thread, each keeps the other
-/// from the CPU for a time slice while it looks, which costs more than all sleeps that are saved. As the looks find
-/// something nevertheless, hits do not tell, and only many of them without an interruption open the window sooner again.
-///
 /// The window is open, and then it is the longest, or it is closed. Nothing in between is tried: while both sides
 /// sleep, the time that a wait takes says nothing of the time it would take if they did not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Hits do not tell everything. A thread that looks takes the CPU from others, and they take it back for a time slice at
+/// once, however many hits there were before. So when another thread has had the CPU for long, the time that rounds have
+/// taken since the window opened is compared with the time that they took when it was closed.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Lesson {
     /// How many more looks may be in vain before the window closes; 0 if it is closed.
     credit: u8,
     /// The window opens again after so many short waits, as a power of two.
     patience: u8,
-    /// The same, for windows in which another thread took the CPU.
-    patience_with_others: u8,
-    /// Short waits since it was closed or, while it is open, hits.
-    count: u16,
+    /// Short waits since it was closed.
+    short_waits: u16,
+    /// Interruptions since it was last closed.
+    interruptions: u8,
+    /// Rounds were slower for interruptions when there was the last one. Then hits do not make up for a trial in vain.
+    was_slower: bool,
+    /// When the last round ended.
+    last: Option<Instant>,
+    /// The rounds since it was opened or closed.
+    rounds: Rounds,
+    /// Those while it was last closed.
+    closed: Rounds,
+}
+
+/// So many, in so much time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rounds {
+    number: u32,
+    time: Duration,
+}
+
+impl Rounds {
+    const NONE: Rounds = Rounds {
+        number: 0,
+        time: Duration::ZERO,
+    };
+
+    /// Whether one of these took longer than one of those.
+    fn are_slower_than(self, those: Rounds) -> bool {
+        let product = |time: Duration, number: u32| time.as_nanos() * u128::from(number);
+        product(self.time, those.number) > product(those.time, self.number)
+    }
 }
 
 impl Lesson {
@@ -108,71 +135,75 @@ impl Lesson {
     const MOST_CREDIT: u8 = 16;
     const LEAST_PATIENCE: u8 = 4;
     const MOST_PATIENCE: u8 = 10;
-    /// More than there are in a time slice.
-    const HITS_WITHOUT_OTHERS: u16 = 8192;
+    /// After so many the window closes for a moment, to see what rounds take then.
+    const MOST_INTERRUPTIONS: u8 = 32;
 
     const FIRST: Lesson = Lesson {
         credit: Self::TRIAL,
         patience: Self::LEAST_PATIENCE,
-        patience_with_others: Self::LEAST_PATIENCE,
-        count: 0,
+        short_waits: 0,
+        interruptions: 0,
+        was_slower: false,
+        last: None,
+        rounds: Rounds::NONE,
+        closed: Rounds::NONE,
     };
 
-    const fn to_bits(self) -> u64 {
-        self.credit as u64
-            | (self.patience as u64) << 8
-            | (self.patience_with_others as u64) << 16
-            | (self.count as u64) << 32
-    }
-
-    const fn from_bits(bits: u64) -> Self {
-        Lesson {
-            credit: bits as u8,
-            patience: (bits >> 8) as u8,
-            patience_with_others: (bits >> 16) as u8,
-            count: (bits >> 32) as u16,
-        }
-    }
-
-    fn is_open(self) -> bool {
+    fn is_open(&self) -> bool {
         self.credit != 0
     }
 
-    fn hit(mut self) -> Self {
+    /// A round has ended. One in which nothing was to be done for long `counts` for nothing.
+    fn round(&mut self, now: Instant, counts: bool) {
+        if let (Some(last), true) = (self.last, counts) {
+            self.rounds.number += 1;
+            self.rounds.time += now - last;
+        }
+        self.last = Some(now);
+    }
+
+    fn close(&mut self, patience: u8) {
+        self.credit = 0;
+        self.patience = patience.min(Self::MOST_PATIENCE);
+        self.short_waits = 0;
+        self.interruptions = 0;
+        self.rounds = Rounds::NONE;
+    }
+
+    fn hit(&mut self, now: Instant) {
+        self.round(now, true);
         self.credit = Self::MOST_CREDIT.min(self.credit + Self::HIT);
-        if self.credit == Self::MOST_CREDIT {
+        if self.credit == Self::MOST_CREDIT && !self.was_slower {
             self.patience = Self::LEAST_PATIENCE;
         }
-        self.count += 1;
-        if self.count == Self::HITS_WITHOUT_OTHERS {
-            self.count = 0;
-            self.patience_with_others = Self::LEAST_PATIENCE.max(self.patience_with_others - 1);
+    }
+
+    fn interrupted(&mut self, now: Instant) {
+        self.round(now, true);
+        self.interruptions += 1;
+        self.was_slower = self.closed.number != 0 && self.rounds.are_slower_than(self.closed);
+        if self.was_slower {
+            self.close(self.patience + 1);
+        } else if self.closed.number == 0 || self.interruptions == Self::MOST_INTERRUPTIONS {
+            self.close(Self::LEAST_PATIENCE);
         }
-        self
     }
 
-    fn interrupted(mut self) -> Self {
-        self.credit = 0;
-        self.patience_with_others = Self::MOST_PATIENCE.min(self.patience_with_others + 1);
-        self.count = 0;
-        self
-    }
-
-    fn slept(mut self, short: bool) -> Self {
+    fn slept(&mut self, short: bool, now: Instant) {
+        self.round(now, short);
         if self.credit > 0 {
             self.credit -= 1;
             if self.credit == 0 {
-                self.patience = Self::MOST_PATIENCE.min(self.patience + 1);
-                self.count = 0;
+                self.close(self.patience + 1);
             }
         } else if short {
-            self.count += 1;
-            if self.count >> self.patience.max(self.patience_with_others) != 0 {
+            self.short_waits += 1;
+            if self.short_waits >> self.patience != 0 {
                 self.credit = Self::TRIAL;
-                self.count = 0;
+                self.closed = self.rounds;
+                self.rounds = Rounds::NONE;
             }
         }
-        self
     }
 }
 
@@ -183,98 +214,146 @@ mod tests {
     const SHORT: bool = true;
     const LONG: bool = false;
 
-    /// After how many such sleeps the window closes.
-    fn closes_after(mut lesson: Lesson, short: bool) -> usize {
-        let mut sleeps = 0;
-        while lesson.is_open() {
-            lesson = lesson.slept(short);
-            sleeps += 1;
-        }
-        sleeps
+    /// A lesson and its clock.
+    struct Course {
+        lesson: Lesson,
+        now: Instant,
     }
 
-    fn closed() -> Lesson {
-        (0..8).fold(Lesson::FIRST, |lesson, _| lesson.slept(SHORT))
-    }
-
-    /// After how many short waits it opens again, and what it is then.
-    fn opens_after(mut lesson: Lesson) -> (usize, Lesson) {
-        assert!(!lesson.is_open());
-        let mut waits = 0;
-        while !lesson.is_open() {
-            // Those that are too long to be saved count for nothing.
-            lesson = lesson.slept(LONG).slept(SHORT);
-            waits += 1;
+    impl Course {
+        fn new() -> Self {
+            Course {
+                lesson: Lesson::FIRST,
+                now: Instant::now(),
+            }
         }
-        (waits, lesson)
+
+        fn after(&mut self, us: u64) -> Instant {
+            self.now += Duration::from_micros(us);
+            self.now
+        }
+
+        fn hits(&mut self, number: usize, us: u64) {
+            for _ in 0..number {
+                let now = self.after(us);
+                self.lesson.hit(now);
+            }
+        }
+
+        fn sleeps(&mut self, number: usize, short: bool, us: u64) {
+            for _ in 0..number {
+                let now = self.after(us);
+                self.lesson.slept(short, now);
+            }
+        }
+
+        fn interruption(&mut self, us: u64) {
+            let now = self.after(us);
+            self.lesson.interrupted(now);
+        }
+
+        /// After how many sleeps it closes.
+        fn closes_after(&mut self, short: bool) -> usize {
+            (0..)
+                .find(|_| {
+                    let is_open = self.lesson.is_open();
+                    if is_open {
+                        self.sleeps(1, short, 50);
+                    }
+                    !is_open
+                })
+                .unwrap()
+        }
+
+        /// After how many short waits of so many microseconds it opens again.
+        fn opens_after(&mut self, us: u64) -> usize {
+            (0..)
+                .find(|_| {
+                    let is_open = self.lesson.is_open();
+                    if !is_open {
+                        // Those that are too long to be saved count for nothing.
+                        self.sleeps(1, LONG, 9_000);
+                        self.sleeps(1, SHORT, us);
+                    }
+                    is_open
+                })
+                .unwrap()
+        }
     }
 
     #[test]
     fn it_closes_after_a_trial_in_vain() {
-        assert_eq!(closes_after(Lesson::FIRST, SHORT), 8);
-        assert_eq!(closes_after(Lesson::FIRST, LONG), 8);
+        assert_eq!(Course::new().closes_after(SHORT), 8);
+        assert_eq!(Course::new().closes_after(LONG), 8);
     }
 
     #[test]
     fn a_third_of_the_looks_must_find_something() {
         let rounds = |hits: usize, sleeps: usize| {
-            let mut lesson = Lesson::FIRST;
+            let mut course = Course::new();
             for _ in 0..100 {
-                lesson = (0..hits).fold(lesson, |lesson, _| lesson.hit());
-                lesson = (0..sleeps).fold(lesson, |lesson, _| lesson.slept(SHORT));
+                course.hits(hits, 10);
+                course.sleeps(sleeps, SHORT, 50);
             }
-            lesson.is_open()
+            course.lesson.is_open()
         };
         assert!(rounds(1, 1) && rounds(2, 3) && rounds(1, 2));
         assert!(!rounds(1, 3));
         // However many hits there were, it does not take long.
-        let lesson = (0..1_000).fold(Lesson::FIRST, |lesson, _| lesson.hit());
-        assert_eq!(closes_after(lesson, SHORT), 16);
+        let mut course = Course::new();
+        course.hits(1_000, 10);
+        assert_eq!(course.closes_after(SHORT), 16);
     }
 
     #[test]
     fn trials_in_vain_become_rare() {
-        let mut lesson = closed();
+        let mut course = Course::new();
         for waits in [32, 64, 128, 256, 512, 1024, 1024, 1024] {
-            let (waited, open) = opens_after(lesson);
-            assert_eq!(waited, waits);
-            lesson = (0..8).fold(open, |lesson, _| lesson.slept(SHORT));
+            assert_eq!(course.closes_after(SHORT), 8);
+            assert_eq!(course.opens_after(50), waits);
         }
         // One that is not in vain makes up for all.
-        let (_, open) = opens_after(lesson);
-        let open = (0..4).fold(open, |lesson, _| lesson.hit());
-        let lesson = (0..16).fold(open, |lesson, _| lesson.slept(SHORT));
-        assert_eq!(opens_after(lesson).0, 32);
+        course.hits(4, 10);
+        assert_eq!(course.closes_after(SHORT), 16);
+        assert_eq!(course.opens_after(50), 32);
+    }
+
+    /// Looking with interruptions, for each of which there were a thousand rounds, each of so many microseconds.
+    fn interrupted(course: &mut Course, us: u64) {
+        course.hits(1_000, us);
+        course.interruption(4_000);
     }
 
     #[test]
-    fn another_thread_closes_it() {
-        let hits = |lesson, number| (0..number).fold(lesson, |lesson: Lesson, _| lesson.hit());
-        let mut lesson = Lesson::FIRST;
-        // However many hits there are in between.
+    fn interruptions_close_it_where_rounds_are_slower_for_that() {
+        let mut course = Course::new();
+        // It is not known what rounds take without.
+        interrupted(&mut course, 10);
+        assert!(!course.lesson.is_open());
+        assert_eq!(course.opens_after(12), 16);
+        // 14 µs are more than 12.
         for waits in [32, 64, 128, 256, 512, 1024, 1024] {
-            lesson = hits(lesson, 1_000).interrupted();
-            assert!(!lesson.is_open());
-            let (waited, open) = opens_after(lesson);
-            assert_eq!(waited, waits);
-            lesson = open;
+            interrupted(&mut course, 10);
+            assert!(!course.lesson.is_open());
+            assert_eq!(course.opens_after(12), waits);
         }
-        // A long time without is a step back, as every one is a step on.
-        lesson = hits(lesson, 2 * 8_192).interrupted();
-        assert_eq!(opens_after(lesson).0, 512);
-        lesson = hits(opens_after(lesson).1, 100 * 8_192).interrupted();
-        assert_eq!(opens_after(lesson).0, 32);
     }
 
     #[test]
-    fn it_is_kept_in_bits() {
-        let lesson = Lesson {
-            credit: 3,
-            patience: 10,
-            patience_with_others: 9,
-            count: 8191,
-        };
-        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
+    fn interruptions_do_not_close_it_where_rounds_are_faster_nevertheless() {
+        let mut course = Course::new();
+        interrupted(&mut course, 10);
+        assert_eq!(course.opens_after(16), 16);
+        // 14 µs are less than 16. Now and then that is looked at again.
+        for _ in 0..3 {
+            for _ in 0..31 {
+                interrupted(&mut course, 10);
+                assert!(course.lesson.is_open());
+            }
+            interrupted(&mut course, 10);
+            assert!(!course.lesson.is_open());
+            assert_eq!(course.opens_after(16), 16);
+        }
     }
 
     #[test]
@@ -288,12 +367,13 @@ mod tests {
         // Long waits do not open it again.
         (0..2_000).for_each(|_| window.slept(long_ago));
         assert!(window.open(None).is_none());
-        // Nor does a look that was interrupted count, whatever it found.
+        // Short ones do.
+        (0..32).for_each(|_| window.slept(Instant::now()));
+        assert!(window.open(None).is_some());
         let window = Window::new(Spin::DEFAULT);
-        window.looked(true, true);
-        assert!(window.open(None).is_none());
-        let window = Window::new(Spin::DEFAULT);
-        (0..8).for_each(|_| window.looked(true, false));
+        let pace = window.open(None).unwrap();
+        window.looked(false, &pace);
+        (0..8).for_each(|_| window.looked(true, &pace));
         (0..8).for_each(|_| window.slept(long_ago));
         assert!(window.open(None).is_some());
         assert!(window.learns() && !Window::new(Spin::Always).learns());

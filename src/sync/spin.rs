@@ -160,7 +160,7 @@ pub(crate) struct Pace {
     /// When the last turn of others was.
     turn: Instant,
     /// When the last beat was.
-    last: Instant,
+    pub(crate) last: Instant,
     was_interrupted: bool,
     single_cpu: bool,
     looked: bool,
