@@ -133,9 +133,9 @@ impl Carrier {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::sync::atomic::AtomicUsize;
     use std::pin::pin;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Poll, Wake, Waker};
 
     const FULL: u64 = u64::MAX - 1;

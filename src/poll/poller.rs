@@ -17,7 +17,9 @@ use crate::sync::{Mutex, MutexGuard, wake_queue};
 use crate::{Event, Spin};
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// An epoll in userspace: reports which of many events are ready.
@@ -712,14 +714,24 @@ impl Sleep<'_> {
 }
 
 impl Drop for Poller {
+    /// An observer that panics keeps nothing else from its end.
     fn drop(&mut self) {
         self.probes.clear();
         let registrations = std::mem::take(&mut self.registered().registrations);
+        let mut panicked = None;
         for registration in registrations.into_values() {
             let _swept = self.end(&mut self.registered(), &registration);
-            registration.settle();
+            let settle = AssertUnwindSafe(|| registration.settle());
+            if let Err(payload) = panic::catch_unwind(settle) {
+                panicked.get_or_insert(payload);
+            }
         }
         self.shared.incoming.close();
+        match panicked {
+            // Another panic now would end the process.
+            Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
+            _ => {}
+        }
     }
 }
 

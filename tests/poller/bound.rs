@@ -6,11 +6,12 @@ use crate::common::caller::{Caller, call_at, wait_until};
 use crate::common::counter::Place;
 use crate::common::watchdog::{self, Watchdog};
 use crate::fds::not_open;
+use crate::limits::on_signal;
 use crate::set::errno;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::poll::{Events, PollError, Poller, Watch};
 use doorbell::{Event, Spin};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
@@ -393,4 +394,51 @@ fn nothing_is_on_its_way_after_the_deletion() {
             done.store(true, Ordering::Relaxed);
         });
     });
+}
+
+/// What has been read and had no room is signalled when the poller goes. An observer that panics then keeps the other
+/// events from nothing.
+#[test]
+fn an_observer_that_panics_at_the_end() {
+    for unwinding in [false, true] {
+        let poller = Poller::with_spin(Spin::Never);
+        let bindings = [1, 2, 3].map(|key| {
+            let (event, fd) = (
+                Arc::new(Event::new(FULL)),
+                eventfd(0, EventfdFlags::empty()).unwrap(),
+            );
+            poller.bind(&fd, &event, key).unwrap();
+            write(&fd, 5);
+            (event, fd)
+        });
+        assert_eq!(look(&poller), NOTHING);
+        let _observations = bindings
+            .each_ref()
+            .map(|(event, _)| on_signal(event, || panic!("on purpose")));
+        let end = AssertUnwindSafe(|| {
+            let _poller = poller;
+            if unwinding {
+                panic!("something else");
+            }
+        });
+        let panic = panic::catch_unwind(end).unwrap_err();
+        let says = *panic.downcast_ref::<&str>().unwrap();
+        assert_eq!(
+            says,
+            if unwinding {
+                "something else"
+            } else {
+                "on purpose"
+            }
+        );
+        for (event, fd) in &bindings {
+            assert_eq!(event.count(), u64::MAX);
+            assert!(not_readable(fd));
+        }
+    }
+}
+
+fn not_readable(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
 }

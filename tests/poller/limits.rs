@@ -35,7 +35,7 @@ fn bind(poller: &Poller, key: usize) -> (Arc<OwnedFd>, Arc<Event>) {
 }
 
 /// Calls `f` whenever the event is signalled.
-fn on_signal(event: &Arc<Event>, f: impl Fn() + Send + Sync + 'static) -> Observation {
+pub fn on_signal(event: &Arc<Event>, f: impl Fn() + Send + Sync + 'static) -> Observation {
     Observation::new(
         Arc::clone(event),
         Interest::Signals,
