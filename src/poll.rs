@@ -24,7 +24,8 @@
 //! # Looking before sleeping
 //!
 //! A thread that sleeps has to be woken, which takes 5 to 50 µs, and whoever wakes it makes a system call. What comes
-//! soon is cheaper to wait for awake. So a wait that finds nothing looks on for a while, the *window*, before it sleeps:
+//! soon is cheaper to wait for awake. So a wait that finds nothing looks on for a while, the *window*, before it
+//! sleeps:
 //!
 //! ```text
 //!                    wait: anything there?  ── yes ──▶ report it

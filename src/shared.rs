@@ -40,8 +40,8 @@
 //! | 36 | 28 | reserved | 0 |
 //!
 //! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 24 the number of
-//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` that have not left yet (0 in `readers.state` if the mode
-//! is 0).
+//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` that have not left yet (0 in `readers.state` if the
+//! mode is 0).
 //! All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
 //!
 //! **To signal** `n`: compare-exchange `count` to `count + n`, or `u64::MAX` if that is less; back off for a moment

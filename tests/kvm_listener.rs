@@ -697,8 +697,8 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
     }
 }
 
-/// An observer that panics when the kicks of one event are moved keeps those of no other event back, nor any doorbell in
-/// KVM. KVM's part, which is to write to the eventfd, is played by the test.
+/// An observer that panics when the kicks of one event are moved keeps those of no other event back, nor any doorbell
+/// in KVM. KVM's part, which is to write to the eventfd, is played by the test.
 #[test]
 fn an_observer_that_panics() {
     let Some(machine) = machine(&[]) else {

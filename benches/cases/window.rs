@@ -323,8 +323,8 @@ fn all_paces() -> Vec<Pace> {
     ]
 }
 
-/// Prints for each pace and loop the requests a second as a multiple of epoll's, the device's CPU for a request, and the
-/// time that 99 in 100 rounds take.
+/// Prints for each pace and loop the requests a second as a multiple of epoll's, the device's CPU for a request, and
+/// the time that 99 in 100 rounds take.
 pub fn paces(turns: usize, each: Duration, word: &str) {
     let loops = [
         ("epoll", Loop::Epoll),

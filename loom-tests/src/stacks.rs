@@ -1,9 +1,9 @@
 //! The stacks of loom's threads, kept for the next interleaving.
 //!
 //! loom maps a stack for each thread of each interleaving, protects its last page and unmaps it again: more than half
-//! of the time of a model went there. So `mmap` and `munmap` are defined here, which come before those of the C library, and
-//! keep what is mapped as a stack. Its last page stays protected. (The C library maps the stacks of the tests' own threads
-//! without these.)
+//! of the time of a model went there. So `mmap` and `munmap` are defined here, which come before those of the C
+//! library, and keep what is mapped as a stack. Its last page stays protected. (The C library maps the stacks of the
+//! tests' own threads without these.)
 
 use libc::{MAP_STACK, SYS_mmap, SYS_munmap, c_int, c_void, off_t, size_t};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -406,8 +406,8 @@ fn commit_and_visitor_that_comes_back() {
     }
 }
 
-/// A visitor that was claimed at the first event before it slept comes back to the last one alone, and is claimed there:
-/// it is woken there, or the next signal would find nobody announced.
+/// A visitor that was claimed at the first event before it slept comes back to the last one alone, and is claimed
+/// there: it is woken there, or the next signal would find nobody announced.
 #[test]
 fn commit_and_visitor_that_comes_back_to_the_last() {
     check(

@@ -20,8 +20,8 @@
 //! Then all others, newest first: they may take their time, and by then nobody depends on them.
 //!
 //! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so
-//! their signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting takes is
-//! looked at, but nothing is put into a queue.
+//! their signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting
+//! takes is looked at, but nothing is put into a queue.
 //!
 //! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
 //! pollers are told at once. What else that is to call is not called from there: it is put into a queue of the

@@ -92,9 +92,9 @@ impl Router {
     ///
     /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What
     /// has been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize)
-    /// returns. The last handle to go, of the router, its irqfds and level sources, waits until the thread has ended, and
-    /// nothing is left undone; inside a callback, it goes at once, and the thread ends when it has done what is left.
-    /// Inside the sink's call on that thread nothing waits, as in any callback: it comes after the call.
+    /// returns. The last handle to go, of the router, its irqfds and level sources, waits until the thread has ended,
+    /// and nothing is left undone; inside a callback, it goes at once, and the thread ends when it has done what is
+    /// left. Inside the sink's call on that thread nothing waits, as in any callback: it comes after the call.
     ///
     /// # Errors
     ///
@@ -122,9 +122,9 @@ impl Router {
     /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
     /// signaller's call, before threads, pollers and tasks that wait for the event are woken. Others rarely find
     /// anything to read. (If the signal is made inside an observer's call, the irqfd takes it when that call has
-    /// returned, and the others are woken before: they may read what then interrupts nevertheless.) What triggers is the
-    /// signal, not the count: a write of 0 interrupts. If there is a count already, that interrupts once, now, and stays
-    /// until the next signal; a signal made at the same time may interrupt twice, here and by itself.
+    /// returned, and the others are woken before: they may read what then interrupts nevertheless.) What triggers is
+    /// the signal, not the count: a write of 0 interrupts. If there is a count already, that interrupts once, now, and
+    /// stays until the next signal; a signal made at the same time may interrupt twice, here and by itself.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
     /// signals are taken and lost. This waits for nobody.
@@ -260,7 +260,8 @@ impl Router {
     /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a
     /// sink's call this waits for nothing: the event may be assigned again when the outermost call has ended, if no
     /// other thread is inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the
-    /// start. The pending bit goes at the end, so an irqfd that is assigned to the GSI before that may interrupt for it.
+    /// start. The pending bit goes at the end, so an irqfd that is assigned to the GSI before that may interrupt for
+    /// it.
     pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }

@@ -42,8 +42,8 @@ impl Drop for Worker {
             return mem::forget(thread);
         };
         backlog.close();
-        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in a
-        // callback, which the sink may be waiting for.
+        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in
+        // a callback, which the sink may be waiting for.
         if !is_worker() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();

@@ -146,8 +146,8 @@ impl KvmListener {
         self.ioctl(key, count, 0)
     }
 
-    /// When this returns, no vCPU adds to the eventfd any more. A drain after it gets all that no other has moved to the
-    /// event.
+    /// When this returns, no vCPU adds to the eventfd any more. A drain after it gets all that no other has moved to
+    /// the event.
     fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
         self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign)
     }

@@ -75,8 +75,8 @@ pub enum Injection {
 ///
 /// # System calls
 ///
-/// For a seccomp filter, beside those of the router: each on the thread that makes the call in the first column, or that
-/// drives the line for it at the time.
+/// For a seccomp filter, beside those of the router: each on the thread that makes the call in the first column, or
+/// that drives the line for it at the time.
 ///
 /// | when | calls |
 /// |---|---|

@@ -22,10 +22,10 @@ impl Poller {
     /// An eventfd that only wakes the thread, such as a virtqueue's kick, need not be read: watch it for
     /// [edges](Watch::edge), which is one system call a kick.
     ///
-    /// The poller keeps no duplicate of the descriptor, and does not keep it open. [`delete`](Self::delete) comes before
-    /// closing: closing ends the registration only if no duplicate is left anywhere, and leaves the key in use. A peer
-    /// that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer does to a descriptor
-    /// that was closed here and not deleted goes on waking threads, and can no longer be deleted.
+    /// The poller keeps no duplicate of the descriptor, and does not keep it open. [`delete`](Self::delete) comes
+    /// before closing: closing ends the registration only if no duplicate is left anywhere, and leaves the key in use.
+    /// A peer that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer does to a
+    /// descriptor that was closed here and not deleted goes on waking threads, and can no longer be deleted.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! What stands in for `epoll`, `fd_table` and `bound` where there is no epoll (or, under loom, nothing but the process):
-//! none of it is ever made.
+//! What stands in for `epoll`, `fd_table` and `bound` where there is no epoll (or, under loom, nothing but the
+//! process): none of it is ever made.
 
 use super::PollError;
 use super::Watch;

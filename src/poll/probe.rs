@@ -24,8 +24,8 @@
 /// ```
 ///
 /// The poller makes the calls one at a time, on whatever thread waits. It holds a lock during a call, so the calls
-/// should be short: one that blocks holds up the other threads that wait, and whoever adds or deletes a probe. They must
-/// not call the poller.
+/// should be short: one that blocks holds up the other threads that wait, and whoever adds or deletes a probe. They
+/// must not call the poller.
 ///
 /// ```
 /// use doorbell::poll::Probe;

@@ -84,9 +84,9 @@ const LATE: Duration = Duration::from_micros(200);
 /// The window is open, and then it is the longest, or it is closed. Nothing in between is tried: while both sides
 /// sleep, the time that a wait takes says nothing of the time it would take if they did not.
 ///
-/// Hits do not tell everything. A thread that looks takes the CPU from others, and they take it back for a time slice at
-/// once, however many hits there were before. So when another thread has had the CPU for long, the time that rounds have
-/// taken since the window opened is compared with the time that they took when it was closed.
+/// Hits do not tell everything. A thread that looks takes the CPU from others, and they take it back for a time slice
+/// at once, however many hits there were before. So when another thread has had the CPU for long, the time that rounds
+/// have taken since the window opened is compared with the time that they took when it was closed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Lesson {
     /// How many more looks may be in vain before the window closes; 0 if it is closed.

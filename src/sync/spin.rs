@@ -238,8 +238,8 @@ pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Between two beats, an interrupt or a short turn of another thread takes less. So much is a turn of a thread that does
-/// not sleep, and wants this CPU.
+/// Between two beats, an interrupt or a short turn of another thread takes less. So much is a turn of a thread that
+/// does not sleep, and wants this CPU.
 const INTERRUPTION: Duration = Duration::from_micros(500);
 
 /// How long a spin that knows no end keeps others from the CPU.

@@ -862,8 +862,8 @@ pub fn retire(outdated: impl Send + 'static) {
 ///
 /// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and
 /// then, from a thread that does such things, or when something must be gone: tests, or before the memory that an
-/// observer refers to is unmapped. (What another thread is dropping at this very moment is not waited for. Who must know
-/// calls this when the outermost calls have returned in which it was detached, or drops it outside of calls.)
+/// observer refers to is unmapped. (What another thread is dropping at this very moment is not waited for. Who must
+/// know calls this when the outermost calls have returned in which it was detached, or drops it outside of calls.)
 ///
 /// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So
 /// the caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are

@@ -1,4 +1,5 @@
-//! Inside a callback nobody waits: not for a router's worker either, which may be in the sink, and wait for the callback.
+//! Inside a callback nobody waits: not for a router's worker either, which may be in the sink, and wait for the
+//! callback.
 
 use super::watchdog;
 use doorbell::Event;

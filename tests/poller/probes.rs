@@ -120,8 +120,8 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
     }
 }
 
-/// The queues of a device that are used in turn: after a sleep, the kick of one has the poller ask the others too, whose
-/// drivers need not kick. One that has had nothing for long is left alone.
+/// The queues of a device that are used in turn: after a sleep, the kick of one has the poller ask the others too,
+/// whose drivers need not kick. One that has had nothing for long is left alone.
 #[test]
 fn a_kick_of_one_warms_the_others() {
     for spin in SPINS {

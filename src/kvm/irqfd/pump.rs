@@ -194,8 +194,8 @@ impl Drop for Pump {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // The last handle to the sink may be dropped by an ack, on this very thread. Or in a callback, which an observer
-        // of a resample event may be waiting for.
+        // The last handle to the sink may be dropped by an ack, on this very thread. Or in a callback, which an
+        // observer of a resample event may be waiting for.
         if thread.thread().id() != thread::current().id() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
