@@ -32,6 +32,84 @@
 //! request without a barrier, which is a load of memory that the driver of a busy queue rarely writes, and passes the
 //! barrier only if the driver seems to want the interrupt. [`finish`](PolledQueue::finish) gives the sure answer, once
 //! for all requests that are done; no interrupt is lost, whatever the looks before it have seen.
+//!
+//! # How to: a virtio device on doorbell
+//!
+//! 1. **One thread, one poller.** [`Spin::Adaptive`](crate::Spin::Adaptive) is how long it may look before it sleeps;
+//!    32 µs is QEMU's default. [`Spin::Never`](crate::Spin::Never) turns that off.
+//! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. An event of this process, such
+//!    as an [`ioeventfd`](crate::ioeventfd) table rings, is added likewise, by [`Poller::add`](crate::poll::Poller::add).
+//! 3. **The probe** of the queue goes to the same key. From here on, the driver kicks only while the thread sleeps.
+//! 4. **A report** of the key means: serve the queue until there is nothing more.
+//! 5. **The call** is made where `serve` says so, and nowhere else.
+//! 6. **The end.** An event of its own ends the loop. When the front-end replaces the kick or stops the queue,
+//!    [`delete`](crate::poll::Poller::delete) the key, which ends the probe, before the descriptor is closed.
+//!
+//! ```
+//! use doorbell::poll::{Events, Poller, Watch};
+//! use doorbell::virtio::{PolledQueue, QueueError};
+//! use doorbell::{Event, Spin};
+//! use rustix::fd::OwnedFd;
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use virtio_queue::DescriptorChain;
+//! use vm_memory::GuestMemoryMmap;
+//!
+//! const STOP: usize = 0;
+//! const QUEUE: usize = 1;
+//!
+//! /// Runs on the device's thread.
+//! fn device(
+//!     mut queue: PolledQueue<Arc<GuestMemoryMmap>>,
+//!     kick: &OwnedFd,
+//!     stop: &Arc<Event>,
+//!     interrupt: impl Fn(),
+//! ) -> Result<(), Box<dyn std::error::Error>> {
+//!     let max = Duration::from_micros(32);
+//!     let poller = Poller::with_spin(Spin::Adaptive { max });
+//!     poller.add(stop, STOP, Watch::READABLE)?;
+//!     poller.add_fd(kick, QUEUE, Watch::READABLE.edge())?;
+//!     poller.attach_probe(QUEUE, queue.probe())?;
+//!     let mut events = Events::with_capacity(8);
+//!     loop {
+//!         poller.wait(&mut events, None)?;
+//!         for report in &events {
+//!             match report.key() {
+//!                 STOP => return Ok(()),
+//!                 _ => while queue.serve(64, handle, &interrupt)?.more {},
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! /// Does what the request says, and returns how many bytes of the answer it has written.
+//! fn handle(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<u32, QueueError> {
+//! #   let _ = chain;
+//!     // …
+//!     Ok(0)
+//! }
+//! # use rustix::event::{EventfdFlags, eventfd};
+//! # use std::cell::Cell;
+//! # use virtio_queue::{Queue, QueueT};
+//! # use vm_memory::{Bytes, GuestAddress};
+//! # let mem = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+//! # let mut queue = Queue::new(16).unwrap();
+//! # queue.set_desc_table_address(Some(0x1000), None);
+//! # queue.set_avail_ring_address(Some(0x2000), None);
+//! # queue.set_used_ring_address(Some(0x3000), None);
+//! # queue.set_ready(true);
+//! # let queue = PolledQueue::new(queue, Arc::clone(&mem)).unwrap();
+//! # mem.write_obj(1_u16, GuestAddress(0x2002)).unwrap();
+//! # let (kick, stop) = (eventfd(1, EventfdFlags::empty()).unwrap(), Arc::new(Event::new(0)));
+//! # let interrupts = Cell::new(0);
+//! # device(queue, &kick, &stop, || {
+//! #     interrupts.set(interrupts.get() + 1);
+//! #     stop.signal();
+//! # }).unwrap();
+//! # assert_eq!(interrupts.get(), 1);
+//! ```
+//!
+//! The example `vhost-user-blk` is this with several queues, reconnection, and front-ends that lie.
 
 mod error;
 mod probe;
