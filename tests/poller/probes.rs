@@ -4,7 +4,7 @@ use crate::NOTHING;
 use crate::calls::is_held_by_fewer_than;
 use crate::common::caller::{call_at, wait_until};
 use crate::common::counter::Place;
-use crate::common::watchdog;
+use crate::common::watchdog::{self, Watchdog};
 use doorbell::poll::{Events, PollError, Poller, Probe, Watch};
 use doorbell::{Event, Spin};
 use rustix::event::{EventfdFlags, eventfd};
@@ -501,9 +501,23 @@ fn of_descriptors() {
     }
 }
 
-/// A driver that notifies only if it is asked to, and as many threads as there are: every request is served.
 #[test]
 fn nothing_is_lost() {
+    for (threads, descriptors) in [(1, false), (1, true), (2, false), (3, true)] {
+        serve_all(50_000, threads, descriptors);
+    }
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn nothing_is_lost_of_ten_million() {
+    for (threads, descriptors) in [(1, true), (2, false)] {
+        serve_all(10_000_000, threads, descriptors);
+    }
+}
+
+/// A driver that notifies only if it is asked to, and so many threads that serve: every request is served.
+fn serve_all(requests: u64, threads: usize, descriptors: bool) {
     #[derive(Default)]
     struct Ring {
         available: AtomicU64,
@@ -526,59 +540,55 @@ fn nothing_is_lost() {
             self.ready()
         }
     }
-    const REQUESTS: u64 = 50_000;
-    watchdog::limit("nothing_is_lost", || {
-        for (threads, descriptors) in [(1, false), (1, true), (2, false), (3, true)] {
-            // The window goes up and down: now and then the driver takes its time.
-            let poller = Poller::with_spin(Spin::DEFAULT);
-            let (ring, kick) = (Arc::new(Ring::default()), Arc::new(Event::new(0)));
-            let fd = eventfd(0, EventfdFlags::empty()).unwrap();
-            if descriptors {
-                poller
-                    .add_bound(&fd, &kick, 1, Watch::READABLE.edge())
-                    .unwrap();
-            } else {
-                poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
-            }
-            poller.attach_probe(1, OfRing(Arc::clone(&ring))).unwrap();
-            thread::scope(|scope| {
-                for _ in 0..threads {
-                    scope.spawn(|| {
-                        while ring.taken.load(Ordering::Relaxed) < REQUESTS {
-                            keys(&poller, 2, None);
-                            let take = |taken| {
-                                (taken != ring.available.load(Ordering::Acquire))
-                                    .then_some(taken + 1)
-                            };
-                            while ring
-                                .taken
-                                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-                                .is_ok()
-                            {}
-                        }
-                        poller.notify();
-                    });
+    let limit = Duration::from_secs(60 + requests / 50_000);
+    let _watchdog = Watchdog::new(limit, || "requests".to_owned());
+    // The window goes up and down: now and then the driver takes its time.
+    let poller = Poller::with_spin(Spin::DEFAULT);
+    let (ring, kick) = (Arc::new(Ring::default()), Arc::new(Event::new(0)));
+    let fd = eventfd(0, EventfdFlags::empty()).unwrap();
+    if descriptors {
+        poller
+            .add_bound(&fd, &kick, 1, Watch::READABLE.edge())
+            .unwrap();
+    } else {
+        poller.add(&kick, 1, Watch::READABLE.edge()).unwrap();
+    }
+    poller.attach_probe(1, OfRing(Arc::clone(&ring))).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while ring.taken.load(Ordering::Relaxed) < requests {
+                    keys(&poller, 2, None);
+                    let take = |taken| {
+                        (taken != ring.available.load(Ordering::Acquire)).then_some(taken + 1)
+                    };
+                    while ring
+                        .taken
+                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                        .is_ok()
+                    {}
                 }
-                for request in 0..REQUESTS {
-                    ring.available.store(request + 1, Ordering::Release);
-                    fence(Ordering::SeqCst);
-                    if !ring.no_notify.load(Ordering::Relaxed) {
-                        if descriptors {
-                            rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
-                        } else {
-                            kick.signal();
-                        }
-                    }
-                    if request % 4_096 == 0 {
-                        thread::sleep(Duration::from_micros(500));
-                    } else if request % 64 == 0 {
-                        while ring.taken.load(Ordering::Relaxed) <= request {
-                            std::hint::spin_loop();
-                        }
-                    }
-                }
+                poller.notify();
             });
-            assert_eq!(ring.taken.load(Ordering::Relaxed), REQUESTS);
+        }
+        for request in 0..requests {
+            ring.available.store(request + 1, Ordering::Release);
+            fence(Ordering::SeqCst);
+            if !ring.no_notify.load(Ordering::Relaxed) {
+                if descriptors {
+                    rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
+                } else {
+                    kick.signal();
+                }
+            }
+            if request % 4_096 == 0 {
+                thread::sleep(Duration::from_micros(500));
+            } else if request % 64 == 0 {
+                while ring.taken.load(Ordering::Relaxed) <= request {
+                    std::hint::spin_loop();
+                }
+            }
         }
     });
+    assert_eq!(ring.taken.load(Ordering::Relaxed), requests);
 }
