@@ -101,6 +101,7 @@
 //! | a signal to an event of a poller | `futex` (`FUTEX_WAKE`) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
 //! | [`wait`](Poller::wait) | while events or probes are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` (`FUTEX_WAIT`) or `epoll_pwait`; while the window is open, `sched_yield` every 50 µs, and with descriptors `epoll_pwait`; `clock_gettime` where that is one; before the first window, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
+//! | [`look`](Poller::look) | none, or with descriptors one `epoll_pwait` in 32 looks |
 //! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the locks |
 //! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, and the `futex` of the locks |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |

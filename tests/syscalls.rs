@@ -1474,6 +1474,44 @@ fn as_many_calls_for_a_kick_as_with_epoll() {
     assert_eq!(calls.len(), 4 * KICKS + count("preadv2("), "{calls:?}");
 }
 
+/// A look leaves descriptors alone, but for one in 32.
+#[test]
+fn one_call_for_32_looks() {
+    let test = "one_call_for_32_looks";
+    let calls = calls_between_marks(test, || {
+        let poller = Poller::new();
+        let event = Arc::new(Event::new(0));
+        let fd = rustix::event::eventfd(1, EventfdFlags::empty()).unwrap();
+        poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
+        poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
+        let mut found = Events::with_capacity(4);
+        let mut looks = move || (poller.look(&mut found).unwrap(), found.iter().next());
+        mark();
+        for look in 1..=320 {
+            let signalled = look % 10 == 1;
+            if signalled {
+                event.signal();
+            }
+            let (number, first) = looks();
+            let descriptors = look % 32 == 0;
+            assert_eq!(
+                number,
+                usize::from(signalled) + usize::from(descriptors),
+                "{look}"
+            );
+            assert!(number == 0 || first.is_some());
+        }
+        mark();
+    });
+    if let Some(calls) = calls {
+        assert_eq!(calls.len(), 10, "{calls:?}");
+        assert!(
+            calls.iter().all(|call| call.starts_with("epoll_pwait(")),
+            "{calls:?}"
+        );
+    }
+}
+
 /// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
 #[test]
 fn no_write_to_carry_over_alone() {

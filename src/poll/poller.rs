@@ -334,19 +334,39 @@ impl Poller {
     /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
     /// has closed a descriptor that is the poller's own.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
+        self.fill(events, |events| self.find(events, timeout))
+    }
+
+    /// Looks once, without sleeping, and leaves descriptors alone but for one look in 32. So it makes no system call in
+    /// the other 31: for a device that has other work to do, and asks in between.
+    ///
+    /// It reports what a [`wait`](Self::wait) reports, in the same turn, and returns how many there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of `wait`.
+    pub fn look(&self, events: &mut Events) -> Result<usize, PollError> {
+        self.fill(events, |events| self.look_once(events).map(drop))
+    }
+
+    fn fill(
+        &self,
+        events: &mut Events,
+        find: impl FnOnce(&mut Events) -> Result<(), PollError>,
+    ) -> Result<usize, PollError> {
         events.clear();
         if events.capacity() == 0 {
             return Err(PollError::NoCapacity);
         }
         events.merge(self.probes.are_there());
-        let result = self.find(events, timeout);
+        let result = find(events);
         self.hand_over(events);
         result?;
         Ok(events.len())
     }
 
     fn find(&self, events: &mut Events, timeout: Option<Duration>) -> Result<(), PollError> {
-        if self.look(events)? {
+        if self.look_once(events)? {
             return Ok(());
         }
         if timeout == Some(Duration::ZERO) {
@@ -372,7 +392,7 @@ impl Poller {
 
     /// Looks once at the process, and before that at the descriptors if it is their turn. Returns whether `wait` is to
     /// return.
-    fn look(&self, events: &mut Events) -> Result<bool, PollError> {
+    fn look_once(&self, events: &mut Events) -> Result<bool, PollError> {
         // Two threads that count at once count for one.
         let waits = self.busy_waits.load(Ordering::Relaxed) + 1;
         self.busy_waits.store(waits, Ordering::Relaxed);
