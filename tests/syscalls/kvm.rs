@@ -85,7 +85,8 @@ fn guest() -> Vm {
     let memory = machine.memory();
     memory.load(GUEST, &guest);
     memory.load(HANDLER, &handler);
-    memory.set_vector(vm::VECTORS + LEVEL as u8, HANDLER);
+    // Messages and pins of all rows come.
+    (0x20..=u8::MAX).for_each(|vector| memory.set_vector(vector, HANDLER));
     let regs = kvm_regs {
         rip: GUEST,
         rsp: HANDLER,
@@ -259,7 +260,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
             resampling,
         ),
         row(
-            &[libc::SYS_write],
+            &[libc::SYS_write, libc::SYS_close],
             &[KVM_SET_GSI_ROUTING(), KVM_IRQFD(), KVM_IRQ_LINE()],
             routes,
         ),

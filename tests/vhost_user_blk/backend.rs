@@ -21,6 +21,7 @@ pub fn example() -> &'static Path {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "vhost-user-blk"]);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        // For a bench, `--release` is what cargo calls its profile too.
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
@@ -109,6 +110,10 @@ impl Daemon {
             thread::sleep(Duration::from_millis(5));
         }
         daemon
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn socket(&self) -> &Path {

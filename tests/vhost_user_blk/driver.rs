@@ -190,6 +190,49 @@ impl Lane {
         failed
     }
 
+    /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for so long. Returns
+    /// how long each took, in nanoseconds.
+    pub fn load(&mut self, blocks: u64, depth: usize, waits: Waits, time: Duration) -> Vec<u32> {
+        self.queue.set_used_notif_enabled(waits == Waits::Blocking);
+        let mut free: Vec<usize> = (0..depth).collect();
+        let mut since = [Instant::now(); MOST];
+        let mut took = Vec::new();
+        let (start, mut block) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            while let Some(buffer) = free.pop() {
+                since[buffer] = Instant::now();
+                let bytes = self.buffer_ptr(buffer);
+                // SAFETY: it is not touched until the request is completed.
+                unsafe {
+                    self.queue
+                        .read_raw(block * BLOCK as u64, bytes, BLOCK, buffer)
+                }
+                .expect("room in the queue");
+                block = (block + 1) % blocks;
+                self.kick();
+            }
+            let before = took.len();
+            for completion in self.queue.completions() {
+                assert_eq!(completion.ret, 0);
+                let buffer = completion.context;
+                took.push(since[buffer].elapsed().as_nanos() as u32);
+                free.push(buffer);
+            }
+            if took.len() == before && waits == Waits::Blocking {
+                assert!(self.is_called(PATIENCE), "no interrupt for {PATIENCE:?}");
+            }
+        }
+        // The rest, so that the buffers are free.
+        while free.len() != depth {
+            free.extend(
+                self.queue
+                    .completions()
+                    .map(|completion| completion.context),
+            );
+        }
+        took
+    }
+
     fn submit(
         &mut self,
         op: Op,
