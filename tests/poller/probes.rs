@@ -265,7 +265,118 @@ fn an_idle_source_gets_cold() {
     let asked: u64 = idle.iter().map(|source| source.asked()).sum();
     assert_eq!(keys(&poller, 200, None), [1]);
     assert_eq!(asked, idle.iter().map(|source| source.asked()).sum::<u64>());
+    // Nobody asks a busy one to notify for that.
     assert!(busy.is_begun());
+    assert_eq!(busy.ends.load(Ordering::Relaxed), 0);
+}
+
+/// One that is reported now and then is not idle, though it has never been found by asking.
+#[test]
+fn a_source_that_is_kicked_stays_hot() {
+    let (poller, kick, source) = probed(Spin::Never);
+    let busy = Arc::new(Source::default());
+    busy.set_ready(true);
+    poller.add_probe(2, busy.probe()).unwrap();
+    for _ in 0..8 {
+        kick.signal();
+        let mut found = keys(&poller, 8, None);
+        found.sort();
+        assert_eq!(found, [1, 2]);
+        for _ in 0..600 {
+            assert_eq!(keys(&poller, 8, None), [2]);
+        }
+    }
+    assert!(source.is_begun());
+    assert_eq!(source.ends.load(Ordering::Relaxed), 0);
+}
+
+/// What has got cold and is deleted does not get hot again with the others.
+#[test]
+fn deleted_after_a_sleep() {
+    let (poller, kick, _source) = probed(Spin::Never);
+    let kicks = [2, 3].map(|key| {
+        let (kick, source) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
+        poller.add(&kick, key, Watch::READABLE.edge()).unwrap();
+        poller.attach_probe(key, source.probe()).unwrap();
+        (kick, source)
+    });
+    assert_eq!(keys(&poller, 4, None), [2, 3]);
+    assert_eq!(keys(&poller, 4, SOON), NOTHING);
+    poller.delete(2).unwrap();
+    kick.signal();
+    assert_eq!(keys(&poller, 4, None), [1]);
+    assert!(!kicks[0].1.is_begun() && kicks[1].1.is_begun());
+}
+
+/// While a thread asks, nobody need notify; another thread sleeps meanwhile, whatever the policy. The one that asks
+/// turns notifications on when it leaves, for the other's sake.
+#[test]
+fn one_thread_asks_and_the_others_sleep() {
+    watchdog::limit("one_thread_asks_and_the_others_sleep", || {
+        let (poller, kick, source) = probed(Spin::Always);
+        let poller = Arc::new(poller);
+        let wait = || {
+            let poller = Arc::clone(&poller);
+            call_at(Place::Futex, move || keys(&poller, 4, None))
+        };
+        let asking = wait();
+        wait_until("polling to begin", || source.is_begun());
+        let asleep = wait();
+        asleep.wait_asleep();
+        assert!(source.is_begun());
+        let asked = source.asked();
+        wait_until("questions", || source.asked() > asked + 100);
+        source.set_ready(true);
+        assert_eq!(asking.finish(), [1]);
+        assert!(!source.is_begun());
+        asleep.assert_undisturbed();
+        source.set_ready(false);
+        kick.signal();
+        assert_eq!(asleep.finish(), [1]);
+        assert_eq!(poller.stats().sleeps, 1);
+    });
+}
+
+/// A thread that may look as long as it likes does not sleep because there is nothing to be asked.
+#[test]
+fn without_a_hot_source_threads_look_on() {
+    for with_a_probe in [false, true] {
+        let poller = Poller::with_spin(Spin::Always);
+        let (event, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+        poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
+        if with_a_probe {
+            poller.attach_probe(1, source.probe()).unwrap();
+        }
+        // The window ends with the time. What was hot gets cold.
+        assert_eq!(keys(&poller, 4, SOON), NOTHING);
+        assert!(!source.is_begun());
+        let before = poller.stats();
+        assert_eq!(keys(&poller, 4, SOON), NOTHING);
+        let after = poller.stats();
+        assert_eq!(after.windows, before.windows + 1);
+        assert!(after.looks > before.looks);
+        assert_eq!(after.hits, 0);
+    }
+}
+
+/// What has room in the report of a thread is nothing to wake another for; what has none is.
+#[test]
+fn what_has_no_room_is_for_another_thread() {
+    watchdog::limit("what_has_no_room_is_for_another_thread", || {
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        let source = Arc::new(Source::default());
+        poller.add_probe(7, source.probe()).unwrap();
+        let asleep = call_at(Place::Futex, {
+            let poller = Arc::clone(&poller);
+            move || keys(&poller, 4, None)
+        });
+        asleep.wait_asleep();
+        source.set_ready(true);
+        assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
+        asleep.assert_undisturbed();
+        assert_eq!(keys(&poller, 1, AT_ONCE), [7]);
+        assert_eq!(asleep.finish(), [7]);
+    });
 }
 
 #[test]
