@@ -308,32 +308,29 @@ fn deleted_after_a_sleep() {
     assert!(!kicks[0].1.is_begun() && kicks[1].1.is_begun());
 }
 
-/// While a thread asks, nobody need notify; another thread sleeps meanwhile, whatever the policy. The one that asks
-/// turns notifications on when it leaves, for the other's sake.
+/// While a thread asks, nobody need notify, and another thread sleeps, whatever the policy.
 #[test]
 fn one_thread_asks_and_the_others_sleep() {
     watchdog::limit("one_thread_asks_and_the_others_sleep", || {
-        let (poller, kick, source) = probed(Spin::Always);
-        let poller = Arc::new(poller);
-        let wait = || {
-            let poller = Arc::clone(&poller);
-            call_at(Place::Futex, move || keys(&poller, 4, None))
-        };
-        let asking = wait();
-        wait_until("polling to begin", || source.is_begun());
-        let asleep = wait();
-        asleep.wait_asleep();
-        assert!(source.is_begun());
-        let asked = source.asked();
-        wait_until("questions", || source.asked() > asked + 100);
-        source.set_ready(true);
-        assert_eq!(asking.finish(), [1]);
-        assert!(!source.is_begun());
-        asleep.assert_undisturbed();
-        source.set_ready(false);
-        kick.signal();
-        assert_eq!(asleep.finish(), [1]);
-        assert_eq!(poller.stats().sleeps, 1);
+        let poller = Poller::with_spin(Spin::Always);
+        let source = Arc::new(Source::default());
+        poller.add_probe(7, source.probe()).unwrap();
+        let wait = || keys(&poller, 4, None);
+        thread::scope(|scope| {
+            let asking = scope.spawn(wait);
+            wait_until("polling to begin", || {
+                source.begins.load(Ordering::Relaxed) != 0
+            });
+            let other = scope.spawn(wait);
+            wait_until("the other to sleep", || poller.stats().sleeps == 1);
+            let asked = source.asked();
+            wait_until("questions", || source.asked() > asked + 100);
+            source.set_ready(true);
+            assert_eq!(asking.join().unwrap(), [7]);
+            poller.notify();
+            assert_eq!(other.join().unwrap(), [7]);
+            assert_eq!(poller.stats().sleeps, 1);
+        });
     });
 }
 
