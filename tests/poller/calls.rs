@@ -273,3 +273,23 @@ fn many_registered() {
     }
     assert!(found.into_iter().eq((0..MANY).rev()));
 }
+
+/// Sleeps that no look has saved close the window.
+#[test]
+fn a_window_in_vain() {
+    watchdog::limit("a_window_in_vain", || {
+        let poller = Arc::new(Poller::with_spin(Spin::DEFAULT));
+        for _ in 0..30 {
+            let waiter = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 1, None)
+            });
+            waiter.wait_asleep();
+            poller.notify();
+            assert_eq!(waiter.finish(), NOTHING);
+        }
+        let stats = poller.stats();
+        assert_eq!((stats.sleeps, stats.hits), (30, 0));
+        assert!(stats.windows < 20, "{stats:?}");
+    });
+}

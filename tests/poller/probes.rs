@@ -329,7 +329,8 @@ fn one_thread_asks_and_the_others_sleep() {
             assert_eq!(asking.join().unwrap(), [7]);
             poller.notify();
             assert_eq!(other.join().unwrap(), [7]);
-            assert_eq!(poller.stats().sleeps, 1);
+            let stats = poller.stats();
+            assert_eq!((stats.windows, stats.hits, stats.sleeps), (1, 1, 1));
         });
     });
 }
@@ -354,6 +355,46 @@ fn without_a_hot_source_threads_look_on() {
         assert!(after.looks > before.looks);
         assert_eq!(after.hits, 0);
     }
+}
+
+/// Whatever is asked first, a notification ends a wait that finds nothing.
+#[test]
+fn notified() {
+    watchdog::limit("notified", || {
+        for spin in SPINS {
+            let (poller, _kick, _source) = probed(spin);
+            for _ in 0..4 {
+                poller.notify();
+                assert_eq!(keys(&poller, 4, None), NOTHING);
+            }
+        }
+    });
+}
+
+/// A thread that sleeps asks a probe that comes.
+#[test]
+fn added_while_a_thread_sleeps() {
+    watchdog::limit("added_while_a_thread_sleeps", || {
+        for alone in [false, true] {
+            let poller = Arc::new(Poller::with_spin(Spin::Never));
+            let (event, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+            poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
+            source.set_ready(true);
+            let waiter = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 4, None)
+            });
+            waiter.wait_asleep();
+            let key = if alone {
+                poller.add_probe(2, source.probe()).unwrap();
+                2
+            } else {
+                poller.attach_probe(1, source.probe()).unwrap();
+                1
+            };
+            assert_eq!(waiter.finish(), [key]);
+        }
+    });
 }
 
 /// What has room in the report of a thread is nothing to wake another for; what has none is.
