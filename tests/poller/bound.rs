@@ -78,6 +78,21 @@ fn a_count_is_carried_over() {
     }
 }
 
+/// What is ready already is reported once in a wait that carries over too.
+#[test]
+fn one_report_beside_a_binding() {
+    let poller = Poller::with_spin(Spin::Never);
+    let [event, ready] = [0, 1].map(|initial| Arc::new(Event::new(initial)));
+    let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    poller.bind(&fd, &event, 1).unwrap();
+    poller.add(&ready, 2, Watch::READABLE).unwrap();
+    write(&fd, 1);
+    for _ in 0..40 {
+        assert_eq!(look(&poller), [2]);
+    }
+    assert_eq!(event.count(), 1);
+}
+
 #[test]
 fn a_semaphore_is_emptied() {
     let (poller, event, fd) = bound(EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK, 0);

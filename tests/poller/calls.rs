@@ -233,6 +233,39 @@ fn changed_in_an_observers_call() {
     });
 }
 
+/// An observer may wait for the answer of a thread that it has woken in its call.
+#[test]
+fn a_wait_in_an_observers_call() {
+    watchdog::limit("a_wait_in_an_observers_call", || {
+        for spin in [Spin::Never, Spin::DEFAULT, Spin::Always] {
+            let [questions, answers] = [(); 2].map(|()| Arc::new(Poller::with_spin(spin)));
+            let [event, question, answer] = [(); 3].map(|()| Arc::new(Event::new(0)));
+            questions.add(&question, 1, Watch::READABLE).unwrap();
+            answers.add(&answer, 2, Watch::READABLE).unwrap();
+            let other = thread::spawn({
+                let (questions, answer) = (Arc::clone(&questions), Arc::clone(&answer));
+                move || {
+                    assert_eq!(keys(&questions, 4, None), [1]);
+                    answer.signal();
+                }
+            });
+            if spin != Spin::Always {
+                wait_until("the other to sleep", || questions.stats().sleeps == 1);
+            }
+            let _observation = Observation::new(
+                Arc::clone(&event),
+                Interest::Signals,
+                Arc::new(move |_: Change| {
+                    question.signal();
+                    assert_eq!(keys(&answers, 4, None), [2]);
+                }),
+            );
+            event.signal();
+            other.join().unwrap();
+        }
+    });
+}
+
 /// A poller may end inside the call of an observer, of one of its own events too.
 #[test]
 fn dropped_in_an_observers_call() {
@@ -272,4 +305,24 @@ fn many_registered() {
         found.extend(keys(&poller, 64, AT_ONCE));
     }
     assert!(found.into_iter().eq((0..MANY).rev()));
+}
+
+/// Sleeps that no look has saved close the window.
+#[test]
+fn a_window_in_vain() {
+    watchdog::limit("a_window_in_vain", || {
+        let poller = Arc::new(Poller::with_spin(Spin::DEFAULT));
+        for _ in 0..30 {
+            let waiter = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 1, None)
+            });
+            waiter.wait_asleep();
+            poller.notify();
+            assert_eq!(waiter.finish(), NOTHING);
+        }
+        let stats = poller.stats();
+        assert_eq!((stats.sleeps, stats.hits), (30, 0));
+        assert!(stats.windows < 20, "{stats:?}");
+    });
 }

@@ -348,3 +348,68 @@ fn a_number_that_is_given_again() {
     poller.delete(3).unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
 }
+
+/// Closed here without a delete, and not by the peer: it reports nothing, under a key that is used again neither.
+#[test]
+fn what_the_kernel_still_knows_is_not_reported() {
+    // Too high to be given to anybody who does not ask for it.
+    let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 800).unwrap();
+    let [first, second, third] = [(); 3].map(|()| eventfd(0, EventfdFlags::empty()).unwrap());
+    let poller = Poller::new();
+    let ours = high(&first);
+    let number = ours.as_raw_fd();
+    poller.add_fd(&ours, 1, Watch::READABLE).unwrap();
+    drop(ours);
+    let ours = high(&second);
+    assert_eq!(ours.as_raw_fd(), number);
+    poller.add_fd(&ours, 2, Watch::READABLE).unwrap();
+    poller.delete(1).unwrap();
+    poller.add_fd(&third, 1, Watch::READABLE).unwrap();
+    rustix::io::write(&first, &1_u64.to_ne_bytes()).unwrap();
+    assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
+}
+
+/// Somebody has put another descriptor in the place of the poller's own. Each wait that needs it says so.
+#[test]
+fn an_epoll_that_is_gone() {
+    watchdog::limit("an_epoll_that_is_gone", || {
+        let poller = Poller::with_spin(Spin::Never);
+        let quiet = eventfd(0, EventfdFlags::empty()).unwrap();
+        let quiet = rustix::io::fcntl_dupfd_cloexec(&quiet, 900).unwrap();
+        poller.add_fd(&quiet, 1, Watch::READABLE).unwrap();
+        // The one that watches this number.
+        let watches = |info: &str| {
+            info.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some("tfd:") && words.next() == Some(&quiet.as_raw_fd().to_string())
+            })
+        };
+        let epoll = std::fs::read_dir("/proc/self/fdinfo")
+            .unwrap()
+            .find_map(|entry| {
+                let path = entry.unwrap().path();
+                // Other tests close theirs.
+                let info = std::fs::read_to_string(&path).unwrap_or_default();
+                watches(&info).then(|| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+            });
+        let epoll: i32 = epoll.expect("the poller's epoll");
+        // SAFETY: both are open, and the second is the poller's.
+        assert_eq!(unsafe { libc::dup2(quiet.as_raw_fd(), epoll) }, epoll);
+        let invalid = Err(PollError::Os(libc::EINVAL));
+        let mut events = Events::with_capacity(4);
+        assert_eq!(poller.wait(&mut events, AT_ONCE), invalid);
+        assert_eq!(poller.wait(&mut events, None), invalid);
+        // One that finds something needs it now and then. Nothing is lost.
+        let event = Arc::new(Event::new(1));
+        poller.add(&event, 2, Watch::READABLE).unwrap();
+        let results: Vec<_> = (0..32).map(|_| poller.wait(&mut events, None)).collect();
+        assert_eq!(
+            results.iter().filter(|result| **result == invalid).count(),
+            1
+        );
+        assert_eq!(
+            results.iter().filter(|result| **result == Ok(1)).count(),
+            31
+        );
+    });
+}

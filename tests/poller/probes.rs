@@ -8,6 +8,7 @@ use crate::common::watchdog::{self, Watchdog};
 use doorbell::poll::{Events, PollError, Poller, Probe, Watch};
 use doorbell::{Event, Spin};
 use rustix::event::{EventfdFlags, eventfd};
+use std::iter;
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -265,7 +266,157 @@ fn an_idle_source_gets_cold() {
     let asked: u64 = idle.iter().map(|source| source.asked()).sum();
     assert_eq!(keys(&poller, 200, None), [1]);
     assert_eq!(asked, idle.iter().map(|source| source.asked()).sum::<u64>());
+    // Nobody asks a busy one to notify for that.
     assert!(busy.is_begun());
+    assert_eq!(busy.ends.load(Ordering::Relaxed), 0);
+}
+
+/// One that is reported now and then is not idle, though it has never been found by asking.
+#[test]
+fn a_source_that_is_kicked_stays_hot() {
+    let (poller, kick, source) = probed(Spin::Never);
+    let busy = Arc::new(Source::default());
+    busy.set_ready(true);
+    poller.add_probe(2, busy.probe()).unwrap();
+    for _ in 0..8 {
+        kick.signal();
+        let mut found = keys(&poller, 8, None);
+        found.sort();
+        assert_eq!(found, [1, 2]);
+        for _ in 0..600 {
+            assert_eq!(keys(&poller, 8, None), [2]);
+        }
+    }
+    assert!(source.is_begun());
+    assert_eq!(source.ends.load(Ordering::Relaxed), 0);
+}
+
+/// What has got cold and is deleted does not get hot again with the others.
+#[test]
+fn deleted_after_a_sleep() {
+    let (poller, kick, _source) = probed(Spin::Never);
+    let kicks = [2, 3].map(|key| {
+        let (kick, source) = (Arc::new(Event::new(1)), Arc::new(Source::default()));
+        poller.add(&kick, key, Watch::READABLE.edge()).unwrap();
+        poller.attach_probe(key, source.probe()).unwrap();
+        (kick, source)
+    });
+    assert_eq!(keys(&poller, 4, None), [2, 3]);
+    assert_eq!(keys(&poller, 4, SOON), NOTHING);
+    poller.delete(2).unwrap();
+    kick.signal();
+    assert_eq!(keys(&poller, 4, None), [1]);
+    assert!(!kicks[0].1.is_begun() && kicks[1].1.is_begun());
+}
+
+/// While a thread asks, nobody need notify, and another thread sleeps, whatever the policy.
+#[test]
+fn one_thread_asks_and_the_others_sleep() {
+    watchdog::limit("one_thread_asks_and_the_others_sleep", || {
+        let poller = Poller::with_spin(Spin::Always);
+        let source = Arc::new(Source::default());
+        poller.add_probe(7, source.probe()).unwrap();
+        let wait = || keys(&poller, 4, None);
+        thread::scope(|scope| {
+            let asking = scope.spawn(wait);
+            wait_until("polling to begin", || {
+                source.begins.load(Ordering::Relaxed) != 0
+            });
+            // It may hear the notification between its looks.
+            let other = scope.spawn(|| iter::repeat_with(wait).find(|found| !found.is_empty()));
+            wait_until("the other to sleep", || poller.stats().sleeps == 1);
+            let asked = source.asked();
+            wait_until("questions", || source.asked() > asked + 100);
+            source.set_ready(true);
+            assert_eq!(asking.join().unwrap(), [7]);
+            poller.notify();
+            assert_eq!(other.join().unwrap().unwrap(), [7]);
+            let stats = poller.stats();
+            assert_eq!((stats.windows, stats.hits, stats.sleeps), (1, 1, 1));
+        });
+    });
+}
+
+/// A thread that may look as long as it likes does not sleep because there is nothing to be asked.
+#[test]
+fn without_a_hot_source_threads_look_on() {
+    for with_a_probe in [false, true] {
+        let poller = Poller::with_spin(Spin::Always);
+        let (event, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+        poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
+        if with_a_probe {
+            poller.attach_probe(1, source.probe()).unwrap();
+        }
+        // The window ends with the time. What was hot gets cold.
+        assert_eq!(keys(&poller, 4, SOON), NOTHING);
+        assert!(!source.is_begun());
+        let before = poller.stats();
+        assert_eq!(keys(&poller, 4, SOON), NOTHING);
+        let after = poller.stats();
+        assert_eq!(after.windows, before.windows + 1);
+        assert!(after.looks > before.looks);
+        assert_eq!(after.hits, 0);
+    }
+}
+
+/// Whatever is asked first, a notification ends a wait that finds nothing.
+#[test]
+fn notified() {
+    watchdog::limit("notified", || {
+        for spin in SPINS {
+            let (poller, _kick, _source) = probed(spin);
+            for _ in 0..4 {
+                poller.notify();
+                assert_eq!(keys(&poller, 4, None), NOTHING);
+            }
+        }
+    });
+}
+
+/// A thread that sleeps asks a probe that comes.
+#[test]
+fn added_while_a_thread_sleeps() {
+    watchdog::limit("added_while_a_thread_sleeps", || {
+        for alone in [false, true] {
+            let poller = Arc::new(Poller::with_spin(Spin::Never));
+            let (event, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+            poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
+            source.set_ready(true);
+            let waiter = call_at(Place::Futex, {
+                let poller = Arc::clone(&poller);
+                move || keys(&poller, 4, None)
+            });
+            waiter.wait_asleep();
+            let key = if alone {
+                poller.add_probe(2, source.probe()).unwrap();
+                2
+            } else {
+                poller.attach_probe(1, source.probe()).unwrap();
+                1
+            };
+            assert_eq!(waiter.finish(), [key]);
+        }
+    });
+}
+
+/// What has room in the report of a thread is nothing to wake another for; what has none is.
+#[test]
+fn what_has_no_room_is_for_another_thread() {
+    watchdog::limit("what_has_no_room_is_for_another_thread", || {
+        let poller = Arc::new(Poller::with_spin(Spin::Never));
+        let source = Arc::new(Source::default());
+        poller.add_probe(7, source.probe()).unwrap();
+        let asleep = call_at(Place::Futex, {
+            let poller = Arc::clone(&poller);
+            move || keys(&poller, 4, None)
+        });
+        asleep.wait_asleep();
+        source.set_ready(true);
+        assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
+        asleep.assert_undisturbed();
+        assert_eq!(keys(&poller, 1, AT_ONCE), [7]);
+        assert_eq!(asleep.finish(), [7]);
+    });
 }
 
 #[test]
@@ -336,15 +487,16 @@ fn nothing_but_a_probe() {
                 assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
             }
             source.set_ready(false);
-            let waiter = thread::spawn({
+            // Past its last look at the probe. One that is about to look at the notification only would find that alone.
+            let waiter = call_at(Place::Futex, {
                 let poller = Arc::clone(&poller);
                 move || keys(&poller, 4, None)
             });
-            wait_until("a sleep", || poller.stats().sleeps != 0);
-            wait_until("notifications", || !source.is_begun());
+            waiter.wait_asleep();
+            assert!(!source.is_begun());
             source.set_ready(true);
             poller.notify();
-            assert_eq!(waiter.join().unwrap(), [7]);
+            assert_eq!(waiter.finish(), [7]);
         }
     });
 }
