@@ -112,6 +112,7 @@ impl Daemon {
         daemon
     }
 
+    #[allow(dead_code, reason = "for the bench")]
     pub fn id(&self) -> u32 {
         self.child.id()
     }

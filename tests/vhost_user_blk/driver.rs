@@ -192,6 +192,7 @@ impl Lane {
 
     /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for so long. Returns
     /// how long each took, in nanoseconds.
+    #[allow(dead_code, reason = "for the bench")]
     pub fn load(&mut self, blocks: u64, depth: usize, waits: Waits, time: Duration) -> Vec<u32> {
         self.queue.set_used_notif_enabled(waits == Waits::Blocking);
         let mut free: Vec<usize> = (0..depth).collect();
