@@ -1,5 +1,6 @@
-//! A real device that a real driver drives: the example `vhost-user-blk`, a disk in memory, by the `virtio-driver` crate.
-//! Its device loop is doorbell's poller, with polling and without, or epoll; and `qemu-storage-daemon`, if it is there.
+//! A real device that a real driver drives: the example `vhost-user-blk`, a disk in memory, by the `virtio-driver`
+//! crate. Its device loop is doorbell's poller, with polling and without, or epoll; and `qemu-storage-daemon`, if it is
+//! there.
 //!
 //! `cargo bench --bench vhost_user_blk`. The back-ends take turns, and driver and back-end have a CPU each.
 

@@ -37,8 +37,9 @@
 //!
 //! 1. **One thread, one poller.** [`Spin::Adaptive`](crate::Spin::Adaptive) is how long it may look before it sleeps;
 //!    32 µs is QEMU's default. [`Spin::Never`](crate::Spin::Never) turns that off.
-//! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. An event of this process, such
-//!    as an [`ioeventfd`](crate::ioeventfd) table rings, is added likewise, by [`Poller::add`](crate::poll::Poller::add).
+//! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. An event of this process,
+//!    such as an [`ioeventfd`](crate::ioeventfd) table rings, is added likewise, by
+//!    [`Poller::add`](crate::poll::Poller::add).
 //! 3. **The probe** of the queue goes to the same key. From here on, the driver kicks only while the thread sleeps.
 //! 4. **A report** of the key means: serve the queue until there is nothing more.
 //! 5. **The call** is made where `serve` says so, and nowhere else.

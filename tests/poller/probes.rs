@@ -487,7 +487,8 @@ fn nothing_but_a_probe() {
                 assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
             }
             source.set_ready(false);
-            // Past its last look at the probe. One that is about to look at the notification only would find that alone.
+            // Past its last look at the probe. One that is about to look at the notification only would find that
+            // alone.
             let waiter = call_at(Place::Futex, {
                 let poller = Arc::clone(&poller);
                 move || keys(&poller, 4, None)
