@@ -13,6 +13,7 @@
 
 use super::PollError;
 use super::epoll::read_at_once;
+use super::place::Place;
 use crate::Event;
 use crate::event::Interest;
 use crate::event::transfer::{Carrier, Step};
@@ -31,14 +32,6 @@ pub(super) struct Bound {
     /// Who came to carry since the one at it last looked, himself included; 0 if there is none.
     callers: AtomicU32,
     carrier: Carrier,
-}
-
-/// What a binding is to its poller.
-pub(super) trait Place {
-    fn is_deleted(&self) -> bool;
-
-    /// Puts the binding into the queue of those that have something to carry.
-    fn enqueue(&self);
 }
 
 /// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and

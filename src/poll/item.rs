@@ -21,9 +21,10 @@
 //! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
 //! ready, it goes through 1 to 3.
 
-use super::bound::{Bound, Place};
+use super::bound::Bound;
 use super::events;
 use super::incoming::{Link, Linked};
+use super::place::Place;
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::Event;

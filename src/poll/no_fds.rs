@@ -1,8 +1,8 @@
 //! What stands in for `epoll`, `fd_table` and `bound` where there is no epoll (or, under loom, nothing but the
 //! process): none of it is ever made.
 
-use super::PollError;
-use super::Watch;
+use super::place::Place;
+use super::{PollError, Watch};
 use crate::Event;
 use crate::sync::waiters::Outcome;
 use std::sync::Arc;
@@ -16,11 +16,6 @@ pub(super) struct FdTable;
 pub(super) enum FdRegistration {}
 
 pub(super) enum Bound {}
-
-pub(super) trait Place {
-    fn is_deleted(&self) -> bool;
-    fn enqueue(&self);
-}
 
 pub(super) enum Found {}
 

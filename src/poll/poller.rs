@@ -1,7 +1,7 @@
-use super::bound::Place;
 use super::epoll::Fds;
 use super::events::Events;
 use super::item::{Found, Item, What};
+use super::place::Place;
 use super::probe::Probe;
 use super::probes::Probes;
 use super::registered::{Registered, Registration, Watched};

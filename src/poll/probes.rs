@@ -75,7 +75,8 @@ struct Source {
     warm: bool,
 }
 
-/// A source that has been asked so often in vain gets cold. That takes some 100 µs of nothing but asking.
+/// Each time that all have been asked so often, those that have been asked as often in vain get cold: after up to twice
+/// as many looks, therefore. That takes some 100 µs of nothing but asking.
 const MOST_IDLE: u32 = 1024;
 
 /// A source that has got cold so often, with nothing found in between, is not warm any more.

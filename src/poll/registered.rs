@@ -1,11 +1,11 @@
 //! What is under a poller's lock: the registrations, and the queue of what has become ready.
 
 use super::PollError;
-use super::bound::Place;
 use super::epoll::Found;
 use super::events::Events;
 use super::fd_table::{FdRegistration, FdTable};
 use super::item::{Item, What};
+use super::place::Place;
 use super::shared::Shared;
 use crate::event::Observation;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,0 +1,7 @@
+/// What a binding is to its poller.
+pub(super) trait Place {
+    fn is_deleted(&self) -> bool;
+
+    /// Puts the binding into the queue of those that have something to carry.
+    fn enqueue(&self);
+}
