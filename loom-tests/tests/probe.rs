@@ -93,6 +93,15 @@ impl Device {
         !events.is_empty()
     }
 
+    /// Waits until two requests have been taken.
+    fn serve_two(&self) {
+        let mut taken = 0;
+        while taken < 2 {
+            self.wait();
+            taken += self.take(2);
+        }
+    }
+
     /// Takes up to so many requests.
     fn take(&self, most: u32) -> u32 {
         let Ring {
@@ -126,11 +135,7 @@ fn requests_and_a_waiter() {
                 device.kick();
                 device.kick();
             });
-            let mut taken = 0;
-            while taken < 2 {
-                device.wait();
-                taken += device.take(2);
-            }
+            device.serve_two();
             driver.join().unwrap();
         });
     }
@@ -208,11 +213,7 @@ fn nothing_but_a_probe() {
             device.publish(|| device.poller.notify());
             device.publish(|| device.poller.notify());
         });
-        let mut taken = 0;
-        while taken < 2 {
-            device.wait();
-            taken += device.take(2);
-        }
+        device.serve_two();
         driver.join().unwrap();
     });
 }

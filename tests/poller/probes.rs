@@ -662,7 +662,7 @@ fn nothing_is_lost() {
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "long: `.ci/run --long` runs it"]
 fn nothing_is_lost_of_ten_million() {
     for (threads, descriptors) in [(1, true), (2, false)] {
         serve_all(10_000_000, threads, descriptors);
