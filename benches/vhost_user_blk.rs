@@ -9,6 +9,8 @@
 #[allow(dead_code)]
 mod backend;
 #[cfg(target_os = "linux")]
+mod cases;
+#[cfg(target_os = "linux")]
 #[path = "../tests/vhost_user_blk/driver.rs"]
 #[allow(dead_code)]
 mod driver;
@@ -32,6 +34,7 @@ fn main() {
 #[cfg(target_os = "linux")]
 mod linux {
     use super::backend::{Daemon, Place};
+    use super::cases::turns::median;
     use super::driver::{Client, Waits};
     use rustix::thread::{CpuSet, sched_setaffinity};
     use std::fs;
@@ -121,23 +124,18 @@ mod linux {
             |i: usize, what: fn(&Sample) -> f64| samples[i].iter().map(what).collect::<Vec<f64>>();
         println!(
             "\n{name}: {:.0} a second with epoll",
-            median(of(0, |s| s.rate))
+            median(&of(0, |s| s.rate))
         );
         for (i, name) in names.iter().enumerate() {
             let rates = of(i, |s| s.rate).into_iter().zip(of(0, |s| s.rate));
             println!(
                 "  {name:21} {:6.2} x  p50 {:7.1} us  p99 {:7.1} us  {:6.2} us of CPU",
-                median(rates.map(|(one, epoll)| one / epoll).collect()),
-                median(of(i, |s| s.p50)),
-                median(of(i, |s| s.p99)),
-                median(of(i, |s| s.cpu)),
+                median(&rates.map(|(one, epoll)| one / epoll).collect::<Vec<_>>()),
+                median(&of(i, |s| s.p50)),
+                median(&of(i, |s| s.p99)),
+                median(&of(i, |s| s.cpu)),
             );
         }
-    }
-
-    fn median(mut samples: Vec<f64>) -> f64 {
-        samples.sort_by(f64::total_cmp);
-        samples[samples.len() / 2]
     }
 
     fn pin(thread: Option<u32>, cpu: usize) {
