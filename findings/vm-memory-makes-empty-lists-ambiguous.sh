@@ -1,12 +1,12 @@
 #!/bin/sh
-# vm-memory: a dependency on it takes away the type of `[]` in comparisons with a list of integers, in code that does not
-# mention vm-memory at all.
+# vm-memory: a dependency on it takes away the type of `[]` in comparisons with a list of integers, in code that does
+# not mention vm-memory at all.
 #
-# Why: its integers of fixed byte order (BeSize, LeSize, Be16 and the like) compare with the native ones in both directions,
-# so `usize: PartialEq<_>` has more than one answer as soon as the crate is in the program, and `[_]` in
-# `assert_eq!(list, [])` is no longer inferred. Traits count in the whole program, wherever they were brought in. So a VMM,
-# or a crate like doorbell, whose new feature brings in vm-memory finds that tests in other modules do not compile any more,
-# with errors that name vm_memory. A type helps: `[0_usize; 0]`, or `list.is_empty()`.
+# Why: its integers of fixed byte order (BeSize, LeSize, Be16 and the like) compare with the native ones in both
+# directions, so `usize: PartialEq<_>` has more than one answer as soon as the crate is in the program, and `[_]` in
+# `assert_eq!(list, [])` is no longer inferred. Traits count in the whole program, wherever they were brought in. So a
+# VMM, or a crate like doorbell, whose new feature brings in vm-memory finds that tests in other modules do not compile
+# any more, with errors that name vm_memory. A type helps: `[0_usize; 0]`, or `list.is_empty()`.
 #
 # Seen with vm-memory 0.18.0, Rust 1.95:
 #

@@ -39,8 +39,7 @@ use std::sync::{Arc, PoisonError};
 ///
 /// [`with_fd_nonblocking`](Self::with_fd_nonblocking) sets `O_NONBLOCK` first. Then no signal waits for room, but the
 /// flag belongs to all duplicates: a peer that sleeps in `read(2)` on the eventfd gets `EAGAIN` instead. QEMU's
-/// vhost-user server sets the flag on the eventfds that it is sent; libvhost-user, DPDK, SPDK and `vhost-user-backend`
-/// leave it alone and write.
+/// vhost-user server sets the flag on the eventfds that it is sent; DPDK and SPDK leave it alone and write.
 ///
 /// # Peers that are not trusted
 ///

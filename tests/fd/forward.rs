@@ -8,10 +8,13 @@ use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
 use doorbell::{Event, Mode};
+use rustix::event::EventfdFlags;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, ReadWriteFlags};
+use rustix::pipe::SpliceFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -573,3 +576,21 @@ vmm_sys_util::ioctl_iow_nr!(
     0x76,
     kvm_bindings::kvm_irqfd
 );
+
+/// There is no write that waits for no room whatever the peer says of `O_NONBLOCK`, as the docs say: here is the kernel.
+#[test]
+fn no_write_ignores_the_flag() {
+    let eventfd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
+    let one = 1_u64.to_ne_bytes();
+    let (anywhere, no_wait) = (u64::MAX, ReadWriteFlags::NOWAIT);
+    let written = rustix::io::pwritev2(&eventfd, &[IoSlice::new(&one)], anywhere, no_wait);
+    assert_eq!(written, Err(Errno::OPNOTSUPP));
+    let path = format!("/proc/self/fd/{}", eventfd.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+    let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+    assert_eq!(opened.err(), Some(Errno::NXIO));
+    let (from, to) = rustix::pipe::pipe().unwrap();
+    rustix::io::write(&to, &one).unwrap();
+    let spliced = rustix::pipe::splice(&from, None, &eventfd, None, 8, SpliceFlags::NONBLOCK);
+    assert_eq!(spliced, Err(Errno::INVAL));
+}
