@@ -32,6 +32,8 @@ mod error;
 mod handover;
 mod observer;
 mod readiness;
+mod signaller;
+mod split;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) mod transfer;
 /// Open to `loom-tests`, which model it with an eventfd of their own.
@@ -48,6 +50,7 @@ pub use error::{Unwritten, WriteError};
 pub(crate) use handover::Handover;
 pub use observer::{Observation, Observer};
 pub use readiness::Readiness;
+pub use signaller::Signaller;
 
 pub(crate) use counter::Owner;
 pub(crate) use wakers::Place;
@@ -153,30 +156,27 @@ pub enum Mode {
 /// assert_eq!(KICK.try_read(), Some(3)); // signals add up
 /// assert_eq!(KICK.try_read(), None);
 /// ```
+#[repr(C)]
 pub struct Event {
     /// Aligns the event to cache lines of its own: a neighbour's writes must not slow down a signal.
     _line: [CachePadded<()>; 0],
-    counter: Counter,
     observers: Observers,
+    spin: Spinner,
     /// Who reads here and elsewhere.
     visitor: Visitor,
     mode: Mode,
     /// An irqfd takes what arrives, and there may be one at most.
     owned: AtomicBool,
-    spin: Spinner,
+    /// Ends with what an event without signallers needs no second time.
+    counter: Counter,
 }
 
-/// All of it in one cache line of the usual size, of which the event has the whole.
+/// All of it in one cache line of the usual size, of which the event has the whole; but for what a split count needs.
 #[cfg(not(loom))]
 const _: () = {
     const LINE: usize = 64;
     assert!(align_of::<Event>() % LINE == 0 && size_of::<Event>() % LINE == 0);
-    assert!(offset_of!(Event, counter) + size_of::<Counter>() <= LINE);
-    assert!(offset_of!(Event, observers) + size_of::<Observers>() <= LINE);
-    assert!(offset_of!(Event, visitor) + size_of::<Visitor>() <= LINE);
-    assert!(offset_of!(Event, mode) + size_of::<Mode>() <= LINE);
-    assert!(offset_of!(Event, owned) + size_of::<AtomicBool>() <= LINE);
-    assert!(offset_of!(Event, spin) + size_of::<Spinner>() <= LINE);
+    assert!(offset_of!(Event, counter) + Counter::SIZE_WHOLE <= LINE);
 };
 
 impl Event {
@@ -209,12 +209,12 @@ impl Event {
         pub fn with_mode(initial: u64, mode: Mode) -> Self {
             Event {
                 _line: [],
-                counter: Counter::new(initial),
                 observers: Observers::new(),
+                spin: Spinner::new(Spin::DEFAULT),
                 visitor: Visitor::new(),
                 mode,
                 owned: AtomicBool::new(false),
-                spin: Spinner::new(Spin::DEFAULT),
+                counter: Counter::new(initial),
             }
         }
     }
@@ -352,6 +352,12 @@ impl Event {
     /// The count, for who has just asked to be told of changes: one that it does not see, tells.
     pub(crate) fn count_after_asking(&self) -> u64 {
         self.counter.look()
+    }
+
+    /// For who has announced itself as a reader, in whatever way: the next look at the count sees each signal of a
+    /// [`Signaller`] that has not seen the announcement. Returns whether there are any such.
+    pub(crate) fn hear_signallers(&self) -> bool {
+        self.counter.hear_signallers()
     }
 
     /// Takes `n` away, be it from a semaphore, if there is as much.

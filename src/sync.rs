@@ -16,7 +16,8 @@
 //! | [`lazy`] | a value made when it is first asked for |
 //! | [`spin`] | how long to look before sleeping |
 //! | [`srcu`] | snapshots that are read often and replaced seldom |
-//! | [`membarrier`] | which barriers `srcu` uses |
+//! | [`membarrier`] | which barriers `srcu` and signallers use |
+//! | [`wide`] | an atomic word of 128 bits |
 //! | [`fork`] | which process this is |
 //! | [`Tally`] | how often something has happened |
 //! | [`Numbers`] | names for what is not to be mistaken for something else |
@@ -40,9 +41,16 @@ pub(crate) mod srcu;
 pub mod srcu;
 pub(crate) mod waiters;
 pub(crate) mod wake_queue;
+pub(crate) mod wide;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic;
+
+#[cfg(not(loom))]
+pub(crate) use std::thread::yield_now;
+
+#[cfg(loom)]
+pub(crate) use loom::thread::yield_now;
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic;

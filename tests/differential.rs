@@ -9,6 +9,7 @@ use common::kernel::Kernel;
 use common::ours::DefaultSpin;
 use common::script::Script;
 use common::shared::Shared;
+use common::signalled::Signalled;
 use common::watchdog;
 use proptest::prelude::*;
 
@@ -23,6 +24,12 @@ proptest! {
     fn event_does_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
         watchdog::limit("a script", || script.compare::<DefaultSpin, Kernel>());
+    }
+
+    #[test]
+    fn signallers_do_what_the_kernel_does(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
+        watchdog::limit("a script", || script.compare::<Signalled, Kernel>());
     }
 
     #[test]

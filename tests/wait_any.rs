@@ -25,6 +25,7 @@ use common::caller::{Caller, call, call_at, wait_until};
 use common::counter::{Counter, EDGES, Place};
 use common::kernel::{Handle, Kernel};
 use common::ours::{NeverSpin, Ours};
+use common::signalled::Signalled;
 use common::watchdog::{self, Watchdog};
 use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -59,6 +60,12 @@ trait Any: Counter + Sync {
 }
 
 impl<const SPINS: bool> Any for Ours<SPINS> {
+    fn wait_any(counters: &[Self], timeout: Option<Duration>) -> Vec<usize> {
+        wait_any(counters, timeout).map_or(Vec::new(), |ready| ready.collect())
+    }
+}
+
+impl Any for Signalled {
     fn wait_any(counters: &[Self], timeout: Option<Duration>) -> Vec<usize> {
         wait_any(counters, timeout).map_or(Vec::new(), |ready| ready.collect())
     }

@@ -9,9 +9,13 @@ mod compared;
 use common::kernel::Kernel;
 use common::ours::DefaultSpin;
 use common::script::Script;
+use common::signalled::Signalled;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(
     init: compared::report_at_exit(),
-    |script: Script| compared::add(script.compare::<DefaultSpin, Kernel>())
+    |script: Script| {
+        compared::add(script.compare::<DefaultSpin, Kernel>());
+        compared::add(script.compare::<Signalled, Kernel>());
+    }
 );

@@ -5,10 +5,15 @@
 //! once: what each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who
 //! else is to be called is up to the [`Owner`].
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use super::split::Never;
+use super::split::{ELSEWHERE, Lanes, OnDemand, Owned, Split};
 use super::{Change, Interest, Mode, WriteError};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::limit::{Limit, NoTime};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::sync::scope::Shared;
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, Release, Waiters};
@@ -16,12 +21,28 @@ use std::fmt;
 
 /// Its layout is part of what `src/shared.rs` documents.
 #[repr(C)]
-pub(crate) struct Counter<S = Private> {
+pub(crate) struct Counter<S: Count = Private> {
+    /// The count, unless it is [split](super::split).
     count: AtomicU64,
     /// For `count > 0`.
     readers: Waiters<S>,
     /// For `count + n < u64::MAX`.
     writers: Waiters<S>,
+    split: S::Split,
+}
+
+/// Whose count can be split.
+pub(crate) trait Count: Scope {
+    type Split: Split;
+}
+
+impl Count for Private {
+    type Split = OnDemand;
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+impl Count for Shared {
+    type Split = Never;
 }
 
 /// What belongs to a counter and does not stand in the counter.
@@ -40,33 +61,79 @@ pub(crate) trait Owner {
     fn call(&self, change: Change, kinds: u32, n: u64);
 }
 
-impl<S: Scope> Counter<S> {
+impl Counter<Private> {
+    /// The bytes of it that are of use while the count is whole. They come first.
+    #[cfg(not(loom))]
+    pub(super) const SIZE_WHOLE: usize = std::mem::offset_of!(Self, split);
+
     maybe_const! {
         pub(crate) fn new(initial: u64) -> Self {
             Counter {
                 count: AtomicU64::new(initial),
                 readers: Waiters::new(),
                 writers: Waiters::new(),
+                split: OnDemand::new(initial),
             }
         }
     }
 
+    /// A lane for one who signals, if there is one left, and the count can be split.
+    pub(super) fn claim_lane(&self) -> Option<Owned> {
+        self.split.split(&self.count)?.claim()
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+impl Counter<Shared> {
+    #[cfg(any(loom, test))]
+    pub(crate) fn shared(initial: u64) -> Self {
+        Counter {
+            count: AtomicU64::new(initial),
+            readers: Waiters::new(),
+            writers: Waiters::new(),
+            split: Never,
+        }
+    }
+
     /// Makes a new one of whatever is there, for nobody to use yet.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn reset(&self, initial: u64) {
         self.count.store(initial, Ordering::Relaxed);
         self.readers.reset();
         self.writers.reset();
     }
+}
 
+impl<S: Count> Counter<S> {
     /// The count now, without ordering.
     pub(crate) fn load(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+        // Acquire: if it is split, what it is split into is there.
+        self.count_in(self.count.load(Ordering::Acquire))
     }
 
-    /// The count, with the [`DEKKER`] load that is due after [arming](ARMED).
+    /// The count, with the [`DEKKER`] load that is due after an announcement, or after [arming](Self::arm).
     pub(crate) fn look(&self) -> u64 {
-        self.count.load(DEKKER)
+        self.count_in(self.count.load(DEKKER))
+    }
+
+    #[inline(always)]
+    fn count_in(&self, word: u64) -> u64 {
+        self.lanes(word).map_or(word, Lanes::count)
+    }
+
+    /// Where the count is, if it is not in the word.
+    #[inline(always)]
+    fn lanes(&self, word: u64) -> Option<&Lanes> {
+        if S::Split::POSSIBLE && word == ELSEWHERE {
+            self.split.lanes()
+        } else {
+            None
+        }
+    }
+
+    /// For who has announced itself as a reader, or for one: the next look sees each signal of a signaller that has
+    /// not seen the announcement. Other signals it sees anyway. Returns whether there are signallers.
+    pub(crate) fn hear_signallers(&self) -> bool {
+        self.lanes(self.count.load(DEKKER)).is_some_and(Lanes::hear)
     }
 
     pub(crate) fn readers(&self) -> &Waiters<S> {
@@ -91,6 +158,9 @@ impl<S: Scope> Counter<S> {
             if interest.includes(change) {
                 waiters.set(ARMED);
             }
+        }
+        if interest.includes(Change::Signalled) {
+            self.hear_signallers();
         }
     }
 
@@ -181,11 +251,15 @@ impl<S: Scope> Counter<S> {
 
     #[inline(always)]
     pub(crate) fn try_read(&self, owner: &impl Owner) -> Option<u64> {
+        // The two modes apart: it takes less than to look at the mode twice.
         let value = match owner.mode() {
-            Mode::Counter => self.take_count()?,
-            Mode::Semaphore => match self.update_once(one_less) {
+            Mode::Counter => match self.take_once(Mode::Counter) {
+                Ok(count) => count?,
+                Err(now) => return self.read_after_a_race(now, owner),
+            },
+            Mode::Semaphore => match self.take_once(Mode::Semaphore) {
                 Ok(count) => count.map(|_| 1)?,
-                Err(now) => return self.read_one_after_a_race(now, owner),
+                Err(now) => return self.read_after_a_race(now, owner),
             },
         };
         if self.writers.are_wanted(owner.kinds()) {
@@ -196,9 +270,10 @@ impl<S: Scope> Counter<S> {
 
     #[cold]
     #[inline(never)]
-    fn read_one_after_a_race(&self, now: u64, owner: &impl Owner) -> Option<u64> {
-        self.update_after_a_race(now, one_less)?;
-        self.have_read(1, owner)
+    fn read_after_a_race(&self, now: u64, owner: &impl Owner) -> Option<u64> {
+        let mode = owner.mode();
+        let before = self.update_after_a_race(now, rest(mode))?;
+        self.have_read(taken(before, mode), owner)
     }
 
     /// Second half of a read of `value`.
@@ -221,12 +296,17 @@ impl<S: Scope> Counter<S> {
         let deadline = limit.deadline().ok()?;
         let mode = owner.mode();
         let take = || self.take(mode);
-        let left_over = || self.left_over(mode);
+        // One who has been woken finds what it was woken for.
+        let take_when_announced = || take().or_else(|| self.hear_signallers().then(take)?);
+        let left_over = || {
+            self.hear_signallers();
+            self.left_over(mode)
+        };
         let value = owner.spinner().wait(
             deadline,
             || self.load() != 0,
             take,
-            || self.readers.wait(deadline, take, left_over),
+            || self.readers.wait(deadline, take_when_announced, left_over),
         )?;
         self.have_read(value, owner)
     }
@@ -246,10 +326,10 @@ impl<S: Scope> Counter<S> {
     /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(super) fn take_all(&self) -> u64 {
-        self.take_count().unwrap_or(0)
+        self.take(Mode::Counter).unwrap_or(0)
     }
 
-    /// Puts `count` in place of what is there, and tells nobody.
+    /// Puts `count` in place of what is there, and tells nobody. Not for an event that may have signallers.
     #[cfg(target_os = "linux")]
     pub(super) fn replace(&self, count: u64) -> u64 {
         self.count.swap(count, DEKKER)
@@ -258,23 +338,36 @@ impl<S: Scope> Counter<S> {
     /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
     #[inline(always)]
     fn take(&self, mode: Mode) -> Option<u64> {
-        match mode {
-            Mode::Counter => self.take_count(),
-            Mode::Semaphore => self.update(one_less).map(|_| 1),
-        }
+        let before = match self.take_once(mode) {
+            Ok(before) => before,
+            Err(now) => self.update_after_a_race(now, rest(mode)),
+        };
+        Some(taken(before?, mode))
     }
 
+    /// Takes what a read takes, and returns what was there; or what another thread has changed the count to in between.
     #[inline(always)]
-    fn take_count(&self) -> Option<u64> {
-        // Looking first keeps the line shared while there is nothing to take. A swap then acquires from every writer
-        // since the last read, which a load and a store would not.
+    fn take_once(&self, mode: Mode) -> Result<Option<u64>, u64> {
+        if !S::Split::POSSIBLE && mode == Mode::Counter {
+            // Looking first keeps the line shared while there is nothing to take. A swap needs no second attempt,
+            // whatever a peer does.
+            let count = self.count.load(DEKKER);
+            return Ok((count != 0)
+                .then(|| self.count.swap(0, DEKKER))
+                .filter(|&count| count != 0));
+        }
         let count = self.count.load(DEKKER);
-        let count = if count == 0 {
-            0
-        } else {
-            self.count.swap(0, DEKKER)
+        // Neither 0 nor ELSEWHERE, in one look.
+        if count.wrapping_sub(1) >= ELSEWHERE - 1 {
+            return if count == 0 { Ok(None) } else { Err(count) };
+        }
+        let rest = match mode {
+            Mode::Counter => 0,
+            Mode::Semaphore => count - 1,
         };
-        (count != 0).then_some(count)
+        self.count
+            .compare_exchange(count, rest, DEKKER, DEKKER)
+            .map(Some)
     }
 
     /// First half of a signal of `n`.
@@ -285,13 +378,17 @@ impl<S: Scope> Counter<S> {
         }
     }
 
-    /// Adds `n`, unless there is no room for it or another thread is faster; then the count is what is returned. A sum
-    /// that saturates is left to others, since choosing between the two would take as long as half an addition.
+    /// Adds `n`, unless that leads to the overflow state or another thread is faster; then the count is what is
+    /// returned. A sum that saturates is left to others, since choosing between the two would take as long as half an
+    /// addition.
     #[inline(always)]
     fn add_once(&self, n: u64) -> Result<u64, u64> {
         let count = self.count.load(DEKKER);
-        let sum = count.checked_add(n).ok_or(count)?;
-        self.count.compare_exchange(count, sum, DEKKER, DEKKER)
+        if !fits(count, n) {
+            return Err(count);
+        }
+        self.count
+            .compare_exchange(count, count + n, DEKKER, DEKKER)
     }
 
     #[cold]
@@ -332,10 +429,14 @@ impl<S: Scope> Counter<S> {
         }
     }
 
-    /// Changes the count unless `next` gives up; or returns what another thread has changed it to in between.
+    /// Changes the count unless `next` gives up; or returns what another thread has changed it to in between, or
+    /// [`ELSEWHERE`] if it says no more than that.
     #[inline(always)]
     fn update_once(&self, next: impl Fn(u64) -> Option<u64>) -> Result<Option<u64>, u64> {
         let count = self.count.load(DEKKER);
+        if S::Split::POSSIBLE && count == ELSEWHERE {
+            return Err(count);
+        }
         let Some(new) = next(count) else {
             return Ok(None);
         };
@@ -344,8 +445,8 @@ impl<S: Scope> Counter<S> {
             .map(Some)
     }
 
-    /// Goes on with what `update` began, when another thread has changed the count to `count` in between. Apart, so
-    /// that the fast path need not save registers for it.
+    /// Goes on with what `update` began, when another thread has changed the count to `count` in between, or it is
+    /// [`ELSEWHERE`]. Apart, so that the fast path need not save registers for it.
     #[cold]
     #[inline(never)]
     fn update_after_a_race(
@@ -354,16 +455,23 @@ impl<S: Scope> Counter<S> {
         next: impl Fn(u64) -> Option<u64>,
     ) -> Option<u64> {
         let mut races = Races::none_lost();
-        while !races.lose::<S>() {
-            match self
-                .count
-                .compare_exchange_weak(count, next(count)?, DEKKER, DEKKER)
-            {
+        loop {
+            if let Some(lanes) = self.lanes(count) {
+                return lanes.update(next);
+            }
+            if races.lose::<S>() {
+                return None;
+            }
+            let new = next(count)?;
+            if new == ELSEWHERE && !self.split.may_overflow() {
+                count = self.count.load(DEKKER);
+                continue;
+            }
+            match self.count.compare_exchange_weak(count, new, DEKKER, DEKKER) {
                 Ok(count) => return Some(count),
                 Err(now) => count = now,
             }
         }
-        None
     }
 
     /// Second half of a signal or write of `n`.
@@ -409,10 +517,22 @@ fn room_for(n: u64) -> impl Fn(u64) -> Option<u64> {
     move |count| fits(count, n).then(|| count + n)
 }
 
-/// What a read of a semaphore makes of a count.
+/// What a read makes of a count, if it is not 0.
 #[inline(always)]
-fn one_less(count: u64) -> Option<u64> {
-    count.checked_sub(1)
+fn rest(mode: Mode) -> impl Fn(u64) -> Option<u64> {
+    move |count| match mode {
+        Mode::Counter => (count != 0).then_some(0),
+        Mode::Semaphore => count.checked_sub(1),
+    }
+}
+
+/// What a read takes from a count that is not 0.
+#[inline(always)]
+fn taken(count: u64, mode: Mode) -> u64 {
+    match mode {
+        Mode::Counter => count,
+        Mode::Semaphore => 1,
+    }
 }
 
 /// Whether a write of `n` leaves the count below `u64::MAX`.
@@ -435,14 +555,14 @@ pub(super) fn released(n: u64, mode: Mode) -> Release {
 #[cfg(all(test, not(loom), target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::sync::scope::{MANY, Shared};
+    use crate::sync::scope::MANY;
     use std::cell::Cell;
 
     /// A peer that changes the count before each attempt makes nobody try for ever, and takes no signal away. Among
     /// ourselves, nobody gives up.
     #[test]
     fn races_with_a_peer_end() {
-        let counter = Counter::<Shared>::new(0);
+        let counter = Counter::shared(0);
         let attempts = Cell::new(0);
         let interfere = |times, counter: &AtomicU64| {
             attempts.set(attempts.get() + 1);

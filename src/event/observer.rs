@@ -654,6 +654,8 @@ impl<E: Deref<Target = Event>> Observation<E> {
     pub fn new(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
         let observation = Self::attach(event, interest, observer, OBSERVED, false);
         observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
+        // What is looked at afterwards has what came before.
+        observation.hear_signallers(interest);
         observation
     }
 
@@ -699,6 +701,13 @@ impl<E: Deref<Target = Event>> Observation<E> {
                 waiters.set(ARMED);
             }
         });
+        self.hear_signallers(interest);
+    }
+
+    fn hear_signallers(&self, interest: Interest) {
+        if self.entry.interest.includes(Change::Signalled) && interest.includes(Change::Signalled) {
+            self.event.hear_signallers();
+        }
     }
 
     /// The event that is observed.

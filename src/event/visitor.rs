@@ -73,8 +73,10 @@ impl Event {
     pub(crate) fn end_visit(&self) {
         // The leaving releases it, and a claim acquires: one that finds this thread gone does not find its number.
         self.visitor.0.store(0, Ordering::Relaxed);
-        self.waiters(Change::Signalled)
-            .leave(false, || self.left_over());
+        self.waiters(Change::Signalled).leave(false, || {
+            self.hear_signallers();
+            self.left_over()
+        });
     }
 
     /// Claims readers for whom there is something, and says who it is, if it is a single visitor.

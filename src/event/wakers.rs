@@ -87,6 +87,7 @@ impl Event {
         // The others have lost their arming with the claim, and the next signal may have something for one of them: arm
         // for them, and look as they would.
         self.waiters(change).set(ARMED);
+        self.hear_signallers();
         Tasks::UpTo(self.units())
     }
 }
@@ -146,6 +147,9 @@ impl<'a> Place<'a> {
 
     fn arm(&self) {
         self.event.waiters(self.change).set(ARMED);
+        if self.change == Change::Signalled {
+            self.event.hear_signallers();
+        }
     }
 
     fn line(&self) -> &'a Line {

@@ -123,6 +123,13 @@ fn look<E: Borrow<Event>>(events: &[E], start: usize) -> Option<usize> {
     Some(start + events[start..].iter().position(ready)?)
 }
 
+/// The same, after the announcement at all of them.
+fn look_when_heard<E: Borrow<Event>>(events: &[E]) -> Option<usize> {
+    // To hear those of one event is to hear all there are.
+    let heard = |event: &E| event.borrow().hear_signallers();
+    events.iter().any(heard).then(|| look(events, 0))?
+}
+
 #[cold]
 #[inline(never)]
 fn wait<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<usize> {
@@ -168,7 +175,7 @@ fn sleep_at_readers<E: Borrow<Event>>(
     events.iter().for_each(|event| event.borrow().visit());
     let result = loop {
         events.iter().for_each(|event| readers(event).announce());
-        if let Some(found) = look(events, 0) {
+        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
             break Ok(Some(found));
         }
         let outcome = sleep_at_all(events.iter().map(readers).zip(keys), deadline);

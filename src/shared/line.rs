@@ -49,7 +49,7 @@ impl Line {
             magic: AtomicU32::new(MAGIC),
             version: AtomicU16::new(VERSION),
             size: AtomicU16::new(SIZE as u16),
-            counter: Counter::new(initial),
+            counter: Counter::shared(initial),
             mode: AtomicU32::new(COUNTER),
             reserved: std::array::from_fn(|_| AtomicU32::new(0)),
         }

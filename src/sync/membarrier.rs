@@ -190,6 +190,17 @@ mod choice {
     }
 }
 
+/// Whether one who announces itself can have all others execute a full barrier, so that they do without; from the time
+/// on at which this says so. (A model has fences in their place: the looks for announcements are read-modify-writes.)
+pub(crate) fn is_to_be_had() -> bool {
+    cfg!(loom) || is_light()
+}
+
+/// The full barrier of one who has done without until now.
+pub(crate) fn full() {
+    super::atomic::fence(super::atomic::Ordering::SeqCst);
+}
+
 /// * [`settle`]: from here on the choice stands. Readers and writers call it before they rely on one another.
 /// * [`is_light`]: whether readers do without a fence; to be asked after `settle`.
 /// * [`light`]: the barrier of a reader that does without, for the compiler only.

@@ -70,7 +70,7 @@
 use super::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use super::{
     ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, const_thread_local, dekker_load, membarrier,
-    release_store, this_thread,
+    release_store, this_thread, yield_now,
 };
 use crossbeam_utils::{Backoff, CachePadded};
 use std::any::Any;
@@ -500,10 +500,10 @@ impl Patience {
 }
 
 #[cfg(not(loom))]
-use std::{thread::yield_now, thread_local};
+use std::thread_local;
 
 #[cfg(loom)]
-use loom::{thread::yield_now, thread_local};
+use loom::thread_local;
 
 #[cfg(not(loom))]
 fn domain() -> &'static Domain {

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod ours;
 pub mod script;
 pub mod shared;
+pub mod signalled;
 pub mod watchdog;
 
 /// Makes a test of each case, a function generic over the [`Counter`](counter::Counter), for each implementation that
@@ -30,6 +31,10 @@ macro_rules! implementations {
         mod doorbell_never_spinning {
             use super::common::{ours::NeverSpin, watchdog};
             $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<NeverSpin>) })*
+        }
+        mod doorbell_signalled {
+            use super::common::{signalled::Signalled, watchdog};
+            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Signalled>) })*
         }
         mod eventfd_moved {
             use super::common::{eventfd::Moved, watchdog};

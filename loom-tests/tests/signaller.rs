@@ -1,0 +1,293 @@
+//! Signallers: a count that is split into a base and lanes, and no count seen that never was.
+//!
+//! The barrier that a sleeper has its signallers execute is no part of these models, in which all looks for
+//! announcements are read-modify-writes: see `tests/store_buffers.rs`.
+//!
+//! `../breakages/signaller.toml` lists the ways in which the code was broken on purpose, and which of these models
+//! noticed.
+
+use doorbell::event::{Change, Interest, Observation, Signaller};
+use doorbell::{Event, Mode, WriteError};
+use loom::sync::Arc as Shared;
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use loom::thread;
+use loom_tests::{Cargo, check, event, spawn};
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A signaller that has a lane.
+fn signaller<E: Deref<Target = Event>>(event: E) -> Signaller<E> {
+    let signaller = Signaller::new(event);
+    assert!(signaller.has_lane());
+    signaller
+}
+
+/// All that is read until there is as much as `sum`.
+fn readings(event: &Event, sum: u64) -> Vec<u64> {
+    let mut values = Vec::new();
+    while values.iter().sum::<u64>() < sum {
+        values.push(event.read());
+    }
+    assert_eq!(event.try_read(), None);
+    values
+}
+
+/// A signal by a lane races a reader that goes to sleep, and hands data over.
+#[test]
+fn signal_and_reader() {
+    check("signaller::signal_and_reader", None, || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let cargo = Shared::new(Cargo::default());
+        let device = {
+            let cargo = Shared::clone(&cargo);
+            spawn(&event, move |event| {
+                assert_eq!(event.read(), 1);
+                assert_eq!(cargo.get(), 7);
+            })
+        };
+        cargo.put(7);
+        signaller.signal();
+        device.join().unwrap();
+    });
+}
+
+/// What came in an order is not read in another.
+#[test]
+fn a_write_and_then_a_signal() {
+    check("a_write_and_then_a_signal", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let device = spawn(&event, |event| readings(event, 11));
+        event.write(10).unwrap();
+        signaller.signal();
+        assert_ne!(device.join().unwrap(), [1, 10]);
+    });
+}
+
+#[test]
+fn a_signal_and_then_a_write() {
+    check("a_signal_and_then_a_write", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let device = spawn(&event, |event| readings(event, 11));
+        signaller.signal();
+        event.write(10).unwrap();
+        assert_ne!(device.join().unwrap(), [10, 1]);
+    });
+}
+
+/// The base is what it was, and yet another: a read and a write have taken it there and back.
+#[test]
+fn a_base_that_comes_back() {
+    check("a_base_that_comes_back", None, || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        signaller.signal();
+        let other = spawn(&event, |event| event.try_read());
+        let first = event.try_read();
+        signaller.signal();
+        event.write(1).unwrap();
+        let second = other.join().unwrap();
+        let rest = event.try_read();
+        // One took the first unit, or both together took all; nobody took the write without the signal before it.
+        let seen = [first, second, rest];
+        let fine = [
+            [Some(1), None, Some(2)],
+            [Some(1), Some(1), Some(1)],
+            [Some(1), Some(2), None],
+            [None, Some(1), Some(2)],
+        ];
+        assert!(fine.contains(&seen), "{seen:?}");
+    });
+}
+
+/// Nothing is nowhere while it is there for somebody: of two units, a reader that finds none has come too late.
+#[test]
+fn two_readers_of_what_is_there() {
+    check("two_readers_of_what_is_there", None, || {
+        let event = event(0, Mode::Semaphore);
+        let signaller = signaller(event.clone());
+        signaller.signal();
+        event.signal();
+        let other = spawn(&event, |event| event.try_read());
+        assert_eq!(event.try_read(), Some(1));
+        assert_eq!(other.join().unwrap(), Some(1));
+        assert_eq!(event.try_read(), None);
+    });
+}
+
+/// A unit wakes a thread of its own.
+#[test]
+fn two_sleepers_and_a_signaller() {
+    check("two_sleepers_and_a_signaller", Some(2), || {
+        let event = event(0, Mode::Semaphore);
+        let signaller = signaller(event.clone());
+        let sleeper = spawn(&event, |event| event.read());
+        let other = spawn(&event, |event| event.read());
+        signaller.signal();
+        signaller.signal();
+        assert_eq!(sleeper.join().unwrap() + other.join().unwrap(), 2);
+        assert_eq!(event.try_read(), None);
+    });
+}
+
+/// Whoever takes everything acquires from all signallers.
+#[test]
+fn two_signallers() {
+    check("two_signallers", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let cargo = Shared::new([Cargo::default(), Cargo::default()]);
+        let first = signaller(event.clone());
+        let second = {
+            let cargo = Shared::clone(&cargo);
+            spawn(&event, move |event| {
+                let signaller = Signaller::new(event);
+                cargo[1].put(2);
+                signaller.signal();
+            })
+        };
+        cargo[0].put(1);
+        first.signal();
+        assert_eq!(readings(&event, 2).iter().sum::<u64>(), 2);
+        assert_eq!((cargo[0].get(), cargo[1].get()), (1, 2));
+        second.join().unwrap();
+    });
+}
+
+/// A lane goes to the next owner with all that is in it.
+#[test]
+fn a_lane_changes_hands() {
+    check("a_lane_changes_hands", None, || {
+        let event = event(0, Mode::Counter);
+        let first = signaller(event.clone());
+        let _second = signaller(event.clone());
+        let other = thread::spawn(move || {
+            first.signal();
+            drop(first);
+        });
+        let next = Signaller::new(event.clone());
+        next.signal();
+        other.join().unwrap();
+        assert_eq!(event.try_read(), Some(2));
+        // There were two lanes, which all were taken or not by then.
+        drop(next);
+        assert!(Signaller::new(event.clone()).has_lane());
+    });
+}
+
+/// The count is split while others change it.
+#[test]
+fn split_while_others_read_and_write() {
+    check("split_while_others_read_and_write", Some(3), || {
+        let event = event(5, Mode::Counter);
+        let reader = spawn(&event, |event| event.try_read().unwrap());
+        let writer = spawn(&event, |event| event.write(10).unwrap());
+        let signaller = signaller(event.clone());
+        signaller.signal();
+        let taken = reader.join().unwrap();
+        writer.join().unwrap();
+        assert!([5, 6, 15, 16].contains(&taken), "{taken}");
+        assert_eq!(event.try_read().unwrap_or(0), 16 - taken);
+        assert_eq!(event.try_read(), None);
+    });
+}
+
+/// Two make the first signaller at once.
+#[test]
+fn split_by_two() {
+    check("split_by_two", None, || {
+        let event = event(3, Mode::Counter);
+        let other = spawn(&event, |event| signaller(event).signal());
+        signaller(event.clone()).signal();
+        other.join().unwrap();
+        assert_eq!(event.try_read(), Some(5));
+    });
+}
+
+/// A count that overflows while it is split does so before or after, exactly.
+#[test]
+fn split_while_it_overflows() {
+    // To the overflow state and not beyond, and beyond.
+    overflows("split_while_it_overflows", u64::MAX - 5);
+    overflows("split_while_it_saturates", u64::MAX - 2);
+}
+
+fn overflows(name: &str, n: u64) {
+    check(name, None, move || {
+        let event = event(5, Mode::Semaphore);
+        let other = spawn(&event, move |event| event.signal_n(n));
+        let signaller = Signaller::new(event.clone());
+        let before = event.count();
+        assert!(before == 5 || before == u64::MAX, "{before}");
+        other.join().unwrap();
+        assert_eq!(event.count(), u64::MAX);
+        signaller.signal();
+        assert_eq!(event.count(), u64::MAX);
+        assert_eq!(event.try_write(0), Err(WriteError::WouldBlock));
+        assert_eq!(event.try_read(), Some(1));
+        assert_eq!(event.count(), u64::MAX - 1);
+    });
+}
+
+/// A writer that waits for room is released by a reader, and takes what signallers add into account.
+#[test]
+fn a_writer_waits_for_room() {
+    check("a_writer_waits_for_room", None, || {
+        let event = event(u64::MAX - 2, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let writer = spawn(&event, |event| event.write(1).unwrap());
+        signaller.signal();
+        let mut sum = u128::from(event.read());
+        writer.join().unwrap();
+        sum += u128::from(event.try_read().unwrap_or(0));
+        // If the write came first, the signal led to the overflow state. If it came second, it waited for the read.
+        assert_eq!(sum, u128::from(u64::MAX));
+    });
+}
+
+/// Who attaches an observer and then looks misses nothing.
+#[test]
+fn an_observer_is_attached() {
+    check("signaller::an_observer_is_attached", None, || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let calls = Arc::new(AtomicU64::new(0));
+        let other = thread::spawn(move || signaller.signal());
+        let observation = {
+            let calls = Arc::clone(&calls);
+            let observer = move |_: Change| {
+                calls.fetch_add(1, Ordering::Relaxed);
+            };
+            Observation::new(event.clone(), Interest::Signals, Arc::new(observer))
+        };
+        let seen = event.count();
+        other.join().unwrap();
+        assert_eq!(event.count(), 1);
+        assert!(seen == 1 || calls.load(Ordering::Relaxed) == 1);
+        drop(observation);
+    });
+}
+
+/// What is told apart from the event, by a flag, is told after the signal.
+#[test]
+fn a_flag_after_a_signal() {
+    check("a_flag_after_a_signal", None, || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let told = Shared::new(AtomicBool::new(false));
+        let device = {
+            let told = Shared::clone(&told);
+            spawn(&event, move |event| {
+                let told = told.load(Ordering::Acquire);
+                let value = event.try_read();
+                assert!(!told || value == Some(1));
+                value
+            })
+        };
+        signaller.signal();
+        told.store(true, Ordering::Release);
+        let value = device.join().unwrap();
+        assert_eq!(value.or_else(|| event.try_read()), Some(1));
+    });
+}

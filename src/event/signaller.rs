@@ -1,0 +1,165 @@
+//! One thread's way to signal an event without a locked instruction.
+//!
+//! What a signaller adds, where, and why no operation sees a count that never was: see `src/event/split.rs`. Why no
+//! sleeper misses it:
+//!
+//! ```text
+//!     signaller                               sleeper
+//!     1  store to the lane                    1  announce itself
+//!     2  load: announced?  no: done           2  membarrier: each thread of the process executes a full barrier
+//!                                             3  load the lanes; nothing there: sleep
+//! ```
+//!
+//! The processor may carry out the signaller's load before its store. But each thread of the process that runs executes
+//! a barrier during the sleeper's 2, somewhere in its program, and one that does not run executes one when it is put
+//! aside. If that is after the signaller's 1, the sleeper sees the lane at 3. If it is before 1, it is before 2 also,
+//! and the signaller sees the announcement. In either case it is between the two steps of one of the two parties: the
+//! barrier that one executes for the other is the fence that it does without.
+
+use super::split::Owned;
+use super::{Event, Owner};
+use crate::sync::membarrier;
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// Signals an event from one thread at a time, for a fraction of what [`Event::signal`] costs.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::event::Signaller;
+/// use std::sync::Arc;
+///
+/// let _ = doorbell::use_membarrier(); // first thing in main; without it, signallers signal the usual way
+///
+/// let kick = Arc::new(Event::new(0));
+/// let signaller = Signaller::new(Arc::clone(&kick)); // one for each thread that signals
+/// signaller.signal();
+/// kick.signal();
+/// assert_eq!(kick.read(), 2);
+/// ```
+///
+/// A signal of an event is a locked instruction, which waits until all that the thread has stored before is visible,
+/// and takes the cache line of the count away from whoever reads it. A signaller has a *lane* at its event: a word that
+/// no other thread writes. Its signal is a store to that word, and a load that tells whether anybody waits. The count
+/// of the event is the sum of the lanes and of what was signalled and written otherwise.
+///
+/// # What stays the same
+///
+/// All else about the event. Its count, its limits, its modes, its readiness, and what is woken and called, are those
+/// of an event that [`Event::signal`] signals, whoever signals and writes beside the signaller, and in whatever way. An
+/// event that has observers, or tasks or threads that wait, tells them at once.
+///
+/// # What it costs others
+///
+/// The event pays for what its signallers save, from its first one on:
+///
+/// * A thread that finds nothing and goes to sleep, in the event, a poller or `wait_any`, a task that waits, and an
+///   observer that is attached or armed call `membarrier(2)` each time before the last look at the count: 0.1 to
+///   0.2 µs if no other thread of the process runs, and some 5 to 10 µs if one does, which is interrupted.
+/// * Other signals, and reads and writes, take a few nanoseconds more, and up to a cache miss for each lane.
+///
+/// So a signaller is for the thread that signals much more often than the other side sleeps: a vCPU whose device polls,
+/// a producer that a busy consumer keeps up with.
+///
+/// # When it is no more than a handle
+///
+/// A signaller has no lane, and signals as [`Event::signal`] does, in these cases:
+///
+/// * [`use_membarrier`](crate::use_membarrier) has not been called before the signaller was made, or has failed;
+/// * the event has ever been in the overflow state while it had no signaller, or was made with a count of `u64::MAX`;
+/// * 64 signallers of the event have a lane, until one of those is dropped;
+/// * the processor has no atomic words of 128 bits, which the count needs then: it has on x86-64 and AArch64.
+///
+/// [`has_lane`](Self::has_lane) tells.
+///
+/// # Memory ordering
+///
+/// What the thread did before the signal is visible to the thread whose read consumes it, as with any signal. But a
+/// signal by a lane is no full barrier: the processor may carry out a later load of the thread's first. Who relies on
+/// that, in a handshake of its own by store and load, needs a fence of its own.
+///
+/// # Threads, signal handlers, processes
+///
+/// A signaller can be sent to another thread, and be used by one at a time. Dropping it leaves its signals where they
+/// are; the next signaller takes over its lane. One that is forgotten keeps the lane as long as there is the event.
+///
+/// It is made by allocating memory, so not in a handler of a POSIX signal. A handler may signal the event in the usual
+/// way, but not by a signaller that it may have interrupted. After a fork, the child's copy works like the original.
+pub struct Signaller<E: Deref<Target = Event> = Arc<Event>> {
+    event: E,
+    lane: Option<Owned>,
+    /// The lane is written by one thread at a time.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl<E: Deref<Target = Event>> Signaller<E> {
+    /// A signaller of the event. Allocates memory, up to 1 KB with the event's first. Waits for no other thread, unless
+    /// that is making the event's first signaller just then.
+    #[must_use]
+    pub fn new(event: E) -> Self {
+        let lane = if membarrier::is_to_be_had() {
+            event.counter.claim_lane()
+        } else {
+            None
+        };
+        Signaller {
+            event,
+            lane,
+            not_sync: PhantomData,
+        }
+    }
+
+    /// Adds 1, as [`Event::signal`] does.
+    #[inline]
+    pub fn signal(&self) {
+        match &self.lane {
+            Some(lane) => {
+                lane.add_one();
+                if self.event.counter.readers().are_wanted(self.event.kinds()) {
+                    self.wake();
+                }
+            }
+            None => self.event.signal(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake(&self) {
+        // What is called now may rely on it that the count has changed before, as with other signals.
+        membarrier::full();
+        self.event.counter.wake_readers(1, &*self.event);
+    }
+
+    /// Adds `n`, as [`Event::signal_n`] does, and at its price unless `n` is 1.
+    #[inline]
+    pub fn signal_n(&self, n: u64) {
+        if n == 1 {
+            self.signal();
+        } else {
+            self.event.signal_n(n);
+        }
+    }
+
+    /// Whether its signals do without a locked instruction.
+    pub fn has_lane(&self) -> bool {
+        self.lane.is_some()
+    }
+
+    /// The event.
+    pub fn event(&self) -> &E {
+        &self.event
+    }
+}
+
+impl<E: Deref<Target = Event>> fmt::Debug for Signaller<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signaller")
+            .field("event", &*self.event)
+            .field("has_lane", &self.has_lane())
+            .finish()
+    }
+}

@@ -1,0 +1,311 @@
+//! A count that is split: what signallers have added, each in a lane of its own, and a base for all the rest.
+//!
+//! The kernel has no counterpart. A signal of an event whose count is one word costs a locked instruction, and the
+//! cache line of that word moves to whoever reads it. A [`Signaller`](super::Signaller) adds to a word that nobody else
+//! writes:
+//!
+//! ```text
+//!     count = base + lane + lane + …            all of them only ever change like this:
+//!
+//!     base    what was written, less what was read; by compare-exchange, with a number of its own for each change
+//!     lane    signals of one signaller since it was made, by a plain store; it only grows, and one at a time
+//! ```
+//!
+//! **No operation sees a count that never was.** An operation reads the base, then all lanes, and then changes the base
+//! by a compare-exchange, or finds that it cannot and looks whether the base is still the same. As each change of the
+//! base has a number, the base was the same all the while. Meanwhile the lanes, and thereby the count, went up in steps
+//! of one, from the count before the first lane was read to the count after the last. The sum that was read lies
+//! between the two, so the count had that value at some moment in between; and there the operation takes place, before
+//! all signals that came later. That is why a signaller's lane takes signals of 1 only: with steps of 10 and 1, the sum
+//! could be one that the count has stepped over.
+//!
+//! The base may be less than nothing: a read of everything in the lanes subtracts it there. The count is at most
+//! `u64::MAX`; if base and lanes are more, because signals have come in the overflow state, the operation that finds it
+//! absorbs the rest.
+//!
+//! **From whole to split.** The count of an event is one word until its first signaller is made:
+//!
+//! ```text
+//!     state    WHOLE ──▶ SPLITTING ──▶ SPLIT       a signaller is made
+//!        └───▶ OVERFLOWED                          the count gets to u64::MAX by a signal
+//!
+//!     1  WHOLE → SPLITTING                         1  the sum is u64::MAX: WHOLE → OVERFLOWED, or is it that already?
+//!     2  base = count                              2  put it in place of the count
+//!     3  put u64::MAX in place of that count; has it changed?  from 2
+//!     4  SPLITTING → SPLIT
+//! ```
+//!
+//! Step 3 is one compare-exchange. So each operation on the whole count, which is one too, has its effect before it, or
+//! finds `u64::MAX` there. That is the overflow state as long as the count is whole, but a count is not split if it has
+//! ever overflowed: so where it is (being) split, the word says no more than that. A signal that would have it overflow
+//! while it is being split waits for the last of the steps; no other operation does. A count that is split stays so.
+
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::lazy::Lazy;
+use crate::sync::scope::{Private, Races};
+use crate::sync::wide::Wide;
+use crate::sync::{DEKKER, membarrier, yield_now};
+use crossbeam_utils::CachePadded;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// What stands in the word of a count that is split.
+pub(super) const ELSEWHERE: u64 = u64::MAX;
+
+/// Signallers beyond these do without a lane. In a model, each is one more thing to keep track of.
+const MOST_LANES: usize = if cfg!(loom) { 2 } else { 64 };
+
+const WHOLE: u8 = 0;
+const SPLITTING: u8 = 1;
+const SPLIT: u8 = 2;
+const OVERFLOWED: u8 = 3;
+
+/// Whether a count can be split, and is.
+pub(crate) trait Split {
+    /// Whether a count of this kind may be [`ELSEWHERE`].
+    const POSSIBLE: bool;
+
+    /// Where the count is, if [`ELSEWHERE`] was found in its word.
+    fn lanes(&self) -> Option<&Lanes>;
+
+    /// Whether `u64::MAX` may be put into the word, and mean the overflow state. To be asked again if not, after a look
+    /// at the word.
+    fn may_overflow(&self) -> bool;
+}
+
+/// The count of an event that is shared with other processes stays in one word.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) struct Never;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+impl Split for Never {
+    const POSSIBLE: bool = false;
+
+    fn lanes(&self) -> Option<&Lanes> {
+        None
+    }
+
+    fn may_overflow(&self) -> bool {
+        true
+    }
+}
+
+/// For the count of an event in this process.
+pub(crate) struct OnDemand {
+    lanes: Lazy<Lanes>,
+    state: AtomicU8,
+}
+
+impl OnDemand {
+    maybe_const! {
+        /// For a count that begins with `initial`.
+        pub(super) fn new(initial: u64) -> Self {
+            OnDemand {
+                lanes: Lazy::new(),
+                state: AtomicU8::new(if initial == ELSEWHERE { OVERFLOWED } else { WHOLE }),
+            }
+        }
+    }
+
+    /// Splits the count in the word, unless it is split. `None` if it has ever overflowed, or if the processor cannot.
+    #[cold]
+    pub(super) fn split(&self, word: &AtomicU64) -> Option<&Lanes> {
+        if !Wide::is_lock_free() {
+            return None;
+        }
+        loop {
+            // Acquire pairs with the Release below: the lanes are there.
+            let claim =
+                self.state
+                    .compare_exchange(WHOLE, SPLITTING, Ordering::Acquire, Ordering::Acquire);
+            match claim {
+                Ok(_) => break,
+                Err(SPLITTING) => yield_now(),
+                Err(SPLIT) => return self.lanes.get(),
+                Err(_) => return None,
+            }
+        }
+        let lanes = self.lanes.get_or_make(Lanes::new);
+        let mut count = word.load(DEKKER);
+        loop {
+            lanes.base.set(base(0, count.into()));
+            match word.compare_exchange(count, ELSEWHERE, DEKKER, DEKKER) {
+                Ok(_) => break,
+                Err(now) => count = now,
+            }
+        }
+        self.state.store(SPLIT, Ordering::Release);
+        Some(lanes)
+    }
+}
+
+impl Split for OnDemand {
+    const POSSIBLE: bool = true;
+
+    fn lanes(&self) -> Option<&Lanes> {
+        // Relaxed: who has found ELSEWHERE in the word sees what was before it, the state and the lanes.
+        match self.state.load(Ordering::Relaxed) {
+            SPLITTING | SPLIT => self.lanes.get(),
+            _ => None,
+        }
+    }
+
+    fn may_overflow(&self) -> bool {
+        let claim =
+            self.state
+                .compare_exchange(WHOLE, OVERFLOWED, Ordering::Relaxed, Ordering::Relaxed);
+        let may = matches!(claim, Ok(_) | Err(OVERFLOWED));
+        if !may {
+            yield_now();
+        }
+        may
+    }
+}
+
+/// Where a split count is.
+pub(crate) struct Lanes {
+    base: CachePadded<Wide>,
+    lanes: [Lazy<Arc<Lane>>; MOST_LANES],
+    /// No lane from this one on has ever been used.
+    used: AtomicUsize,
+}
+
+impl Lanes {
+    fn new() -> Self {
+        Lanes {
+            base: CachePadded::new(Wide::new(0)),
+            lanes: std::array::from_fn(|_| Lazy::new()),
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// A lane that nobody owned, if there is one left.
+    pub(super) fn claim(&self) -> Option<Owned> {
+        for (index, lane) in self.lanes.iter().enumerate() {
+            let lane = lane.get_or_make(Arc::default);
+            // Acquire pairs with the Release of the last owner: this one goes on from what that has stored. Second half
+            // of the handshake of `hear`: who has found no owner here has announced itself before.
+            if !lane.owned.swap(true, DEKKER) {
+                // Release pairs with the Acquire in `used`: before the first signal, so who sees that sees this.
+                self.used.fetch_max(index + 1, Ordering::Release);
+                return Some(Owned(Arc::clone(lane)));
+            }
+        }
+        None
+    }
+
+    /// The count now.
+    pub(super) fn count(&self) -> u64 {
+        let mut count = 0;
+        self.update(|now| {
+            count = now;
+            None
+        });
+        count
+    }
+
+    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does. All of it
+    /// is [`DEKKER`], but for the lanes: see [`hear`](Self::hear).
+    pub(super) fn update(&self, mut next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+        let mut races = Races::none_lost();
+        loop {
+            let before = self.base.load();
+            let added = self.added();
+            let sum = (value(before) + i128::from(added)).min(u64::MAX.into());
+            let count =
+                u64::try_from(sum).unwrap_or_else(|_| unreachable!("more read than there was"));
+            match next(count) {
+                Some(new) => {
+                    let after = base(number(before) + 1, i128::from(new) - i128::from(added));
+                    if self.base.replace(before, after) {
+                        return Some(count);
+                    }
+                }
+                None if self.base.load() == before => return None,
+                None => {}
+            }
+            races.lose::<Private>();
+        }
+    }
+
+    /// The sum of the lanes, at some moment between two looks at the base that find the same.
+    fn added(&self) -> u64 {
+        // Acquire pairs with the store of a signaller.
+        let added = |lane: &Arc<Lane>| lane.added.load(Ordering::Acquire);
+        self.used().map(added).sum()
+    }
+
+    fn used(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        let used = self.used.load(Ordering::Acquire);
+        self.lanes[..used].iter().filter_map(Lazy::get)
+    }
+
+    /// For who has just announced itself: from here on, it sees each signal of a signaller that has not seen the
+    /// announcement. First half of the handshake; the second is [`Lane::add_one`] and a look for an announcement.
+    /// Returns whether there are any who signal so.
+    #[cold]
+    pub(super) fn hear(&self) -> bool {
+        // Who has given the lane back by then has released what it signalled.
+        let any = self.used().any(|lane| lane.owned.load(DEKKER));
+        if any {
+            membarrier::heavy();
+        }
+        any
+    }
+}
+
+/// The signals of one signaller at a time: of who owns it, and before that of those who did.
+#[derive(Default)]
+pub(super) struct Lane {
+    added: CachePadded<AtomicU64>,
+    owned: AtomicBool,
+}
+
+impl Lane {
+    /// First half of a signal, by the owner. Without a barrier for the processor between it and the look for an
+    /// announcement: [`hear`](Lanes::hear) makes up for that.
+    #[inline(always)]
+    pub(super) fn add_one(&self) {
+        // Relaxed: its own. Release pairs with the Acquire in `added`.
+        let added = self.added.load(Ordering::Relaxed);
+        self.added.store(added + 1, Ordering::Release);
+        membarrier::light();
+    }
+}
+
+/// The lane of a signaller, as long as it lives.
+pub(super) struct Owned(Arc<Lane>);
+
+impl Deref for Owned {
+    type Target = Lane;
+
+    #[inline(always)]
+    fn deref(&self) -> &Lane {
+        &self.0
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `claim` and `hear`. (A swap for the sake of loom, which does not order
+        // stores among read-modify-writes.)
+        self.owned.swap(false, Ordering::Release);
+    }
+}
+
+/// The number of changes, and the value, of a base: 56 and 72 bits.
+///
+/// The number does not come round in a hundred years, and the value has room for 2^71 signals.
+fn base(number: u128, value: i128) -> u128 {
+    number << VALUE_BITS | value as u128 & ((1 << VALUE_BITS) - 1)
+}
+
+const VALUE_BITS: u32 = 72;
+
+fn number(base: u128) -> u128 {
+    base >> VALUE_BITS
+}
+
+fn value(base: u128) -> i128 {
+    (base << (u128::BITS - VALUE_BITS)) as i128 >> (i128::BITS - VALUE_BITS)
+}

@@ -1,0 +1,364 @@
+//! Signallers: nothing is lost to whoever waits, in whatever way; who has a lane, and what becomes of it.
+//!
+//! What a counter does with them is in `conformance.rs`, `differential.rs` and `linearizable.rs`.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::watchdog::Watchdog;
+use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
+use doorbell::fd::Mirror;
+use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
+use doorbell::poll::{Events, Poller, Watch, wait_any};
+use doorbell::{Event, Mode, Spin, WriteError, use_membarrier};
+use fastrand::Rng;
+use pollster::block_on;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const FULL: u64 = u64::MAX - 1;
+
+/// Whether signallers have lanes in this process. Says so if not.
+fn have_lanes() -> bool {
+    match use_membarrier() {
+        Ok(()) => true,
+        Err(error) => {
+            println!("signallers are tested without lanes: {error}");
+            false
+        }
+    }
+}
+
+fn event(mode: Mode) -> Arc<Event> {
+    have_lanes();
+    Arc::new(Event::with_mode(0, mode).with_spin(Spin::Never))
+}
+
+/// Signals each event from a thread with a signaller of its own, now and then after a pause in which the other side
+/// falls asleep; while `consume` takes what comes, and returns how much that was.
+fn nothing_is_lost(events: &[Arc<Event>], consume: impl FnOnce(u64) -> u64 + Send) {
+    const SIGNALS: u64 = 20_000;
+    let shown = events.to_vec();
+    let _watchdog = Watchdog::new(Duration::from_secs(60), move || format!("{shown:?}"));
+    let total = SIGNALS * events.len() as u64;
+    thread::scope(|scope| {
+        let consumer = scope.spawn(|| consume(total));
+        for (seed, event) in (1..).zip(events) {
+            scope.spawn(move || {
+                let signaller = Signaller::new(&**event);
+                let mut rng = Rng::with_seed(seed);
+                for number in 0..SIGNALS {
+                    if number % 8 == 0 {
+                        (0..rng.u32(..2_000)).for_each(|_| std::hint::spin_loop());
+                    }
+                    if rng.u32(..200) == 0 {
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                    // As when a device's other thread helps out.
+                    if rng.u32(..100) == 0 {
+                        event.signal();
+                    } else {
+                        signaller.signal();
+                    }
+                }
+            });
+        }
+        assert_eq!(consumer.join().unwrap(), total);
+    });
+    assert!(events.iter().all(|event| event.try_read().is_none()));
+}
+
+fn read_until(event: &Event, total: u64) -> u64 {
+    let mut sum = 0;
+    while sum < total {
+        sum += event.read();
+    }
+    sum
+}
+
+#[test]
+fn to_a_reader() {
+    let event = event(Mode::Counter);
+    nothing_is_lost(&[Arc::clone(&event)], |total| read_until(&event, total));
+}
+
+#[test]
+fn of_two_to_one_reader() {
+    let event = event(Mode::Counter);
+    nothing_is_lost(&[Arc::clone(&event), Arc::clone(&event)], |total| {
+        read_until(&event, total)
+    });
+}
+
+#[test]
+fn to_readers_of_a_semaphore() {
+    let event = event(Mode::Semaphore);
+    nothing_is_lost(&[Arc::clone(&event)], |total| {
+        let half = || read_until(&event, total / 2);
+        thread::scope(|scope| {
+            let other = scope.spawn(half);
+            half() + other.join().unwrap()
+        })
+    });
+}
+
+#[test]
+fn to_a_poller() {
+    for watch in [Watch::READABLE, Watch::READABLE.edge()] {
+        let events = [event(Mode::Counter), event(Mode::Counter)];
+        nothing_is_lost(&events, |total| {
+            let poller = Poller::new();
+            for (key, event) in events.iter().enumerate() {
+                poller.add(event, key, watch).unwrap();
+            }
+            let mut buffer = Events::with_capacity(2);
+            let mut sum = 0;
+            while sum < total {
+                poller.wait(&mut buffer, None).unwrap();
+                for ready in &buffer {
+                    sum += events[ready.key()].try_read().unwrap_or(0);
+                }
+            }
+            sum
+        });
+    }
+}
+
+#[test]
+fn to_wait_any() {
+    let events = [event(Mode::Counter), event(Mode::Counter)];
+    nothing_is_lost(&events, |total| {
+        let mut sum = 0;
+        while sum < total {
+            let ready = wait_any(&events, None).expect("there is no limit");
+            sum += ready
+                .map(|index| events[index].try_read().unwrap_or(0))
+                .sum::<u64>();
+        }
+        sum
+    });
+}
+
+#[test]
+fn to_a_task() {
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        let event = event(mode);
+        nothing_is_lost(&[Arc::clone(&event)], |total| {
+            block_on(async {
+                let mut sum = 0;
+                while sum < total {
+                    sum += event.read_async().await;
+                }
+                sum
+            })
+        });
+    }
+}
+
+#[test]
+fn to_a_mirror() {
+    let event = event(Mode::Counter);
+    let mirror = Mirror::new(Arc::clone(&event)).unwrap();
+    nothing_is_lost(&[Arc::clone(&event)], |total| {
+        let mut sum = 0;
+        while sum < total {
+            let mut poll = [rustix::event::PollFd::new(
+                &mirror,
+                rustix::event::PollFlags::IN,
+            )];
+            rustix::event::poll(&mut poll, None).unwrap();
+            sum += event.try_read().unwrap_or(0);
+        }
+        sum
+    });
+}
+
+/// An observer is called for each signal.
+#[test]
+fn to_an_observer() {
+    let event = event(Mode::Counter);
+    let calls = Arc::new(AtomicU64::new(0));
+    let observer = {
+        let calls = Arc::clone(&calls);
+        move |_: Change| _ = calls.fetch_add(1, Ordering::Relaxed)
+    };
+    let _observation = Observation::new(Arc::clone(&event), Interest::Signals, Arc::new(observer));
+    nothing_is_lost(&[Arc::clone(&event)], |total| read_until(&event, total));
+    assert_eq!(calls.load(Ordering::Relaxed), 20_000);
+}
+
+/// An irqfd injects for each signal, as often as it does for those of others, and has an empty event then.
+#[test]
+fn to_an_irqfd() {
+    struct Sink(AtomicU64);
+
+    impl InterruptSink for Sink {
+        fn set_level(&self, _: u32, _: u32, _: bool) {
+            unreachable!("an MSI has no level")
+        }
+
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    let event = event(Mode::Counter);
+    let sink = Arc::new(Sink(AtomicU64::new(0)));
+    let router = Router::new(Arc::clone(&sink));
+    let message = MsiMessage {
+        address: 0xfee0_0000,
+        data: 0x41,
+    };
+    router.set_route(24, Some(Route::Msi(message))).unwrap();
+    let irqfd = router.assign(&event, 24).unwrap();
+    let signaller = Signaller::new(Arc::clone(&event));
+    for number in 1..=100 {
+        signaller.signal();
+        assert_eq!(sink.0.load(Ordering::Relaxed), number);
+        assert_eq!(event.count(), 0);
+    }
+    drop(irqfd);
+}
+
+/// A batch delivers to an event that has signallers what it delivers to others.
+#[test]
+fn beside_a_batch() {
+    let event = event(Mode::Counter);
+    let signaller = Signaller::new(Arc::clone(&event));
+    let mut batch = Batch::new();
+    let index = batch.add(Arc::clone(&event));
+    batch.signal_n(index, 5);
+    batch.write(index, 3).unwrap();
+    signaller.signal();
+    assert_eq!(event.count(), 1);
+    batch.commit().unwrap();
+    assert_eq!(event.read(), 9);
+    event.write(FULL - 1).unwrap();
+    signaller.signal();
+    batch.write(index, 1).unwrap();
+    assert_eq!(batch.commit().unwrap_err().events(), 1);
+    signaller.signal();
+    assert!(event.readiness().is_error());
+    assert_eq!(event.read(), u64::MAX);
+    batch.commit().unwrap();
+    assert_eq!(event.read(), 1);
+}
+
+/// The limits are those of any event, and what is beyond them is absorbed.
+#[test]
+fn at_the_limits() {
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        let event = event(mode);
+        let signallers = [(); 3].map(|()| Signaller::new(Arc::clone(&event)));
+        event.write(FULL - 1).unwrap();
+        signallers[0].signal();
+        assert_eq!(event.count(), FULL);
+        assert_eq!(event.try_write(1), Err(WriteError::WouldBlock));
+        assert_eq!(event.try_write(0), Ok(()));
+        signallers.iter().for_each(Signaller::signal);
+        signallers[1].signal_n(u64::MAX);
+        assert_eq!(event.count(), u64::MAX);
+        assert_eq!(event.try_write(0), Err(WriteError::WouldBlock));
+        let (value, rest) = match mode {
+            Mode::Counter => (u64::MAX, 0),
+            Mode::Semaphore => (1, FULL),
+        };
+        assert_eq!((event.try_read(), event.count()), (Some(value), rest));
+        signallers[2].signal();
+        assert_eq!(event.count(), rest + 1);
+    }
+}
+
+/// There are so many lanes, and each is there again when its signaller has gone.
+#[test]
+fn who_has_a_lane() {
+    let lanes = have_lanes();
+    let event = event(Mode::Counter);
+    let mut signallers: Vec<_> = (0..64).map(|_| Signaller::new(&*event)).collect();
+    assert!(
+        signallers
+            .iter()
+            .all(|signaller| signaller.has_lane() == lanes)
+    );
+    let late = Signaller::new(&*event);
+    assert!(!late.has_lane());
+    late.signal();
+    signallers.iter().for_each(Signaller::signal);
+    signallers.remove(7);
+    let next = Signaller::new(&*event);
+    assert_eq!(next.has_lane(), lanes);
+    next.signal();
+    // A forgotten one keeps its lane.
+    std::mem::forget(signallers.remove(9));
+    assert!(!Signaller::new(&*event).has_lane());
+    drop(signallers);
+    assert_eq!(event.read(), 66);
+    assert!(format!("{next:?}").contains(&format!("has_lane: {lanes}")));
+}
+
+/// A count that has ever overflowed is not split: its word says so, and must not say anything else.
+#[test]
+fn not_after_an_overflow() {
+    let lanes = have_lanes();
+    let overflown = Event::new(0);
+    overflown.signal_n(u64::MAX);
+    assert_eq!(overflown.read(), u64::MAX);
+    for event in [overflown, Event::new(u64::MAX)] {
+        let before = event.count();
+        let signaller = Signaller::new(&event);
+        assert!(!signaller.has_lane());
+        assert_eq!(event.count(), before);
+        event.try_read();
+        signaller.signal();
+        assert_eq!(event.try_read(), Some(1));
+    }
+    let event = Event::new(FULL);
+    assert_eq!(Signaller::new(&event).has_lane(), lanes);
+    assert_eq!(event.try_read(), Some(FULL));
+}
+
+/// A signaller goes to another thread, with what it has signalled; and may outlive it.
+#[test]
+fn on_another_thread() {
+    let event = event(Mode::Counter);
+    let signaller = Signaller::new(Arc::clone(&event));
+    signaller.signal();
+    let signaller = thread::spawn(move || {
+        signaller.signal();
+        signaller
+    })
+    .join()
+    .unwrap();
+    signaller.signal();
+    assert_eq!(signaller.event().read(), 3);
+}
+
+/// A child has a copy of the event and of the signaller, and its own registration for barriers.
+#[test]
+fn in_a_child() {
+    let event = event(Mode::Counter);
+    let signaller = Signaller::new(Arc::clone(&event));
+    signaller.signal();
+    // SAFETY: the child never leaves this block.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: a plain system call.
+        unsafe { libc::alarm(20) };
+        signaller.signal();
+        let right = event.try_read() == Some(2);
+        // It announces itself, hears those who signal, and sleeps.
+        let slept = event.read_timeout(Duration::from_millis(1)).is_none();
+        signaller.signal();
+        let right = right && slept && event.try_read() == Some(1);
+        // SAFETY: as above.
+        unsafe { libc::_exit(i32::from(!right)) };
+    }
+    let mut status = 0;
+    // SAFETY: the status is there during the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child");
+    assert_eq!(event.read(), 1);
+}
