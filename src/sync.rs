@@ -163,6 +163,17 @@ pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
     }
 }
 
+/// A releasing store to a word that no other thread writes but looks at with [`acquire_load`]. Under loom as
+/// [`release_store`] is.
+#[inline(always)]
+pub(crate) fn release_store_64(word: &atomic::AtomicU64, value: u64) {
+    if cfg!(loom) {
+        word.swap(value, Ordering::Release);
+    } else {
+        word.store(value, Ordering::Release);
+    }
+}
+
 /// How often something has happened, for people to look at. It orders nothing, and nothing depends on it, so models do
 /// not need to see it: it is std's under loom too.
 #[derive(Default)]

@@ -84,19 +84,20 @@ fn a_base_that_comes_back() {
         let event = event(0, Mode::Counter);
         let signaller = signaller(event.clone());
         signaller.signal();
+        signaller.signal();
         let other = spawn(&event, |event| event.try_read());
         let first = event.try_read();
         signaller.signal();
-        event.write(1).unwrap();
+        event.write(2).unwrap();
         let second = other.join().unwrap();
         let rest = event.try_read();
-        // One took the first unit, or both together took all; nobody took the write without the signal before it.
+        // The other one read before the first read, after it, after the signal, or after the write.
         let seen = [first, second, rest];
         let fine = [
-            [Some(1), None, Some(2)],
-            [Some(1), Some(1), Some(1)],
-            [Some(1), Some(2), None],
-            [None, Some(1), Some(2)],
+            [None, Some(2), Some(3)],
+            [Some(2), None, Some(3)],
+            [Some(2), Some(1), Some(2)],
+            [Some(2), Some(3), None],
         ];
         assert!(fine.contains(&seen), "{seen:?}");
     });
@@ -216,7 +217,10 @@ fn split_while_it_overflows() {
 fn overflows(name: &str, n: u64) {
     check(name, None, move || {
         let event = event(5, Mode::Semaphore);
-        let other = spawn(&event, move |event| event.signal_n(n));
+        let other = spawn(&event, move |event| {
+            event.signal_n(n);
+            assert_eq!(event.count(), u64::MAX);
+        });
         let signaller = Signaller::new(event.clone());
         let before = event.count();
         assert!(before == 5 || before == u64::MAX, "{before}");
@@ -289,5 +293,23 @@ fn a_flag_after_a_signal() {
         told.store(true, Ordering::Release);
         let value = device.join().unwrap();
         assert_eq!(value.or_else(|| event.try_read()), Some(1));
+    });
+}
+
+/// A write that fits at all times is not refused for what was there at no time: the count before a read, and a signal
+/// after that.
+#[test]
+fn room_is_made_and_used_up() {
+    check("room_is_made_and_used_up", None, || {
+        let event = event(u64::MAX - 2, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let other = spawn(&event, move |event| {
+            let value = event.read();
+            signaller.signal();
+            value
+        });
+        assert_eq!(event.try_write(1), Ok(()));
+        let taken = u128::from(other.join().unwrap());
+        assert_eq!(taken + u128::from(event.read()), u128::from(u64::MAX));
     });
 }

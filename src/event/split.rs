@@ -44,7 +44,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering
 use crate::sync::lazy::Lazy;
 use crate::sync::scope::{Private, Races};
 use crate::sync::wide::Wide;
-use crate::sync::{DEKKER, membarrier, yield_now};
+use crate::sync::{DEKKER, acquire_load, membarrier, release_store_64, yield_now};
 use crossbeam_utils::CachePadded;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -230,8 +230,8 @@ impl Lanes {
 
     /// The sum of the lanes, at some moment between two looks at the base that find the same.
     fn added(&self) -> u64 {
-        // Acquire pairs with the store of a signaller.
-        let added = |lane: &Arc<Lane>| lane.added.load(Ordering::Acquire);
+        // They pair with the store of a signaller.
+        let added = |lane: &Arc<Lane>| acquire_load(&lane.added);
         self.used().map(added).sum()
     }
 
@@ -266,9 +266,9 @@ impl Lane {
     /// announcement: [`hear`](Lanes::hear) makes up for that.
     #[inline(always)]
     pub(super) fn add_one(&self) {
-        // Relaxed: its own. Release pairs with the Acquire in `added`.
+        // Relaxed: its own. The store pairs with the loads in `added`.
         let added = self.added.load(Ordering::Relaxed);
-        self.added.store(added + 1, Ordering::Release);
+        release_store_64(&self.added, added + 1);
         membarrier::light();
     }
 }

@@ -4,8 +4,8 @@
 //! names the models that must notice. A model that passes on broken code has lost its power, and a piece that is not
 //! found means that the list no longer fits the code; both fail the run.
 //!
-//! `cargo run --bin breakages [--all] [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it. The
-//! first model of an entry must fail; with `--all`, each of them.
+//! `cargo run --bin breakages [--all] [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it,
+//! or a file of models. The first model of an entry must fail; with `--all`, each of them.
 //!
 //! Nearly all of the time goes into compiling, most of which one thread does. So there is a worker for each CPU, with a
 //! copy of the source and a target directory of its own.
@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     let breakages: Vec<Value> = sorted(&here.join("breakages"))
         .iter()
         .flat_map(|list| entries(list))
-        .filter(|breakage| field(breakage, "name").contains(&word))
+        .filter(|breakage| {
+            field(breakage, "name").contains(&word) || field(breakage, "test") == word
+        })
         .collect();
 
     let cpus = thread::available_parallelism().map_or(1, usize::from);
