@@ -33,6 +33,7 @@ mod handover;
 mod observer;
 mod readiness;
 mod signaller;
+mod signallers;
 mod split;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) mod transfer;
@@ -53,6 +54,7 @@ pub use readiness::Readiness;
 pub use signaller::Signaller;
 
 pub(crate) use counter::Owner;
+pub(crate) use signallers::Signallers;
 pub(crate) use wakers::Place;
 
 use counter::Counter;
