@@ -253,6 +253,53 @@ fn beside_a_batch() {
     assert_eq!(event.read(), 1);
 }
 
+/// A batch with signallers delivers what others do: single signals, several, and writes, to whoever waits.
+#[test]
+fn of_a_batch() {
+    let lanes = have_lanes();
+    let events = [Mode::Counter, Mode::Semaphore].map(event);
+    nothing_is_lost_of_a_batch(&events);
+    let mut batch = Batch::with_signallers();
+    let [first, second] = events.each_ref().map(|event| batch.add(Arc::clone(event)));
+    batch.signal(first);
+    batch.signal_n(second, 3);
+    batch.write(first, 5).unwrap();
+    batch.commit().unwrap();
+    assert_eq!((events[0].read(), events[1].count()), (6, 3));
+    (0..3).for_each(|_| assert_eq!(events[1].try_read(), Some(1)));
+    // A signal that stands for a write too is none of a lane, whose steps are 1.
+    batch.write(first, 1).unwrap();
+    batch.commit().unwrap();
+    assert_eq!(events[0].read(), 1);
+    let removed = batch.remove(first).unwrap();
+    drop(batch);
+    assert_eq!(is_split(&removed.event), lanes);
+    assert!(!is_split(&Event::new(0)));
+}
+
+fn nothing_is_lost_of_a_batch(events: &[Arc<Event>]) {
+    const COMMITS: u64 = 5_000;
+    let shown = events.to_vec();
+    let _watchdog = Watchdog::new(Duration::from_secs(60), move || format!("{shown:?}"));
+    thread::scope(|scope| {
+        for event in events {
+            scope.spawn(|| assert_eq!(read_until(event, COMMITS), COMMITS));
+        }
+        scope.spawn(|| {
+            let mut rng = Rng::with_seed(1);
+            let mut batch = Batch::with_signallers();
+            for _ in 0..COMMITS {
+                for event in events {
+                    let index = batch.add(Arc::clone(event));
+                    batch.signal(index);
+                }
+                batch.commit().unwrap();
+                (0..rng.u32(..1_000)).for_each(|_| std::hint::spin_loop());
+            }
+        });
+    });
+}
+
 /// The limits are those of any event, and what is beyond them is absorbed.
 #[test]
 fn at_the_limits() {
