@@ -9,6 +9,7 @@ mod cases;
 mod common;
 mod fds;
 mod limits;
+mod probe_panics;
 mod probes;
 mod script;
 mod set;

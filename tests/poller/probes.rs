@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
-const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
-const SOON: Option<Duration> = Some(Duration::from_millis(1));
+pub const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+pub const SOON: Option<Duration> = Some(Duration::from_millis(1));
 
 /// What a probe is asked and says.
 #[derive(Default)]
-struct Source {
+pub struct Source {
     ready: AtomicBool,
     /// Notifications are turned off.
     begun: AtomicBool,
@@ -30,7 +30,7 @@ struct Source {
     ends: AtomicU32,
 }
 
-struct OfSource(Arc<Source>);
+pub struct OfSource(Arc<Source>);
 
 impl Probe for OfSource {
     fn ready(&mut self) -> bool {
@@ -52,19 +52,19 @@ impl Probe for OfSource {
 }
 
 impl Source {
-    fn probe(self: &Arc<Self>) -> OfSource {
+    pub fn probe(self: &Arc<Self>) -> OfSource {
         OfSource(Arc::clone(self))
     }
 
-    fn set_ready(&self, ready: bool) {
+    pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
     }
 
-    fn asked(&self) -> u64 {
+    pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    fn is_begun(&self) -> bool {
+    pub fn is_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 }
@@ -78,7 +78,7 @@ fn probed(spin: Spin) -> (Poller, Arc<Event>, Arc<Source>) {
     (poller, kick, source)
 }
 
-fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
+pub fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     let mut events = Events::with_capacity(room);
     let number = poller.wait(&mut events, timeout).unwrap();
     assert_eq!(number, events.len());
@@ -86,7 +86,7 @@ fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-const SPINS: [Spin; 3] = [
+pub const SPINS: [Spin; 3] = [
     Spin::Never,
     Spin::DEFAULT,
     Spin::Adaptive {
@@ -168,6 +168,38 @@ fn what_is_there_before_the_probe_is_found() {
     }
 }
 
+/// What has nothing to do when its probe comes costs nothing before its first kick, however many there are: nobody asks
+/// it, and it goes on notifying.
+#[test]
+fn idle_sources_are_cold_from_the_start() {
+    for spin in SPINS {
+        let (poller, kick, busy) = probed(spin);
+        let idle: Vec<_> = (2..100)
+            .map(|key| {
+                let (kick, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+                poller.add(&kick, key, Watch::READABLE.edge()).unwrap();
+                poller.attach_probe(key, source.probe()).unwrap();
+                (kick, source)
+            })
+            .collect();
+        kick.signal();
+        busy.set_ready(true);
+        for _ in 0..100 {
+            assert_eq!(keys(&poller, 200, None), [1]);
+        }
+        busy.set_ready(false);
+        assert_eq!(keys(&poller, 200, SOON), NOTHING);
+        kick.signal();
+        assert_eq!(keys(&poller, 200, None), [1]);
+        for (_, source) in &idle {
+            assert_eq!((source.asked(), source.is_begun()), (1, false));
+        }
+        idle[7].0.signal();
+        assert_eq!(keys(&poller, 200, None), [9]);
+        assert!(idle[7].1.is_begun());
+    }
+}
+
 /// What the last look before a sleep finds keeps the thread awake.
 #[test]
 fn found_at_the_end() {
@@ -205,8 +237,8 @@ fn one_report() {
     let fd = eventfd(1, EventfdFlags::empty()).unwrap();
     let other = Arc::new(Source::default());
     poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
-    poller.attach_probe(2, other.probe()).unwrap();
     other.set_ready(true);
+    poller.attach_probe(2, other.probe()).unwrap();
     source.set_ready(true);
     for _ in 0..100 {
         kick.signal();
@@ -219,12 +251,14 @@ fn one_report() {
 /// Neither hides the other, nor what else is ready, however small the buffer is and however often the one is ready.
 #[test]
 fn none_starves() {
-    let (poller, _kick, source) = probed(Spin::Never);
+    let (poller, kick, source) = probed(Spin::Never);
     let (second, event) = (Arc::new(Source::default()), Arc::new(Event::new(1)));
     let fd = eventfd(1, EventfdFlags::empty()).unwrap();
-    let other_kick = Arc::new(Event::new(0));
+    let other_kick = Arc::new(Event::new(1));
     poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
     poller.attach_probe(2, second.probe()).unwrap();
+    kick.signal();
+    assert_eq!(keys(&poller, 4, None), [2, 1]);
     poller.add(&event, 3, Watch::READABLE).unwrap();
     poller.add_fd(&fd, 4, Watch::READABLE).unwrap();
     source.set_ready(true);
@@ -631,7 +665,10 @@ fn of_descriptors() {
         poller.add_bound(&fd, &event, 1, Watch::READABLE).unwrap();
         poller.attach_probe(1, first.probe()).unwrap();
         poller.add_fd(&ours, 2, Watch::READABLE).unwrap();
+        second.set_ready(true);
         poller.attach_probe(2, second.probe()).unwrap();
+        assert_eq!(keys(&poller, 4, None), [2]);
+        second.set_ready(false);
         // After a sleep, both are cold.
         assert_eq!(keys(&poller, 4, SOON), NOTHING);
         rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
