@@ -220,9 +220,8 @@ impl Poller {
     /// If called by a probe of this poller, and if the probe does; it is not attached then.
     pub fn attach_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
         let mut probe = Box::new(probe);
-        let mut probes = self.probes.lock();
         // What comes after this notifies. Not under the other lock: a slow probe would hold it up.
-        let ready = probe.ready();
+        let (mut probes, ready) = self.probes.lock().ask(&mut *probe);
         {
             let mut registered = self.registered();
             let Registered {

@@ -40,7 +40,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
-use std::sync::{PoisonError, TryLockError};
+use std::sync::PoisonError;
 
 pub(super) struct Probes {
     /// How many there are.
@@ -206,34 +206,33 @@ impl Probes {
 
     /// Asks the hot ones once, and reports those that are ready, as far as there is room.
     pub(super) fn ask(&self, events: &mut Events) {
-        self.lock().table.ask(events);
+        self.lock().run(|table| table.ask(events));
     }
 
     /// The same, unless the lock is taken.
     pub(super) fn try_ask(&self, events: &mut Events) {
-        match self.table.try_lock() {
-            Ok(table) => self.note(table).table.ask(events),
-            Err(TryLockError::Poisoned(table)) => self.note(table.into_inner()).table.ask(events),
-            Err(TryLockError::WouldBlock) => {}
+        if let Ok(table) = self.table.try_lock() {
+            self.note(table).run(|table| table.ask(events));
         }
     }
 
     /// Begins to ask all the time, unless another thread does, or there are none to be asked.
     pub(super) fn begin_asking(&self) -> Asked<'_> {
-        let Some(mut locked) = self.lock_if_any() else {
+        let Some(locked) = self.lock_if_any() else {
             return Asked::ByNobody;
         };
-        let table = &mut *locked.table;
-        if table.asking {
-            return Asked::ByAnother;
-        }
-        if table.hot.is_empty() {
-            return Asked::ByNobody;
-        }
-        // Which may panic: this thread asks afterwards only.
-        table.begin();
-        table.asking = true;
-        Asked::ByThisThread(Asking(self))
+        locked.run(|table| {
+            if table.asking {
+                return Asked::ByAnother;
+            }
+            if table.hot.is_empty() {
+                return Asked::ByNobody;
+            }
+            // Which may panic. Then this thread does not ask.
+            table.begin();
+            table.asking = true;
+            Asked::ByThisThread(Asking(self))
+        })
     }
 
     /// For a thread that is about to sleep and stands among the waiters: has the other side notify from now on, and
@@ -251,33 +250,47 @@ impl Probes {
     ///
     /// If a probe panics, so does this, and another thread is to be woken.
     pub(super) fn report(&self, events: &mut Events, others_sleep: impl FnOnce() -> bool) -> bool {
-        let mut locked = self.lock();
-        let table = &mut *locked.table;
-        for report in &*events {
-            if let Some(&place) = table.by_key.get(&report.key()) {
-                table.source(place).rests = 0;
-                table.heat(place);
-                if std::mem::take(&mut table.slept) {
-                    for warm in std::mem::take(&mut table.warm) {
-                        table.source(warm).warm = false;
-                        table.heat(warm);
-                    }
+        self.lock().run(|table| {
+            for report in &*events {
+                if let Some(&place) = table.by_key.get(&report.key()) {
+                    table.source(place).rests = 0;
+                    table.heat(place);
+                    table.heat_warm();
                 }
             }
-        }
-        if !others_sleep() {
-            table.begin();
-            return false;
-        }
-        // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
-        !table.asking
-            && table
-                .end(events)
-                .unwrap_or_else(|payload| panic::resume_unwind(payload))
+            if !others_sleep() {
+                table.begin();
+                return false;
+            }
+            // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
+            !table.asking
+                && table
+                    .end(events)
+                    .unwrap_or_else(|it| panic::resume_unwind(it))
+        })
     }
 }
 
 impl Locked<'_> {
+    /// A probe that panics does so outside the lock, which is not poisoned.
+    fn run<T>(mut self, f: impl FnOnce(&mut Table) -> T) -> T {
+        let result = panic::catch_unwind(AssertUnwindSafe(|| f(&mut self.table)));
+        drop(self);
+        result.unwrap_or_else(|payload| panic::resume_unwind(payload))
+    }
+
+    /// Whether a probe is ready that is about to be added. If it panics, the lock is given back.
+    pub(super) fn ask(self, probe: &mut impl Probe) -> (Self, bool) {
+        let ready = panic::catch_unwind(AssertUnwindSafe(|| probe.ready()));
+        match ready {
+            Ok(ready) => (self, ready),
+            Err(payload) => {
+                drop(self);
+                panic::resume_unwind(payload)
+            }
+        }
+    }
+
     /// Adds one, its notifications turned on, under a key that has none; hot if it is `ready`, or nothing else tells of
     /// it. The caller then wakes a thread for a hot one: one that sleeps has not asked it yet.
     pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, ready: bool, alone: bool) {
@@ -340,6 +353,16 @@ impl Table {
         }
     }
 
+    /// With the first report after a sleep, what was hot before it gets hot.
+    fn heat_warm(&mut self) {
+        if std::mem::take(&mut self.slept) {
+            for place in std::mem::take(&mut self.warm) {
+                self.source(place).warm = false;
+                self.heat(place);
+            }
+        }
+    }
+
     /// Polling begins for all that are hot. If a probe panics, so does this: what has not begun by then notifies.
     fn begin(&mut self) {
         for index in 0..self.hot.len() {
@@ -376,9 +399,8 @@ impl Table {
         self.first = next;
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds % MOST_IDLE == 0 {
-            if let Err(payload) = self.cool(events, |source| source.idle >= MOST_IDLE) {
-                panic::resume_unwind(payload);
-            }
+            self.cool(events, |source| source.idle >= MOST_IDLE)
+                .unwrap_or_else(|payload| panic::resume_unwind(payload));
         }
     }
 
