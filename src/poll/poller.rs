@@ -597,17 +597,15 @@ impl Poller {
     }
 
     /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
-    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
+    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic. Nobody
+    /// need be woken for them. Whoever put one into the queue has woken a thread, if any slept; and a thread that leaves
+    /// the waiters wakes another if the queue is not empty.
     fn carry(&self, most: usize, deadline: Option<Instant>) -> bool {
         let mut carried = false;
         for _ in 0..most {
-            let (binding, others) = self.take_binding();
-            let Some(binding) = binding else {
+            let Some(binding) = self.take_binding() else {
                 break;
             };
-            if others && self.shared.waiters.count() != 0 {
-                self.shared.wake();
-            }
             binding.carry();
             carried = true;
             if has_passed(deadline) {
@@ -617,8 +615,8 @@ impl Poller {
         carried
     }
 
-    /// The binding that has waited longest, and whether there are others.
-    fn take_binding(&self) -> (Option<Arc<Item>>, bool) {
+    /// The binding that has waited longest.
+    fn take_binding(&self) -> Option<Arc<Item>> {
         // To be dropped outside the lock.
         let mut gone = Vec::new();
         let mut registered = self.registered();
@@ -637,9 +635,8 @@ impl Poller {
             break Some(binding);
         };
         self.note_backlog(&registered);
-        let others = !registered.bindings.is_empty();
         drop(registered);
-        (binding, others)
+        binding
     }
 
     /// Under the lock, when the queue has changed.
@@ -743,7 +740,7 @@ impl Sleep<'_> {
         if bindings == 0 {
             return None;
         }
-        poller.take_binding().0.map(Awake::Binding)
+        poller.take_binding().map(Awake::Binding)
     }
 
     fn sleep(&self, key: u32) -> Outcome {

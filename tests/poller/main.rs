@@ -14,6 +14,7 @@ mod probes;
 mod script;
 mod set;
 mod threads;
+mod window;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog;
