@@ -10,6 +10,7 @@ mod common;
 mod fds;
 mod limits;
 mod probe_panics;
+mod probe_stress;
 mod probes;
 mod script;
 mod set;

@@ -706,30 +706,71 @@ fn nothing_is_lost_of_ten_million() {
     }
 }
 
+/// What driver and device share, and the device's own index.
+#[derive(Default)]
+pub struct Ring {
+    available: AtomicU64,
+    taken: AtomicU64,
+    no_notify: AtomicBool,
+    begins: AtomicU64,
+}
+
+pub struct OfRing(pub Arc<Ring>);
+
+impl Probe for OfRing {
+    fn ready(&mut self) -> bool {
+        self.0.available.load(Ordering::Acquire) != self.0.taken.load(Ordering::Relaxed)
+    }
+
+    fn begin(&mut self) {
+        self.0.begins.fetch_add(1, Ordering::Relaxed);
+        self.0.no_notify.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&mut self) -> bool {
+        self.0.no_notify.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.ready()
+    }
+}
+
+impl Ring {
+    /// Publishes a request. Returns whether the driver is to notify.
+    pub fn publish(&self) -> bool {
+        self.available.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        !self.no_notify.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is there. Returns how much that was.
+    pub fn take_all(&self) -> u64 {
+        let one_more = |taken| {
+            let available = self.available.load(Ordering::Acquire);
+            (taken != available).then_some(taken + 1)
+        };
+        let take = || {
+            self.taken
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+        };
+        iter::repeat_with(take).take_while(Result::is_ok).count() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.taken() == self.available.load(Ordering::Relaxed)
+    }
+
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// How often polling has begun.
+    pub fn begins(&self) -> u64 {
+        self.begins.load(Ordering::Relaxed)
+    }
+}
+
 /// A driver that notifies only if it is asked to, and so many threads that serve: every request is served.
 fn serve_all(requests: u64, threads: usize, descriptors: bool) {
-    #[derive(Default)]
-    struct Ring {
-        available: AtomicU64,
-        taken: AtomicU64,
-        no_notify: AtomicBool,
-    }
-    struct OfRing(Arc<Ring>);
-    impl Probe for OfRing {
-        fn ready(&mut self) -> bool {
-            self.0.available.load(Ordering::Acquire) != self.0.taken.load(Ordering::Relaxed)
-        }
-
-        fn begin(&mut self) {
-            self.0.no_notify.store(true, Ordering::Relaxed);
-        }
-
-        fn end(&mut self) -> bool {
-            self.0.no_notify.store(false, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            self.ready()
-        }
-    }
     let limit = Duration::from_secs(60 + requests / 50_000);
     let _watchdog = Watchdog::new(limit, || "requests".to_owned());
     // The window goes up and down: now and then the driver takes its time.
@@ -747,24 +788,15 @@ fn serve_all(requests: u64, threads: usize, descriptors: bool) {
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while ring.taken.load(Ordering::Relaxed) < requests {
+                while ring.taken() < requests {
                     keys(&poller, 2, None);
-                    let take = |taken| {
-                        (taken != ring.available.load(Ordering::Acquire)).then_some(taken + 1)
-                    };
-                    while ring
-                        .taken
-                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-                        .is_ok()
-                    {}
+                    ring.take_all();
                 }
                 poller.notify();
             });
         }
         for request in 0..requests {
-            ring.available.store(request + 1, Ordering::Release);
-            fence(Ordering::SeqCst);
-            if !ring.no_notify.load(Ordering::Relaxed) {
+            if ring.publish() {
                 if descriptors {
                     rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
                 } else {
@@ -774,11 +806,11 @@ fn serve_all(requests: u64, threads: usize, descriptors: bool) {
             if request % 4_096 == 0 {
                 thread::sleep(Duration::from_micros(500));
             } else if request % 64 == 0 {
-                while ring.taken.load(Ordering::Relaxed) <= request {
+                while ring.taken() <= request {
                     std::hint::spin_loop();
                 }
             }
         }
     });
-    assert_eq!(ring.taken.load(Ordering::Relaxed), requests);
+    assert_eq!(ring.taken(), requests);
 }
