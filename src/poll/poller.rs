@@ -3,7 +3,7 @@ use super::events::Events;
 use super::item::{Found, Item, What};
 use super::place::Place;
 use super::probe::Probe;
-use super::probes::{Asked, Payload, Probes};
+use super::probes::{Asker, Payload, Probes};
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
 use super::window::Window;
@@ -473,10 +473,10 @@ impl Poller {
             return Ok(false);
         };
         let asking = match self.probes.begin_asking() {
-            Asked::ByThisThread(asking) => Some(asking),
-            Asked::ByNobody => None,
+            Asker::ThisThread(asking) => Some(asking),
+            Asker::Nobody => None,
             // One is enough.
-            Asked::ByAnother => return Ok(false),
+            Asker::Another => return Ok(false),
         };
         let mut looks = 0;
         let found = loop {

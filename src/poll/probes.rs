@@ -109,12 +109,12 @@ impl Drop for Locked<'_> {
 }
 
 /// Who asks all the time while a thread looks.
-pub(super) enum Asked<'a> {
+pub(super) enum Asker<'a> {
     /// Nobody: there is nothing to be asked.
-    ByNobody,
+    Nobody,
     /// The thread that wanted to know, until this goes.
-    ByThisThread(Asking<'a>),
-    ByAnother,
+    ThisThread(Asking<'a>),
+    Another,
 }
 
 pub(super) struct Asking<'a>(&'a Probes);
@@ -217,21 +217,21 @@ impl Probes {
     }
 
     /// Begins to ask all the time, unless another thread does, or there are none to be asked.
-    pub(super) fn begin_asking(&self) -> Asked<'_> {
+    pub(super) fn begin_asking(&self) -> Asker<'_> {
         let Some(locked) = self.lock_if_any() else {
-            return Asked::ByNobody;
+            return Asker::Nobody;
         };
         locked.run(|table| {
             if table.asking {
-                return Asked::ByAnother;
+                return Asker::Another;
             }
             if table.hot.is_empty() {
-                return Asked::ByNobody;
+                return Asker::Nobody;
             }
             // Which may panic. Then this thread does not ask.
             table.begin();
             table.asking = true;
-            Asked::ByThisThread(Asking(self))
+            Asker::ThisThread(Asking(self))
         })
     }
 
