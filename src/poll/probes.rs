@@ -376,14 +376,12 @@ impl Table {
     fn ask(&mut self, events: &mut Events) {
         let number = self.hot.len();
         let first = self.first;
-        let mut next = first;
         for turn in 0..number {
             if events.room() == 0 {
-                self.first = next;
                 return;
             }
             let place = (first + turn) % number;
-            // If it panics, it is last the next time, so that it hides no other.
+            // Whoever takes the last room is last the next time, and so is whoever panics: neither hides another.
             self.first = place + 1;
             let source = self.source(self.hot[place]);
             if source.probe.ready() {
@@ -391,12 +389,10 @@ impl Table {
                 source.rests = 0;
                 let key = source.key;
                 events.push(key, events::READABLE);
-                next = place + 1;
             } else {
                 source.idle += 1;
             }
         }
-        self.first = next;
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds % MOST_IDLE == 0 {
             self.cool(events, |source| source.idle >= MOST_IDLE)

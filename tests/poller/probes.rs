@@ -11,8 +11,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::iter;
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -391,6 +391,25 @@ fn without_a_hot_source_threads_look_on() {
         assert!(after.looks > before.looks);
         assert_eq!(after.hits, 0);
     }
+    // Nor because another does the same.
+    watchdog::limit("without_a_hot_source_threads_look_on", || {
+        let poller = probed(Spin::Always).0;
+        let both = Barrier::new(2);
+        thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    both.wait();
+                    keys(&poller, 4, None)
+                })
+            });
+            // One that sleeps does so by then, most likely.
+            thread::sleep(Duration::from_millis(20));
+            while !waiters.iter().all(|waiter| waiter.is_finished()) {
+                poller.notify();
+            }
+        });
+        assert_eq!(poller.stats().sleeps, 0);
+    });
 }
 
 /// Whatever is asked first, a notification ends a wait that finds nothing.
