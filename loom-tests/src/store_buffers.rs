@@ -176,6 +176,10 @@ impl Protocol {
             }
             thread.next += 1;
         }
+        assert!(
+            thread.next <= self.threads[number].len(),
+            "a step beyond the last"
+        );
     }
 
     fn is_at_end(&self, state: &State) -> bool {
