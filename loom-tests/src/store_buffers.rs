@@ -196,6 +196,29 @@ impl Protocol {
         !self.is_at_end(state) || (self.at_end)(&state.memory, &registers)
     }
 
+    /// Lets one thread after the other run to its end, and its stores reach the memory. Returns the registers of each.
+    ///
+    /// # Panics
+    ///
+    /// A thread waits for another.
+    pub fn one_after_the_other(&self) -> Vec<Registers> {
+        let [mut state] = self.init_states().try_into().expect("one beginning");
+        for (number, steps) in self.threads.iter().enumerate() {
+            loop {
+                while let Some((word, value)) = state.threads[number].buffer.pop_front() {
+                    state.memory[word] = value;
+                }
+                if state.threads[number].next == steps.len() {
+                    break;
+                }
+                assert!(self.can_step(&state, number), "a thread waits");
+                self.step(&mut state, number);
+            }
+        }
+        let threads = state.threads.iter();
+        threads.map(|thread| thread.registers).collect()
+    }
+
     /// Explores everything. How many states there are, or how one comes to what is wrong.
     pub fn explore(&self) -> Result<usize, Wrong> {
         let checker = self.clone().checker().spawn_bfs().join();

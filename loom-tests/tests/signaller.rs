@@ -1,7 +1,7 @@
 //! Signallers: a count that is split into a base and lanes, and no count seen that never was.
 //!
 //! The barrier that a sleeper has its signallers execute is no part of these models, in which all looks for
-//! announcements are read-modify-writes: see `tests/store_buffers.rs`.
+//! announcements are read-modify-writes: see `tests/signaller_light.rs`.
 //!
 //! `../breakages/signaller.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
