@@ -5,6 +5,7 @@ use crate::disk::SECTOR;
 use crate::inflight::Inflight;
 use crate::loops::{CountedProbe, Loop};
 use crate::memory::{MOST_REGIONS, Memory};
+use crate::options::{Interrupts, Options};
 use crate::request::Requests;
 use crate::stats::Stats;
 use crate::vring::{Kick, MOST_DESCRIPTORS, RingAddresses, Vring};
@@ -50,6 +51,7 @@ pub struct Device {
     pub device_loop: Box<dyn Loop>,
     pub stats: Stats,
     requests: Requests,
+    interrupts: Interrupts,
     features: u64,
     memory: Memory,
     inflight: Option<Arc<Inflight>>,
@@ -59,11 +61,13 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new(requests: Requests, queues: u16, device_loop: Box<dyn Loop>) -> Self {
+    pub fn new(requests: Requests, options: &Options, device_loop: Box<dyn Loop>) -> Self {
+        let queues = options.queues;
         Device {
             device_loop,
             stats: Stats::new(queues),
             requests,
+            interrupts: options.interrupts,
             features: 0,
             memory: Memory::default(),
             inflight: None,
@@ -88,7 +92,7 @@ impl Device {
     /// Serves a queue, and stops it if its driver breaks the rules.
     pub fn serve(&mut self, index: usize) -> Result<()> {
         let stats = &self.stats.queues[index];
-        match self.vrings[index].serve(&mut self.requests, stats) {
+        match self.vrings[index].serve(&mut self.requests, self.interrupts, stats) {
             Ok(more) => {
                 if more || self.vrings[index].is_never_kicked() {
                     self.pend(index);

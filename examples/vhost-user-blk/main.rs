@@ -17,6 +17,7 @@
 //! | the front-end's memory | [`memory`], [`guard`] |
 //! | what was in flight before a crash | [`inflight`] |
 //! | kick and call eventfds | [`bell`] |
+//! | when to interrupt: doorbell's rule, or what it is compared with | [`interrupts`] |
 //! | what waits: doorbell's poller, or what it is compared with | [`loops`] |
 //!
 //! The protocol is that of the crates `vhost`, `virtio-queue` and `vm-memory`. Some things that QEMU's documentation of
@@ -35,6 +36,7 @@ mod device;
 mod disk;
 mod guard;
 mod inflight;
+mod interrupts;
 mod loops;
 mod memory;
 mod options;
@@ -83,7 +85,7 @@ fn run(options: &Options) -> Result<(), (u8, anyhow::Error)> {
 
     let serve = || {
         let requests = Requests::new(disk, &options.serial);
-        let device = Device::new(requests, options.queues, loops::make(options)?);
+        let device = Device::new(requests, options, loops::make(options)?);
         let mut server = Server::new(socket, signals, device, options.once)?;
         let result = server.run();
         server.print_stats();

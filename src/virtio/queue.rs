@@ -161,14 +161,26 @@ where
     #[inline]
     #[must_use = "the driver may wait for an interrupt"]
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, QueueError> {
-        self.queue.add_used(&*self.rings.mem, head, written)?;
-        self.unasked = self.unasked.saturating_add(1);
+        self.add_used(head, written)?;
         let next_used = self.queue.next_used();
         if self.rings.seems_to_want_interrupt(next_used, self.unasked) {
             self.finish()
         } else {
             Ok(false)
         }
+    }
+
+    /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must be
+    /// followed by a [`finish`](Self::finish), sooner or later.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Queue`], if there is no such descriptor.
+    #[inline]
+    pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.queue.add_used(&*self.rings.mem, head, written)?;
+        self.unasked = self.unasked.saturating_add(1);
+        Ok(())
     }
 
     /// Whether the driver is to be interrupted for what has been completed and not been interrupted for. This is the

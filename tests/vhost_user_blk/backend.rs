@@ -76,6 +76,19 @@ impl Daemon {
 
     /// `None`, said aloud, if there is none.
     pub fn qemu(place: &Place, disk: &Path, queues: u16) -> Option<Self> {
+        let disk = format!("driver=file,filename={}", disk.display());
+        Self::qemu_with(place, &disk, queues, &[])
+    }
+
+    /// The same, with a disk of zeroes that is nowhere, and a thread of its own that polls for so long.
+    #[allow(dead_code, reason = "for the bench")]
+    pub fn qemu_polls(place: &Place, bytes: u64, poll_max_ns: u32) -> Option<Self> {
+        let disk = format!("driver=null-co,read-zeroes=on,size={bytes}");
+        let thread = format!("iothread,id=thread,poll-max-ns={poll_max_ns}");
+        Self::qemu_with(place, &disk, 1, &["--object", &thread])
+    }
+
+    fn qemu_with(place: &Place, disk: &str, queues: u16, objects: &[&str]) -> Option<Self> {
         let version = Command::new("qemu-storage-daemon")
             .arg("--version")
             .output();
@@ -84,13 +97,18 @@ impl Daemon {
             return None;
         }
         let mut command = Command::new("qemu-storage-daemon");
-        let (disk, socket) = (disk.display(), place.socket());
-        command.arg("--blockdev");
-        command.arg(format!("driver=file,node-name=disk,filename={disk}"));
+        let socket = place.socket();
+        command.args(objects);
+        command.args(["--blockdev", &format!("{disk},node-name=disk")]);
+        let thread = if objects.is_empty() {
+            ""
+        } else {
+            ",iothread=thread"
+        };
         command.arg("--export");
         command.arg(format!(
             "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},\
-             addr.type=unix,addr.path={}",
+             addr.type=unix,addr.path={}{thread}",
             socket.display()
         ));
         Some(Self::start(command, socket))
