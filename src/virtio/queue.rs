@@ -1,5 +1,6 @@
 //! The device's half of a queue.
 
+use super::early::Early;
 use super::error::QueueError;
 use super::probe::QueueProbe;
 use super::rings::Rings;
@@ -46,6 +47,8 @@ pub struct PolledQueue<M: Deref<Target: GuestMemoryBackend>> {
     rings: Arc<Rings<M>>,
     /// Completed since the driver was last asked for sure whether it wants an interrupt.
     unasked: u16,
+    /// When to ask in the middle of a batch.
+    early: Early,
 }
 
 /// What [`PolledQueue::serve`] has done.
@@ -72,6 +75,7 @@ where
             queue,
             rings,
             unasked: 0,
+            early: Early::default(),
         })
     }
 
@@ -145,15 +149,17 @@ where
     /// [`QueueError::Queue`], if the driver has made more available than the queue's size.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<DescriptorChain<&M::Target>>, QueueError> {
+        self.early.made(|| self.rings.asks_for());
         let chain = self.queue.iter(&*self.rings.mem)?.next();
         let next = self.queue.next_avail();
         self.rings.next_avail.store(next, Ordering::Relaxed);
         Ok(chain)
     }
 
-    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and looks whether
-    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). The last of several must
-    /// be followed by a [`finish`](Self::finish).
+    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and says whether
+    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). If so, that should be done
+    /// before the next [`pop`](Self::pop), which looks whether it was in time. The last of several must be followed by
+    /// a [`finish`](Self::finish).
     ///
     /// # Errors
     ///
@@ -163,11 +169,15 @@ where
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, QueueError> {
         self.add_used(head, written)?;
         let next_used = self.queue.next_used();
-        if self.rings.seems_to_want_interrupt(next_used, self.unasked) {
-            self.finish()
-        } else {
-            Ok(false)
+        if !self.early.is_time() || !self.rings.seems_to_want_interrupt(next_used, self.unasked) {
+            return Ok(false);
         }
+        let asked = self.rings.asks_for();
+        let wanted = self.ask()?;
+        if wanted {
+            self.early.make(asked);
+        }
+        Ok(wanted)
     }
 
     /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must be
@@ -183,14 +193,20 @@ where
         Ok(())
     }
 
-    /// Whether the driver is to be interrupted for what has been completed and not been interrupted for. This is the
-    /// sure answer, behind a full barrier.
+    /// Ends a batch. Whether the driver is to be interrupted for what has been completed and not been interrupted for.
+    /// This is the sure answer, behind a full barrier.
     ///
     /// # Errors
     ///
     /// [`QueueError::Queue`], if guest memory cannot be accessed.
     #[must_use = "the driver may wait for an interrupt"]
     pub fn finish(&mut self) -> Result<bool, QueueError> {
+        self.early.end();
+        self.ask()
+    }
+
+    /// The sure answer, for what has been completed since the last one.
+    fn ask(&mut self) -> Result<bool, QueueError> {
         if self.unasked == 0 {
             return Ok(false);
         }

@@ -135,13 +135,24 @@ impl<M: Deref<Target: GuestMemoryBackend>> Rings<M> {
     /// be `next_used`. Without a barrier: it may have changed its mind.
     #[inline(always)]
     pub(super) fn seems_to_want_interrupt(&self, next_used: u16, added: u16) -> bool {
+        let asked = self.asks_for();
         if self.event_idx {
-            let used_event = HEADER + AVAIL_ELEMENT * usize::from(self.size);
-            let event = self.avail_word(used_event, Ordering::Relaxed);
             // vring_need_event() of the specification.
-            next_used.wrapping_sub(event).wrapping_sub(1) < added
+            next_used.wrapping_sub(asked).wrapping_sub(1) < added
         } else {
-            self.avail_word(0, Ordering::Relaxed) & NO_INTERRUPT == 0
+            asked & NO_INTERRUPT == 0
         }
+    }
+
+    /// What the driver has written last of when it wants an interrupt: `used_event`, or the flags of the available
+    /// ring.
+    #[inline(always)]
+    pub(super) fn asks_for(&self) -> u16 {
+        let offset = if self.event_idx {
+            HEADER + AVAIL_ELEMENT * usize::from(self.size)
+        } else {
+            0
+        };
+        self.avail_word(offset, Ordering::Relaxed)
     }
 }
