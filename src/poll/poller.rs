@@ -700,7 +700,12 @@ impl Sleep<'_> {
         if poller.probes.are_there() {
             poller.probes.rest(&mut events);
         }
-        let bindings = poller.report(&mut events);
+        // What else there is has its turn in the next wait.
+        let bindings = if events.is_empty() {
+            poller.report(&mut events)
+        } else {
+            0
+        };
         if poller.shared.take_notice() || !events.is_empty() {
             return Some(Awake::Ready);
         }
