@@ -75,7 +75,7 @@ pub struct Backend {
 pub const BASELINE: &str = "epoll, asks after all";
 
 /// The example's loops and rules for interrupts, and its options.
-const OURS: [(&str, &[&str]); 8] = [
+const OURS: [(&str, &[&str]); 9] = [
     (BASELINE, &["--loop=epoll", "--interrupts=after-all"]),
     (
         "epoll, asks after each",
@@ -86,6 +86,7 @@ const OURS: [(&str, &[&str]); 8] = [
         "epoll, QEMU's polling",
         &["--loop=qemu", "--interrupts=after-all"],
     ),
+    ("vhost-user-backend", &["--loop=vhost-user-backend"]),
     ("doorbell, no polling", &["--poll-max-us=0"]),
     ("doorbell, asks after all", &["--interrupts=after-all"]),
     ("doorbell, asks after each", &["--interrupts=after-each"]),

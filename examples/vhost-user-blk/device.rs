@@ -1,7 +1,7 @@
 //! The device as the front-end sees it: what each message of the vhost-user protocol does.
 
 use crate::bell;
-use crate::disk::SECTOR;
+use crate::disk::{Disk, SECTOR};
 use crate::inflight::Inflight;
 use crate::loops::{CountedProbe, Loop};
 use crate::memory::{MOST_REGIONS, Memory};
@@ -117,6 +117,10 @@ impl Device {
         }
     }
 
+    fn queues(&self) -> u16 {
+        self.vrings.len() as u16
+    }
+
     fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
@@ -198,33 +202,36 @@ impl Device {
         }
         Ok(())
     }
+}
 
-    fn offered(&self) -> u64 {
-        let ro = if self.requests.disk.is_read_only() {
-            BLK_F_RO
-        } else {
-            0
-        };
-        let mq = if self.vrings.len() > 1 { BLK_F_MQ } else { 0 };
-        ro | mq
-            | BLK_F_SEG_MAX
-            | BLK_F_BLK_SIZE
-            | BLK_F_FLUSH
-            | RING_F_INDIRECT_DESC
-            | RING_F_EVENT_IDX
-            | F_VERSION_1
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
-    }
+/// The features of such a device.
+pub fn offered(disk: &Disk, queues: u16) -> u64 {
+    let ro = if disk.is_read_only() { BLK_F_RO } else { 0 };
+    let mq = if queues > 1 { BLK_F_MQ } else { 0 };
+    ro | mq
+        | BLK_F_SEG_MAX
+        | BLK_F_BLK_SIZE
+        | BLK_F_FLUSH
+        | RING_F_INDIRECT_DESC
+        | RING_F_EVENT_IDX
+        | F_VERSION_1
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
 
-    fn config(&self) -> [u8; CONFIG_BYTES] {
-        let mut config = [0; CONFIG_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &self.requests.disk.sectors().to_le_bytes());
-        put(12, &MOST_SEGMENTS.to_le_bytes());
-        put(20, &(SECTOR as u32).to_le_bytes());
-        put(34, &(self.vrings.len() as u16).to_le_bytes());
-        config
-    }
+/// Whether a driver that has taken these features can flush.
+pub fn can_flush(features: u64) -> bool {
+    features & BLK_F_FLUSH != 0
+}
+
+/// The configuration of such a device.
+pub fn config(disk: &Disk, queues: u16) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &disk.sectors().to_le_bytes());
+    put(12, &MOST_SEGMENTS.to_le_bytes());
+    put(20, &(SECTOR as u32).to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    config
 }
 
 impl VhostUserBackendReqHandlerMut for Device {
@@ -241,11 +248,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered())
+        Ok(offered(&self.requests.disk, self.queues()))
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !self.offered();
+        let unknown = features & !offered(&self.requests.disk, self.queues());
         if unknown != 0 {
             return Err(refusal(format!("features {unknown:#x} were not offered")));
         }
@@ -255,7 +262,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             self.vrings[index].enabled |= rings_told_to_run;
         }
         self.features = features;
-        self.requests.write_through = features & BLK_F_FLUSH == 0;
+        self.requests.write_through = !can_flush(features);
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
@@ -389,7 +396,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let start = offset as usize;
         let end = start.saturating_add(size as usize);
-        match self.config().get(start..end) {
+        match config(&self.requests.disk, self.queues()).get(start..end) {
             Some(part) => Ok(part.to_vec()),
             None => Err(Error::InvalidParam),
         }

@@ -18,7 +18,7 @@
 //! | what was in flight before a crash | [`inflight`] |
 //! | kick and call eventfds | [`bell`] |
 //! | when to interrupt: doorbell's rule, or what it is compared with | [`interrupts`] |
-//! | what waits: doorbell's poller, or what it is compared with | [`loops`] |
+//! | what waits: doorbell's poller, or what it is compared with | [`loops`], [`rust_vmm`] |
 //!
 //! The protocol is that of the crates `vhost`, `virtio-queue` and `vm-memory`. Some things that QEMU's documentation of
 //! it has are not in them, or not here: packed rings, dirty logs and so live migration, an IOMMU, in-band
@@ -41,6 +41,7 @@ mod loops;
 mod memory;
 mod options;
 mod request;
+mod rust_vmm;
 mod server;
 mod signals;
 mod stats;
@@ -50,7 +51,7 @@ use anyhow::Context;
 use clap::Parser;
 use device::Device;
 use disk::Disk;
-use options::Options;
+use options::{LoopKind, Options};
 use request::Requests;
 use server::{Server, Socket};
 use std::process::ExitCode;
@@ -72,15 +73,19 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), (u8, anyhow::Error)> {
     let failed = |e: anyhow::Error| (FAILED, e);
-    let signals = signals::requests_to_end()
-        .and_then(|fd| guard::install().map(|()| fd))
-        .context("no signals")
-        .map_err(failed)?;
     let disk = match (&options.file, options.ram) {
         (Some(path), _) => Disk::in_file(path, options.read_only),
         (None, size) => Disk::in_memory(size.unwrap_or_default(), options.read_only),
     };
     let disk = disk.map_err(|e| (NO_DISK, e))?;
+    if options.device_loop == LoopKind::VhostUserBackend {
+        let requests = Requests::new(disk, &options.serial);
+        return rust_vmm::serve(options, requests).map_err(failed);
+    }
+    let signals = signals::requests_to_end()
+        .and_then(|fd| guard::install().map(|()| fd))
+        .context("no signals")
+        .map_err(failed)?;
     let socket = Socket::bind(&options.socket).map_err(|e| (NO_SOCKET, e))?;
 
     let serve = || {

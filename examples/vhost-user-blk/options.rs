@@ -73,6 +73,8 @@ pub enum LoopKind {
     Epoll,
     /// epoll, and QEMU's rule for how long to look at the available rings before it
     Qemu,
+    /// That of the crate `vhost-user-backend`, and the crate's server; one front-end
+    VhostUserBackend,
 }
 
 /// When the driver is asked whether it wants an interrupt: doorbell's rule, or what it is compared with.
