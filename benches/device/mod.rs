@@ -7,7 +7,7 @@ use crate::backend::{Daemon, Place};
 use crate::driver::{Client, Waits};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DISK: u64 = 64 << 20;
 
@@ -154,13 +154,15 @@ impl Backend {
         let process = self.daemon.id();
         let lane = &mut self.client.lanes[0];
         let before = (cpu_of(process), lane.kicks, lane.interrupts);
+        let start = Instant::now();
         let mut took = lane.load(DISK / 4096, load.depth, load.waits, each);
+        let time = start.elapsed();
         let cpu = cpu_of(process) - before.0;
         let requests = took.len() as f64;
         took.sort_unstable();
         let quantile = |q: usize| f64::from(took[(took.len() - 1) * q / 100]) / 1e3;
         Sample {
-            rate: requests / each.as_secs_f64(),
+            rate: requests / time.as_secs_f64(),
             p50: quantile(50),
             p99: quantile(99),
             cpu: cpu * 1e6 / requests,

@@ -196,8 +196,8 @@ impl Lane {
         failed
     }
 
-    /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for so long. Returns
-    /// how long each took, in nanoseconds.
+    /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for so long and at
+    /// least until one is completed. Returns how long each took, in nanoseconds.
     #[allow(dead_code, reason = "for the bench")]
     pub fn load(&mut self, blocks: u64, depth: usize, waits: Waits, time: Duration) -> Vec<u32> {
         self.queue.set_used_notif_enabled(waits == Waits::Blocking);
@@ -205,7 +205,7 @@ impl Lane {
         let mut since = [Instant::now(); MOST];
         let mut took = Vec::new();
         let (start, mut block) = (Instant::now(), 0);
-        while start.elapsed() < time {
+        while start.elapsed() < time || took.is_empty() {
             while let Some(buffer) = free.pop() {
                 since[buffer] = Instant::now();
                 let bytes = self.buffer_ptr(buffer);

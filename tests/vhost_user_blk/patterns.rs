@@ -121,6 +121,20 @@ fn whenever_the_driver_is_asked_no_interrupt_is_lost() {
     });
 }
 
+/// What doorbell's loop is compared with does the same work.
+#[test]
+fn other_loops_pass_the_same() {
+    watchdog::limit("other loops", || {
+        for device_loop in ["qemu", "vhost-user-backend"] {
+            let place = Place::new();
+            let options = ["--ram", "2M", "--loop", device_loop];
+            let daemon = Daemon::ours(&place, &options);
+            let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
+            depths_and_waits(&mut client);
+        }
+    });
+}
+
 #[test]
 fn qemus_back_end_passes_the_same() {
     watchdog::limit("qemu-storage-daemon", || {
