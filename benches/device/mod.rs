@@ -93,6 +93,16 @@ const OURS: [(&str, &[&str]); 9] = [
     ("doorbell", &[]),
 ];
 
+/// The most there are of them.
+#[allow(dead_code, reason = "for the report")]
+pub const MOST_BACKENDS: usize = OURS.len() + QEMU.len();
+
+/// QEMU's, and for how many nanoseconds at most it polls.
+const QEMU: [(&str, u32); 2] = [
+    ("qemu-storage-daemon", 0),
+    ("qemu-storage-daemon, polling", 32_768),
+];
+
 /// All back-ends that there are, and the names of the others.
 pub fn backends(pinned: bool) -> (Vec<Backend>, Vec<&'static str>) {
     let ours = OURS.map(|(name, options)| {
@@ -101,11 +111,7 @@ pub fn backends(pinned: bool) -> (Vec<Backend>, Vec<&'static str>) {
         let daemon = Daemon::ours(&place, &all);
         (name, place, Some(daemon))
     });
-    let qemu = [
-        ("qemu-storage-daemon", 0),
-        ("qemu-storage-daemon, polling", 32_768),
-    ]
-    .map(|(name, poll_max_ns)| {
+    let qemu = QEMU.map(|(name, poll_max_ns)| {
         let place = Place::new();
         let daemon = Daemon::qemu_polls(&place, DISK, poll_max_ns);
         (name, place, daemon)
@@ -193,7 +199,7 @@ fn pin_all(process: u32, cpu: usize) {
     }
 }
 
-/// Seconds that its threads have run, to the nanosecond.
+/// Seconds that its threads have run, up to the last tick of one that runs.
 fn cpu_of(process: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
     let of_task = |task: std::io::Result<fs::DirEntry>| {

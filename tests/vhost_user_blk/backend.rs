@@ -16,8 +16,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The example, built by cargo, so that it is never a stale one; run without cargo, so that it can be killed.
 pub fn example() -> &'static Path {
-    static EXAMPLE: OnceLock<PathBuf> = OnceLock::new();
-    EXAMPLE.get_or_init(|| {
+    match try_example() {
+        Ok(path) => path,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// The same, or why it cannot be built.
+pub fn try_example() -> Result<&'static Path, &'static str> {
+    static EXAMPLE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "vhost-user-blk"]);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -25,14 +33,18 @@ pub fn example() -> &'static Path {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        assert!(cargo.status().expect("cargo runs").success());
-        let test = std::env::current_exe().expect("this test");
-        let profile = test
-            .parent()
-            .and_then(Path::parent)
-            .expect("target/PROFILE");
-        profile.join("examples/vhost-user-blk")
-    })
+        match cargo.status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(format!("cargo build ends with {status}")),
+            Err(e) => return Err(format!("cargo does not run: {e}")),
+        }
+        let this = std::env::current_exe().map_err(|e| e.to_string())?;
+        let profile = this.parent().and_then(Path::parent);
+        let profile = profile.ok_or("this is not in target/PROFILE")?;
+        Ok(profile.join("examples/vhost-user-blk"))
+    };
+    let built = EXAMPLE.get_or_init(build).as_deref();
+    built.map_err(String::as_str)
 }
 
 /// A directory for the sockets and the disks of a test.
