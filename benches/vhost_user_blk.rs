@@ -77,20 +77,17 @@ mod linux {
     fn print(name: &str, backends: &[Backend], samples: &[Vec<Sample>]) {
         let of =
             |i: usize, what: fn(&Sample) -> f64| samples[i].iter().map(what).collect::<Vec<f64>>();
+        println!("\n{name}; ratios to the rate of {:?}", device::BASELINE);
         println!(
-            "\n{name}: {:.0} a second with {}",
-            median(&of(0, |s| s.rate)),
-            device::BASELINE
-        );
-        println!(
-            "  {:28} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10}",
-            "", "rate", "p50, us", "p99, us", "CPU, us", "kicks", "interrupts"
+            "  {:28} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10}",
+            "", "ratio", "a second", "p50, us", "p99, us", "CPU, us", "kicks", "interrupts"
         );
         for (i, backend) in backends.iter().enumerate() {
             println!(
-                "  {:28} {:6.2} x {:8.1} {:8.1} {:8.2} {:8.4} {:10.4}",
+                "  {:28} {:6.2} x {:8.0} {:8.1} {:8.1} {:8.2} {:8.4} {:10.4}",
                 backend.name,
                 median(&ratios(&of(i, |s| s.rate), &of(0, |s| s.rate))),
+                median(&of(i, |s| s.rate)),
                 median(&of(i, |s| s.p50)),
                 median(&of(i, |s| s.p99)),
                 median(&of(i, |s| s.cpu)),

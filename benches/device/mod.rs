@@ -9,9 +9,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// A disk that the caches hold: the loops are compared, and not the memory.
-const DISK: u64 = 1 << 20;
-const RAM: &str = "--ram=1M";
+const DISK: u64 = 64 << 20;
+const RAM: &str = "--ram=64M";
 
 /// How much of everything.
 pub struct Effort {
