@@ -120,14 +120,25 @@
 //! The example `vhost-user-blk` is this with several queues, reconnection, and front-ends that lie.
 
 mod early;
+#[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
+mod guest;
+#[cfg(not(loom))]
 mod probe;
+#[cfg(not(loom))]
 mod queue;
+#[cfg(not(loom))]
 mod rings;
+#[cfg(loom)]
+pub mod rings;
 
+#[cfg(not(loom))]
 pub use error::QueueError;
+#[cfg(not(loom))]
 pub use probe::QueueProbe;
+#[cfg(not(loom))]
 pub use queue::{PolledQueue, Served};
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

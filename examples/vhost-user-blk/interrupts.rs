@@ -28,11 +28,11 @@ pub fn serve<E: From<QueueError>>(
             let written = handle(chain)?;
             served.requests += 1;
             queue.add_used(head, written)?;
-            if when == Interrupts::AfterEach && queue.finish()? {
+            if when == Interrupts::AfterEach && queue.finish() {
                 interrupt();
             }
         }
-        if queue.finish()? {
+        if queue.finish() {
             interrupt();
         }
         served.more = queue.rearm();
