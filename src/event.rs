@@ -14,11 +14,13 @@
 //! them is the line in which tasks wait, see `src/event/wakers.rs`. A reader that sleeps at other events too is known
 //! as a visitor, see `src/event/visitor.rs`.
 //!
-//! Each call is a compare-exchange (or swap) of the count, then one load of the other side's `Waiters`: that is all
+//! Each call is a compare-exchange of the count, then one load of the other side's `Waiters`: that is all
 //! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
 //! accesses here are its `DEKKER` accesses. The count itself carries the data: each operation on it is a
 //! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
 //! had to wait with the read that made room.
+//!
+//! A count with [signallers](Signaller) is no longer one word, see `src/event/split.rs`; all else is the same.
 //!
 //! The limits are exact, so the count changes by compare-exchange and never by adding first and correcting afterwards.
 //! After a lost race the loser backs off for a moment, which lets the winner keep the cache line: under contention that
@@ -33,6 +35,7 @@ mod handover;
 mod observer;
 mod readiness;
 mod signaller;
+mod signallers;
 mod split;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) mod transfer;
@@ -53,6 +56,7 @@ pub use readiness::Readiness;
 pub use signaller::Signaller;
 
 pub(crate) use counter::Owner;
+pub(crate) use signallers::Signallers;
 pub(crate) use wakers::Place;
 
 use counter::Counter;

@@ -5,15 +5,21 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "ioeventfd/script.rs"]
+mod script;
 
+use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
 use doorbell::fd::Mirror;
+use doorbell::ioeventfd::{Bus, Key, Latest, Queue, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
 use doorbell::poll::{Events, Poller, Watch, wait_any};
 use doorbell::{Event, Mode, Spin, WriteError, use_membarrier};
 use fastrand::Rng;
 use pollster::block_on;
+use proptest::prelude::*;
+use script::Script;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -247,6 +253,53 @@ fn beside_a_batch() {
     assert_eq!(event.read(), 1);
 }
 
+/// A batch with signallers delivers what others do: single signals, several, and writes, to whoever waits.
+#[test]
+fn of_a_batch() {
+    let lanes = have_lanes();
+    let events = [Mode::Counter, Mode::Semaphore].map(event);
+    nothing_is_lost_of_a_batch(&events);
+    let mut batch = Batch::with_signallers();
+    let [first, second] = events.each_ref().map(|event| batch.add(Arc::clone(event)));
+    batch.signal(first);
+    batch.signal_n(second, 3);
+    batch.write(first, 5).unwrap();
+    batch.commit().unwrap();
+    assert_eq!((events[0].read(), events[1].count()), (6, 3));
+    (0..3).for_each(|_| assert_eq!(events[1].try_read(), Some(1)));
+    // A signal that stands for a write too is none of a lane, whose steps are 1.
+    batch.write(first, 1).unwrap();
+    batch.commit().unwrap();
+    assert_eq!(events[0].read(), 1);
+    let removed = batch.remove(first).unwrap();
+    drop(batch);
+    assert_eq!(is_split(&removed.event), lanes);
+    assert!(!is_split(&Event::new(0)));
+}
+
+fn nothing_is_lost_of_a_batch(events: &[Arc<Event>]) {
+    const COMMITS: u64 = 5_000;
+    let shown = events.to_vec();
+    let _watchdog = Watchdog::new(Duration::from_secs(60), move || format!("{shown:?}"));
+    thread::scope(|scope| {
+        for event in events {
+            scope.spawn(|| assert_eq!(read_until(event, COMMITS), COMMITS));
+        }
+        scope.spawn(|| {
+            let mut rng = Rng::with_seed(1);
+            let mut batch = Batch::with_signallers();
+            for _ in 0..COMMITS {
+                for event in events {
+                    let index = batch.add(Arc::clone(event));
+                    batch.signal(index);
+                }
+                batch.commit().unwrap();
+                (0..rng.u32(..1_000)).for_each(|_| std::hint::spin_loop());
+            }
+        });
+    });
+}
+
 /// The limits are those of any event, and what is beyond them is absorbed.
 #[test]
 fn at_the_limits() {
@@ -361,4 +414,132 @@ fn in_a_child() {
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     assert_eq!(status, 0, "the child");
     assert_eq!(event.read(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    /// A table whose reader has signallers does what a list that is scanned does.
+    #[test]
+    fn scripts_of_a_table(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        have_lanes();
+        let script = Script::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes are a script");
+        script.compare();
+    }
+}
+
+const A: u64 = 0xe000_3000;
+
+/// Whether an event has been split, which only signallers with a lane do: one that is in the overflow state then gives
+/// out lanes afterwards.
+fn is_split(event: &Event) -> bool {
+    event.signal_n(u64::MAX);
+    event.try_read();
+    Signaller::new(event).has_lane()
+}
+
+/// A reader's doorbells are rung by lanes, up to the number given, whatever they keep beside the count.
+#[test]
+fn doorbells_of_a_reader() {
+    let lanes = have_lanes();
+    let table = Table::new();
+    let events = [(); 3].map(|()| event(Mode::Counter));
+    let latest = Arc::new(Latest::new(&events[1], 0));
+    let queue = Arc::new(Queue::new(&events[2], 4));
+    table.assign(Key::mmio(A, 4), &events[0]).unwrap().keep();
+    table.assign(Key::mmio(A + 4, 4), &latest).unwrap().keep();
+    table.assign(Key::mmio(A + 8, 4), &queue).unwrap().keep();
+    let reader = table.reader().with_signallers(3);
+    for value in 1..=3_u32 {
+        for offset in [0, 4, 8] {
+            assert!(reader.write(Bus::Mmio, A + offset, &value.to_ne_bytes()));
+        }
+    }
+    assert_eq!((latest.value(), queue.len()), (3, 3));
+    for event in &events {
+        assert_eq!(event.read(), 3);
+        assert_eq!(is_split(event), lanes);
+    }
+}
+
+/// More events than a reader has signallers for are rung the usual way, and so are those of a reader without.
+#[test]
+fn more_doorbells_than_signallers() {
+    let lanes = have_lanes();
+    let table = Table::new();
+    let events = [(); 100].map(|()| event(Mode::Counter));
+    for (event, address) in events.iter().zip((A..).step_by(4)) {
+        table.assign(Key::mmio(address, 4), event).unwrap().keep();
+    }
+    let ring = |reader: &doorbell::ioeventfd::Reader| {
+        for address in (A..).step_by(4).take(events.len()) {
+            assert!(reader.write(Bus::Mmio, address, &[0; 4]));
+        }
+    };
+    ring(&table.reader());
+    ring(&table.reader().with_signallers(0));
+    let few = table.reader().with_signallers(8);
+    (0..3).for_each(|_| ring(&few));
+    let split = events
+        .iter()
+        .filter(|event| {
+            assert_eq!(event.read(), 5);
+            is_split(event)
+        })
+        .count();
+    // As many as it has places, of which there are twice as many.
+    assert!(
+        if lanes {
+            (8..=16).contains(&split)
+        } else {
+            split == 0
+        },
+        "{split}"
+    );
+}
+
+/// What has left the table goes, though a reader has rung it; and another event that comes to lie where it lay is not
+/// mistaken for it.
+#[test]
+fn events_that_come_and_go() {
+    have_lanes();
+    let table = Table::new();
+    let reader = table.reader().with_signallers(2);
+    for round in 0..1_000 {
+        let event = event(Mode::Counter);
+        let registration = table.assign(Key::mmio(A, 4), &event).unwrap();
+        for _ in 0..3 {
+            assert!(reader.write(Bus::Mmio, A, &[0; 4]));
+        }
+        drop(registration);
+        assert_eq!(Arc::strong_count(&event), 1);
+        assert_eq!(event.try_read(), Some(3), "in round {round}");
+    }
+}
+
+/// An observer that is called by a reader's signal may use the same reader.
+#[test]
+fn a_reader_used_in_an_observer() {
+    thread_local! {
+        static READER: std::cell::OnceCell<doorbell::ioeventfd::Reader> =
+            const { std::cell::OnceCell::new() };
+    }
+    have_lanes();
+    let table = Table::new();
+    let [first, second] = [(); 2].map(|()| event(Mode::Counter));
+    table.assign(Key::mmio(A, 4), &first).unwrap().keep();
+    table.assign(Key::mmio(A + 4, 4), &second).unwrap().keep();
+    let ring = |address| {
+        READER.with(|reader| {
+            let reader = reader.get().expect("it was made by this thread");
+            assert!(reader.write(Bus::Mmio, address, &[0; 4]));
+        });
+    };
+    READER.with(|reader| {
+        assert!(reader.set(table.reader().with_signallers(2)).is_ok());
+    });
+    let observer = move |_: Change| ring(A + 4);
+    let _observation = Observation::new(Arc::clone(&first), Interest::Signals, Arc::new(observer));
+    (0..3).for_each(|_| ring(A));
+    assert_eq!((first.read(), second.read()), (3, 3));
 }

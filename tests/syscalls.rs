@@ -27,7 +27,7 @@ use common::counter::{Counter, Place};
 use common::ours::{DefaultSpin, NeverSpin};
 use common::shared::Shared;
 use common::watchdog::Watchdog;
-use doorbell::event::{Batch, Change, Interest, Observation};
+use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
 use doorbell::fd::{
     EFD_NONBLOCK, EFD_SEMAPHORE, EventFd, EventFlag, Forward, Mirror,
     new_event_consumer_and_notifier,
@@ -885,6 +885,34 @@ fn the_list_of_an_event_is_complete() {
                     _ => event
                         .write_timeout(FULL, NAP)
                         .map_or((), |()| event.signal_n(3)),
+                }
+            }
+        }
+    });
+}
+
+/// What threads add to that which wait for an event that has signallers: `membarrier`.
+#[test]
+fn the_list_of_an_event_with_signallers_is_complete() {
+    if !is_observed() {
+        let output = observe(&[], "the_list_of_an_event_with_signallers_is_complete");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        return;
+    }
+    if let Err(error) = doorbell::use_membarrier() {
+        println!("signallers are tested without lanes: {error}");
+    }
+    let events = [Mode::Counter, Mode::Semaphore]
+        .map(|mode| Event::with_mode(0, mode).with_spin(Spin::Never));
+    let calls = listed(&[libc::SYS_membarrier], &[WAIT, WAKE]);
+    meet_under(&calls, move |number| {
+        for event in &events {
+            let signaller = Signaller::new(event);
+            for _ in 0..100 {
+                match number {
+                    0 => _ = event.read_timeout(NAP),
+                    1 => _ = event.read_deadline(Instant::now() + NAP),
+                    _ => signaller.signal(),
                 }
             }
         }

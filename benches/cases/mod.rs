@@ -15,6 +15,7 @@ pub mod latency;
 pub mod poll;
 #[cfg(target_arch = "x86_64")]
 pub mod round_trip;
+pub mod signaller;
 pub mod spin;
 pub mod turns;
 pub mod wait_any;
@@ -68,6 +69,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(futures::all());
     cases.extend(poll::all());
     cases.extend(irqfd::all());
+    cases.extend(signaller::all());
     #[cfg(target_arch = "x86_64")]
     {
         cases.extend(kvm::all());
@@ -85,6 +87,7 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.extend(futures::ratios());
     ratios.extend(poll::ratios());
     ratios.extend(irqfd::ratios());
+    ratios.extend(signaller::ratios());
     #[cfg(target_arch = "x86_64")]
     {
         ratios.extend(kvm::ratios());

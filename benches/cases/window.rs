@@ -10,8 +10,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use std::hint::{black_box, spin_loop};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ struct Ring {
     no_interrupt: Line<AtomicBool>,
     /// The device's own.
     taken: Line<AtomicU32>,
+    /// Which of its threads serves, if there are several.
+    turn: Line<Mutex<()>>,
     stop: Line<AtomicBool>,
 }
 
@@ -60,6 +62,8 @@ enum Loop {
     Qemu(u64),
     /// In a poller with a window of so many microseconds and a probe, and so many idle sources beside it.
     Poller(u64, usize),
+    /// The same, on two threads.
+    TwoThreads(u64),
 }
 
 /// A kick that wakes a device, and how it waits for it.
@@ -68,7 +72,7 @@ struct Waiter {
     kick: OwnedFd,
     probe: OfRing,
     epoll: OwnedFd,
-    poller: Poller,
+    poller: Arc<Poller>,
     events: Events,
     _idle: Vec<OwnedFd>,
     /// Nanoseconds, by QEMU's rule.
@@ -83,10 +87,11 @@ impl Waiter {
         epoll::add(&epoll, &kick, EventData::new_u64(0), flags).unwrap();
         let (max, others) = match how {
             Loop::Poller(max, others) => (max, others),
+            Loop::TwoThreads(max) => (max, 0),
             _ => (0, 0),
         };
         let max = Duration::from_micros(max);
-        let poller = Poller::with_spin(Spin::Adaptive { max });
+        let poller = Arc::new(Poller::with_spin(Spin::Adaptive { max }));
         poller.add_fd(&kick, 0, Watch::READABLE.edge()).unwrap();
         poller.attach_probe(0, OfRing(Arc::clone(ring))).unwrap();
         let idle = (1..=others).map(|key| {
@@ -108,6 +113,21 @@ impl Waiter {
         }
     }
 
+    /// Those of all threads.
+    fn of_all(self) -> Vec<Waiter> {
+        let second = matches!(self.how, Loop::TwoThreads(_)).then(|| Waiter {
+            how: self.how,
+            kick: self.kick.try_clone().unwrap(),
+            probe: OfRing(Arc::clone(&self.probe.0)),
+            epoll: self.epoll.try_clone().unwrap(),
+            poller: Arc::clone(&self.poller),
+            events: Events::with_capacity(16),
+            _idle: Vec::new(),
+            window: 0,
+        });
+        [self].into_iter().chain(second).collect()
+    }
+
     fn wait(&mut self) {
         match self.how {
             Loop::Epoll => self.sleep(),
@@ -123,7 +143,9 @@ impl Waiter {
                     self.window = if window == 0 { 4_000 } else { 2 * window }.min(max);
                 }
             }
-            Loop::Poller(..) => _ = self.poller.wait(&mut self.events, None).unwrap(),
+            Loop::Poller(..) | Loop::TwoThreads(_) => {
+                _ = self.poller.wait(&mut self.events, None).unwrap()
+            }
         }
     }
 
@@ -178,11 +200,15 @@ struct Sample {
 fn device(ring: &Ring, mut waiter: Waiter, call: &Eventfd) -> (u32, Duration) {
     let start = cpu_time();
     let (mut sector, disk) = ([0_u8; 4096], [7_u8; 4096]);
-    let mut taken = 0;
+    let mut served = 0;
     while !ring.stop.0.load(Ordering::Relaxed) {
+        let several = matches!(waiter.how, Loop::TwoThreads(_));
+        let turn = several.then(|| ring.turn.0.lock().unwrap());
+        let mut taken = ring.taken.0.load(Ordering::Relaxed);
         while taken != ring.available.0.load(Ordering::Acquire) {
             sector.copy_from_slice(black_box(&disk));
             black_box(&sector);
+            served += 1;
             taken += 1;
             ring.taken.0.store(taken, Ordering::Relaxed);
             ring.used.0.store(taken, Ordering::Release);
@@ -191,9 +217,12 @@ fn device(ring: &Ring, mut waiter: Waiter, call: &Eventfd) -> (u32, Duration) {
                 call.write(1);
             }
         }
+        drop(turn);
         waiter.wait();
     }
-    (taken, cpu_time() - start)
+    // The next.
+    waiter.poller.notify();
+    (served, cpu_time() - start)
 }
 
 /// Keeps as many requests under way as the pace says. Returns how long each round took, in microseconds.
@@ -247,13 +276,14 @@ fn run(pace: Pace, how: Loop, time: Duration) -> Sample {
         let (ring, call) = (Arc::new(Ring::default()), Arc::new(Eventfd::new()));
         let waiter = Waiter::new(how, &ring);
         let kick = waiter.kick.try_clone().unwrap();
-        let device = {
+        let device = waiter.of_all().into_iter().map(|waiter| {
             let (ring, call) = (Arc::clone(&ring), Arc::clone(&call));
             thread::spawn(move || {
                 pin_to(&[1]);
                 device(&ring, waiter, &call)
             })
-        };
+        });
+        let device: Vec<_> = device.collect();
         let driver = thread::spawn(move || {
             pin_to(&[0]);
             let rounds = driver(pace, &ring, &kick, &call, time);
@@ -268,9 +298,11 @@ fn run(pace: Pace, how: Loop, time: Duration) -> Sample {
     for (device, driver) in pairs {
         rounds.extend(driver.join().unwrap());
         // A device that looks with notifications turned off sees that it is to stop, or is woken.
-        let (by_this, cpu_of_this) = device.join().unwrap();
-        served += by_this;
-        cpu += cpu_of_this;
+        for thread in device {
+            let (by_this, cpu_of_this) = thread.join().unwrap();
+            served += by_this;
+            cpu += cpu_of_this;
+        }
     }
     rounds.sort_by(f64::total_cmp);
     Sample {
@@ -323,10 +355,11 @@ fn all_paces() -> Vec<Pace> {
     ]
 }
 
-/// Prints for each pace and loop the requests a second as a multiple of epoll's, the device's CPU for a request, and
-/// the time that 99 in 100 rounds take.
-pub fn paces(turns: usize, each: Duration, word: &str) {
-    let loops = [
+/// Prints for each pace and loop the requests a second as a multiple of the first loop's, the device's CPU for a
+/// request, and the time that 99 in 100 rounds take. For paces whose names contain the word, and loops whose names
+/// contain one of the words.
+pub fn paces(turns: usize, each: Duration, word: &str, words: &[String]) {
+    let mut loops = vec![
         ("epoll", Loop::Epoll),
         ("8 us", Loop::Fixed(8)),
         ("16 us", Loop::Fixed(16)),
@@ -334,8 +367,13 @@ pub fn paces(turns: usize, each: Duration, word: &str) {
         ("QEMU's rule, 32 us", Loop::Qemu(32)),
         ("doorbell, 32 us", Loop::Poller(32, 0)),
         ("doorbell, 1000 idle", Loop::Poller(32, 1000)),
+        ("doorbell, 2 threads", Loop::TwoThreads(32)),
         ("doorbell, off", Loop::Poller(0, 0)),
     ];
+    loops.retain(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word)));
+    let Some((first, _)) = loops.first() else {
+        return println!("there are no such loops");
+    };
     for pace in all_paces()
         .into_iter()
         .filter(|pace| pace.name.contains(word))
@@ -352,7 +390,7 @@ pub fn paces(turns: usize, each: Duration, word: &str) {
             samples[i].iter().map(what).collect()
         };
         println!(
-            "\n{}: {:.0} requests a second with epoll",
+            "\n{}: {:.0} requests a second with {first}",
             pace.name,
             median(&of(0, |s| s.rate))
         );
@@ -361,7 +399,7 @@ pub fn paces(turns: usize, each: Duration, word: &str) {
             let ratios: Vec<f64> = of(i, rate)
                 .iter()
                 .zip(of(0, rate))
-                .map(|(one, epoll)| one / epoll)
+                .map(|(one, first)| one / first)
                 .collect();
             println!(
                 "  {name:20} {:6.2} x  {:7.2} us of CPU  p99 {:7.1} us",

@@ -7,6 +7,7 @@ use doorbell::{Event, Spin};
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use loom::thread;
 use loom_tests::check;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 /// What driver and device share: the split ring's available index and `VRING_USED_F_NO_NOTIFY`.
@@ -35,6 +36,44 @@ impl Probe for OfRing {
         self.0.no_notify.store(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.ready()
+    }
+}
+
+/// Panics in one call of one kind, once it is armed.
+struct Fragile {
+    of: OfRing,
+    at: Call,
+    armed: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Call {
+    Ready,
+    End,
+}
+
+impl Fragile {
+    fn call(&self, call: Call) {
+        if self.at == call && self.armed.swap(false, Ordering::Relaxed) {
+            // Past the hook, which would print it.
+            panic::resume_unwind(Box::new("armed"));
+        }
+    }
+}
+
+impl Probe for Fragile {
+    fn ready(&mut self) -> bool {
+        self.call(Call::Ready);
+        self.of.ready()
+    }
+
+    fn begin(&mut self) {
+        self.of.begin();
+    }
+
+    fn end(&mut self) -> bool {
+        self.call(Call::End);
+        self.of.end()
     }
 }
 
@@ -200,6 +239,64 @@ fn attached_beside_a_waiter() {
         device.attach();
         waiter.join().unwrap();
     });
+}
+
+/// A probe is attached while its source is deleted: it goes with the source.
+#[test]
+fn attached_beside_a_delete() {
+    check("attached_beside_a_delete", None, || {
+        let device = Device::without_probe(Spin::Never);
+        let watch = Watch::READABLE.edge();
+        device.poller.add(&device.kick, KEY, watch).unwrap();
+        let attacher = spawn(&device, |device| {
+            let probe = OfRing(Arc::clone(&device.ring));
+            let _ = device.poller.attach_probe(KEY, probe);
+        });
+        device.poller.delete(KEY).unwrap();
+        attacher.join().unwrap();
+        assert_eq!(Arc::strong_count(&device.ring), 1);
+    });
+}
+
+/// A probe panics in one of two threads, which does not come back. The other may sleep and rely on it.
+#[test]
+fn one_panics() {
+    for at in [Call::Ready, Call::End] {
+        check("one_panics", Some(2), move || {
+            let device = Device::without_probe(Spin::Always);
+            let watch = Watch::READABLE.edge();
+            device.poller.add(&device.kick, KEY, watch).unwrap();
+            let armed = Arc::new(AtomicBool::new(false));
+            let probe = Fragile {
+                of: OfRing(Arc::clone(&device.ring)),
+                at,
+                armed: Arc::clone(&armed),
+            };
+            device.poller.attach_probe(KEY, probe).unwrap();
+            // The queue is hot from here on.
+            device.kick();
+            assert!(device.wait());
+            assert_eq!(device.take(1), 1);
+            armed.store(true, Ordering::Relaxed);
+            let serve = |device: &Device| {
+                while panic::catch_unwind(AssertUnwindSafe(|| device.wait())).is_ok() {
+                    device.take(1);
+                    if device.ring.taken.load(Ordering::Relaxed) == 2 {
+                        // The other has nothing to wait for.
+                        device.poller.notify();
+                        break;
+                    }
+                }
+            };
+            let other = spawn(&device, serve);
+            let third = spawn(&device, serve);
+            device.kick();
+            other.join().unwrap();
+            third.join().unwrap();
+            // Nor is it to panic when the poller goes.
+            armed.store(false, Ordering::Relaxed);
+        });
+    }
 }
 
 /// A source that has nothing but a probe, whose driver notifies the poller.

@@ -31,8 +31,10 @@
 
 use super::counter::released;
 use super::observer::{Changed, Observers, calling};
+use super::split::Owned;
 use super::visitor::Number;
 use super::{Change, Event, Owner, Unwritten, WriteError};
+use crate::sync::membarrier;
 use crate::sync::waiters::{Claimed, Release};
 use std::any::Any;
 use std::ops::Deref;
@@ -81,6 +83,8 @@ pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
     pending: Vec<usize>,
     /// Of use during a commit. Never longer than `entries`.
     rung: Vec<Rung>,
+    /// Events that are added are to have lanes.
+    has_signallers: bool,
 }
 
 /// It stands in `pending` if there are signals or a write, be it of 0.
@@ -89,16 +93,46 @@ struct Entry<E> {
     event: Option<E>,
     signals: Option<u64>,
     write: Option<u64>,
+    /// For signals of 1.
+    lane: Option<Owned>,
 }
 
 impl<E: Deref<Target = Event>> Batch<E> {
     /// A batch without events.
     pub const fn new() -> Self {
+        Self::empty(false)
+    }
+
+    /// A batch without events, which signals those that it gets by a [`Signaller`](super::Signaller) of its own for
+    /// each: an event that has one signal pending when the batch is committed takes no locked instruction then. What
+    /// that costs others, and when there is none, is said there. An event's signaller goes when the event is
+    /// [removed](Self::remove).
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// # use doorbell::event::Batch;
+    /// # use std::sync::Arc;
+    /// let _ = doorbell::use_membarrier(); // first thing in main
+    ///
+    /// let queue = Arc::new(Event::new(0));
+    /// let mut batch = Batch::with_signallers();
+    /// let index = batch.add(Arc::clone(&queue));
+    /// batch.signal(index);
+    /// batch.commit()?;
+    /// assert_eq!(queue.read(), 1);
+    /// # Ok::<(), doorbell::event::Unwritten>(())
+    /// ```
+    pub const fn with_signallers() -> Self {
+        Self::empty(true)
+    }
+
+    const fn empty(has_signallers: bool) -> Self {
         Batch {
             entries: Vec::new(),
             users: Vec::new(),
             pending: Vec::new(),
             rung: Vec::new(),
+            has_signallers,
         }
     }
 
@@ -112,10 +146,16 @@ impl<E: Deref<Target = Event>> Batch<E> {
             self.users[index] += 1;
             return index;
         }
+        let lane = if self.has_signallers && membarrier::is_to_be_had() {
+            event.claim_lane().map(|(_, lane)| lane)
+        } else {
+            None
+        };
         let entry = Entry {
             event: Some(event),
             signals: None,
             write: None,
+            lane,
         };
         let is_vacant = |entry: &Entry<E>| entry.event.is_none();
         if let Some(index) = self.entries.iter().position(is_vacant) {
@@ -193,6 +233,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
             panic::resume_unwind(payload);
         }
         let unwritten = entry.write.take();
+        entry.lane = None;
         let event = entry.event.take()?;
         Some(Removed { event, unwritten })
     }
@@ -323,6 +364,8 @@ impl<E: Deref<Target = Event>> Batch<E> {
     #[cold]
     #[inline(never)]
     fn deliver(&mut self) -> Option<Box<dyn Any + Send>> {
+        // Who is called may rely on it that the counts have changed before, be it by lanes.
+        membarrier::full();
         let deliver = AssertUnwindSafe(|| deliver(&self.entries, &mut self.rung));
         let panicked = panic::catch_unwind(deliver).err();
         self.rung.clear();
@@ -352,7 +395,10 @@ impl<E: Deref<Target = Event>> Entry<E> {
         let signals = self.signals;
         let fits = self.write.is_none() || self.apply_write();
         if let Some(n) = signals {
-            self.event().counter.add_saturating(n);
+            match &self.lane {
+                Some(lane) if n == 1 => lane.add_one(),
+                _ => self.event().counter.add_saturating(n),
+            }
         }
         fits
     }

@@ -7,7 +7,7 @@
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::split::Never;
-use super::split::{ELSEWHERE, Lanes, OnDemand, Owned, Split};
+use super::split::{ELSEWHERE, Lanes, Number, OnDemand, Owned, Split};
 use super::{Change, Interest, Mode, WriteError};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -78,8 +78,14 @@ impl Counter<Private> {
     }
 
     /// A lane for one who signals, if there is one left, and the count can be split.
-    pub(super) fn claim_lane(&self) -> Option<Owned> {
+    pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
         self.split.split(&self.count)?.claim()
+    }
+
+    /// The number of the lanes, if it is split.
+    #[inline(always)]
+    pub(super) fn number(&self) -> Option<Number> {
+        self.split.number()
     }
 }
 

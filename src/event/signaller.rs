@@ -16,7 +16,7 @@
 //! and the signaller sees the announcement. In either case it is between the two steps of one of the two parties: the
 //! barrier that one executes for the other is the fence that it does without.
 
-use super::split::Owned;
+use super::split::{Number, Owned};
 use super::{Event, Owner};
 use crate::sync::membarrier;
 use std::cell::Cell;
@@ -101,10 +101,11 @@ impl<E: Deref<Target = Event>> Signaller<E> {
     #[must_use]
     pub fn new(event: E) -> Self {
         let lane = if membarrier::is_to_be_had() {
-            event.counter.claim_lane()
+            event.claim_lane()
         } else {
             None
         };
+        let lane = lane.map(|(_, lane)| lane);
         Signaller {
             event,
             lane,
@@ -118,20 +119,10 @@ impl<E: Deref<Target = Event>> Signaller<E> {
         match &self.lane {
             Some(lane) => {
                 lane.add_one();
-                if self.event.counter.readers().are_wanted(self.event.kinds()) {
-                    self.wake();
-                }
+                self.event.signalled_by_lane();
             }
             None => self.event.signal(),
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wake(&self) {
-        // What is called now may rely on it that the count has changed before, as with other signals.
-        membarrier::full();
-        self.event.counter.wake_readers(1, &*self.event);
     }
 
     /// Adds `n`, as [`Event::signal_n`] does, and at its price unless `n` is 1.
@@ -152,6 +143,35 @@ impl<E: Deref<Target = Event>> Signaller<E> {
     /// The event.
     pub fn event(&self) -> &E {
         &self.event
+    }
+}
+
+impl Event {
+    /// A lane for one who signals, if there is one left, and the number of the event's lanes.
+    pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
+        self.counter.claim_lane()
+    }
+
+    /// The number of the event's lanes, if it has any.
+    #[inline(always)]
+    pub(super) fn number(&self) -> Option<Number> {
+        self.counter.number()
+    }
+
+    /// Second half of a signal of 1 by a lane.
+    #[inline(always)]
+    pub(super) fn signalled_by_lane(&self) {
+        if self.counter.readers().are_wanted(self.kinds()) {
+            self.wake_after_lane();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_after_lane(&self) {
+        // What is called now may rely on it that the count has changed before, as with other signals.
+        membarrier::full();
+        self.counter.wake_readers(1, self);
     }
 }
 

@@ -44,8 +44,9 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering
 use crate::sync::lazy::Lazy;
 use crate::sync::scope::{Private, Races};
 use crate::sync::wide::Wide;
-use crate::sync::{DEKKER, acquire_load, membarrier, release_store_64, yield_now};
+use crate::sync::{DEKKER, Numbers, acquire_load, membarrier, release_store_64, yield_now};
 use crossbeam_utils::CachePadded;
+use std::num::NonZero;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -107,6 +108,12 @@ impl OnDemand {
         }
     }
 
+    /// The number of the lanes, if there are any. (A count that is being split has some already, of which nobody knows.)
+    #[inline(always)]
+    pub(super) fn number(&self) -> Option<Number> {
+        self.lanes.get()?.number
+    }
+
     /// Splits the count in the word, unless it is split. `None` if it has ever overflowed, or if the processor cannot.
     #[cold]
     pub(super) fn split(&self, word: &AtomicU64) -> Option<&Lanes> {
@@ -162,17 +169,24 @@ impl Split for OnDemand {
     }
 }
 
+/// What tells the lanes of one event from those of all others, of before and after it.
+pub(super) type Number = NonZero<u32>;
+
 /// Where a split count is.
 pub(crate) struct Lanes {
+    /// There are none without, since the numbers are used up.
+    number: Option<Number>,
     base: CachePadded<Wide>,
-    lanes: [Lazy<Arc<Lane>>; MOST_LANES],
+    lanes: [Lazy<Arc<CachePadded<Lane>>>; MOST_LANES],
     /// No lane from this one on has ever been used.
     used: AtomicUsize,
 }
 
 impl Lanes {
     fn new() -> Self {
+        static NUMBERS: Numbers = Numbers::new();
         Lanes {
+            number: NUMBERS.next(),
             base: CachePadded::new(Wide::new(0)),
             lanes: std::array::from_fn(|_| Lazy::new()),
             used: AtomicUsize::new(0),
@@ -180,15 +194,20 @@ impl Lanes {
     }
 
     /// A lane that nobody owned, if there is one left.
-    pub(super) fn claim(&self) -> Option<Owned> {
+    pub(super) fn claim(&self) -> Option<(Number, Owned)> {
+        let number = self.number?;
         for (index, lane) in self.lanes.iter().enumerate() {
             let lane = lane.get_or_make(Arc::default);
+            // A glance, which leaves the lines of others' lanes where they are.
+            if lane.owned.load(Ordering::Relaxed) {
+                continue;
+            }
             // Acquire pairs with the Release of the last owner: this one goes on from what that has stored. Second half
             // of the handshake of `hear`: who has found no owner here has announced itself before.
             if !lane.owned.swap(true, DEKKER) {
                 // Release pairs with the Acquire in `used`: before the first signal, so who sees that sees this.
                 self.used.fetch_max(index + 1, Ordering::Release);
-                return Some(Owned(Arc::clone(lane)));
+                return Some((number, Owned(Arc::clone(lane))));
             }
         }
         None
@@ -231,13 +250,16 @@ impl Lanes {
     /// The sum of the lanes, at some moment between two looks at the base that find the same.
     fn added(&self) -> u64 {
         // They pair with the store of a signaller.
-        let added = |lane: &Arc<Lane>| acquire_load(&lane.added);
+        let added = |lane: &CachePadded<Lane>| acquire_load(&lane.added);
         self.used().map(added).sum()
     }
 
-    fn used(&self) -> impl Iterator<Item = &Arc<Lane>> {
+    fn used(&self) -> impl Iterator<Item = &CachePadded<Lane>> {
         let used = self.used.load(Ordering::Acquire);
-        self.lanes[..used].iter().filter_map(Lazy::get)
+        self.lanes[..used]
+            .iter()
+            .filter_map(Lazy::get)
+            .map(Arc::as_ref)
     }
 
     /// For who has just announced itself: from here on, it sees each signal of a signaller that has not seen the
@@ -257,7 +279,7 @@ impl Lanes {
 /// The signals of one signaller at a time: of who owns it, and before that of those who did.
 #[derive(Default)]
 pub(super) struct Lane {
-    added: CachePadded<AtomicU64>,
+    added: AtomicU64,
     owned: AtomicBool,
 }
 
@@ -274,7 +296,14 @@ impl Lane {
 }
 
 /// The lane of a signaller, as long as it lives.
-pub(super) struct Owned(Arc<Lane>);
+pub(super) struct Owned(Arc<CachePadded<Lane>>);
+
+impl Owned {
+    /// Whether the event has gone.
+    pub(super) fn is_left_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
 
 impl Deref for Owned {
     type Target = Lane;

@@ -13,6 +13,7 @@ use super::addresses::Addresses;
 use super::doorbell::{Doorbell, Spot, Target};
 use super::payload::{Kick, Latest, Queue};
 use crate::Event;
+use crate::event::Signallers;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -142,22 +143,22 @@ impl Action {
     ///
     /// The [`Registered`] that this is part of lives.
     #[inline(always)]
-    unsafe fn ring(self, slot: u32, access: Access) -> bool {
+    unsafe fn ring(self, slot: u32, access: Access, signallers: &Signallers) -> bool {
         let value = access.value;
         match self {
             Action::Event(event) => {
                 // SAFETY: the registered target holds it.
-                unsafe { (*event).signal() };
+                signallers.signal(unsafe { &*event });
                 true
             }
             _ if access.length == 0 => false,
             Action::Latest(latest) => {
                 // SAFETY: the registered target holds it.
-                unsafe { (*latest).ring(value) };
+                unsafe { (*latest).ring(value, signallers) };
                 true
             }
             // SAFETY: the registered target holds it.
-            Action::Queue(queue) => unsafe { (*queue).ring(Kick { slot, value }) },
+            Action::Queue(queue) => unsafe { (*queue).ring(Kick { slot, value }, signallers) },
         }
     }
 }
@@ -166,7 +167,7 @@ impl Slots {
     /// # Safety
     ///
     /// The [`Registered`] that this is part of lives.
-    unsafe fn ring(&self, offset: u64, access: Access) -> bool {
+    unsafe fn ring(&self, offset: u64, access: Access, signallers: &Signallers) -> bool {
         let slot = offset >> self.shift;
         if slot << self.shift != offset {
             return false;
@@ -174,7 +175,7 @@ impl Slots {
         // The conversions lose nothing: there are at most u32::MAX slots.
         match usize::try_from(slot).ok().and_then(|i| self.actions.get(i)) {
             // SAFETY: as promised.
-            Some(action) => unsafe { action.ring(slot as u32, access) },
+            Some(action) => unsafe { action.ring(slot as u32, access, signallers) },
             None => false,
         }
     }
@@ -192,7 +193,7 @@ impl Entry {
     ///
     /// The [`Registered`] that this is part of lives.
     #[inline(always)]
-    unsafe fn ring(&self, address: u64, access: Access) -> bool {
+    unsafe fn ring(&self, address: u64, access: Access, signallers: &Signallers) -> bool {
         let action = match self.kind {
             Kind::Event => Action::Event(self.target.cast()),
             Kind::Latest => Action::Latest(self.target.cast()),
@@ -201,11 +202,11 @@ impl Entry {
                 // SAFETY: as promised; the kind says so.
                 let slots: &Slots = unsafe { &*self.target.cast() };
                 // SAFETY: as promised.
-                return unsafe { slots.ring(address - self.address, access) };
+                return unsafe { slots.ring(address - self.address, access, signallers) };
             }
         };
         // SAFETY: as promised.
-        unsafe { action.ring(0, access) }
+        unsafe { action.ring(0, access, signallers) }
     }
 
     /// What of a [`Spot`] is not the address.
@@ -241,7 +242,13 @@ impl Lines {
     ///
     /// The doorbells live.
     #[inline(always)]
-    pub(super) unsafe fn ring(&self, address: u64, access: Access, hint: &Cell<usize>) -> bool {
+    pub(super) unsafe fn ring(
+        &self,
+        address: u64,
+        access: Access,
+        hint: &Cell<usize>,
+        signallers: &Signallers,
+    ) -> bool {
         let mut place = hint.get();
         let rings = |entry: &Entry| entry.address == address && entry.matches(access);
         // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
@@ -259,7 +266,7 @@ impl Lines {
             hint.set(place.max(first));
         }
         // SAFETY: as promised.
-        unsafe { self.entries[place].ring(address, access) }
+        unsafe { self.entries[place].ring(address, access, signallers) }
     }
 
     /// Whether a search for the address would end at `place`.

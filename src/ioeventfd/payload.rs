@@ -1,4 +1,5 @@
 use crate::Event;
+use crate::event::Signallers;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use std::fmt;
@@ -58,9 +59,10 @@ impl Latest {
         &self.event
     }
 
-    pub(super) fn ring(&self, value: u64) {
+    #[inline(always)]
+    pub(super) fn ring(&self, value: u64, signallers: &Signallers) {
         self.set(value);
-        self.event.signal();
+        signallers.signal(&self.event);
     }
 }
 
@@ -154,10 +156,10 @@ impl Queue {
         &self.event
     }
 
-    pub(super) fn ring(&self, kick: Kick) -> bool {
+    pub(super) fn ring(&self, kick: Kick, signallers: &Signallers) -> bool {
         let taken = self.push(kick);
         if taken {
-            self.event.signal();
+            signallers.signal(&self.event);
         }
         taken
     }

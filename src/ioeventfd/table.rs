@@ -1,6 +1,7 @@
 use super::doorbell::{Doorbell, Target};
 use super::lines::{Access, Lines, Registered};
 use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
+use crate::event::Signallers;
 use crate::sync::srcu::{self, Light, Section, Srcu, Writer};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -58,8 +59,21 @@ struct Inner {
 /// In the order of [`Bus`].
 type Buses = [Lines; 2];
 
-/// Where the last search on each bus ended. A vCPU rings the same doorbell again and again.
-type Hints = [Cell<usize>; 2];
+/// What a reader has beside the table.
+struct Means {
+    /// Where the last search on each bus ended. A vCPU rings the same doorbell again and again.
+    hints: [Cell<usize>; 2],
+    signallers: Signallers,
+}
+
+impl Means {
+    fn none() -> Self {
+        Means {
+            hints: Default::default(),
+            signallers: Signallers::none(),
+        }
+    }
+}
 
 impl Default for Inner {
     fn default() -> Self {
@@ -84,7 +98,7 @@ impl Inner {
     fn ring(
         &self,
         section: &Section<'_, Light>,
-        hints: &Hints,
+        means: &Means,
         bus: Bus,
         address: u64,
         data: &[u8],
@@ -94,7 +108,14 @@ impl Inner {
         };
         let buses = self.buses.read(section);
         // SAFETY: the doorbells live as long as the snapshot.
-        unsafe { buses[bus as usize].ring(address, access, &hints[bus as usize]) }
+        unsafe {
+            buses[bus as usize].ring(
+                address,
+                access,
+                &means.hints[bus as usize],
+                &means.signallers,
+            )
+        }
     }
 }
 
@@ -257,8 +278,7 @@ impl Table {
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         srcu::with_light_section(|section| {
-            self.inner
-                .ring(section, &Hints::default(), bus, address, data)
+            self.inner.ring(section, &Means::none(), bus, address, data)
         })
     }
 
@@ -267,7 +287,7 @@ impl Table {
         Reader {
             table: self.clone(),
             sections: srcu::Reader::new(),
-            hints: Hints::default(),
+            means: Means::none(),
         }
     }
 
@@ -385,7 +405,7 @@ impl fmt::Debug for Table {
 pub struct Reader {
     table: Table,
     sections: srcu::Reader,
-    hints: Hints,
+    means: Means,
 }
 
 impl Reader {
@@ -395,11 +415,43 @@ impl Reader {
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.table.inner.ring(
             &self.sections.enter_light(),
-            &self.hints,
+            &self.means,
             bus,
             address,
             data,
         )
+    }
+
+    /// The same reader, which rings up to so many doorbells by a [`Signaller`](crate::event::Signaller) of its own for
+    /// each event, and so without a locked instruction: the first so many that it rings. Others it rings the usual way,
+    /// and so it does with all if signallers have no lanes, for want of [`use_membarrier`](crate::use_membarrier) above
+    /// all.
+    ///
+    /// It suits doorbells whose devices poll or are busy. A device that sleeps after each kick pays more than the vCPU
+    /// saves, and interrupts the vCPUs when it falls asleep: see there.
+    ///
+    /// Ringing a doorbell for the first time allocates memory. All in all it is some 50 bytes for each of `doorbells`,
+    /// and 256 for each lane at an event, which the event keeps for the next one. What has left the table is not kept
+    /// alive.
+    ///
+    /// ```
+    /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
+    /// use std::sync::Arc;
+    ///
+    /// let _ = doorbell::use_membarrier(); // first thing in main
+    ///
+    /// let table = Table::new();
+    /// let kick = Arc::new(Event::new(0));
+    /// let registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
+    /// let doorbells = table.reader().with_signallers(64);
+    /// assert!(doorbells.write(Bus::Mmio, 0xd000_0050, &[0, 0, 0, 0]));
+    /// assert_eq!(kick.try_read(), Some(1));
+    /// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+    /// ```
+    #[must_use = "the reader that it was is gone"]
+    pub fn with_signallers(mut self, doorbells: usize) -> Self {
+        self.means.signallers = Signallers::new(doorbells);
+        self
     }
 
     /// What it looks up in.

@@ -3,8 +3,8 @@ use super::events::Events;
 use super::item::{Found, Item, What};
 use super::place::Place;
 use super::probe::Probe;
-use super::probes::Probes;
-use super::registered::{Registered, Registration, Watched};
+use super::probes::{Asker, Payload, Probes};
+use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
 use super::window::Window;
 use super::{PollError, Watch};
@@ -181,15 +181,13 @@ impl Poller {
         let item = {
             let mut registered = self.registered();
             let Registered {
-                registrations,
-                fds,
-                probed,
-                ..
+                registrations, fds, ..
             } = &mut *registered;
-            let registration = registrations.get(&key).ok_or(PollError::NoEntry)?;
-            if watch.one_shot && probed.contains(&key) {
+            let entry = registrations.get(&key).ok_or(PollError::NoEntry)?;
+            if watch.one_shot && entry.probed {
                 return Err(PollError::OneShot);
             }
+            let registration = &entry.registration;
             if let Registration::Fd(fd) = registration {
                 return fds.modify(self.fds_there(), fd, watch);
             }
@@ -209,7 +207,8 @@ impl Poller {
     /// them may be told of the same source, as of any that is level-triggered, as long as it is ready.
     ///
     /// The source counts as notifying until the poller calls [`begin`](Probe::begin), which happens when it has been
-    /// reported. The probe is asked at once. It goes with the source, in [`delete`](Self::delete).
+    /// reported. The probe is asked at once, by this call; if it is not [`ready`](Probe::ready), it costs nothing until
+    /// the source's first notification. It goes with the source, in [`delete`](Self::delete).
     ///
     /// # Errors
     ///
@@ -218,28 +217,34 @@ impl Poller {
     ///
     /// # Panics
     ///
-    /// If called by a probe of this poller.
+    /// If called by a probe of this poller, and if the probe does; it is not attached then.
     pub fn attach_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
-        let mut probes = self.probes.lock();
+        let mut probe = Box::new(probe);
+        // What comes after this notifies. Not under the other lock: a slow probe would hold it up.
+        let (mut probes, ready) = self.probes.lock().ask(&mut *probe);
         {
             let mut registered = self.registered();
-            let registration = registered.registrations.get(&key);
-            let registration = registration.ok_or(PollError::NoEntry)?;
-            if registered.probed.contains(&key) {
+            let Registered {
+                registrations, fds, ..
+            } = &mut *registered;
+            let entry = registrations.get_mut(&key).ok_or(PollError::NoEntry)?;
+            if entry.probed {
                 return Err(PollError::KeyExists);
             }
-            let one_shot = match registration {
-                Registration::Fd(fd) => registered.fds.is_one_shot(fd),
+            let one_shot = match &entry.registration {
+                Registration::Fd(fd) => fds.is_one_shot(fd),
                 other => other.watched().ok_or(PollError::Bound)?.is_one_shot(),
             };
             if one_shot {
                 return Err(PollError::OneShot);
             }
-            registered.probed.insert(key);
+            entry.probed = true;
+            probes.add(key, probe, ready, false);
         }
-        probes.add(key, Box::new(probe), false);
         drop(probes);
-        self.shared.wake();
+        if ready {
+            self.shared.wake();
+        }
         Ok(())
     }
 
@@ -254,14 +259,14 @@ impl Poller {
     ///
     /// If called by a probe of this poller.
     pub fn add_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
+        let probe = Box::new(probe);
         let mut probes = self.probes.lock();
         {
             let mut registered = self.registered();
             registered.check_vacant(key)?;
             registered.register(key, Registration::Probe);
-            registered.probed.insert(key);
+            probes.add(key, probe, false, true);
         }
-        probes.add(key, Box::new(probe), true);
         drop(probes);
         self.shared.wake();
         Ok(())
@@ -275,19 +280,31 @@ impl Poller {
     /// # Errors
     ///
     /// [`NoEntry`](PollError::NoEntry).
+    ///
+    /// # Panics
+    ///
+    /// If the probe of the source does, in [`end`](Probe::end). The source is deleted then.
     pub fn delete(&self, key: usize) -> Result<(), PollError> {
-        let (registration, _probe, _swept) = {
-            let mut probes = self.probes.lock_if_any();
-            let mut registered = self.registered();
-            let registration = registered.registrations.remove(&key);
-            let registration = registration.ok_or(PollError::NoEntry)?;
+        let (registration, mut probe, _swept) = {
+            let (mut probes, mut registered) = loop {
+                let probes = self.probes.lock_if_any();
+                let registered = self.registered();
+                // The first of all may have come in between.
+                if probes.is_some() || !registered.is_probed(key) {
+                    break (probes, registered);
+                }
+            };
+            let entry = registered.registrations.remove(&key);
+            let Entry { registration, .. } = entry.ok_or(PollError::NoEntry)?;
             let swept = self.end(&mut registered, &registration);
-            registered.probed.remove(&key);
             let probe = probes.as_mut().and_then(|probes| probes.delete(key));
             (registration, probe, swept)
         };
         // Outside the locks, which an observer's call may want, or its drop, or that of a probe.
         registration.settle();
+        if let Some(payload) = probe.as_mut().and_then(|probe| probe.panicked.take()) {
+            panic::resume_unwind(payload);
+        }
         Ok(())
     }
 
@@ -326,8 +343,11 @@ impl Poller {
     /// has been read again in the meantime is not reported. As with [`Event::readiness`], what was done before a signal
     /// is visible to who reads the event.
     ///
-    /// If it carries over for a [binding](Self::bind), and an observer of the event panics, so does this; what was
-    /// ready is ready for the next wait then, unless it was an edge or one-shot that had been put into `events`.
+    /// # Panics
+    ///
+    /// If a [probe](Probe) does, or an observer of the event of a [binding](Self::bind) that is carried over. What has
+    /// been found by then is in `events`, and what else was ready is ready for the next wait. Other threads that wait
+    /// are woken if need be, and miss nothing.
     ///
     /// # Errors
     ///
@@ -359,8 +379,18 @@ impl Poller {
             return Err(PollError::NoCapacity);
         }
         events.merge(self.probes.are_there());
-        let result = find(events);
-        self.hand_over(events);
+        let filled = panic::catch_unwind(AssertUnwindSafe(|| {
+            let result = find(events);
+            self.hand_over(events);
+            result
+        }));
+        let result = filled.unwrap_or_else(|payload| {
+            // Those that sleep may rely on this one. One that is woken ends what is hot.
+            if self.probes.are_there() {
+                self.shared.wake();
+            }
+            panic::resume_unwind(payload)
+        });
         result?;
         Ok(events.len())
     }
@@ -442,11 +472,12 @@ impl Poller {
         let Some(mut pace) = self.window.open(deadline) else {
             return Ok(false);
         };
-        let asking = self.probes.begin_asking();
-        if asking.is_none() && self.probes.are_asked() {
-            // By another thread. One is enough.
-            return Ok(false);
-        }
+        let asking = match self.probes.begin_asking() {
+            Asker::ThisThread(asking) => Some(asking),
+            Asker::Nobody => None,
+            // One is enough.
+            Asker::Another => return Ok(false),
+        };
         let mut looks = 0;
         let found = loop {
             let Some(beat) = pace.next() else {
@@ -492,6 +523,7 @@ impl Poller {
             match awake {
                 None => return Ok(false),
                 Some(Awake::Failed(error)) => return Err(error),
+                Some(Awake::Panicked(payload)) => panic::resume_unwind(payload),
                 Some(Awake::Ready) => return Ok(true),
                 Some(Awake::Binding(binding)) => {
                     binding.carry();
@@ -565,17 +597,15 @@ impl Poller {
     }
 
     /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
-    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic.
+    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic. Nobody
+    /// need be woken for them. Whoever put one into the queue has woken a thread, if any slept; and a thread that leaves
+    /// the waiters wakes another if the queue is not empty.
     fn carry(&self, most: usize, deadline: Option<Instant>) -> bool {
         let mut carried = false;
         for _ in 0..most {
-            let (binding, others) = self.take_binding();
-            let Some(binding) = binding else {
+            let Some(binding) = self.take_binding() else {
                 break;
             };
-            if others && self.shared.waiters.count() != 0 {
-                self.shared.wake();
-            }
             binding.carry();
             carried = true;
             if has_passed(deadline) {
@@ -585,8 +615,8 @@ impl Poller {
         carried
     }
 
-    /// The binding that has waited longest, and whether there are others.
-    fn take_binding(&self) -> (Option<Arc<Item>>, bool) {
+    /// The binding that has waited longest.
+    fn take_binding(&self) -> Option<Arc<Item>> {
         // To be dropped outside the lock.
         let mut gone = Vec::new();
         let mut registered = self.registered();
@@ -605,9 +635,8 @@ impl Poller {
             break Some(binding);
         };
         self.note_backlog(&registered);
-        let others = !registered.bindings.is_empty();
         drop(registered);
-        (binding, others)
+        binding
     }
 
     /// Under the lock, when the queue has changed.
@@ -687,6 +716,8 @@ enum Awake {
     /// There is something to carry over, which it does when it does not count as asleep any more.
     Binding(Arc<Item>),
     Failed(PollError),
+    /// A probe has, which must not keep the thread among the waiters.
+    Panicked(Payload),
 }
 
 impl Sleep<'_> {
@@ -698,7 +729,9 @@ impl Sleep<'_> {
         let poller = self.poller;
         let mut events = self.events.borrow_mut();
         if poller.probes.are_there() {
-            poller.probes.rest(&mut events);
+            if let Err(payload) = poller.probes.rest(&mut events) {
+                return Some(Awake::Panicked(payload));
+            }
         }
         // What else there is has its turn in the next wait.
         let bindings = if events.is_empty() {
@@ -712,7 +745,7 @@ impl Sleep<'_> {
         if bindings == 0 {
             return None;
         }
-        poller.take_binding().0.map(Awake::Binding)
+        poller.take_binding().map(Awake::Binding)
     }
 
     fn sleep(&self, key: u32) -> Outcome {
@@ -739,12 +772,11 @@ impl Sleep<'_> {
 }
 
 impl Drop for Poller {
-    /// An observer that panics keeps nothing else from its end.
+    /// An observer or a probe that panics keeps nothing else from its end.
     fn drop(&mut self) {
-        self.probes.clear();
+        let mut panicked = self.probes.clear().err();
         let registrations = std::mem::take(&mut self.registered().registrations);
-        let mut panicked = None;
-        for registration in registrations.into_values() {
+        for Entry { registration, .. } in registrations.into_values() {
             let _swept = self.end(&mut self.registered(), &registration);
             let settle = AssertUnwindSafe(|| registration.settle());
             if let Err(payload) = panic::catch_unwind(settle) {

@@ -27,6 +27,11 @@
 /// should be short: one that blocks holds up the other threads that wait, and whoever adds or deletes a probe. They
 /// must not call the poller.
 ///
+/// A call that panics ends the [`wait`](super::Poller::wait) that made it with that panic. The other sources are told
+/// nevertheless. The poller does not know then whether notifications are on, so it makes its calls again, and no thread
+/// sleeps before one of `end` has returned; a probe that always panics in `end` makes each `wait` panic until it is
+/// [deleted](super::Poller::delete).
+///
 /// ```
 /// use doorbell::poll::Probe;
 /// use std::sync::Arc;

@@ -24,13 +24,21 @@
 //!
 //! The lock orders the two: if the first thread has it first, the second finds the first among the waiters; else the
 //! first finds that nobody asks.
+//!
+//! A source is cold when it is attached, unless it is ready: its notifications are on, so the first kick tells of it.
+//!
+//! A probe may panic. The source then stays hot, and is told again, since nobody knows whether its notifications are
+//! on; the others are told nevertheless. The thread passes the panic on to the caller of `wait` instead of sleeping, and
+//! wakes another that sleeps: that one ends what is hot itself, in step 2.
 
 use super::events::{self, Events};
 use super::probe::Probe;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{DEKKER, Mutex, MutexGuard, const_thread_local};
+use std::any::Any;
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::PoisonError;
 
@@ -65,7 +73,7 @@ struct Source {
     /// Nothing else tells of it, so it is always hot.
     alone: bool,
     hot: bool,
-    /// Polling has begun.
+    /// Polling has begun, or may have.
     begun: bool,
     /// For how many rounds it has not been ready.
     idle: u32,
@@ -100,13 +108,53 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// A thread that asks all the time, until this goes.
+/// Who asks all the time while a thread looks.
+pub(super) enum Asker<'a> {
+    /// Nobody: there is nothing to be asked.
+    Nobody,
+    /// The thread that wanted to know, until this goes.
+    ThisThread(Asking<'a>),
+    Another,
+}
+
 pub(super) struct Asking<'a>(&'a Probes);
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.0.lock().table.asking = false;
     }
+}
+
+pub(super) type Payload = Box<dyn Any + Send>;
+
+/// The first panic of several calls, each of which is made.
+#[derive(Default)]
+struct Calls {
+    panicked: Option<Payload>,
+}
+
+impl Calls {
+    /// What it returns, unless it panics.
+    fn call<T>(&mut self, f: impl FnOnce() -> T) -> Option<T> {
+        match panic::catch_unwind(AssertUnwindSafe(f)) {
+            Ok(result) => Some(result),
+            Err(payload) => {
+                self.panicked.get_or_insert(payload);
+                None
+            }
+        }
+    }
+
+    fn result<T>(self, result: T) -> Result<T, Payload> {
+        self.panicked.map_or(Ok(result), Err)
+    }
+}
+
+/// A probe that is no longer among them, to be dropped outside the locks.
+pub(super) struct Deleted {
+    probe: Box<dyn Probe>,
+    /// What its last call has panicked with.
+    pub(super) panicked: Option<Payload>,
 }
 
 impl Probes {
@@ -140,88 +188,112 @@ impl Probes {
         self.are_there().then(|| self.lock())
     }
 
-    /// Turns all notifications on and drops the probes.
-    pub(super) fn clear(&self) {
+    /// Turns all notifications on and drops the probes. One that panics keeps no other from its end.
+    pub(super) fn clear(&self) -> Result<(), Payload> {
+        let mut calls = Calls::default();
         let Some(mut locked) = self.lock_if_any() else {
-            return;
+            return Ok(());
         };
         let keys: Vec<usize> = locked.table.by_key.keys().copied().collect();
-        let probes: Vec<_> = keys.into_iter().map(|key| locked.delete(key)).collect();
+        let deleted: Vec<_> = keys.into_iter().map(|key| locked.delete(key)).collect();
         drop(locked);
-        drop(probes);
+        for Deleted { probe, panicked } in deleted.into_iter().flatten() {
+            calls.panicked = calls.panicked.or(panicked);
+            calls.call(|| drop(probe));
+        }
+        calls.result(())
     }
 
     /// Asks the hot ones once, and reports those that are ready, as far as there is room.
     pub(super) fn ask(&self, events: &mut Events) {
-        self.lock().table.ask(events);
+        self.lock().run(|table| table.ask(events));
     }
 
     /// The same, unless the lock is taken.
     pub(super) fn try_ask(&self, events: &mut Events) {
         if let Ok(table) = self.table.try_lock() {
-            self.note(table).table.ask(events);
+            self.note(table).run(|table| table.ask(events));
         }
     }
 
     /// Begins to ask all the time, unless another thread does, or there are none to be asked.
-    pub(super) fn begin_asking(&self) -> Option<Asking<'_>> {
-        if !self.are_there() {
-            return None;
-        }
-        let mut locked = self.lock();
-        let table = &mut *locked.table;
-        if table.asking || table.hot.is_empty() {
-            return None;
-        }
-        table.asking = true;
-        table.begin();
-        Some(Asking(self))
-    }
-
-    /// Whether another thread asks all the time.
-    pub(super) fn are_asked(&self) -> bool {
-        self.are_there() && self.lock().table.asking
+    pub(super) fn begin_asking(&self) -> Asker<'_> {
+        let Some(locked) = self.lock_if_any() else {
+            return Asker::Nobody;
+        };
+        locked.run(|table| {
+            if table.asking {
+                return Asker::Another;
+            }
+            if table.hot.is_empty() {
+                return Asker::Nobody;
+            }
+            // Which may panic. Then this thread does not ask.
+            table.begin();
+            table.asking = true;
+            Asker::ThisThread(Asking(self))
+        })
     }
 
     /// For a thread that is about to sleep and stands among the waiters: has the other side notify from now on, and
-    /// reports what has come until then.
-    pub(super) fn rest(&self, events: &mut Events) {
+    /// reports what has come until then. If a probe panics, the thread must not sleep.
+    pub(super) fn rest(&self, events: &mut Events) -> Result<(), Payload> {
         let mut locked = self.lock();
-        if !locked.table.asking {
-            locked.table.end(events);
+        if locked.table.asking {
+            return Ok(());
         }
+        locked.table.end(events).map(drop)
     }
 
     /// For a thread that is about to report: what is reported gets hot, unless `others_sleep` (asked under the lock).
     /// Then all get cold. Returns whether something was found that has no room in the report.
+    ///
+    /// If a probe panics, so does this, and another thread is to be woken.
     pub(super) fn report(&self, events: &mut Events, others_sleep: impl FnOnce() -> bool) -> bool {
-        let mut locked = self.lock();
-        let table = &mut *locked.table;
-        for report in &*events {
-            if let Some(&place) = table.by_key.get(&report.key()) {
-                table.source(place).rests = 0;
-                table.heat(place);
-                if std::mem::take(&mut table.slept) {
-                    for warm in std::mem::take(&mut table.warm) {
-                        table.source(warm).warm = false;
-                        table.heat(warm);
-                    }
+        self.lock().run(|table| {
+            for report in &*events {
+                if let Some(&place) = table.by_key.get(&report.key()) {
+                    table.source(place).rests = 0;
+                    table.heat(place);
+                    table.heat_warm();
                 }
             }
-        }
-        if !others_sleep() {
-            table.begin();
-            return false;
-        }
-        // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
-        !table.asking && table.end(events)
+            if !others_sleep() {
+                table.begin();
+                return false;
+            }
+            // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
+            !table.asking
+                && table
+                    .end(events)
+                    .unwrap_or_else(|it| panic::resume_unwind(it))
+        })
     }
 }
 
 impl Locked<'_> {
-    /// Adds one, its notifications turned on, under a key that has none. The caller then wakes a thread: one that
-    /// sleeps has not asked it yet.
-    pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, alone: bool) {
+    /// A probe that panics does so outside the lock, which is not poisoned.
+    fn run<T>(mut self, f: impl FnOnce(&mut Table) -> T) -> T {
+        let result = panic::catch_unwind(AssertUnwindSafe(|| f(&mut self.table)));
+        drop(self);
+        result.unwrap_or_else(|payload| panic::resume_unwind(payload))
+    }
+
+    /// Whether a probe is ready that is about to be added. If it panics, the lock is given back.
+    pub(super) fn ask(self, probe: &mut impl Probe) -> (Self, bool) {
+        let ready = panic::catch_unwind(AssertUnwindSafe(|| probe.ready()));
+        match ready {
+            Ok(ready) => (self, ready),
+            Err(payload) => {
+                drop(self);
+                panic::resume_unwind(payload)
+            }
+        }
+    }
+
+    /// Adds one, its notifications turned on, under a key that has none; hot if it is `ready`, or nothing else tells of
+    /// it. The caller then wakes a thread for a hot one: one that sleeps has not asked it yet.
+    pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, ready: bool, alone: bool) {
         let table = &mut *self.table;
         let place = table.vacant.pop().unwrap_or_else(|| {
             table.sources.push(None);
@@ -238,13 +310,15 @@ impl Locked<'_> {
             warm: false,
         });
         table.by_key.insert(key, place);
-        table.heat(place);
+        if ready || alone {
+            table.heat(place);
+        }
         // First half of the handshake with a thread that falls asleep.
         self.probes.number.fetch_add(1, DEKKER);
     }
 
-    /// Removes one, its notifications turned on, to be dropped outside the locks.
-    pub(super) fn delete(&mut self, key: usize) -> Option<Box<dyn Probe>> {
+    /// Removes one, its notifications turned on.
+    pub(super) fn delete(&mut self, key: usize) -> Option<Deleted> {
         let table = &mut *self.table;
         let place = table.by_key.remove(&key)?;
         table.hot.retain(|hot| *hot != place);
@@ -252,10 +326,14 @@ impl Locked<'_> {
         table.vacant.push(place);
         let mut source = table.sources[place].take()?;
         self.probes.number.fetch_sub(1, Ordering::Relaxed);
+        let mut calls = Calls::default();
         if source.begun {
-            source.probe.end();
+            calls.call(|| source.probe.end());
         }
-        Some(source.probe)
+        Some(Deleted {
+            probe: source.probe,
+            panicked: calls.panicked,
+        })
     }
 }
 
@@ -275,7 +353,17 @@ impl Table {
         }
     }
 
-    /// Polling begins for all that are hot.
+    /// With the first report after a sleep, what was hot before it gets hot.
+    fn heat_warm(&mut self) {
+        if std::mem::take(&mut self.slept) {
+            for place in std::mem::take(&mut self.warm) {
+                self.source(place).warm = false;
+                self.heat(place);
+            }
+        }
+    }
+
+    /// Polling begins for all that are hot. If a probe panics, so does this: what has not begun by then notifies.
     fn begin(&mut self) {
         for index in 0..self.hot.len() {
             let source = self.source(self.hot[index]);
@@ -293,31 +381,39 @@ impl Table {
                 return;
             }
             let place = (first + turn) % number;
+            // Whoever takes the last room is last the next time, and so is whoever panics: neither hides another.
+            self.first = place + 1;
             let source = self.source(self.hot[place]);
             if source.probe.ready() {
                 source.idle = 0;
                 source.rests = 0;
                 let key = source.key;
                 events.push(key, events::READABLE);
-                self.first = place + 1;
             } else {
                 source.idle += 1;
             }
         }
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds % MOST_IDLE == 0 {
-            self.cool(events, |source| source.idle >= MOST_IDLE);
+            self.cool(events, |source| source.idle >= MOST_IDLE)
+                .unwrap_or_else(|payload| panic::resume_unwind(payload));
         }
     }
 
     /// Before a sleep. Returns whether something was found that has no room.
-    fn end(&mut self, events: &mut Events) -> bool {
+    fn end(&mut self, events: &mut Events) -> Result<bool, Payload> {
         self.slept = true;
         self.cool(events, |_| true)
     }
 
-    /// Turns notifications on for those that are `over`. They get cold, or warm, unless they are ready then.
-    fn cool(&mut self, events: &mut Events, over: impl Fn(&Source) -> bool) -> bool {
+    /// Turns notifications on for those that are `over`. They get cold, or warm, unless they are ready then. If probes
+    /// panic, the others get cold, and the first panic is returned.
+    fn cool(
+        &mut self,
+        events: &mut Events,
+        over: impl Fn(&Source) -> bool,
+    ) -> Result<bool, Payload> {
+        let mut calls = Calls::default();
         let mut hot = std::mem::take(&mut self.hot);
         let mut warm = std::mem::take(&mut self.warm);
         let mut left_over = false;
@@ -326,12 +422,17 @@ impl Table {
             if !over(source) {
                 return true;
             }
-            let begun = std::mem::replace(&mut source.begun, false);
-            let ready = if begun {
-                source.probe.end()
-            } else {
-                source.probe.ready()
+            let ready = calls.call(|| {
+                if source.begun {
+                    source.probe.end()
+                } else {
+                    source.probe.ready()
+                }
+            });
+            let Some(ready) = ready else {
+                return true;
             };
+            source.begun = false;
             source.hot = ready || source.alone;
             source.rests = if ready { 0 } else { source.rests + 1 };
             let stays_warm = !source.hot && source.rests < MOST_RESTS;
@@ -347,6 +448,6 @@ impl Table {
             source.hot
         });
         (self.hot, self.warm) = (hot, warm);
-        left_over
+        calls.result(left_over)
     }
 }

@@ -8,12 +8,12 @@ use super::item::{Item, What};
 use super::place::Place;
 use super::shared::Shared;
 use crate::event::Observation;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 #[derive(Default)]
 pub(super) struct Registered {
-    pub(super) registrations: BTreeMap<usize, Registration>,
+    pub(super) registrations: BTreeMap<usize, Entry>,
     /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
     pub(super) ready: VecDeque<Arc<Item>>,
     /// The bindings in it have a line of their own.
@@ -21,8 +21,13 @@ pub(super) struct Registered {
     /// Deleted items that may be in one of them.
     pub(super) deleted: usize,
     pub(super) fds: FdTable,
-    /// Keys of what has a probe.
-    pub(super) probed: BTreeSet<usize>,
+}
+
+/// What stands under a key.
+pub(super) struct Entry {
+    pub(super) registration: Registration,
+    /// It has a probe, which is not under this lock: a slow one would hold it up.
+    pub(super) probed: bool,
 }
 
 pub(super) enum Registration {
@@ -58,13 +63,23 @@ impl Registered {
             // SAFETY: it is registered from here on, and this is under the lock.
             unsafe { Arc::clone(item).leave_queue() };
         }
-        self.registrations.insert(key, registration);
+        let entry = Entry {
+            probed: matches!(registration, Registration::Probe),
+            registration,
+        };
+        self.registrations.insert(key, entry);
+    }
+
+    pub(super) fn is_probed(&self, key: usize) -> bool {
+        self.registrations
+            .get(&key)
+            .is_some_and(|entry| entry.probed)
     }
 
     /// Takes over what the kernel has found. Nobody is told of the bell, nor of what has been deleted in the meantime.
     pub(super) fn take_over(&mut self, events: &mut Events, found: &[Found]) {
         for (key, flags) in found.iter().filter_map(|found| self.fds.resolve(found)) {
-            match self.registrations.get(&key) {
+            match self.registrations.get(&key).map(|it| &it.registration) {
                 Some(Registration::Fd(_)) => events.push(key, flags),
                 Some(Registration::Bound { binding, .. }) => {
                     self.bindings.extend(binding.item.enter_queue());

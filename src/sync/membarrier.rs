@@ -1,9 +1,11 @@
 //! Which barriers the light readers of [`srcu`](super::srcu) and their writers use: a fence on both sides, or
-//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's.
+//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's. And whether signallers can do without
+//! one: they have the sleeper call `membarrier(2)`, or signal the usual way.
 //!
 //! The two are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
-//! writer. A reader with the light barrier and a writer that takes it for one with a fence would be a use after free,
-//! so nobody ever sees the choice change: who asks settles it first.
+//! writer of `srcu`. A reader with the light barrier and a writer that takes it for one with a fence would be a use
+//! after free, so nobody ever sees the choice change: who asks settles it first. A signaller looks when it is made, and
+//! does what it has found for good.
 
 use std::{error, fmt, io};
 
@@ -44,15 +46,16 @@ impl From<MembarrierError> for io::Error {
     }
 }
 
-/// Makes lookups cheaper and changes of a table dearer, for the whole process and for good.
+/// Makes lookups cheaper and changes of a table dearer, for the whole process and for good; and lets
+/// [signallers](crate::event::Signaller) do without a locked instruction, where there are any.
 ///
 /// A lookup in a [`Table`](crate::ioeventfd::Table) tells writers that it is under way, and that must be visible before
 /// it reads the table. By default a store with a full fence sees to it, at 2 to 3 ns. After this call it is a plain
 /// store, and each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all
 /// running threads of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up
 /// ever after; use [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of
-/// one. Nothing else calls it: not attaching and detaching observers, nor pollers, nor irqfds, whose routes and masks
-/// change often.
+/// one. Nothing else calls it, but for who waits for an event that has signallers: not attaching and detaching
+/// observers, nor pollers, nor irqfds, whose routes and masks change often.
 ///
 /// Nor does a change of a table inside a callback, which waits for nothing. What it replaces is kept until some thread
 /// changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables in
@@ -60,7 +63,8 @@ impl From<MembarrierError> for io::Error {
 ///
 /// Call it first thing in `main`:
 ///
-/// * before the first lookup and the first change of any table, which settle on fences;
+/// * before the first lookup and the first change of any table, which settle on fences, and before the first signaller
+///   is made, which signals the usual way then;
 /// * before starting threads: registering takes 1 µs in a process with one thread, and 10 ms and more with two;
 /// * before installing a seccomp filter. The filter must go on allowing `membarrier`: those of Firecracker, Cloud
 ///   Hypervisor and libkrun do not, and kill the process. A VMM that cannot allow it should not call this.
@@ -74,7 +78,8 @@ impl From<MembarrierError> for io::Error {
 /// # Panics
 ///
 /// This does not, but if `membarrier` starts failing later, changes of a table do: they cannot know then whether the
-/// old entry is still in use. They leak it.
+/// old entry is still in use. They leak it. Nor can who waits for an event that has signallers know whether it has seen
+/// all signals, so waiting panics too.
 ///
 /// ```
 /// if let Err(reason) = doorbell::use_membarrier() {

@@ -336,7 +336,8 @@ impl Script {
     pub fn compare(&self) -> u64 {
         let table = Table::new();
         let mut both = Both {
-            reader: table.reader(),
+            // Of use where there are lanes, and then too few.
+            reader: table.reader().with_signallers(2),
             table,
             targets: Targets::new(),
             registrations: Vec::new(),

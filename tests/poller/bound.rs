@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -243,6 +243,71 @@ fn an_observer_that_panics_beside_a_sleeper() {
         assert!(!sleepers.remove(0).finish());
         assert!(format!("{poller:?}").contains("waiting: 0"), "{poller:?}");
     });
+}
+
+/// Two bindings have something to carry, and the observer of each waits for the other: whichever thread finds both, and
+/// wherever, another carries for one of them.
+#[test]
+fn an_observer_that_takes_its_time_holds_up_no_other_binding() {
+    const ROUNDS: u32 = 300;
+    const NAME: &str = "an_observer_that_takes_its_time_holds_up_no_other_binding";
+    let _watchdog = Watchdog::new(Duration::from_secs(60), || NAME.to_owned());
+    for by_room in [false, true] {
+        let poller = Poller::with_spin(Spin::Never);
+        let events = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let fds = [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        let carried: Arc<[AtomicU32; 2]> = Arc::default();
+        let round = Arc::new(AtomicU32::new(0));
+        let _observations = [0, 1].map(|index: usize| {
+            poller.bind(&fds[index], &events[index], index).unwrap();
+            let (carried, round) = (Arc::clone(&carried), Arc::clone(&round));
+            let meets_the_other = move |_: Change| {
+                let now = round.load(Ordering::Relaxed);
+                if now != 0 {
+                    carried[index].store(now, Ordering::Relaxed);
+                    wait_until("the other binding", || {
+                        carried[1 - index].load(Ordering::Relaxed) >= now
+                    });
+                }
+            };
+            let event = Arc::clone(&events[index]);
+            Observation::new(event, Interest::Signals, Arc::new(meets_the_other))
+        });
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        poller.wait(&mut Events::with_capacity(4), None).unwrap();
+                    }
+                    poller.notify();
+                });
+            }
+            for now in 1..=ROUNDS {
+                if by_room {
+                    // What is in the eventfds cannot be carried before the events are read.
+                    round.store(0, Ordering::Relaxed);
+                    events.iter().for_each(|event| event.write(FULL).unwrap());
+                    fds.iter().for_each(|fd| write(fd, 1));
+                    carry(&poller);
+                    round.store(now, Ordering::Relaxed);
+                    events.iter().for_each(|event| _ = event.read());
+                } else {
+                    round.store(now, Ordering::Relaxed);
+                    fds.iter().for_each(|fd| write(fd, 1));
+                }
+                // This thread finds them too, in one look of 32.
+                while carried.iter().any(|it| it.load(Ordering::Relaxed) != now) {
+                    look(&poller);
+                }
+                wait_until("the counts", || events.iter().all(|it| it.count() == 1));
+                round.store(0, Ordering::Relaxed);
+                events.iter().for_each(|event| _ = event.read());
+            }
+            done.store(true, Ordering::Relaxed);
+            poller.notify();
+        });
+    }
 }
 
 #[test]

@@ -9,10 +9,13 @@ mod cases;
 mod common;
 mod fds;
 mod limits;
+mod probe_panics;
+mod probe_stress;
 mod probes;
 mod script;
 mod set;
 mod threads;
+mod window;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog;

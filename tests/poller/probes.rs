@@ -11,17 +11,17 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::iter;
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
-const SOON: Option<Duration> = Some(Duration::from_millis(1));
+pub const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+pub const SOON: Option<Duration> = Some(Duration::from_millis(1));
 
 /// What a probe is asked and says.
 #[derive(Default)]
-struct Source {
+pub struct Source {
     ready: AtomicBool,
     /// Notifications are turned off.
     begun: AtomicBool,
@@ -30,7 +30,7 @@ struct Source {
     ends: AtomicU32,
 }
 
-struct OfSource(Arc<Source>);
+pub struct OfSource(Arc<Source>);
 
 impl Probe for OfSource {
     fn ready(&mut self) -> bool {
@@ -52,19 +52,19 @@ impl Probe for OfSource {
 }
 
 impl Source {
-    fn probe(self: &Arc<Self>) -> OfSource {
+    pub fn probe(self: &Arc<Self>) -> OfSource {
         OfSource(Arc::clone(self))
     }
 
-    fn set_ready(&self, ready: bool) {
+    pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
     }
 
-    fn asked(&self) -> u64 {
+    pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    fn is_begun(&self) -> bool {
+    pub fn is_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 }
@@ -78,7 +78,7 @@ fn probed(spin: Spin) -> (Poller, Arc<Event>, Arc<Source>) {
     (poller, kick, source)
 }
 
-fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
+pub fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     let mut events = Events::with_capacity(room);
     let number = poller.wait(&mut events, timeout).unwrap();
     assert_eq!(number, events.len());
@@ -86,7 +86,7 @@ fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-const SPINS: [Spin; 3] = [
+pub const SPINS: [Spin; 3] = [
     Spin::Never,
     Spin::DEFAULT,
     Spin::Adaptive {
@@ -168,6 +168,38 @@ fn what_is_there_before_the_probe_is_found() {
     }
 }
 
+/// What has nothing to do when its probe comes costs nothing before its first kick, however many there are: nobody asks
+/// it, and it goes on notifying.
+#[test]
+fn idle_sources_are_cold_from_the_start() {
+    for spin in SPINS {
+        let (poller, kick, busy) = probed(spin);
+        let idle: Vec<_> = (2..100)
+            .map(|key| {
+                let (kick, source) = (Arc::new(Event::new(0)), Arc::new(Source::default()));
+                poller.add(&kick, key, Watch::READABLE.edge()).unwrap();
+                poller.attach_probe(key, source.probe()).unwrap();
+                (kick, source)
+            })
+            .collect();
+        kick.signal();
+        busy.set_ready(true);
+        for _ in 0..100 {
+            assert_eq!(keys(&poller, 200, None), [1]);
+        }
+        busy.set_ready(false);
+        assert_eq!(keys(&poller, 200, SOON), NOTHING);
+        kick.signal();
+        assert_eq!(keys(&poller, 200, None), [1]);
+        for (_, source) in &idle {
+            assert_eq!((source.asked(), source.is_begun()), (1, false));
+        }
+        idle[7].0.signal();
+        assert_eq!(keys(&poller, 200, None), [9]);
+        assert!(idle[7].1.is_begun());
+    }
+}
+
 /// What the last look before a sleep finds keeps the thread awake.
 #[test]
 fn found_at_the_end() {
@@ -205,8 +237,8 @@ fn one_report() {
     let fd = eventfd(1, EventfdFlags::empty()).unwrap();
     let other = Arc::new(Source::default());
     poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
-    poller.attach_probe(2, other.probe()).unwrap();
     other.set_ready(true);
+    poller.attach_probe(2, other.probe()).unwrap();
     source.set_ready(true);
     for _ in 0..100 {
         kick.signal();
@@ -219,12 +251,14 @@ fn one_report() {
 /// Neither hides the other, nor what else is ready, however small the buffer is and however often the one is ready.
 #[test]
 fn none_starves() {
-    let (poller, _kick, source) = probed(Spin::Never);
+    let (poller, kick, source) = probed(Spin::Never);
     let (second, event) = (Arc::new(Source::default()), Arc::new(Event::new(1)));
     let fd = eventfd(1, EventfdFlags::empty()).unwrap();
-    let other_kick = Arc::new(Event::new(0));
+    let other_kick = Arc::new(Event::new(1));
     poller.add(&other_kick, 2, Watch::READABLE.edge()).unwrap();
     poller.attach_probe(2, second.probe()).unwrap();
+    kick.signal();
+    assert_eq!(keys(&poller, 4, None), [2, 1]);
     poller.add(&event, 3, Watch::READABLE).unwrap();
     poller.add_fd(&fd, 4, Watch::READABLE).unwrap();
     source.set_ready(true);
@@ -357,6 +391,25 @@ fn without_a_hot_source_threads_look_on() {
         assert!(after.looks > before.looks);
         assert_eq!(after.hits, 0);
     }
+    // Nor because another does the same.
+    watchdog::limit("without_a_hot_source_threads_look_on", || {
+        let poller = probed(Spin::Always).0;
+        let both = Barrier::new(2);
+        thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    both.wait();
+                    keys(&poller, 4, None)
+                })
+            });
+            // One that sleeps does so by then, most likely.
+            thread::sleep(Duration::from_millis(20));
+            while !waiters.iter().all(|waiter| waiter.is_finished()) {
+                poller.notify();
+            }
+        });
+        assert_eq!(poller.stats().sleeps, 0);
+    });
 }
 
 /// Whatever is asked first, a notification ends a wait that finds nothing.
@@ -631,7 +684,10 @@ fn of_descriptors() {
         poller.add_bound(&fd, &event, 1, Watch::READABLE).unwrap();
         poller.attach_probe(1, first.probe()).unwrap();
         poller.add_fd(&ours, 2, Watch::READABLE).unwrap();
+        second.set_ready(true);
         poller.attach_probe(2, second.probe()).unwrap();
+        assert_eq!(keys(&poller, 4, None), [2]);
+        second.set_ready(false);
         // After a sleep, both are cold.
         assert_eq!(keys(&poller, 4, SOON), NOTHING);
         rustix::io::write(&fd, &5_u64.to_ne_bytes()).unwrap();
@@ -669,30 +725,71 @@ fn nothing_is_lost_of_ten_million() {
     }
 }
 
+/// What driver and device share, and the device's own index.
+#[derive(Default)]
+pub struct Ring {
+    available: AtomicU64,
+    taken: AtomicU64,
+    no_notify: AtomicBool,
+    begins: AtomicU64,
+}
+
+pub struct OfRing(pub Arc<Ring>);
+
+impl Probe for OfRing {
+    fn ready(&mut self) -> bool {
+        self.0.available.load(Ordering::Acquire) != self.0.taken.load(Ordering::Relaxed)
+    }
+
+    fn begin(&mut self) {
+        self.0.begins.fetch_add(1, Ordering::Relaxed);
+        self.0.no_notify.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&mut self) -> bool {
+        self.0.no_notify.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.ready()
+    }
+}
+
+impl Ring {
+    /// Publishes a request. Returns whether the driver is to notify.
+    pub fn publish(&self) -> bool {
+        self.available.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        !self.no_notify.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is there. Returns how much that was.
+    pub fn take_all(&self) -> u64 {
+        let one_more = |taken| {
+            let available = self.available.load(Ordering::Acquire);
+            (taken != available).then_some(taken + 1)
+        };
+        let take = || {
+            self.taken
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+        };
+        iter::repeat_with(take).take_while(Result::is_ok).count() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.taken() == self.available.load(Ordering::Relaxed)
+    }
+
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// How often polling has begun.
+    pub fn begins(&self) -> u64 {
+        self.begins.load(Ordering::Relaxed)
+    }
+}
+
 /// A driver that notifies only if it is asked to, and so many threads that serve: every request is served.
 fn serve_all(requests: u64, threads: usize, descriptors: bool) {
-    #[derive(Default)]
-    struct Ring {
-        available: AtomicU64,
-        taken: AtomicU64,
-        no_notify: AtomicBool,
-    }
-    struct OfRing(Arc<Ring>);
-    impl Probe for OfRing {
-        fn ready(&mut self) -> bool {
-            self.0.available.load(Ordering::Acquire) != self.0.taken.load(Ordering::Relaxed)
-        }
-
-        fn begin(&mut self) {
-            self.0.no_notify.store(true, Ordering::Relaxed);
-        }
-
-        fn end(&mut self) -> bool {
-            self.0.no_notify.store(false, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            self.ready()
-        }
-    }
     let limit = Duration::from_secs(60 + requests / 50_000);
     let _watchdog = Watchdog::new(limit, || "requests".to_owned());
     // The window goes up and down: now and then the driver takes its time.
@@ -710,24 +807,15 @@ fn serve_all(requests: u64, threads: usize, descriptors: bool) {
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while ring.taken.load(Ordering::Relaxed) < requests {
+                while ring.taken() < requests {
                     keys(&poller, 2, None);
-                    let take = |taken| {
-                        (taken != ring.available.load(Ordering::Acquire)).then_some(taken + 1)
-                    };
-                    while ring
-                        .taken
-                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-                        .is_ok()
-                    {}
+                    ring.take_all();
                 }
                 poller.notify();
             });
         }
         for request in 0..requests {
-            ring.available.store(request + 1, Ordering::Release);
-            fence(Ordering::SeqCst);
-            if !ring.no_notify.load(Ordering::Relaxed) {
+            if ring.publish() {
                 if descriptors {
                     rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
                 } else {
@@ -737,11 +825,11 @@ fn serve_all(requests: u64, threads: usize, descriptors: bool) {
             if request % 4_096 == 0 {
                 thread::sleep(Duration::from_micros(500));
             } else if request % 64 == 0 {
-                while ring.taken.load(Ordering::Relaxed) <= request {
+                while ring.taken() <= request {
                     std::hint::spin_loop();
                 }
             }
         }
     });
-    assert_eq!(ring.taken.load(Ordering::Relaxed), requests);
+    assert_eq!(ring.taken(), requests);
 }
