@@ -441,6 +441,18 @@ impl Event {
         self.counter.arm(interest);
     }
 
+    /// The same, for who [hears](Self::hear_signallers) the signallers afterwards, if the event
+    /// [has](Self::has_signallers) some then.
+    pub(crate) fn arm_unheard(&self, interest: Interest) {
+        self.counter.arm_unheard(interest);
+    }
+
+    /// Whether the event has, or has had, signallers with a lane. A [`DEKKER`](crate::sync::DEKKER) load: those of which
+    /// it does not know see what was announced before.
+    pub(crate) fn has_signallers(&self) -> bool {
+        self.counter.is_split()
+    }
+
     /// Who waits for a change.
     pub(crate) fn waiters(&self, change: Change) -> &Waiters {
         match change {

@@ -4,7 +4,7 @@ use super::bells::{self, Bell, for_each_peer};
 use super::event::Eventfd;
 use super::{Case, Ratio, Run, alone, pin, two_with};
 use doorbell::event::{Batch, Signaller};
-use doorbell::poll::{Poller, Watch};
+use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Spin};
 use rustix::event::epoll;
 use std::hint::{black_box, spin_loop};
@@ -133,6 +133,20 @@ pub fn all() -> Vec<Case> {
         })
     });
 
+    let (signaller, event) = pair();
+    case(
+        POLLER_ROUND,
+        SIGNALLER,
+        poller_round(&event, move || signaller.signal()),
+    );
+    let event = Arc::new(Event::new(0));
+    let signalled = Arc::clone(&event);
+    case(
+        POLLER_ROUND,
+        PLAIN,
+        poller_round(&event, move || signalled.signal()),
+    );
+
     case(PING_PONG, SIGNALLER, ping_pong(true));
     case(PING_PONG, PLAIN, ping_pong(false));
     case(PING_PONG, EVENTFD, bells::ping_pong(Eventfd::new));
@@ -153,6 +167,7 @@ pub fn ratios() -> Vec<Ratio> {
         (MANY_EVENTS, EVENTFD, SIGNALLER, ">= 60"),
         (MANY_EVENTS, PLAIN, SIGNALLER, ""),
         (TO_POLLER, EPOLL, SIGNALLER, ">= 60"),
+        (POLLER_ROUND, SIGNALLER, PLAIN, ""),
         (PING_PONG, SIGNALLER, EVENTFD, "<= 1.35"),
         (PING_PONG, PLAIN, EVENTFD, "<= 1"),
     ]
@@ -169,6 +184,7 @@ pub const SIGNAL_READ: &str = "signaller: signal + read";
 pub const BURST_READ: &str = "signaller: 16 signals + read";
 pub const MANY_EVENTS: &str = "signaller: a signal of each of 64 events";
 pub const TO_POLLER: &str = "signaller: signal to a busy poller";
+pub const POLLER_ROUND: &str = "signaller: signal + wait + read, a poller";
 pub const PING_PONG: &str = "signaller: ping-pong, parked";
 
 const SIGNALLER: &str = "doorbell, by a signaller";
@@ -230,6 +246,18 @@ fn knowing_poller(event: &Arc<Event>) -> Poller {
     poller.add(event, 0, Watch::READABLE).expect("a new key");
     event.signal();
     poller
+}
+
+fn poller_round(event: &Arc<Event>, signal: impl Fn() + 'static) -> Run {
+    let event = Arc::clone(event);
+    let poller = Poller::new();
+    poller.add(&event, 0, Watch::READABLE).expect("a new key");
+    let mut found = Events::with_capacity(1);
+    alone(move || {
+        signal();
+        poller.wait(&mut found, None).expect("there is room");
+        event.read()
+    })
 }
 
 fn ping_pong(by_signallers: bool) -> Run {

@@ -10,6 +10,7 @@ compile_error!("run cargo inside loom-tests/, where .cargo/config.toml sets --cf
 pub use doorbell::sync::futex::model as futex;
 
 mod stacks;
+pub mod store_buffers;
 
 use doorbell::{Event, Mode, Spin};
 use loom::cell::UnsafeCell;

@@ -7,7 +7,8 @@
 //! noticed.
 
 use doorbell::event::{Change, Interest, Observation, Signaller};
-use doorbell::{Event, Mode, WriteError};
+use doorbell::poll::{Events, Poller, Watch};
+use doorbell::{Event, Mode, Spin, WriteError};
 use loom::sync::Arc as Shared;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
@@ -311,5 +312,61 @@ fn room_is_made_and_used_up() {
         assert_eq!(event.try_write(1), Ok(()));
         let taken = u128::from(other.join().unwrap());
         assert_eq!(taken + u128::from(event.read()), u128::from(u64::MAX));
+    });
+}
+
+/// One event in a poller, under key 1, that has been reported, read and then found empty, and a signaller of it.
+fn polled(watch: Watch) -> (Arc<Poller>, Signaller) {
+    let poller = Arc::new(Poller::with_spin(Spin::Never));
+    let event = Arc::new(Event::new(0).with_spin(Spin::Never));
+    let signaller = signaller(Arc::clone(&event));
+    poller.add(&event, 1, watch).unwrap();
+    signaller.signal();
+    assert_eq!(look(&poller), [1]);
+    assert_eq!(event.try_read(), Some(1));
+    assert!(look(&poller).is_empty());
+    (poller, signaller)
+}
+
+fn look(poller: &Poller) -> Vec<usize> {
+    let mut events = Events::with_capacity(2);
+    poller.look(&mut events).unwrap();
+    events.iter().map(|ready| ready.key()).collect()
+}
+
+fn wait(poller: &Poller) -> Vec<usize> {
+    let mut events = Events::with_capacity(2);
+    poller.wait(&mut events, None).unwrap();
+    events.iter().map(|ready| ready.key()).collect()
+}
+
+/// An event that is hot is armed before the thread sleeps.
+#[test]
+fn a_thread_that_falls_asleep_in_a_poller() {
+    for watch in [Watch::READABLE, Watch::READABLE.edge()] {
+        check("a_thread_that_falls_asleep_in_a_poller", None, move || {
+            let (poller, signaller) = polled(watch);
+            let event = Arc::clone(signaller.event());
+            let other = thread::spawn(move || signaller.signal());
+            assert_eq!(wait(&poller), [1]);
+            assert_eq!(event.try_read(), Some(1));
+            other.join().unwrap();
+        });
+    }
+}
+
+/// A thread that looks while another one sleeps leaves nothing hot, and one that left something hot is seen by who
+/// falls asleep.
+#[test]
+fn a_look_beside_a_sleeper_in_a_poller() {
+    check("a_look_beside_a_sleeper_in_a_poller", Some(3), || {
+        let (poller, signaller) = polled(Watch::READABLE);
+        let sleeper = {
+            let poller = Arc::clone(&poller);
+            thread::spawn(move || wait(&poller))
+        };
+        look(&poller);
+        signaller.signal();
+        assert_eq!(sleeper.join().unwrap(), [1]);
     });
 }

@@ -160,14 +160,24 @@ impl<S: Count> Counter<S> {
 
     /// Asks for one call after the next change of interest. The count is to be [looked at](Self::look) afterwards.
     pub(crate) fn arm(&self, interest: Interest) {
+        self.arm_unheard(interest);
+        if interest.includes(Change::Signalled) {
+            self.hear_signallers();
+        }
+    }
+
+    /// The same without the last step, for who does it for several.
+    pub(crate) fn arm_unheard(&self, interest: Interest) {
         for (waiters, change) in self.sides() {
             if interest.includes(change) {
                 waiters.set(ARMED);
             }
         }
-        if interest.includes(Change::Signalled) {
-            self.hear_signallers();
-        }
+    }
+
+    /// Whether there is anybody to be [heard](Self::hear_signallers), or has been, with a [`DEKKER`] load.
+    pub(crate) fn is_split(&self) -> bool {
+        self.lanes(self.count.load(DEKKER)).is_some()
     }
 
     /// A snapshot for `Debug`: what is wanted to be known of an event that seems stuck.

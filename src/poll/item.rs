@@ -20,6 +20,11 @@
 //!
 //! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
 //! ready, it goes through 1 to 3.
+//!
+//! Step 2 of an event with [signallers](crate::event::Signaller) is followed by a barrier that all threads of the
+//! process execute, see `src/event/split.rs`, and an armed signal costs them what they save. So a level-triggered item
+//! of that kind is *hot*: it stays in the queue, ready or not, and is looked at each time, as long as no thread sleeps
+//! and for [`MOST_IDLE`] looks in vain. Then all that are hot are armed, and there is one barrier for all.
 
 use super::bound::Bound;
 use super::events;
@@ -46,6 +51,8 @@ const DELETED: u32 = 64;
 pub(super) struct Item {
     link: Link<Item>,
     state: AtomicU32,
+    /// How many looks have found nothing, of late. Under the poller's lock.
+    idle: AtomicU32,
     pub(super) key: usize,
     pub(super) what: What,
     shared: Arc<Shared<Item>>,
@@ -56,14 +63,22 @@ pub(super) enum What {
     Bound(Bound),
 }
 
+/// After so many looks that found nothing, an item is not hot any more: looks cost time too.
+const MOST_IDLE: u32 = 256;
+
 /// What a look at an item found.
-pub(super) enum Found {
+pub(super) enum Found<'a> {
     /// Not ready or disabled. It has left the queue.
     Nothing,
     /// It has left the queue, and these are the flags to be reported.
     Ready(u8),
     /// The same, but it stays in the queue.
     StillReady(Arc<Item>, u8),
+    /// Not ready, but it stays in the queue, to be looked at.
+    Hot(Arc<Item>),
+    /// It has left the queue and is armed. When its signallers have been [heard](Item::hear_signallers), it is to be
+    /// looked at [once more](Item::look_when_armed).
+    Armed(&'a Item),
 }
 
 impl Item {
@@ -73,6 +88,7 @@ impl Item {
         Arc::new(Item {
             link: Link::new(),
             state: AtomicU32::new(QUEUED),
+            idle: AtomicU32::new(0),
             key,
             what,
             shared,
@@ -150,18 +166,26 @@ impl Item {
         item
     }
 
-    /// Whoever has taken it from the queue looks at a watched event.
+    /// Whoever has taken it from the queue looks at a watched event, which may be hot if that is so of any.
     ///
     /// # Safety
     ///
     /// It is registered, and the caller has the poller's lock.
-    pub(super) unsafe fn look(self: Arc<Self>) -> Found {
+    pub(super) unsafe fn look<'a>(self: Arc<Self>, may_be_hot: bool) -> Found<'a> {
         let state = self.state.load(Ordering::Relaxed);
         let stays = state & (EDGE | ONE_SHOT) == 0;
         if stays && state & ENABLED != 0 {
             let flags = self.level(state);
             if flags != 0 {
+                self.idle.store(0, Ordering::Relaxed);
                 return Found::StillReady(self, flags);
+            }
+            if may_be_hot && self.event().has_signallers() {
+                let idle = self.idle.load(Ordering::Relaxed) + 1;
+                self.idle.store(idle % (MOST_IDLE + 1), Ordering::Relaxed);
+                if idle <= MOST_IDLE {
+                    return Found::Hot(self);
+                }
             }
         }
         // SAFETY: as promised.
@@ -169,22 +193,37 @@ impl Item {
         if state & ENABLED == 0 {
             return Found::Nothing;
         }
-        item.arm(state);
-        let flags = item.level(state);
+        item.event().arm_unheard(interest(state));
+        if item.event().has_signallers() {
+            return Found::Armed(item);
+        }
+        item.look_when_armed()
+    }
+
+    /// Whoever has armed it looks at it. Under the poller's lock.
+    pub(super) fn look_when_armed<'a>(&self) -> Found<'a> {
+        let state = self.state.load(Ordering::Relaxed);
+        let flags = self.level(state);
         if flags == 0 {
             return Found::Nothing;
         }
         if state & ONE_SHOT != 0 {
-            item.state.fetch_and(QUEUED, Ordering::Relaxed);
+            self.state.fetch_and(QUEUED, Ordering::Relaxed);
         }
-        if !stays {
+        if state & (EDGE | ONE_SHOT) != 0 {
             return Found::Ready(flags);
         }
         // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
-        match item.enter_queue() {
+        match self.enter_queue() {
             Some(item) => Found::StillReady(item, flags),
             None => Found::Nothing,
         }
+    }
+
+    /// To be looked at afterwards, for who has armed it. Returns whether there are any signallers; then those of all
+    /// other events have been heard too.
+    pub(super) fn hear_signallers(&self) -> bool {
+        self.event().hear_signallers()
     }
 
     /// Carries over for a binding, or settles one that has been deleted.
@@ -211,12 +250,17 @@ impl Item {
     /// Asks for a call after the next change that is of interest.
     fn arm(&self, state: u32) {
         if state & ENABLED != 0 {
-            self.event().arm(if state & WRITABLE != 0 {
-                Interest::Both
-            } else {
-                Interest::Signals
-            });
+            self.event().arm(interest(state));
         }
+    }
+}
+
+/// What an item that is enabled is to be called for.
+fn interest(state: u32) -> Interest {
+    if state & WRITABLE != 0 {
+        Interest::Both
+    } else {
+        Interest::Signals
     }
 }
 

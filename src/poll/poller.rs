@@ -16,6 +16,7 @@ use crate::sync::waiters::{Outcome, Release};
 use crate::sync::{Mutex, MutexGuard, wake_queue};
 use crate::{Event, Spin};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
@@ -567,8 +568,13 @@ impl Poller {
         let mut registered = self.registered();
         registered.take_in(&self.shared);
         let Registered { ready, deleted, .. } = &mut *registered;
+        // Who falls asleep stands among the waiters, and comes here: either it sees what is left hot here, and arms it,
+        // or it is seen.
+        let may_be_hot = self.shared.waiters.count() == 0;
+        let mut armed = Vec::new();
         for _ in 0..ready.len() {
-            if events.room() == 0 {
+            // There may be armed ones, for each of which there is room.
+            if events.room() <= armed.len() {
                 break;
             }
             let Some(item) = ready.pop_front() else {
@@ -581,15 +587,24 @@ impl Poller {
             }
             let key = item.key;
             // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
-            match unsafe { item.look() } {
+            match unsafe { item.look(may_be_hot) } {
                 Found::Nothing => {}
                 Found::Ready(flags) => events.push(key, flags),
                 Found::StillReady(item, flags) => {
                     events.push(key, flags);
                     ready.push_back(item);
                 }
+                Found::Hot(item) => ready.push_back(item),
+                Found::Armed(item) => {
+                    armed.push(item);
+                    // Each may be ready now, and there is room for it.
+                    if armed.len() == events.room() {
+                        hear_and_look(&mut armed, events, ready);
+                    }
+                }
             }
         }
+        hear_and_look(&mut armed, events, ready);
         self.note_backlog(&registered);
         let bindings = registered.bindings.len();
         drop(registered);
@@ -694,6 +709,22 @@ impl Poller {
         match self.shared.fds.get() {
             Some(fds) => fds,
             None => unreachable!("a descriptor is registered, but nowhere"),
+        }
+    }
+}
+
+/// Looks at items that have been armed, when their signallers have been heard: once for all. There is room for them.
+fn hear_and_look(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut VecDeque<Arc<Item>>) {
+    // To hear the signallers of one event is to hear those of all.
+    armed.iter().any(|item| item.hear_signallers());
+    for item in armed.drain(..) {
+        match item.look_when_armed() {
+            Found::Ready(flags) => events.push(item.key, flags),
+            Found::StillReady(queued, flags) => {
+                events.push(item.key, flags);
+                ready.push_back(queued);
+            }
+            Found::Nothing | Found::Hot(_) | Found::Armed(_) => {}
         }
     }
 }
