@@ -58,6 +58,10 @@ pub mod poll;
 pub mod shared;
 #[cfg(all(feature = "virtio-queue", target_os = "linux", not(loom)))]
 pub mod virtio;
+/// Open to `loom-tests`: what of it does not depend on the crate of the queue.
+#[cfg(loom)]
+#[allow(missing_docs)]
+pub mod virtio;
 
 #[cfg(not(loom))]
 mod sync;

@@ -25,13 +25,20 @@
 //!
 //! # When to interrupt
 //!
-//! A driver that sleeps in its call eventfd and has 32 requests under way is best interrupted for the first of them, so
-//! that it wakes up while the device does the other 31. A driver that polls the used ring is best left alone: the full
-//! barrier that a sure answer takes costs a tenth of a small request. [`complete`](PolledQueue::complete) therefore
-//! looks at what the driver asks for (`used_event`, or `NO_INTERRUPT` in the flags of the available ring) after each
-//! request without a barrier, which is a load of memory that the driver of a busy queue rarely writes, and passes the
-//! barrier only if the driver seems to want the interrupt. [`finish`](PolledQueue::finish) gives the sure answer, once
-//! for all requests that are done; no interrupt is lost, whatever the looks before it have seen.
+//! A driver may be interrupted after all requests of a batch, or after each, or somewhere in between. If the driver
+//! sleeps, an interrupt for the first request is best: the wake-up passes while the device does the other 31. If the
+//! driver is awake, or sleeps on the device's own CPU, each interrupt before the end is one too many, and each question
+//! whether the driver wants one costs a tenth of a small request.
+//!
+//! [`complete`](PolledQueue::complete) therefore looks after 1, 2, 4, 8… requests of a batch at what the driver asks for
+//! (`used_event`, or `NO_INTERRUPT` in the flags of the available ring), and passes the full barrier that a sure answer
+//! takes only if the driver seems to want the interrupt. When such an interrupt has been made, the next
+//! [`pop`](PolledQueue::pop) looks whether the driver has asked anew by then. If so, the driver was awake or took the
+//! device's CPU, and from 1 to 64 batches go by without a look before their end, the more the more often that happens.
+//! [`finish`](PolledQueue::finish) gives the sure answer, once for all requests that are done; no interrupt is lost,
+//! whatever the looks before it have seen.
+//!
+//! Devices with a rule of their own use [`add_used`](PolledQueue::add_used) and `finish` alone.
 //!
 //! # How to: a virtio device on doorbell
 //!
@@ -112,14 +119,26 @@
 //!
 //! The example `vhost-user-blk` is this with several queues, reconnection, and front-ends that lie.
 
+mod early;
+#[cfg(not(loom))]
 mod error;
+#[cfg(not(loom))]
+mod guest;
+#[cfg(not(loom))]
 mod probe;
+#[cfg(not(loom))]
 mod queue;
+#[cfg(not(loom))]
 mod rings;
+#[cfg(loom)]
+pub mod rings;
 
+#[cfg(not(loom))]
 pub use error::QueueError;
+#[cfg(not(loom))]
 pub use probe::QueueProbe;
+#[cfg(not(loom))]
 pub use queue::{PolledQueue, Served};
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -116,7 +116,40 @@ fn a_quick_run_writes_three_files_that_agree() {
             }
         }
     }
+    let devices: Vec<&Value> = list(&json, "sections")
+        .iter()
+        .flat_map(|section| list(section, "devices"))
+        .collect();
+    assert_eq!(
+        devices.len(),
+        4,
+        "one and 32 requests, drivers that sleep and that poll"
+    );
+    for device in devices {
+        let name = device["name"].as_str().expect("a name");
+        assert!(page.contains(name) && text.contains(name), "{name}");
+        for row in list(device, "rows") {
+            assert_ascending(row, &["p50_us", "p99_us"]);
+            for number_of in ["requests_per_second", "to_doorbell"] {
+                assert!(number(row, number_of) > 0.0, "{number_of}: {row}");
+            }
+            for number_of in ["cpu_us", "kicks", "interrupts"] {
+                assert!(number(row, number_of) >= 0.0, "{number_of}: {row}");
+            }
+            peers.push(row["who"].as_str().expect("a name"));
+        }
+    }
+    // What is missing is told on the page and to who runs it.
+    let qemu = "qemu-storage-daemon";
+    if !peers.contains(&qemu) {
+        let told = format!("skipped: {qemu} (it is not there)");
+        assert!(stderr.contains(&told), "{stderr}");
+        let told = format!("Skipped: {qemu} (it is not there)");
+        assert!(page.contains(&told) && text.contains(&told));
+    }
     for peer in [
+        "vhost-user-backend",
+        "epoll, QEMU's polling",
         "doorbell",
         "kernel eventfd",
         "event-listener",

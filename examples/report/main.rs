@@ -1,23 +1,34 @@
 //! What everything costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways
 //! to wake a thread.
 //!
-//! All comparisons are made in one process, by turns, so that whatever else the machine does meets all alike. The cases
-//! are those of the benches. What comes of it is one page without references to anything outside, the same as text, and
+//! All comparisons are made in one process, by turns, so that whatever else the machine does meets all alike; only the
+//! device's back-ends are processes of their own. The cases are those of the benches. What comes of it is one page without references to anything outside, the same as text, and
 //! the same as JSON.
 //!
 //! | what | where |
 //! |---|---|
-//! | what is compared with what | [`sections`], `benches/cases/` |
+//! | what is compared with what | [`sections`], `benches/cases/`, `benches/device/` |
 //! | the turns | [`measure`] |
 //! | what came of it | [`results`], written by [`page`] with [`chart`], and by [`text`] |
 //!
 //! `cargo run --release --example report -- --help` tells the options.
 
 #[cfg(target_os = "linux")]
+#[path = "../../tests/vhost_user_blk/backend.rs"]
+#[allow(dead_code)]
+mod backend;
+#[cfg(target_os = "linux")]
 #[path = "../../benches/cases/mod.rs"]
 mod cases;
 #[cfg(target_os = "linux")]
 mod chart;
+#[cfg(target_os = "linux")]
+#[path = "../../benches/device/mod.rs"]
+mod device;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/vhost_user_blk/driver.rs"]
+#[allow(dead_code)]
+mod driver;
 #[cfg(target_os = "linux")]
 mod format;
 #[cfg(target_os = "linux")]
@@ -36,6 +47,10 @@ mod results;
 mod sections;
 #[cfg(target_os = "linux")]
 mod text;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/common/watchdog.rs"]
+#[allow(dead_code)]
+mod watchdog;
 
 #[cfg(target_os = "linux")]
 fn main() -> anyhow::Result<()> {

@@ -1,13 +1,16 @@
 //! Takes all the samples.
 
+use crate::backend;
 use crate::cases::latency::{self, Sampler};
 use crate::cases::turns::{Samples, Turns, take_turns};
 use crate::cases::{self, Case};
+use crate::device;
 use crate::machine::{self, Machine};
 use crate::progress::Progress;
-use crate::results::{Comparison, Distribution, Report, Section};
+use crate::results::{Comparison, Device, Distribution, Report, Section};
 use crate::sections::{self, Plan};
 use std::mem;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How much of everything.
@@ -15,6 +18,7 @@ struct Effort {
     turns: Turns,
     /// Single calls in a turn.
     calls: usize,
+    device: device::Effort,
 }
 
 const FULL: Effort = Effort {
@@ -24,6 +28,10 @@ const FULL: Effort = Effort {
         within: Duration::from_secs(3),
     },
     calls: 64,
+    device: device::Effort {
+        turns: 5,
+        each: Duration::from_millis(100),
+    },
 };
 const QUICK: Effort = Effort {
     turns: Turns {
@@ -32,11 +40,17 @@ const QUICK: Effort = Effort {
         within: Duration::ZERO,
     },
     calls: 16,
+    device: device::Effort {
+        turns: 1,
+        each: Duration::from_millis(2),
+    },
 };
 
 pub fn run(quick: bool) -> Report {
     let effort = if quick { QUICK } else { FULL };
     let load_before = machine::load();
+    // Before anybody waits for samples: this may have to be compiled.
+    let device = backend::try_example();
     let start = Instant::now();
 
     let mut cases = cases();
@@ -49,7 +63,8 @@ pub fn run(quick: bool) -> Report {
             of_cases + if plan.latencies { latency_cases() } else { 0 }
         })
         .sum::<usize>()
-        * effort.turns.most;
+        * effort.turns.most
+        + device_samples(&effort);
     let progress = Progress::new(samples);
 
     let sections = plans.into_iter().map(|plan| {
@@ -64,11 +79,21 @@ pub fn run(quick: bool) -> Report {
             true => distributions(&effort, &progress),
             false => Vec::new(),
         };
+        let (devices, skipped) = match (plan.device, device) {
+            (false, _) => Default::default(),
+            (true, Ok(_)) => devices(&effort, &progress),
+            (true, Err(why)) => (Vec::new(), vec![format!("all of it ({why})")]),
+        };
+        for what in &skipped {
+            eprintln!("report: skipped: {what}");
+        }
         Section {
             title: plan.title,
             text: plan.text,
             comparisons,
             distributions,
+            devices,
+            skipped,
         }
     });
     let sections = sections.collect();
@@ -122,6 +147,35 @@ fn distributions(effort: &Effort, progress: &Progress) -> Vec<Distribution> {
         Distribution::new(sections::BURST, &bursts),
         Distribution::new(sections::BURST_CALL, &burst_calls),
     ]
+}
+
+/// Requests under way.
+const DEPTHS: [usize; 2] = [1, 32];
+
+fn device_samples(effort: &Effort) -> usize {
+    device::loads(&DEPTHS).len() * device::MOST_BACKENDS * effort.device.turns
+}
+
+/// The device under each load, and which back-ends are missing.
+fn devices(effort: &Effort, progress: &Progress) -> (Vec<Device>, Vec<String>) {
+    let measure = || {
+        let (mut backends, missing) = device::backends(true);
+        device::pin_driver();
+        let devices = device::loads(&DEPTHS).into_iter().map(|load| {
+            let name = load.name();
+            progress.begin(&name);
+            let samples =
+                device::take_turns(&mut backends, load, &effort.device, || progress.step());
+            let names = backends.iter().map(|backend| backend.name);
+            Device::new(name, &names.zip(samples).collect::<Vec<_>>())
+        });
+        let missing = missing
+            .iter()
+            .map(|name| format!("{name} (it is not there)"));
+        (devices.collect(), missing.collect())
+    };
+    // A thread that is pinned stays so.
+    thread::scope(|scope| scope.spawn(measure).join().expect("it measures"))
 }
 
 /// The calls, and the wake-ups.

@@ -2,7 +2,7 @@
 
 use crate::chart;
 use crate::format::{self, Unit};
-use crate::results::{self, Comparison, Distribution, Kind, Report, Section};
+use crate::results::{self, Comparison, Device, Distribution, Kind, Report, Section};
 use crate::text;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -32,6 +32,12 @@ pub fn of(report: &Report) -> String {
                     }
                     @for distribution in &section.distributions {
                         (distribute(distribution))
+                    }
+                    @for device in &section.devices {
+                        (drive(device))
+                    }
+                    @for what in &section.skipped {
+                        p.about { "Skipped: " (what) }
                     }
                 }
             }
@@ -162,6 +168,48 @@ fn distribute(distribution: &Distribution) -> Markup {
                             td { (unit.show(row.p90_ns)) }
                             td { (unit.show(row.p99_ns)) }
                             td { (unit.show(row.max_ns)) }
+                            (ratio_and_mark(row.to_doorbell, best, row.kind))
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn drive(device: &Device) -> Markup {
+    let rates = device.rows.iter().map(|row| row.requests_per_second);
+    let highest = rates.fold(0.0, f64::max);
+    let best = device.best();
+    html! {
+        h3 { (device.name) }
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        th {}
+                        th.bar { "requests" }
+                        th { "a second" }
+                        th { "p50, µs" }
+                        th { "p99, µs" }
+                        th { "CPU, µs" }
+                        th { "kicks" }
+                        th { "interrupts" }
+                        th { "× doorbell’s time" }
+                        th {}
+                    }
+                }
+                tbody {
+                    @for row in &device.rows {
+                        tr.doorbell[row.kind == Kind::Doorbell] {
+                            td { (row.who) }
+                            td.bar { (chart::bar(row.requests_per_second / highest)) }
+                            td { (format::rate(1e9 / row.requests_per_second)) }
+                            td { (format!("{:.1}", row.p50_us)) }
+                            td { (format!("{:.1}", row.p99_us)) }
+                            td { (format!("{:.2}", row.cpu_us)) }
+                            td { (format!("{:.4}", row.kicks)) }
+                            td { (format!("{:.4}", row.interrupts)) }
                             (ratio_and_mark(row.to_doorbell, best, row.kind))
                         }
                     }

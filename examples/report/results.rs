@@ -1,6 +1,7 @@
 //! What came of it, as it is in report.json.
 
 use crate::cases::turns::{Samples, median, quantile, ratios};
+use crate::device::Sample;
 use crate::machine::Machine;
 use serde::Serialize;
 
@@ -24,6 +25,9 @@ pub struct Section {
     pub text: &'static str,
     pub comparisons: Vec<Comparison>,
     pub distributions: Vec<Distribution>,
+    pub devices: Vec<Device>,
+    /// What could not be measured, and why.
+    pub skipped: Vec<String>,
 }
 
 /// Peers, and how many times doorbell's time they take.
@@ -45,7 +49,7 @@ impl Report {
 }
 
 impl Section {
-    /// The ratios of each comparison and each distribution, with its name.
+    /// The ratios of each comparison, distribution and device, with its name.
     pub fn ratios(&self) -> Vec<(&str, Ratios)> {
         let compared = self.comparisons.iter().map(|comparison| {
             let rows = comparison.rows.iter();
@@ -57,7 +61,12 @@ impl Section {
             let ratios = peers(rows.map(|row| (row.who, row.kind, row.to_doorbell)));
             (distribution.name, ratios)
         });
-        compared.chain(distributed).collect()
+        let of_devices = self.devices.iter().map(|device| {
+            let rows = device.rows.iter();
+            let ratios = peers(rows.map(|row| (row.who, row.kind, row.to_doorbell)));
+            (device.name.as_str(), ratios)
+        });
+        compared.chain(distributed).chain(of_devices).collect()
     }
 }
 
@@ -182,6 +191,73 @@ impl Distribution {
         });
         Distribution {
             name,
+            rows: rows.collect(),
+        }
+    }
+
+    pub fn best(&self) -> f64 {
+        let ratios = self.rows.iter().map(|row| row.to_doorbell);
+        ratios.fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// A device, and what drives it.
+#[derive(Serialize)]
+pub struct Device {
+    pub name: String,
+    pub turns: usize,
+    pub rows: Vec<Backend>,
+}
+
+/// Medians of the turns.
+#[derive(Serialize)]
+pub struct Backend {
+    pub who: &'static str,
+    pub kind: Kind,
+    pub requests_per_second: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// Of the back-end, for a request.
+    pub cpu_us: f64,
+    /// For a request.
+    pub kicks: f64,
+    /// For a request, as far as the driver hears of them.
+    pub interrupts: f64,
+    /// The median of the ratios to doorbell's time for a request in the same turn: above 1, doorbell is faster.
+    pub to_doorbell: f64,
+}
+
+impl Device {
+    pub fn new(name: String, samples: &[(&'static str, Vec<Sample>)]) -> Self {
+        let times = samples.iter().map(|(who, samples)| {
+            let times = samples.iter().map(|sample| 1e9 / sample.rate);
+            (*who, times.collect())
+        });
+        let times: Samples = times.collect();
+        let (_, ours) = find_ours(&times);
+        let rows = samples
+            .iter()
+            .zip(&times)
+            .map(|((who, samples), (_, times))| {
+                let of = |what: fn(&Sample) -> f64| {
+                    let values: Vec<f64> = samples.iter().map(what).collect();
+                    median(&values)
+                };
+                Backend {
+                    who,
+                    kind: Kind::of(who),
+                    requests_per_second: of(|sample| sample.rate),
+                    p50_us: of(|sample| sample.p50),
+                    p99_us: of(|sample| sample.p99),
+                    cpu_us: of(|sample| sample.cpu),
+                    kicks: of(|sample| sample.kicks),
+                    interrupts: of(|sample| sample.interrupts),
+                    to_doorbell: median(&ratios(times, ours)),
+                }
+            });
+        Device {
+            name,
+            turns: ours.len(),
             rows: rows.collect(),
         }
     }

@@ -10,6 +10,8 @@ pub struct Plan {
     pub groups: Vec<String>,
     /// How long single wake-ups take, too.
     pub latencies: bool,
+    /// A real device, too.
+    pub device: bool,
 }
 
 pub const WAKE_UP: &str = "one signal to a sleeping thread, until it runs";
@@ -32,6 +34,7 @@ pub fn all() -> Vec<Plan> {
                    counter that saturates has to look first.",
             groups: strings(&[event::SIGNAL, event::SIGNAL_READ, event::PRODUCERS]),
             latencies: false,
+            device: false,
         },
         Plan {
             title: "Batches",
@@ -40,6 +43,7 @@ pub fn all() -> Vec<Plan> {
                    batch saves with many events is wake-ups, and here nobody waits.",
             groups: strings(&[batch::ONE_EVENT, batch::MANY_EVENTS]),
             latencies: false,
+            device: false,
         },
         Plan {
             title: "Ping-pong",
@@ -55,6 +59,7 @@ pub fn all() -> Vec<Plan> {
                 event::PING_PONG_PARKED,
             ]),
             latencies: false,
+            device: false,
         },
         Plan {
             title: "Waking a thread that sleeps",
@@ -63,6 +68,7 @@ pub fn all() -> Vec<Plan> {
                    device's; of a burst, only the first signal should have somebody to wake.",
             groups: Vec::new(),
             latencies: true,
+            device: false,
         },
         Plan {
             title: "Waiting for one of many",
@@ -75,6 +81,7 @@ pub fn all() -> Vec<Plan> {
                 .chain(MANY.iter().map(|&size| wait_any::asleep(size)))
                 .collect(),
             latencies: false,
+            device: false,
         },
         Plan {
             title: "Pollers",
@@ -88,6 +95,7 @@ pub fn all() -> Vec<Plan> {
                 .chain([poll::SLEEPING, poll::SPINNING].map(str::to_owned))
                 .collect(),
             latencies: false,
+            device: false,
         },
         Plan {
             title: "Tasks",
@@ -104,6 +112,20 @@ pub fn all() -> Vec<Plan> {
                 futures::PING_PONG,
             ]),
             latencies: false,
+            device: false,
+        },
+        Plan {
+            title: "A device",
+            text: "The example vhost-user-blk, a disk in memory: reads of 4 KiB by the driver of the crate \
+                   virtio-driver, which sleeps in its call eventfd or polls the used ring; driver and back-end have a \
+                   CPU each. The loop of the back-end is epoll or doorbell's Poller, which polls the available ring for \
+                   up to 32 µs before it sleeps, and the driver is asked whether it wants an interrupt after each \
+                   request, after all that are there, or by doorbell's rule. Beside it, epoll with QEMU's rule for \
+                   polling, the loop of the crate vhost-user-backend, and qemu-storage-daemon with a disk of zeroes \
+                   that is nowhere. CPU is the back-end's for a request.",
+            groups: Vec::new(),
+            latencies: false,
+            device: true,
         },
     ]
 }

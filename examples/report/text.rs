@@ -1,7 +1,7 @@
 //! The report as text.
 
 use crate::format::{self, Unit};
-use crate::results::{Comparison, Distribution, Kind, Report};
+use crate::results::{Comparison, Device, Distribution, Kind, Report};
 use std::fmt::Write;
 
 pub fn of(report: &Report) -> String {
@@ -18,6 +18,12 @@ pub fn of(report: &Report) -> String {
         }
         for distribution in &section.distributions {
             text += &distribute(distribution);
+        }
+        for device in &section.devices {
+            text += &drive(device);
+        }
+        for what in &section.skipped {
+            writeln!(text, "\nSkipped: {what}").expect("memory takes it");
         }
     }
     text
@@ -111,6 +117,37 @@ fn distribute(distribution: &Distribution) -> String {
             unit.show(row.max_ns),
             format::ratio(row.to_doorbell),
             mark(row.to_doorbell, distribution.best()),
+        );
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn drive(device: &Device) -> String {
+    let mut text = format!(
+        "\n{:<34}{:>10}{:>10}{:>10}{:>10}{:>9}{:>12}{:>14}\n",
+        device.name,
+        "a second",
+        "p50, µs",
+        "p99, µs",
+        "CPU, µs",
+        "kicks",
+        "interrupts",
+        "to doorbell"
+    );
+    for row in &device.rows {
+        let line = format!(
+            "  {:<32}{:>10}{:>10.1}{:>10.1}{:>10.2}{:>9.4}{:>12.4}{:>12} ×  {}",
+            row.who,
+            format::rate(1e9 / row.requests_per_second),
+            row.p50_us,
+            row.p99_us,
+            row.cpu_us,
+            row.kicks,
+            row.interrupts,
+            format::ratio(row.to_doorbell),
+            mark(row.to_doorbell, device.best()),
         );
         text += line.trim_end();
         text.push('\n');

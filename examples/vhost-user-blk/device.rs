@@ -1,10 +1,11 @@
 //! The device as the front-end sees it: what each message of the vhost-user protocol does.
 
 use crate::bell;
-use crate::disk::SECTOR;
+use crate::disk::{Disk, SECTOR};
 use crate::inflight::Inflight;
 use crate::loops::{CountedProbe, Loop};
 use crate::memory::{MOST_REGIONS, Memory};
+use crate::options::{Interrupts, Options};
 use crate::request::Requests;
 use crate::stats::Stats;
 use crate::vring::{Kick, MOST_DESCRIPTORS, RingAddresses, Vring};
@@ -50,6 +51,7 @@ pub struct Device {
     pub device_loop: Box<dyn Loop>,
     pub stats: Stats,
     requests: Requests,
+    interrupts: Interrupts,
     features: u64,
     memory: Memory,
     inflight: Option<Arc<Inflight>>,
@@ -59,11 +61,13 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new(requests: Requests, queues: u16, device_loop: Box<dyn Loop>) -> Self {
+    pub fn new(requests: Requests, options: &Options, device_loop: Box<dyn Loop>) -> Self {
+        let queues = options.queues;
         Device {
             device_loop,
             stats: Stats::new(queues),
             requests,
+            interrupts: options.interrupts,
             features: 0,
             memory: Memory::default(),
             inflight: None,
@@ -88,7 +92,7 @@ impl Device {
     /// Serves a queue, and stops it if its driver breaks the rules.
     pub fn serve(&mut self, index: usize) -> Result<()> {
         let stats = &self.stats.queues[index];
-        match self.vrings[index].serve(&mut self.requests, stats) {
+        match self.vrings[index].serve(&mut self.requests, self.interrupts, stats) {
             Ok(more) => {
                 if more || self.vrings[index].is_never_kicked() {
                     self.pend(index);
@@ -111,6 +115,10 @@ impl Device {
         if !self.pending.contains(&index) {
             self.pending.push(index);
         }
+    }
+
+    fn queues(&self) -> u16 {
+        self.vrings.len() as u16
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -194,33 +202,36 @@ impl Device {
         }
         Ok(())
     }
+}
 
-    fn offered(&self) -> u64 {
-        let ro = if self.requests.disk.is_read_only() {
-            BLK_F_RO
-        } else {
-            0
-        };
-        let mq = if self.vrings.len() > 1 { BLK_F_MQ } else { 0 };
-        ro | mq
-            | BLK_F_SEG_MAX
-            | BLK_F_BLK_SIZE
-            | BLK_F_FLUSH
-            | RING_F_INDIRECT_DESC
-            | RING_F_EVENT_IDX
-            | F_VERSION_1
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
-    }
+/// The features of such a device.
+pub fn offered(disk: &Disk, queues: u16) -> u64 {
+    let ro = if disk.is_read_only() { BLK_F_RO } else { 0 };
+    let mq = if queues > 1 { BLK_F_MQ } else { 0 };
+    ro | mq
+        | BLK_F_SEG_MAX
+        | BLK_F_BLK_SIZE
+        | BLK_F_FLUSH
+        | RING_F_INDIRECT_DESC
+        | RING_F_EVENT_IDX
+        | F_VERSION_1
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
 
-    fn config(&self) -> [u8; CONFIG_BYTES] {
-        let mut config = [0; CONFIG_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &self.requests.disk.sectors().to_le_bytes());
-        put(12, &MOST_SEGMENTS.to_le_bytes());
-        put(20, &(SECTOR as u32).to_le_bytes());
-        put(34, &(self.vrings.len() as u16).to_le_bytes());
-        config
-    }
+/// Whether a driver that has taken these features can flush.
+pub fn can_flush(features: u64) -> bool {
+    features & BLK_F_FLUSH != 0
+}
+
+/// The configuration of such a device.
+pub fn config(disk: &Disk, queues: u16) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &disk.sectors().to_le_bytes());
+    put(12, &MOST_SEGMENTS.to_le_bytes());
+    put(20, &(SECTOR as u32).to_le_bytes());
+    put(34, &queues.to_le_bytes());
+    config
 }
 
 impl VhostUserBackendReqHandlerMut for Device {
@@ -237,11 +248,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered())
+        Ok(offered(&self.requests.disk, self.queues()))
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !self.offered();
+        let unknown = features & !offered(&self.requests.disk, self.queues());
         if unknown != 0 {
             return Err(refusal(format!("features {unknown:#x} were not offered")));
         }
@@ -251,7 +262,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             self.vrings[index].enabled |= rings_told_to_run;
         }
         self.features = features;
-        self.requests.write_through = features & BLK_F_FLUSH == 0;
+        self.requests.write_through = !can_flush(features);
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
@@ -385,7 +396,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let start = offset as usize;
         let end = start.saturating_add(size as usize);
-        match self.config().get(start..end) {
+        match config(&self.requests.disk, self.queues()).get(start..end) {
             Some(part) => Ok(part.to_vec()),
             None => Err(Error::InvalidParam),
         }

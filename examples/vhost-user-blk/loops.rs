@@ -2,6 +2,7 @@
 
 mod doorbell;
 mod epoll;
+mod qemu;
 
 use crate::options::{LoopKind, Options};
 use crate::stats::QueueStats;
@@ -31,6 +32,8 @@ pub fn make(options: &Options) -> anyhow::Result<Box<dyn Loop>> {
     Ok(match options.device_loop {
         LoopKind::Doorbell => Box::new(doorbell::Doorbell::new(options.poll_max_us)),
         LoopKind::Epoll => Box::new(epoll::Epoll::new()?),
+        LoopKind::VhostUserBackend => unreachable!("it is that crate's"),
+        LoopKind::Qemu => Box::new(qemu::Qemu::new(options.poll_max_us)?),
     })
 }
 

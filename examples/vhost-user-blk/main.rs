@@ -17,7 +17,8 @@
 //! | the front-end's memory | [`memory`], [`guard`] |
 //! | what was in flight before a crash | [`inflight`] |
 //! | kick and call eventfds | [`bell`] |
-//! | what waits: doorbell's poller, or what it is compared with | [`loops`] |
+//! | when to interrupt: doorbell's rule, or what it is compared with | [`interrupts`] |
+//! | what waits: doorbell's poller, or what it is compared with | [`loops`], [`rust_vmm`] |
 //!
 //! The protocol is that of the crates `vhost`, `virtio-queue` and `vm-memory`. Some things that QEMU's documentation of
 //! it has are not in them, or not here: packed rings, dirty logs and so live migration, an IOMMU, in-band
@@ -35,10 +36,12 @@ mod device;
 mod disk;
 mod guard;
 mod inflight;
+mod interrupts;
 mod loops;
 mod memory;
 mod options;
 mod request;
+mod rust_vmm;
 mod server;
 mod signals;
 mod stats;
@@ -48,7 +51,7 @@ use anyhow::Context;
 use clap::Parser;
 use device::Device;
 use disk::Disk;
-use options::Options;
+use options::{LoopKind, Options};
 use request::Requests;
 use server::{Server, Socket};
 use std::process::ExitCode;
@@ -70,20 +73,24 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), (u8, anyhow::Error)> {
     let failed = |e: anyhow::Error| (FAILED, e);
-    let signals = signals::requests_to_end()
-        .and_then(|fd| guard::install().map(|()| fd))
-        .context("no signals")
-        .map_err(failed)?;
     let disk = match (&options.file, options.ram) {
         (Some(path), _) => Disk::in_file(path, options.read_only),
         (None, size) => Disk::in_memory(size.unwrap_or_default(), options.read_only),
     };
     let disk = disk.map_err(|e| (NO_DISK, e))?;
+    if options.device_loop == LoopKind::VhostUserBackend {
+        let requests = Requests::new(disk, &options.serial);
+        return rust_vmm::serve(options, requests).map_err(failed);
+    }
+    let signals = signals::requests_to_end()
+        .and_then(|fd| guard::install().map(|()| fd))
+        .context("no signals")
+        .map_err(failed)?;
     let socket = Socket::bind(&options.socket).map_err(|e| (NO_SOCKET, e))?;
 
     let serve = || {
         let requests = Requests::new(disk, &options.serial);
-        let device = Device::new(requests, options.queues, loops::make(options)?);
+        let device = Device::new(requests, options, loops::make(options)?);
         let mut server = Server::new(socket, signals, device, options.once)?;
         let result = server.run();
         server.print_stats();

@@ -48,6 +48,10 @@ pub struct Options {
     /// The device loop
     #[arg(long = "loop", value_name = "LOOP", value_enum, default_value_t = LoopKind::Doorbell, hide = true)]
     pub device_loop: LoopKind,
+
+    /// When the driver is asked whether it wants an interrupt
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Interrupts::ByDriver, hide = true)]
+    pub interrupts: Interrupts,
 }
 
 const AFTER_HELP: &str = "\
@@ -67,6 +71,21 @@ pub enum LoopKind {
     Doorbell,
     /// epoll
     Epoll,
+    /// epoll, and QEMU's rule for how long to look at the available rings before it
+    Qemu,
+    /// That of the crate `vhost-user-backend`, and the crate's server; one front-end
+    VhostUserBackend,
+}
+
+/// When the driver is asked whether it wants an interrupt: doorbell's rule, or what it is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Interrupts {
+    /// As [`PolledQueue::complete`](doorbell::virtio::PolledQueue::complete) finds best
+    ByDriver,
+    /// After all requests that are there
+    AfterAll,
+    /// After each request
+    AfterEach,
 }
 
 fn size(text: &str) -> Result<u64, String> {

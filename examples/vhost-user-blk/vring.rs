@@ -3,7 +3,9 @@
 use crate::bell;
 use crate::device::refusal;
 use crate::inflight::{Inflight, QueueLog};
+use crate::interrupts;
 use crate::memory::Memory;
+use crate::options::Interrupts;
 use crate::request::{Malformed, Requests};
 use crate::stats::QueueStats;
 use doorbell::virtio::{PolledQueue, QueueError};
@@ -140,7 +142,12 @@ impl Vring {
     }
 
     /// Does what the driver asks for. Whether there is more, for which it will not kick.
-    pub fn serve(&mut self, requests: &mut Requests, stats: &QueueStats) -> Result<bool, Broken> {
+    pub fn serve(
+        &mut self,
+        requests: &mut Requests,
+        when: Interrupts,
+        stats: &QueueStats,
+    ) -> Result<bool, Broken> {
         let Some(Running { queue, log }) = &mut self.running else {
             return Ok(false);
         };
@@ -163,7 +170,7 @@ impl Vring {
                 stats.interrupts.add(1);
             }
         };
-        let served = queue.serve(self.size, handle, interrupt)?;
+        let served = interrupts::serve(when, queue, self.size, handle, interrupt)?;
         if let Some(log) = log {
             log.settle();
         }

@@ -764,7 +764,12 @@ impl Sleep<'_> {
                 return Some(Awake::Panicked(payload));
             }
         }
-        let bindings = poller.report(&mut events);
+        // What else there is has its turn in the next wait.
+        let bindings = if events.is_empty() {
+            poller.report(&mut events)
+        } else {
+            0
+        };
         if poller.shared.take_notice() || !events.is_empty() {
             return Some(Awake::Ready);
         }

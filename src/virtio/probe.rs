@@ -1,5 +1,6 @@
 //! The poller's half of a queue.
 
+use super::guest::GuestRings;
 use super::rings::Rings;
 use crate::poll::Probe;
 use std::fmt;
@@ -18,7 +19,7 @@ use vm_memory::GuestMemoryBackend;
 ///
 /// The probe keeps the guest memory of the queue mapped.
 pub struct QueueProbe<M: Deref<Target: GuestMemoryBackend>> {
-    pub(super) rings: Arc<Rings<M>>,
+    pub(super) rings: Arc<Rings<GuestRings<M>>>,
 }
 
 impl<M> Probe for QueueProbe<M>

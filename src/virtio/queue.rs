@@ -1,9 +1,9 @@
 //! The device's half of a queue.
 
 use super::error::QueueError;
+use super::guest::GuestRings;
 use super::probe::QueueProbe;
-use super::rings::Rings;
-use crate::sync::atomic::Ordering;
+use super::rings::{Completed, Rings};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -43,9 +43,8 @@ use vm_memory::GuestMemoryBackend;
 /// ```
 pub struct PolledQueue<M: Deref<Target: GuestMemoryBackend>> {
     queue: Queue,
-    rings: Arc<Rings<M>>,
-    /// Completed since the driver was last asked for sure whether it wants an interrupt.
-    unasked: u16,
+    rings: Arc<Rings<GuestRings<M>>>,
+    completed: Completed,
 }
 
 /// What [`PolledQueue::serve`] has done.
@@ -67,11 +66,16 @@ where
     /// [`Invalid`](QueueError::Invalid), [`Scattered`](QueueError::Scattered) or
     /// [`Misaligned`](QueueError::Misaligned); the queue is dropped then.
     pub fn new(queue: Queue, mem: M) -> Result<Self, QueueError> {
-        let rings = Arc::new(Rings::new(&queue, mem)?);
+        let rings = Rings::new(
+            GuestRings::of(&queue, mem)?,
+            queue.size(),
+            queue.event_idx_enabled(),
+            queue.next_avail(),
+        );
         Ok(PolledQueue {
             queue,
-            rings,
-            unasked: 0,
+            rings: Arc::new(rings),
+            completed: Completed::default(),
         })
     }
 
@@ -90,9 +94,16 @@ where
 
     /// Takes the queue back. A probe that is still there asks on, and finds what the driver makes available from now
     /// on.
+    ///
+    /// What was completed should be [finished](Self::finish) before: `needs_notification` of the queue answers for what
+    /// is completed from now on.
     #[must_use]
     pub fn into_queue(self) -> Queue {
-        self.queue
+        let mut queue = self.queue;
+        // The queue has counted by itself what this has interrupted for; the question sets its count to 0. Without
+        // EVENT_IDX it has no use for it, and if its memory cannot be accessed, neither can the rings.
+        let _ = queue.needs_notification(&*self.rings.words.mem);
+        queue
     }
 
     /// Pops, handles and completes what is available, up to `budget` chains. `handle` returns how many bytes it has
@@ -127,7 +138,7 @@ where
                     interrupt();
                 }
             }
-            if self.finish()? {
+            if self.finish() {
                 interrupt();
             }
             let more = self.rearm();
@@ -145,15 +156,16 @@ where
     /// [`QueueError::Queue`], if the driver has made more available than the queue's size.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<DescriptorChain<&M::Target>>, QueueError> {
-        let chain = self.queue.iter(&*self.rings.mem)?.next();
-        let next = self.queue.next_avail();
-        self.rings.next_avail.store(next, Ordering::Relaxed);
+        self.completed.interrupted(&self.rings);
+        let chain = self.queue.iter(&*self.rings.words.mem)?.next();
+        self.rings.popped(self.queue.next_avail());
         Ok(chain)
     }
 
-    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and looks whether
-    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). The last of several must
-    /// be followed by a [`finish`](Self::finish).
+    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and says whether
+    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). If so, that should be done
+    /// before the next [`pop`](Self::pop), which looks whether it was in time. The last of several must be followed by
+    /// a [`finish`](Self::finish).
     ///
     /// # Errors
     ///
@@ -161,33 +173,28 @@ where
     #[inline]
     #[must_use = "the driver may wait for an interrupt"]
     pub fn complete(&mut self, head: u16, written: u32) -> Result<bool, QueueError> {
-        self.queue.add_used(&*self.rings.mem, head, written)?;
-        self.unasked = self.unasked.saturating_add(1);
-        let next_used = self.queue.next_used();
-        if self.rings.seems_to_want_interrupt(next_used, self.unasked) {
-            self.finish()
-        } else {
-            Ok(false)
-        }
+        self.queue.add_used(&*self.rings.words.mem, head, written)?;
+        Ok(self.completed.add_one(&self.rings, self.queue.next_used()))
     }
 
-    /// Whether the driver is to be interrupted for what has been completed and not been interrupted for. This is the
-    /// sure answer, behind a full barrier.
+    /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must be
+    /// followed by a [`finish`](Self::finish), sooner or later.
     ///
     /// # Errors
     ///
-    /// [`QueueError::Queue`], if guest memory cannot be accessed.
+    /// [`QueueError::Queue`], if there is no such descriptor.
+    #[inline]
+    pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.queue.add_used(&*self.rings.words.mem, head, written)?;
+        self.completed.add_unasked();
+        Ok(())
+    }
+
+    /// Ends a batch. Whether the driver is to be interrupted for what has been completed and not been interrupted for.
+    /// This is the sure answer, behind a full barrier.
     #[must_use = "the driver may wait for an interrupt"]
-    pub fn finish(&mut self) -> Result<bool, QueueError> {
-        if self.unasked == 0 {
-            return Ok(false);
-        }
-        let unasked = std::mem::take(&mut self.unasked);
-        // The barrier is in there. The answer is EVENT_IDX's; the flag of queues without is not heeded.
-        let wanted = self.queue.needs_notification(&*self.rings.mem)?;
-        let has_event_idx = self.queue.event_idx_enabled();
-        let next_used = self.queue.next_used();
-        Ok(wanted && (has_event_idx || self.rings.seems_to_want_interrupt(next_used, unasked)))
+    pub fn finish(&mut self) -> bool {
+        self.completed.finish(&self.rings, self.queue.next_used())
     }
 
     /// For devices that [`pop`](Self::pop), when there is nothing more: asks the driver for kicks, unless a poller
@@ -205,7 +212,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> fmt::Debug for PolledQueue<M> {
             .field("queue", &self.queue)
             .field("has_more", &self.rings.has_more())
             .field("polled", &self.rings.is_polled())
-            .field("unasked", &self.unasked)
+            .field("completed", &self.completed)
             .finish()
     }
 }

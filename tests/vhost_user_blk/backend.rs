@@ -16,8 +16,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The example, built by cargo, so that it is never a stale one; run without cargo, so that it can be killed.
 pub fn example() -> &'static Path {
-    static EXAMPLE: OnceLock<PathBuf> = OnceLock::new();
-    EXAMPLE.get_or_init(|| {
+    match try_example() {
+        Ok(path) => path,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// The same, or why it cannot be built.
+pub fn try_example() -> Result<&'static Path, &'static str> {
+    static EXAMPLE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "vhost-user-blk"]);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -25,14 +33,18 @@ pub fn example() -> &'static Path {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        assert!(cargo.status().expect("cargo runs").success());
-        let test = std::env::current_exe().expect("this test");
-        let profile = test
-            .parent()
-            .and_then(Path::parent)
-            .expect("target/PROFILE");
-        profile.join("examples/vhost-user-blk")
-    })
+        match cargo.status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(format!("cargo build ends with {status}")),
+            Err(e) => return Err(format!("cargo does not run: {e}")),
+        }
+        let this = std::env::current_exe().map_err(|e| e.to_string())?;
+        let profile = this.parent().and_then(Path::parent);
+        let profile = profile.ok_or("this is not in target/PROFILE")?;
+        Ok(profile.join("examples/vhost-user-blk"))
+    };
+    let built = EXAMPLE.get_or_init(build).as_deref();
+    built.map_err(String::as_str)
 }
 
 /// A directory for the sockets and the disks of a test.
@@ -76,6 +88,19 @@ impl Daemon {
 
     /// `None`, said aloud, if there is none.
     pub fn qemu(place: &Place, disk: &Path, queues: u16) -> Option<Self> {
+        let disk = format!("driver=file,filename={}", disk.display());
+        Self::qemu_with(place, &disk, queues, &[])
+    }
+
+    /// The same, with a disk of zeroes that is nowhere, and a thread of its own that polls for so long.
+    #[allow(dead_code, reason = "for the bench")]
+    pub fn qemu_polls(place: &Place, bytes: u64, poll_max_ns: u32) -> Option<Self> {
+        let disk = format!("driver=null-co,read-zeroes=on,size={bytes}");
+        let thread = format!("iothread,id=thread,poll-max-ns={poll_max_ns}");
+        Self::qemu_with(place, &disk, 1, &["--object", &thread])
+    }
+
+    fn qemu_with(place: &Place, disk: &str, queues: u16, objects: &[&str]) -> Option<Self> {
         let version = Command::new("qemu-storage-daemon")
             .arg("--version")
             .output();
@@ -84,13 +109,18 @@ impl Daemon {
             return None;
         }
         let mut command = Command::new("qemu-storage-daemon");
-        let (disk, socket) = (disk.display(), place.socket());
-        command.arg("--blockdev");
-        command.arg(format!("driver=file,node-name=disk,filename={disk}"));
+        let socket = place.socket();
+        command.args(objects);
+        command.args(["--blockdev", &format!("{disk},node-name=disk")]);
+        let thread = if objects.is_empty() {
+            ""
+        } else {
+            ",iothread=thread"
+        };
         command.arg("--export");
         command.arg(format!(
             "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},\
-             addr.type=unix,addr.path={}",
+             addr.type=unix,addr.path={}{thread}",
             socket.display()
         ));
         Some(Self::start(command, socket))

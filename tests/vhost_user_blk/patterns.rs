@@ -97,6 +97,44 @@ fn without_polling_what_is_written_is_read_back() {
     });
 }
 
+/// The driver sleeps until it is interrupted, so it does not get through if one interrupt is lost.
+#[test]
+fn whenever_the_driver_is_asked_no_interrupt_is_lost() {
+    watchdog::limit("interrupts", || {
+        for when in ["by-driver", "after-all", "after-each"] {
+            for device_loop in ["doorbell", "epoll", "qemu"] {
+                let place = Place::new();
+                let options = ["--ram", "2M", "--interrupts", when, "--loop", device_loop];
+                let daemon = Daemon::ours(&place, &options);
+                let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
+                let lane = &mut client.lanes[0];
+                assert_eq!(lane.run(Op::Write, 0..BLOCKS, 7, 64, Waits::Blocking), 0);
+                for (round, depth) in (0..).zip([1, 2, 3, 8, 32, 64].repeat(2)) {
+                    // By turns, so that what has been learnt of the driver is wrong now and then.
+                    for waits in WAITS {
+                        let failed = lane.run(Op::Read, 0..BLOCKS, 7, depth, waits);
+                        assert_eq!(failed, 0, "{round}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// What doorbell's loop is compared with does the same work.
+#[test]
+fn other_loops_pass_the_same() {
+    watchdog::limit("other loops", || {
+        for device_loop in ["qemu", "vhost-user-backend"] {
+            let place = Place::new();
+            let options = ["--ram", "2M", "--loop", device_loop];
+            let daemon = Daemon::ours(&place, &options);
+            let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
+            depths_and_waits(&mut client);
+        }
+    });
+}
+
 #[test]
 fn qemus_back_end_passes_the_same() {
     watchdog::limit("qemu-storage-daemon", || {

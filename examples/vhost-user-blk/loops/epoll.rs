@@ -24,6 +24,11 @@ impl Epoll {
         })
     }
 
+    /// Reports the queue after each kick. It is not read.
+    pub fn watch_kick(&mut self, kick: &File, key: usize) -> anyhow::Result<()> {
+        self.add(kick.as_fd(), key, EventFlags::IN | EventFlags::ET)
+    }
+
     fn add(&mut self, fd: BorrowedFd<'_>, key: usize, flags: EventFlags) -> anyhow::Result<()> {
         let fd = fd.try_clone_to_owned()?;
         epoll::add(&self.epoll, &fd, EventData::new_u64(key as u64), flags)?;
@@ -38,7 +43,7 @@ impl Loop for Epoll {
     }
 
     fn watch_queue(&mut self, kick: &File, key: usize, _: CountedProbe) -> anyhow::Result<()> {
-        self.add(kick.as_fd(), key, EventFlags::IN | EventFlags::ET)
+        self.watch_kick(kick, key)
     }
 
     fn forget(&mut self, key: usize) -> anyhow::Result<()> {
