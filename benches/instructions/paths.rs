@@ -1,7 +1,7 @@
 //! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around
 //! it.
 
-use doorbell::event::{Batch, Change, Interest, Observation};
+use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
 use doorbell::ioeventfd::{Bus, Key, Reader, Table};
 use doorbell::poll::{Poller, Watch};
 use doorbell::{Event, Mode};
@@ -17,6 +17,9 @@ pub const MOST_TIMES: usize = 3_000;
 /// What the loop around the paths takes.
 pub const NOTHING: &str = "nothing";
 
+/// How the names of the paths begin that are those of signallers.
+const SIGNALLERS: &str = "signaller";
+
 macro_rules! paths {
     ($($name:literal: $make:expr, $path:expr;)*) => {
         /// Their names, in the order in which they are shown.
@@ -24,6 +27,12 @@ macro_rules! paths {
 
         /// Goes along a path so many times, each time with another event.
         pub fn run(name: &str, times: usize) {
+            if name.starts_with(SIGNALLERS) {
+                // Too late if all paths are tried in one process.
+                if let Err(error) = doorbell::use_membarrier() {
+                    println!("{name}: without lanes, {error}");
+                }
+            }
             match name {
                 $($name => {
                     #[inline(never)]
@@ -64,6 +73,12 @@ paths! {
     "batch: a signal, commit": empty, |_, it| it.signal_in_batch(&[0]);
     "batch: 16 signals of one event, commit": empty, |_, it| it.signal_in_batch(&[0; 16]);
     "batch: signals of 16 events, commit": empty, |_, it| it.signal_in_batch(&SIXTEEN);
+    "signaller: signal": empty, |_, it| it.signaller.signal();
+    "signaller: signal, try_read": empty, |_, it| it.signal_and_read();
+    "signaller: try_read, nothing there": empty, |_, it| _ = black_box(it.signaller.event().try_read());
+    "signaller: signal beside it": empty, |_, it| it.signaller.event().signal();
+    "signaller: lookup: hit, repeated": empty, |_, it| it.ring_by_signaller(7);
+    "signaller: batch: signals of 16 events, commit": empty, |_, it| it.signal_by_lanes(&SIXTEEN);
 }
 
 fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Fixture)) {
@@ -151,6 +166,10 @@ struct Fixture {
     reader: Reader,
     random: Cell<u64>,
     batch: RefCell<Batch>,
+    /// These have lanes if the path is one of signallers, and are of no use else.
+    signaller: Signaller,
+    reader_with_signallers: Reader,
+    batch_with_signallers: RefCell<Batch>,
 }
 
 const SIXTEEN: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -170,15 +189,20 @@ impl Fixture {
         let registrations = registrations.expect("no two at one address");
         registrations.into_iter().for_each(|it| it.keep());
         let reader = table.reader();
-        let mut batch = Batch::new();
-        for _ in SIXTEEN {
-            batch.add(Arc::new(Event::new(0)));
-        }
+        let sixteen = |mut batch: Batch| {
+            for _ in SIXTEEN {
+                batch.add(Arc::new(Event::new(0)));
+            }
+            RefCell::new(batch)
+        };
         Fixture {
-            table,
             reader,
             random: Cell::new(1),
-            batch: RefCell::new(batch),
+            batch: sixteen(Batch::new()),
+            signaller: Signaller::new(Arc::new(Event::new(0))),
+            reader_with_signallers: table.reader().with_signallers(1),
+            batch_with_signallers: sixteen(Batch::with_signallers()),
+            table,
         }
     }
 
@@ -203,12 +227,24 @@ impl Fixture {
         );
     }
 
+    fn signal_and_read(&self) {
+        self.signaller.signal();
+        black_box(self.signaller.event().try_read());
+    }
+
+    fn ring_by_signaller(&self, index: u64) {
+        black_box(
+            self.reader_with_signallers
+                .write(Bus::Mmio, address(index), black_box(&[0; 4])),
+        );
+    }
+
     fn signal_in_batch(&self, events: &[usize]) {
-        let mut batch = self.batch.borrow_mut();
-        for &event in black_box(events) {
-            batch.signal(event);
-        }
-        _ = black_box(batch.commit());
+        signal_all(&mut self.batch.borrow_mut(), events);
+    }
+
+    fn signal_by_lanes(&self, events: &[usize]) {
+        signal_all(&mut self.batch_with_signallers.borrow_mut(), events);
     }
 
     /// The same numbers each time: an `xorshift`.
@@ -220,6 +256,13 @@ impl Fixture {
         self.random.set(x);
         x % DOORBELLS
     }
+}
+
+fn signal_all(batch: &mut Batch, events: &[usize]) {
+    for &event in black_box(events) {
+        batch.signal(event);
+    }
+    _ = black_box(batch.commit());
 }
 
 fn address(index: u64) -> u64 {
