@@ -430,7 +430,7 @@ impl Reader {
     /// It suits doorbells whose devices poll or are busy. A device that sleeps after each kick pays more than the vCPU
     /// saves, and interrupts the vCPUs when it falls asleep: see there.
     ///
-    /// Ringing a doorbell for the first time allocates memory. All in all it is some 50 bytes for each of `doorbells`,
+    /// Ringing a doorbell for the first time allocates memory. All in all it is some 100 bytes for each of `doorbells`,
     /// and 256 for each lane at an event, which the event keeps for the next one. What has left the table is not kept
     /// alive.
     ///
