@@ -1,17 +1,17 @@
 #!/bin/sh
-# io_uring: the eventfd registered with a ring of IORING_SETUP_DEFER_TASKRUN is signalled when there is nothing in the completion
-# queue yet, and once more for the same completion when it gets there.
+# io_uring: the eventfd registered with a ring of IORING_SETUP_DEFER_TASKRUN is signalled when there is nothing in the
+# completion queue yet, and once more for the same completion when it gets there.
 #
-# Seen on Linux 6.18.44 with io-uring 0.7.16: after a read of a pipe has got its byte, the eventfd has a count of 1 and the
-# completion queue is empty; it stays so after other system calls and after io_uring_enter(2) that submits nothing. After
-# io_uring_enter(2) with IORING_ENTER_GETEVENTS the completion is there, and the eventfd has been signalled again. A ring without
-# the flag has the completion in the queue when the eventfd is signalled, and signals once.
+# Seen on Linux 6.18.44 with io-uring 0.7.16: after a read of a pipe has got its byte, the eventfd has a count of 1 and
+# the completion queue is empty; it stays so after other system calls and after io_uring_enter(2) that submits nothing.
+# After io_uring_enter(2) with IORING_ENTER_GETEVENTS the completion is there, and the eventfd has been signalled again.
+# A ring without the flag has the completion in the queue when the eventfd is signalled, and signals once.
 #
-# The flag leaves the work that posts completions to the submitting thread's next call with GETEVENTS. What the eventfd tells
-# first is that there is such work. So a device loop that sleeps in epoll on that eventfd, reads it, and looks into the queue,
-# finds nothing and sleeps on, with a request completed: it must call io_uring_enter with GETEVENTS (liburing's
-# io_uring_get_events) after each wake-up, before it looks. And it wakes up once more for nothing, as each completion counts
-# twice, so the count is no number of completions.
+# The flag leaves the work that posts completions to the submitting thread's next call with GETEVENTS. What the eventfd
+# tells first is that there is such work. So a device loop that sleeps in epoll on that eventfd, reads it, and looks
+# into the queue, finds nothing and sleeps on, with a request completed: it must call io_uring_enter with GETEVENTS
+# (liburing's io_uring_get_events) after each wake-up, before it looks. And it wakes up once more for nothing, as each
+# completion counts twice, so the count is no number of completions.
 #
 # Needs: cargo, the crates below, io_uring. Ends with 0 if it is still so, with 1 if not, with 77 without io_uring.
 set -eu

@@ -1,18 +1,19 @@
 #!/bin/sh
 # KVM (x86): a write to a plain irqfd on a pin takes down a level that KVM_IRQ_LINE raises after the write has returned.
 #
-# Seen on Linux 6.18.44 with kvm-ioctls 0.25.0, on a busy machine: after an edge low in 159 of 200 rounds; without one, or with
-# KVM_IRQFD off and on in between, in none.
+# Seen on Linux 6.18.44 with kvm-ioctls 0.25.0, on a busy machine: after an edge low in 159 of 200 rounds; without one,
+# or with KVM_IRQFD off and on in between, in none.
 #
-# A plain irqfd on a pin is pulsed by a work item, which runs on the writer's CPU some time after write(2) has returned: level
-# 1, then level 0. Levels of a pin are ORed by source, but this pulse and KVM_IRQ_LINE are one source to KVM
-# (KVM_USERSPACE_IRQ_SOURCE_ID). So the work item's 0 is the last word: the line stays low although the VMM has raised it and
-# never lowered it, and a level-triggered device waits for ever. A VMM that has an edge-triggered irqfd and KVM_IRQ_LINE on
-# one GSI (two devices that share INTx, a device that is moved from one to the other) loses interrupts without an error.
-# What helps: KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN before KVM_IRQ_LINE, which waits for the work item; or pulses by
-# KVM_IRQ_LINE as well, which cost the same.
+# A plain irqfd on a pin is pulsed by a work item, which runs on the writer's CPU some time after write(2) has returned:
+# level 1, then level 0. Levels of a pin are ORed by source, but this pulse and KVM_IRQ_LINE are one source to KVM
+# (KVM_USERSPACE_IRQ_SOURCE_ID). So the work item's 0 is the last word: the line stays low although the VMM has raised
+# it and never lowered it, and a level-triggered device waits for ever. A VMM that has an edge-triggered irqfd and
+# KVM_IRQ_LINE on one GSI (two devices that share INTx, a device that is moved from one to the other) loses interrupts
+# without an error. What helps: KVM_IRQFD with KVM_IRQFD_FLAG_DEASSIGN before KVM_IRQ_LINE, which waits for the work
+# item; or pulses by KVM_IRQ_LINE as well, which cost the same.
 #
-# Needs: cargo, the crates below, /dev/kvm. Ends with 0 if KVM still behaves so, with 1 if not, with 77 without /dev/kvm.
+# Needs: cargo, the crates below, /dev/kvm. Ends with 0 if KVM still behaves so, with 1 if not, with 77 without
+# /dev/kvm.
 set -eu
 [ -w /dev/kvm ] || { echo "skipped: no /dev/kvm"; exit 77; }
 dir=$(mktemp -d)

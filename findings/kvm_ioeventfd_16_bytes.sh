@@ -1,11 +1,11 @@
 #!/bin/sh
-# KVM: a guest's 16-byte store (SSE) to MMIO is two writes of 8 bytes, but an ioeventfd at the second is looked for only if
-# something in the kernel has taken the first. So the same ioeventfd, hit by the same store in its second half, is not rung:
-# the store exits, twice, and userspace sees a write to an address that has an ioeventfd. In the first half it is rung, and
-# the second half exits.
+# KVM: a guest's 16-byte store (SSE) to MMIO is two writes of 8 bytes, but an ioeventfd at the second is looked for only
+# if something in the kernel has taken the first. So the same ioeventfd, hit by the same store in its second half, is
+# not rung: the store exits, twice, and userspace sees a write to an address that has an ioeventfd. In the first half it
+# is rung, and the second half exits.
 #
-# Why: vcpu_mmio_write() goes through the store in pieces of 8 bytes and stops at the first that nobody in the kernel takes.
-# All from there on becomes exits, in pieces of 8 bytes again.
+# Why: vcpu_mmio_write() goes through the store in pieces of 8 bytes and stops at the first that nobody in the kernel
+# takes. All from there on becomes exits, in pieces of 8 bytes again.
 #
 # A VMM that never looks for an ioeventfd's address among its exits loses such a kick.
 #

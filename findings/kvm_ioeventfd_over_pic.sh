@@ -1,16 +1,17 @@
 #!/bin/sh
-# KVM: an ioeventfd over a device of KVM's own is registered without an error. Whether it then takes the device's writes or
-# is never rung depends on its length alone:
+# KVM: an ioeventfd over a device of KVM's own is registered without an error. Whether it then takes the device's writes
+# or is never rung depends on its length alone:
 #
-#   * at the device's first address, with a length shorter than the device: it takes the writes, and the device loses them;
+# * at the device's first address, with a length shorter than the device: it takes the writes, and the device loses
+#     them;
 #   * at the same address with length 0, "of any length": never rung, the device takes the writes;
 #   * further in, whatever the length: never rung (not shown here).
 #
-# Why: kvm_io_bus_cmp() sorts by the end of the range where the beginnings are the same, so the shorter one stands first; a
-# range of length 0 matches as one address, and stands behind.
+# Why: kvm_io_bus_cmp() sorts by the end of the range where the beginnings are the same, so the shorter one stands
+# first; a range of length 0 matches as one address, and stands behind.
 #
-# Here: the first PIC, ports 0x20 and 0x21, registered as one device of two bytes. The guest writes OCW3 0x0b to port 0x20,
-# "read the in-service register", which shows in the PIC's state as read_reg_select = 1.
+# Here: the first PIC, ports 0x20 and 0x21, registered as one device of two bytes. The guest writes OCW3 0x0b to port
+# 0x20, "read the in-service register", which shows in the PIC's state as read_reg_select = 1.
 #
 # Seen on Linux 6.18.44 (x86-64), with kvm-ioctls 0.25.1, kvm-bindings 0.14.2, vmm-sys-util 0.15.0:
 #

@@ -1,17 +1,18 @@
 #!/bin/sh
-# KVM (x86), split interrupt controller: whether KVM_RUN returns with KVM_EXIT_IOAPIC_EOI depends on KVM's routing table, and
-# not on the interrupt that the guest ends.
+# KVM (x86), split interrupt controller: whether KVM_RUN returns with KVM_EXIT_IOAPIC_EOI depends on KVM's routing
+# table, and not on the interrupt that the guest ends.
 #
 # Seen on Linux 6.18.44 with kvm-ioctls 0.25.0.
 #
-# A VMM that has the IOAPIC itself (KVM_CAP_SPLIT_IRQCHIP) sends a pin's level-triggered message by KVM_SIGNAL_MSI, which takes
-# any message without a route. The guest gets the interrupt and ends it; the VMM is told only if KVM_SET_GSI_ROUTING has a
-# message with the same vector, with bit 15 of the data (level), on a GSI below the number of pins that
-# KVM_CAP_SPLIT_IRQCHIP was given. Otherwise there is no exit and no error: the line is never lowered or resampled, and
-# the first interrupt of the device is its last. The other way round, an edge-triggered message whose vector is in the table as
-# a level-triggered one does exit.
+# A VMM that has the IOAPIC itself (KVM_CAP_SPLIT_IRQCHIP) sends a pin's level-triggered message by KVM_SIGNAL_MSI,
+# which takes any message without a route. The guest gets the interrupt and ends it; the VMM is told only if
+# KVM_SET_GSI_ROUTING has a message with the same vector, with bit 15 of the data (level), on a GSI below the number of
+# pins that KVM_CAP_SPLIT_IRQCHIP was given. Otherwise there is no exit and no error: the line is never lowered or
+# resampled, and the first interrupt of the device is its last. The other way round, an edge-triggered message whose
+# vector is in the table as a level-triggered one does exit.
 #
-# Needs: cargo, the crates below, /dev/kvm. Ends with 0 if KVM still behaves so, with 1 if not, with 77 without /dev/kvm.
+# Needs: cargo, the crates below, /dev/kvm. Ends with 0 if KVM still behaves so, with 1 if not, with 77 without
+# /dev/kvm.
 set -eu
 [ -w /dev/kvm ] || { echo "skipped: no /dev/kvm"; exit 77; }
 dir=$(mktemp -d)
