@@ -35,6 +35,7 @@
 mod addresses;
 mod doorbell;
 mod error;
+mod hints;
 mod key;
 mod lines;
 mod payload;

@@ -55,6 +55,15 @@ pub fn all() -> Vec<Case> {
             event.read()
         }),
     );
+    let counter = AtomicU64::new(0);
+    case(
+        WRITE_READ,
+        TWO_LOCKED,
+        alone(move || {
+            counter.fetch_add(black_box(1), Ordering::SeqCst);
+            counter.swap(0, Ordering::SeqCst)
+        }),
+    );
     let fd = Eventfd::new();
     case(
         WRITE_READ,
@@ -132,7 +141,8 @@ pub fn ratios() -> Vec<Ratio> {
     [
         (SIGNAL, DOORBELL, FETCH_ADD, "<= 1.3"),
         (SIGNAL, EVENTFD, DOORBELL, ""),
-        (WRITE_READ, EVENTFD, DOORBELL, ">= 80"),
+        (WRITE_READ, DOORBELL, TWO_LOCKED, "<= 1.3"),
+        (WRITE_READ, EVENTFD, DOORBELL, ""),
         (PRODUCERS, DOORBELL, FETCH_ADD, "<= 1"),
         (PING_PONG_SPINNING, DOORBELL, RAW_SPIN, "<= 2.5"),
         (PING_PONG_PARKED, DOORBELL, EVENTFD, "<= 1"),
@@ -153,7 +163,8 @@ pub const PING_PONG_PARKED: &str = "ping-pong, parked";
 
 const DOORBELL: &str = "doorbell";
 const EVENTFD: &str = <Eventfd as bells::Bell>::NAME;
-const FETCH_ADD: &str = "fetch_add";
+pub const FETCH_ADD: &str = "fetch_add";
+const TWO_LOCKED: &str = "fetch_add + swap";
 const RAW_SPIN: &str = "raw spin";
 const RAW_SPIN_PAUSE: &str = "raw spin with PAUSE";
 

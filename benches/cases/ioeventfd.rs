@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 const SIZES: [u64; 5] = [1, 16, 64, 1_000, 100_000];
 
-const DOORBELL: &str = "doorbell";
+pub const DOORBELL: &str = "doorbell";
 const NO_READER: &str = "doorbell, no reader";
 const RW_LOCK: &str = "RwLock<BTreeMap>";
 const MUTEX: &str = "Mutex<BTreeMap>";
@@ -35,6 +35,8 @@ const REFERENCE: &str = "64 entries";
 const TWO_READERS: &str = "64, two readers";
 const TWO_TABLES: &str = "64, a table each";
 const MANY_ENTRIES: &str = "100000 entries";
+const REFERENCE_SEARCH: &str = "64 entries, no reader";
+const MANY_ENTRIES_SEARCH: &str = "100000 entries, no reader";
 
 const BATCH: &str = "one batch of 1000";
 const ONE_BY_ONE: &str = "1000, one by one";
@@ -98,6 +100,11 @@ pub fn all() -> Vec<Case> {
         ours(TWO_READERS, lookups(64, 2), Peers::reader);
         ours(TWO_TABLES, lookups(64, 2), Peers::reader_of_own_table);
         ours(MANY_ENTRIES, lookups(100_000, 1), Peers::reader);
+        // A reader that remembers where searches have ended does not search among 64.
+        for (who, size) in [(REFERENCE_SEARCH, 64), (MANY_ENTRIES_SEARCH, 100_000)] {
+            let run = lookups(size, 1).run(peers_of(size), |all, _| Arc::clone(&all.table));
+            case(&group, who, run);
+        }
     }
 
     for there in THERE {
@@ -121,6 +128,14 @@ pub fn ratios() -> Vec<Ratio> {
         let group = lookups.to_string();
         let target = match lookups {
             Lookups { size: ..16, .. } => "",
+            Lookups {
+                size: 64,
+                readers: 1,
+                pattern,
+            } if pattern.hit => match pattern.random {
+                true => ">= 4",
+                false => ">= 6",
+            },
             Lookups { readers: 1, .. } => ">= 2",
             _ => ">= 8",
         };
@@ -131,12 +146,26 @@ pub fn ratios() -> Vec<Ratio> {
         let group = growth(pattern);
         ratio(&group, TWO_READERS, REFERENCE, "<= 1");
         ratio(&group, TWO_READERS, TWO_TABLES, "<= 1");
-        ratio(&group, MANY_ENTRIES, REFERENCE, "<= 4");
+        let reader = if pattern.random { "" } else { "<= 4" };
+        ratio(&group, MANY_ENTRIES, REFERENCE, reader);
+        ratio(&group, MANY_ENTRIES_SEARCH, REFERENCE_SEARCH, "<= 4");
     }
     for there in THERE {
         ratio(&assign(there), ONE_BY_ONE, BATCH, ">= 50");
     }
     ratios
+}
+
+/// The groups of one thread that looks up among 64 doorbells.
+pub fn of_64() -> [String; 4] {
+    Pattern::ALL.map(|pattern| {
+        let lookups = Lookups {
+            pattern,
+            size: 64,
+            readers: 1,
+        };
+        lookups.to_string()
+    })
 }
 
 /// Which addresses are written to.

@@ -1,7 +1,8 @@
 //! Pollers: the same work done by a [`Poller`] over events, by epoll over eventfds, and by the wakers of `mio` and
 //! `polling`.
 
-use super::{Case, Ratio, Run, alone_with, two_with};
+use super::event::FETCH_ADD;
+use super::{Case, Ratio, Run, alone, alone_with, two_with};
 use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Spin};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -9,6 +10,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// All cases, a group's one after the other.
@@ -27,6 +29,12 @@ pub fn all() -> Vec<Case> {
             || Ours::new(1, Watch::READABLE),
             |set| set.events[0].signal(),
         ),
+    );
+    let counter = AtomicU64::new(0);
+    case(
+        SIGNAL,
+        FETCH_ADD,
+        alone(move || counter.fetch_add(1, Ordering::SeqCst)),
     );
     case(
         SIGNAL,
@@ -178,7 +186,8 @@ pub fn all() -> Vec<Case> {
 /// What is wanted of them.
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = vec![
-        (SIGNAL.to_owned(), EVENTFD, DOORBELL, ">= 20"),
+        (SIGNAL.to_owned(), DOORBELL, FETCH_ADD, "<= 1.5"),
+        (SIGNAL.to_owned(), EVENTFD, DOORBELL, ""),
         (SIGNAL.to_owned(), MIO, DOORBELL, ""),
         (SIGNAL.to_owned(), POLLING, DOORBELL, ""),
     ];

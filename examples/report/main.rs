@@ -1,14 +1,17 @@
 //! What everything costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways
 //! to wake a thread.
 //!
-//! All comparisons are made in one process, by turns, so that whatever else the machine does meets all alike; only the
-//! device's back-ends are processes of their own. The cases are those of the benches. What comes of it is one page without references to anything outside, the same as text, and
+//! All comparisons are made by turns, so that whatever else the machine does meets all alike, and in one process. Only
+//! the device's back-ends are processes of their own, and the look-ups after `use_membarrier`, which is for a whole
+//! process. The cases are those of the benches. What comes of it is one page without references to anything outside,
+//! the same as text, and
 //! the same as JSON.
 //!
 //! | what | where |
 //! |---|---|
 //! | what is compared with what | [`sections`], `benches/cases/`, `benches/device/` |
 //! | the turns | [`measure`] |
+//! | a process with membarrier | [`membarrier`] |
 //! | what came of it | [`results`], written by [`page`] with [`chart`], and by [`text`] |
 //!
 //! `cargo run --release --example report -- --help` tells the options.
@@ -36,6 +39,8 @@ mod machine;
 #[cfg(target_os = "linux")]
 mod measure;
 #[cfg(target_os = "linux")]
+mod membarrier;
+#[cfg(target_os = "linux")]
 mod options;
 #[cfg(target_os = "linux")]
 mod page;
@@ -59,6 +64,9 @@ fn main() -> anyhow::Result<()> {
     use std::fs;
 
     let options = options::Options::parse();
+    if options.look_up_with_membarrier {
+        return membarrier::serve();
+    }
     let folder = &options.output;
     // Before the minutes that the measurements take.
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -6,6 +6,7 @@ use crate::cases::turns::{Samples, Turns, take_turns};
 use crate::cases::{self, Case};
 use crate::device;
 use crate::machine::{self, Machine};
+use crate::membarrier;
 use crate::progress::Progress;
 use crate::results::{Comparison, Device, Distribution, Report, Section};
 use crate::sections::{self, Plan};
@@ -120,12 +121,16 @@ fn take(cases: &mut Vec<Case>, group: &str) -> Vec<Case> {
 
 /// Of the benches.
 fn cases() -> Vec<Case> {
+    let mut look_ups = cases::ioeventfd::all();
+    look_ups.retain(|case| cases::ioeventfd::of_64().contains(&case.group));
+    look_ups.extend(membarrier::cases());
     [
         cases::event::all(),
         cases::batch::all(),
         cases::wait_any::all(),
         cases::poll::all(),
         cases::futures::all(),
+        look_ups,
     ]
     .into_iter()
     .flatten()

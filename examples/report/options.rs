@@ -17,4 +17,8 @@ pub struct Options {
     /// The folder to write to; made if it is not there
     #[arg(long, value_name = "FOLDER", default_value = "target/report")]
     pub output: PathBuf,
+
+    /// Look up after `use_membarrier`, as often as the standard input says: see `membarrier.rs`
+    #[arg(long, hide = true)]
+    pub look_up_with_membarrier: bool,
 }

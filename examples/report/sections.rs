@@ -1,6 +1,6 @@
 //! What is compared, and what is to be known of it.
 
-use crate::cases::{batch, event, futures, poll, wait_any};
+use crate::cases::{batch, event, futures, ioeventfd, poll, wait_any};
 
 /// A section of the report.
 pub struct Plan {
@@ -126,6 +126,16 @@ pub fn all() -> Vec<Plan> {
             groups: Vec::new(),
             latencies: false,
             device: true,
+        },
+        Plan {
+            title: "Look-ups",
+            text: "A guest's write, looked up among 64 doorbells by one thread. A hit signals the doorbell's event, \
+                   and a miss is the look-up alone. use_membarrier takes the fence out of a look-up, and what that is \
+                   worth depends on the processor; a process has it or not, so a second process takes these turns. \
+                   The buses of VMMs hold a lock or a reference count; a Vec behind an arc-swap and one that never \
+                   changes hold less.",
+            groups: ioeventfd::of_64().into(),
+            latencies: false,
         },
     ]
 }

@@ -11,11 +11,11 @@
 
 use super::addresses::Addresses;
 use super::doorbell::{Doorbell, Spot, Target};
+use super::hints::Hint;
 use super::payload::{Kick, Latest, Queue};
 use crate::Event;
 use crate::event::Signallers;
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::sync::Arc;
 
 /// A doorbell in a table, and what a lookup needs of it in place.
@@ -61,35 +61,30 @@ enum Kind {
     Range,
 }
 
-/// A guest's write, but for its address.
+/// A guest's write, but for its address. Few doorbells ask for its value, so it is read when one does.
 #[derive(Clone, Copy)]
-pub(super) struct Access {
-    /// 1, 2, 4 or 8; 0 if it is of any other length, which only a wildcard takes.
-    length: u8,
-    /// Zero-extended.
-    value: u64,
+pub(super) struct Access<'a> {
+    /// Not empty.
+    data: &'a [u8],
 }
 
-impl Access {
+impl<'a> Access<'a> {
     /// `None` if nothing was written, which no guest does: there is no access without a byte.
     #[inline(always)]
-    pub(super) fn of(data: &[u8]) -> Option<Self> {
-        let value = match *data {
-            [byte] => byte.into(),
-            [a, b] => u16::from_ne_bytes([a, b]).into(),
-            [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]).into(),
-            [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            [] => return None,
-            _ => {
-                return Some(Access {
-                    length: 0,
-                    value: 0,
-                });
-            }
-        };
-        Some(Access {
-            length: data.len() as u8,
-            value,
+    pub(super) fn of(data: &'a [u8]) -> Option<Self> {
+        (!data.is_empty()).then_some(Access { data })
+    }
+
+    /// The length, and what was written, zero-extended. `None` if it is of other than 1, 2, 4 or 8 bytes, which only a
+    /// wildcard takes.
+    #[inline(always)]
+    fn value(self) -> Option<(u8, u64)> {
+        Some(match *self.data {
+            [byte] => (1, byte.into()),
+            [a, b] => (2, u16::from_ne_bytes([a, b]).into()),
+            [a, b, c, d] => (4, u32::from_ne_bytes([a, b, c, d]).into()),
+            [a, b, c, d, e, f, g, h] => (8, u64::from_ne_bytes([a, b, c, d, e, f, g, h])),
+            _ => return None,
         })
     }
 }
@@ -143,22 +138,22 @@ impl Action {
     ///
     /// The [`Registered`] that this is part of lives.
     #[inline(always)]
-    unsafe fn ring(self, slot: u32, access: Access, signallers: &Signallers) -> bool {
-        let value = access.value;
+    unsafe fn ring(self, slot: u32, access: Access<'_>, signallers: &Signallers) -> bool {
         match self {
             Action::Event(event) => {
                 // SAFETY: the registered target holds it.
                 signallers.signal(unsafe { &*event });
                 true
             }
-            _ if access.length == 0 => false,
-            Action::Latest(latest) => {
+            Action::Latest(latest) => access.value().is_some_and(|(_, value)| {
                 // SAFETY: the registered target holds it.
                 unsafe { (*latest).ring(value, signallers) };
                 true
-            }
-            // SAFETY: the registered target holds it.
-            Action::Queue(queue) => unsafe { (*queue).ring(Kick { slot, value }, signallers) },
+            }),
+            Action::Queue(queue) => access.value().is_some_and(|(_, value)| {
+                // SAFETY: the registered target holds it.
+                unsafe { (*queue).ring(Kick { slot, value }, signallers) }
+            }),
         }
     }
 }
@@ -167,7 +162,7 @@ impl Slots {
     /// # Safety
     ///
     /// The [`Registered`] that this is part of lives.
-    unsafe fn ring(&self, offset: u64, access: Access, signallers: &Signallers) -> bool {
+    unsafe fn ring(&self, offset: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         let slot = offset >> self.shift;
         if slot << self.shift != offset {
             return false;
@@ -183,17 +178,41 @@ impl Slots {
 
 impl Entry {
     #[inline(always)]
-    fn matches(&self, access: Access) -> bool {
+    fn matches(&self, access: Access<'_>) -> bool {
         self.length == 0
-            || (self.length == access.length
-                && (!self.has_datamatch || self.datamatch == access.value))
+            || (usize::from(self.length) == access.data.len()
+                && (!self.has_datamatch || self.matches_data(access)))
+    }
+
+    /// Not inlined, so that the doorbells without a datamatch need not have the data ready.
+    #[inline(never)]
+    fn matches_data(&self, access: Access<'_>) -> bool {
+        access
+            .value()
+            .is_some_and(|(_, value)| value == self.datamatch)
     }
 
     /// # Safety
     ///
     /// The [`Registered`] that this is part of lives.
     #[inline(always)]
-    unsafe fn ring(&self, address: u64, access: Access, signallers: &Signallers) -> bool {
+    unsafe fn ring(&self, address: u64, access: Access<'_>, signallers: &Signallers) -> bool {
+        let action = match self.kind {
+            Kind::Event => Action::Event(self.target.cast()),
+            // SAFETY: as promised.
+            _ => return unsafe { self.ring_other(address, access, signallers) },
+        };
+        // SAFETY: as promised.
+        unsafe { action.ring(0, access, signallers) }
+    }
+
+    /// What is no event, which most are: for those, a branch costs less than a table of jumps.
+    ///
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    #[inline(never)]
+    unsafe fn ring_other(&self, address: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         let action = match self.kind {
             Kind::Event => Action::Event(self.target.cast()),
             Kind::Latest => Action::Latest(self.target.cast()),
@@ -236,7 +255,7 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 impl Lines {
-    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where the last search ended.
+    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where a search ended.
     ///
     /// # Safety
     ///
@@ -245,28 +264,72 @@ impl Lines {
     pub(super) unsafe fn ring(
         &self,
         address: u64,
-        access: Access,
-        hint: &Cell<usize>,
+        access: Access<'_>,
+        hint: &Hint,
         signallers: &Signallers,
     ) -> bool {
-        let mut place = hint.get();
-        let rings = |entry: &Entry| entry.address == address && entry.matches(access);
-        // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
-        if !self.entries.get(place).is_some_and(rings) {
-            let first = match self.is_place(place, address) {
-                true => place,
-                false => self.addresses.place(address),
-            };
-            hint.set(first);
-            match self.find(first, address, access) {
-                Some(found) => place = found,
-                None => return false,
+        let Some(place) = hint.place(address) else {
+            // SAFETY: as promised.
+            return unsafe { self.search_and_ring(address, access, hint, signallers) };
+        };
+        let entry = self.entries.get(place);
+        let is_there = entry.is_some_and(|entry| entry.address == address);
+        match entry {
+            // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
+            Some(entry) if is_there && entry.matches(access) => {
+                // SAFETY: as promised.
+                unsafe { entry.ring(address, access, signallers) }
             }
-            // A range is found from the place behind it.
-            hint.set(place.max(first));
+            _ if !is_there && !self.has_ranges && self.is_place(place, address) => false,
+            // SAFETY: as promised.
+            _ => unsafe { self.search_and_ring(address, access, hint, signallers) },
         }
+    }
+
+    /// Not inlined, so that what needs no search saves no registers for one.
+    ///
+    /// # Safety
+    ///
+    /// The doorbells live.
+    #[inline(never)]
+    unsafe fn search_and_ring(
+        &self,
+        address: u64,
+        access: Access<'_>,
+        hint: &Hint,
+        signallers: &Signallers,
+    ) -> bool {
+        let first = match hint.place(address) {
+            Some(place) if self.is_place(place, address) => place,
+            _ => self.addresses.place(address),
+        };
+        hint.set(address, first);
+        let Some(found) = self.find(first, address, access) else {
+            return false;
+        };
+        // A range is found from the place behind it.
+        hint.set(address, found.max(first));
         // SAFETY: as promised.
-        unsafe { self.entries[place].ring(address, access, signallers) }
+        unsafe { self.entries[found].ring(address, access, signallers) }
+    }
+
+    /// The same for who has no hint.
+    ///
+    /// # Safety
+    ///
+    /// The doorbells live.
+    #[inline(always)]
+    pub(super) unsafe fn ring_without_hint(
+        &self,
+        address: u64,
+        access: Access<'_>,
+        signallers: &Signallers,
+    ) -> bool {
+        match self.find(self.addresses.place(address), address, access) {
+            // SAFETY: as promised.
+            Some(found) => unsafe { self.entries[found].ring(address, access, signallers) },
+            None => false,
+        }
     }
 
     /// Whether a search for the address would end at `place`.
@@ -283,7 +346,7 @@ impl Lines {
     /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of
     /// the first address that is not below the write's.
     #[inline(always)]
-    fn find(&self, first: usize, address: u64, access: Access) -> Option<usize> {
+    fn find(&self, first: usize, address: u64, access: Access<'_>) -> Option<usize> {
         if self.addresses.is(first, address) {
             if self.entries.get(first)?.matches(access) {
                 return Some(first);
@@ -298,10 +361,12 @@ impl Lines {
 
     /// The place of the entry that matches, among those with the address of the one at `first` and behind it.
     #[cold]
-    fn find_beside(&self, first: usize, access: Access) -> Option<usize> {
+    fn find_beside(&self, first: usize, access: Access<'_>) -> Option<usize> {
+        // Of those of another length, one for any length has the address to itself.
+        let (length, value) = access.value()?;
         let same = self.same_address(first);
         // An entry for any data stands where the search for the data ends, or just before.
-        let place = same.partition_point(|entry| entry.key() < (access.length, Some(access.value)));
+        let place = same.partition_point(|entry| entry.key() < (length, Some(value)));
         [place, place.wrapping_sub(1)]
             .into_iter()
             .find(|&place| same.get(place).is_some_and(|entry| entry.matches(access)))
@@ -309,7 +374,7 @@ impl Lines {
     }
 
     /// The place of the range that begins before `place`, if what does is one.
-    fn find_range(&self, place: usize, access: Access) -> Option<usize> {
+    fn find_range(&self, place: usize, access: Access<'_>) -> Option<usize> {
         let place = place.checked_sub(1)?;
         let entry = &self.entries[place];
         (entry.kind == Kind::Range && entry.matches(access)).then_some(place)

@@ -1,9 +1,9 @@
 use super::doorbell::{Doorbell, Target};
+use super::hints::{Hint, Hints};
 use super::lines::{Access, Lines, Registered};
 use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
 use crate::event::Signallers;
 use crate::sync::srcu::{self, Light, Section, Srcu, Writer};
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -59,22 +59,6 @@ struct Inner {
 /// In the order of [`Bus`].
 type Buses = [Lines; 2];
 
-/// What a reader has beside the table.
-struct Means {
-    /// Where the last search on each bus ended. A vCPU rings the same doorbell again and again.
-    hints: [Cell<usize>; 2],
-    signallers: Signallers,
-}
-
-impl Means {
-    fn none() -> Self {
-        Means {
-            hints: Default::default(),
-            signallers: Signallers::none(),
-        }
-    }
-}
-
 impl Default for Inner {
     fn default() -> Self {
         Inner {
@@ -98,7 +82,8 @@ impl Inner {
     fn ring(
         &self,
         section: &Section<'_, Light>,
-        means: &Means,
+        hint: Option<&Hint>,
+        signallers: &Signallers,
         bus: Bus,
         address: u64,
         data: &[u8],
@@ -106,15 +91,12 @@ impl Inner {
         let Some(access) = Access::of(data) else {
             return false;
         };
-        let buses = self.buses.read(section);
-        // SAFETY: the doorbells live as long as the snapshot.
-        unsafe {
-            buses[bus as usize].ring(
-                address,
-                access,
-                &means.hints[bus as usize],
-                &means.signallers,
-            )
+        let lines = &self.buses.read(section)[bus as usize];
+        match hint {
+            // SAFETY: the doorbells live as long as the snapshot.
+            Some(hint) => unsafe { lines.ring(address, access, hint, signallers) },
+            // SAFETY: as above.
+            None => unsafe { lines.ring_without_hint(address, access, signallers) },
         }
     }
 }
@@ -278,7 +260,9 @@ impl Table {
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         srcu::with_light_section(|section| {
-            self.inner.ring(section, &Means::none(), bus, address, data)
+            let signallers = Signallers::none();
+            self.inner
+                .ring(section, None, &signallers, bus, address, data)
         })
     }
 
@@ -287,7 +271,8 @@ impl Table {
         Reader {
             table: self.clone(),
             sections: srcu::Reader::new(),
-            means: Means::none(),
+            hints: Hints::default(),
+            signallers: Signallers::none(),
         }
     }
 
@@ -384,7 +369,7 @@ impl fmt::Debug for Table {
 }
 
 /// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls, and
-/// need not search if a lookup ends where the last one on its bus did.
+/// remembers for some hundred addresses where in the table a search for them has ended, in 4 KiB of its own.
 ///
 /// It may move from thread to thread, between lookups. It keeps the table alive.
 ///
@@ -405,7 +390,8 @@ impl fmt::Debug for Table {
 pub struct Reader {
     table: Table,
     sections: srcu::Reader,
-    means: Means,
+    hints: Hints,
+    signallers: Signallers,
 }
 
 impl Reader {
@@ -413,13 +399,12 @@ impl Reader {
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        self.table.inner.ring(
-            &self.sections.enter_light(),
-            &self.means,
-            bus,
-            address,
-            data,
-        )
+        // Before the section begins, whose fence holds up what comes after.
+        let hint = self.hints.of(address);
+        let section = self.sections.enter_light();
+        self.table
+            .inner
+            .ring(&section, Some(hint), &self.signallers, bus, address, data)
     }
 
     /// The same reader, which rings up to so many doorbells by a [`Signaller`](crate::event::Signaller) of its own for
@@ -450,7 +435,7 @@ impl Reader {
     /// ```
     #[must_use = "the reader that it was is gone"]
     pub fn with_signallers(mut self, doorbells: usize) -> Self {
-        self.means.signallers = Signallers::new(doorbells);
+        self.signallers = Signallers::new(doorbells);
         self
     }
 

@@ -12,11 +12,13 @@ mod threads;
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Event;
 use doorbell::ioeventfd::{
-    AssignError, BatchError, Bus, DeassignError, Doorbell, Key, Kick, Latest, Queue, Range, Table,
+    AssignError, BatchError, Bus, DeassignError, Doorbell, Key, Kick, Latest, Queue, Range,
+    Registration, Table,
 };
 use errors::assert_becomes;
 use proptest::prelude::*;
 use script::Script;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -34,6 +36,49 @@ proptest! {
     fn scripts(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         let script = Script::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes are a script");
         script.compare();
+    }
+}
+
+/// More addresses than a reader remembers, on both buses, while doorbells come and go: it finds what a search finds.
+#[test]
+fn a_reader_remembers_less_than_there_is() {
+    let mut random = fastrand::Rng::with_seed(1);
+    let event = event();
+    for with_range in [false, true] {
+        let table = Table::new();
+        let reader = table.reader();
+        let mut there = BTreeMap::new();
+        if with_range {
+            let range = Range::mmio(1 << 20, 4, 64);
+            let targets = (0..64).map(|_| &event);
+            table.assign_range(range, targets).unwrap().keep();
+        }
+        for _ in 0..200 {
+            for _ in 0..20 {
+                let bus = [Bus::Mmio, Bus::Pio][random.usize(..2)];
+                let key = Key {
+                    bus,
+                    ..Key::mmio(random.u64(..1000), 4)
+                };
+                match there.remove(&key) {
+                    Some(registration) => drop::<Registration>(registration),
+                    None => _ = there.insert(key, table.assign(key, &event).unwrap()),
+                }
+            }
+            for _ in 0..500 {
+                let bus = [Bus::Mmio, Bus::Pio][random.usize(..2)];
+                let key = Key {
+                    bus,
+                    ..Key::mmio(random.u64(..1000), 4)
+                };
+                // Another length is another matter.
+                let length = [4, 4, 4, 2][random.usize(..4)];
+                let expected = u64::from(length == 4 && there.contains_key(&key));
+                let took = reader.write(key.bus, key.address, &[0; 4][..length]);
+                assert_eq!(u64::from(took), expected, "{key:?} {length}");
+                assert_eq!(event.try_read().unwrap_or(0), expected);
+            }
+        }
     }
 }
 

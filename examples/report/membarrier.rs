@@ -1,0 +1,119 @@
+//! A second process, which looks up after `use_membarrier`.
+//!
+//! The choice between fences and membarrier is made once in a process, so that both can take turns only if there are
+//! two. This one is asked by a line on its standard input, `case times`, and answers with the nanoseconds that took.
+
+use crate::cases::{Case, ioeventfd};
+use anyhow::Context;
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+use std::{env, io};
+
+const WITH_MEMBARRIER: &str = "doorbell, use_membarrier";
+
+/// The cases that are measured, in the order of [`ioeventfd::of_64`].
+fn measured() -> Vec<Case> {
+    let mut cases = ioeventfd::all();
+    cases
+        .retain(|case| case.who == ioeventfd::DOORBELL && ioeventfd::of_64().contains(&case.group));
+    cases
+}
+
+/// What the second process does.
+pub fn serve() -> anyhow::Result<()> {
+    let answer = |text: &dyn std::fmt::Display| {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{text}").and_then(|()| out.flush())
+    };
+    if let Err(reason) = doorbell::use_membarrier() {
+        return Ok(answer(&reason)?);
+    }
+    answer(&READY)?;
+    let mut cases = measured();
+    for line in io::stdin().lines() {
+        let line = line?;
+        let (case, times) = line.split_once(' ').context("a case and a number")?;
+        let (case, times): (usize, u64) = (case.parse()?, times.parse()?);
+        answer(&(cases[case].run)(times).as_nanos())?;
+    }
+    Ok(())
+}
+
+const READY: &str = "ready";
+
+/// The process, as those who ask it see it. It ends with the last of them.
+struct Other {
+    child: Child,
+    asked: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Other {
+    /// `None`, and a word about it, if it cannot be had.
+    fn start() -> Option<Self> {
+        let start = || -> anyhow::Result<Self> {
+            let mut child = Command::new(env::current_exe()?)
+                .arg("--look-up-with-membarrier")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            let answers = child.stdout.take().context("it is piped")?;
+            let mut other = Other {
+                asked: child.stdin.take(),
+                child,
+                answers: BufReader::new(answers),
+            };
+            let answer = other.answer()?;
+            anyhow::ensure!(answer == READY, answer);
+            Ok(other)
+        };
+        start()
+            .inspect_err(|reason| eprintln!("report: no look-ups with membarrier: {reason}"))
+            .ok()
+    }
+
+    fn answer(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn run(&mut self, case: usize, times: u64) -> anyhow::Result<Duration> {
+        writeln!(self.asked.as_mut().context("it is open")?, "{case} {times}")?;
+        Ok(Duration::from_nanos(self.answer()?.parse()?))
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // The end of its input is its end.
+        self.asked = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// The look-ups of the second process, as cases of this one; none if there is no membarrier.
+pub fn cases() -> Vec<Case> {
+    let Some(other) = Other::start() else {
+        return Vec::new();
+    };
+    let other = Rc::new(RefCell::new(other));
+    let cases = measured().into_iter().enumerate();
+    cases
+        .map(|(number, Case { group, .. })| {
+            let other = Rc::clone(&other);
+            let run = move |times| {
+                let time = other.borrow_mut().run(number, times);
+                time.expect("the second process answers")
+            };
+            Case {
+                group,
+                who: WITH_MEMBARRIER,
+                run: Box::new(run),
+            }
+        })
+        .collect()
+}
