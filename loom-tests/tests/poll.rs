@@ -33,6 +33,9 @@ fn wait(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
+/// With its type: `[]` alone may be compared with a list in several ways, since a crate in here adds some.
+const NOTHING: [usize; 0] = [];
+
 fn now(poller: &Poller) -> Vec<usize> {
     wait(poller, 4, Some(Duration::ZERO))
 }
@@ -67,7 +70,7 @@ fn a_waiter_comes_back() {
                 sum += event.try_read().unwrap_or(0);
             }
             signaller.join().unwrap();
-            assert_eq!(now(&poller), []);
+            assert_eq!(now(&poller), NOTHING);
         });
     }
 }
@@ -188,7 +191,7 @@ fn notify_and_waiter() {
         let (poller, event) = one(Watch::READABLE);
         let waiter = spawn((&poller, &event), |poller, _| wait(poller, 1, None));
         poller.notify();
-        assert_eq!(waiter.join().unwrap(), []);
+        assert_eq!(waiter.join().unwrap(), NOTHING);
         let signaller = spawn((&poller, &event), |_, event| event.signal());
         assert_eq!(wait(&poller, 1, None), [1]);
         signaller.join().unwrap();
@@ -246,11 +249,11 @@ fn delete_and_signal() {
         let (poller, event) = one(Watch::READABLE);
         let signaller = spawn((&poller, &event), |_, event| event.signal());
         poller.delete(1).unwrap();
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
         let other = Arc::new(Event::new(0));
         poller.add(&other, 1, Watch::READABLE).unwrap();
         signaller.join().unwrap();
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
         other.signal();
         assert_eq!(now(&poller), [1]);
     });
@@ -270,7 +273,7 @@ fn wait_and_modify() {
         modifier.join().unwrap();
         found.extend(now(&poller));
         assert!(matches!(found[..], [1] | [1, 1]), "{found:?}");
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
     });
 }
 
@@ -286,7 +289,7 @@ fn one_event_twice() {
         signaller.join().unwrap();
         // Each that had been reported when the signal came.
         now(&poller);
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
     });
 }
 
@@ -303,7 +306,7 @@ fn modify_and_signal() {
         poller.modify(1, watch).unwrap();
         signaller.join().unwrap();
         assert_eq!(now(&poller), [1]);
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
     });
 }
 
@@ -317,7 +320,7 @@ fn add_and_signal() {
         poller.add(&event, 1, Watch::READABLE.edge()).unwrap();
         signaller.join().unwrap();
         assert_eq!(now(&poller), [1]);
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
     });
 }
 
@@ -408,6 +411,6 @@ fn both_edges() {
             // The read is the last edge, seen with the first or by itself.
             now(&poller);
         }
-        assert_eq!(now(&poller), []);
+        assert_eq!(now(&poller), NOTHING);
     });
 }

@@ -135,7 +135,7 @@ fn lookups_and_a_move() {
         table.replace(&mut registrations, [there]).unwrap();
         let taken = vcpu.join().unwrap();
         assert_ne!(taken, [false, false]);
-        assert_eq!(event.count(), taken.map(u64::from).iter().sum());
+        assert_eq!(event.count(), taken.map(u64::from).iter().sum::<u64>());
     });
 }
 
