@@ -136,6 +136,7 @@ pub fn all() -> Vec<Plan> {
                    changes hold less.",
             groups: ioeventfd::of_64().into(),
             latencies: false,
+            device: false,
         },
     ]
 }
