@@ -628,9 +628,9 @@ impl Reader {
 
     #[inline(always)]
     fn begin<K: Kind>(&self) -> Section<'_, K> {
-        let slot = self.slot;
         let depth = self.depth.get();
-        let seq = if depth == 0 {
+        if depth == 0 {
+            let slot = self.slot;
             slot.owner.store(this_thread(), Ordering::Relaxed);
             let seq = slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
             // First half of the handshake with `Slot::wait_for_end` and `Domain::inside`; the second is the load in
@@ -642,19 +642,12 @@ impl Reader {
             } else {
                 slot.seq.swap(seq, DEKKER);
             }
-            // A number, not what is computed from the one before: that one may still be on its way to the cache.
-            self.depth.set(1);
-            seq
-        } else {
-            if !K::LIGHT && !self.published.get() {
-                self.publish();
-            }
-            self.depth.set(depth + 1);
-            slot.seq.load(Ordering::Relaxed)
-        };
+        } else if !K::LIGHT && !self.published.get() {
+            self.publish();
+        }
+        self.depth.set(depth + 1);
         Section {
             reader: self,
-            seq,
             _kind: PhantomData,
         }
     }
@@ -668,19 +661,17 @@ impl Reader {
         self.published.set(true);
     }
 
-    /// Ends a section in which the sequence was `seq`.
     #[inline(always)]
-    fn leave(&self, seq: u32) {
-        let depth = self.depth.get();
-        if depth != 1 {
-            self.depth.set(depth - 1);
-            return;
-        }
-        self.depth.set(0);
-        // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
-        release_store(&self.slot.seq, seq.wrapping_add(INSIDE));
-        if self.slot.owes.load(Ordering::Relaxed) != 0 {
-            self.pay();
+    fn leave(&self) {
+        let depth = self.depth.get() - 1;
+        self.depth.set(depth);
+        if depth == 0 {
+            let seq = self.slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE);
+            // Pairs with the loads in `Slot::wait_for_end` and `Pile::take_due`.
+            release_store(&self.slot.seq, seq);
+            if self.slot.owes.load(Ordering::Relaxed) != 0 {
+                self.pay();
+            }
         }
     }
 
@@ -713,15 +704,13 @@ impl Drop for Reader {
 /// It ends with the value. Forgetting it holds up all writers until its reader is dropped, but is safe.
 pub struct Section<'a, K: Kind = Fenced> {
     reader: &'a Reader,
-    /// The sequence of the slot, as long as there is a section.
-    seq: u32,
     _kind: PhantomData<K>,
 }
 
 impl<K: Kind> Drop for Section<'_, K> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.reader.leave(self.seq);
+        self.reader.leave();
     }
 }
 
