@@ -187,7 +187,7 @@ pub const TO_POLLER: &str = "signaller: signal to a busy poller";
 pub const POLLER_ROUND: &str = "signaller: signal + wait + read, a poller";
 pub const PING_PONG: &str = "signaller: ping-pong, parked";
 
-const SIGNALLER: &str = "doorbell, by a signaller";
+pub const SIGNALLER: &str = "doorbell, by a signaller";
 const PLAIN: &str = "doorbell";
 const EVENTFD: &str = Eventfd::NAME;
 const EPOLL: &str = "eventfd in an epoll";

@@ -2,10 +2,9 @@
 //! to wake a thread.
 //!
 //! All comparisons are made by turns, so that whatever else the machine does meets all alike, and in one process. Only
-//! the device's back-ends are processes of their own, and the look-ups after `use_membarrier`, which is for a whole
-//! process. The cases are those of the benches. What comes of it is one page without references to anything outside,
-//! the same as text, and
-//! the same as JSON.
+//! the device's back-ends are processes of their own, and what takes `use_membarrier`, which is for a whole process. The
+//! cases are those of the benches. What comes of it is one page without references to anything outside, the same as
+//! text, and the same as JSON.
 //!
 //! | what | where |
 //! |---|---|
@@ -64,7 +63,7 @@ fn main() -> anyhow::Result<()> {
     use std::fs;
 
     let options = options::Options::parse();
-    if options.look_up_with_membarrier {
+    if options.with_membarrier {
         return membarrier::serve();
     }
     let folder = &options.output;

@@ -123,7 +123,8 @@ fn take(cases: &mut Vec<Case>, group: &str) -> Vec<Case> {
 fn cases() -> Vec<Case> {
     let mut look_ups = cases::ioeventfd::all();
     look_ups.retain(|case| cases::ioeventfd::of_64().contains(&case.group));
-    look_ups.extend(membarrier::cases());
+    let mut signallers = cases::signaller::all();
+    signallers.retain(|case| case.who != cases::signaller::SIGNALLER);
     [
         cases::event::all(),
         cases::batch::all(),
@@ -131,6 +132,8 @@ fn cases() -> Vec<Case> {
         cases::poll::all(),
         cases::futures::all(),
         look_ups,
+        signallers,
+        membarrier::cases(),
     ]
     .into_iter()
     .flatten()

@@ -1,9 +1,9 @@
-//! A second process, which looks up after `use_membarrier`.
+//! A second process, which looks up and signals after `use_membarrier`.
 //!
 //! The choice between fences and membarrier is made once in a process, so that both can take turns only if there are
 //! two. This one is asked by a line on its standard input, `case times`, and answers with the nanoseconds that took.
 
-use crate::cases::{Case, ioeventfd};
+use crate::cases::{Case, ioeventfd, signaller};
 use anyhow::Context;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
@@ -14,11 +14,13 @@ use std::{env, io};
 
 const WITH_MEMBARRIER: &str = "doorbell, use_membarrier";
 
-/// The cases that are measured, in the order of [`ioeventfd::of_64`].
+/// The cases that are measured: look-ups among 64 doorbells, and signallers.
 fn measured() -> Vec<Case> {
     let mut cases = ioeventfd::all();
     cases
         .retain(|case| case.who == ioeventfd::DOORBELL && ioeventfd::of_64().contains(&case.group));
+    let signallers = signaller::all().into_iter();
+    cases.extend(signallers.filter(|case| case.who == signaller::SIGNALLER));
     cases
 }
 
@@ -56,7 +58,7 @@ impl Other {
     fn start() -> Option<Self> {
         let start = || -> anyhow::Result<Self> {
             let mut child = Command::new(env::current_exe()?)
-                .arg("--look-up-with-membarrier")
+                .arg("--with-membarrier")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()?;
@@ -71,7 +73,7 @@ impl Other {
             Ok(other)
         };
         start()
-            .inspect_err(|reason| eprintln!("report: no look-ups with membarrier: {reason}"))
+            .inspect_err(|reason| eprintln!("report: skipped: what takes membarrier ({reason})"))
             .ok()
     }
 
@@ -95,7 +97,7 @@ impl Drop for Other {
     }
 }
 
-/// The look-ups of the second process, as cases of this one; none if there is no membarrier.
+/// What the second process measures, as cases of this one; none if there is no membarrier.
 pub fn cases() -> Vec<Case> {
     let Some(other) = Other::start() else {
         return Vec::new();
@@ -103,7 +105,7 @@ pub fn cases() -> Vec<Case> {
     let other = Rc::new(RefCell::new(other));
     let cases = measured().into_iter().enumerate();
     cases
-        .map(|(number, Case { group, .. })| {
+        .map(|(number, Case { group, who, .. })| {
             let other = Rc::clone(&other);
             let run = move |times| {
                 let time = other.borrow_mut().run(number, times);
@@ -111,7 +113,10 @@ pub fn cases() -> Vec<Case> {
             };
             Case {
                 group,
-                who: WITH_MEMBARRIER,
+                who: match who {
+                    ioeventfd::DOORBELL => WITH_MEMBARRIER,
+                    who => who,
+                },
                 run: Box::new(run),
             }
         })

@@ -18,7 +18,7 @@ pub struct Options {
     #[arg(long, value_name = "FOLDER", default_value = "target/report")]
     pub output: PathBuf,
 
-    /// Look up after `use_membarrier`, as often as the standard input says: see `membarrier.rs`
+    /// Do after `use_membarrier` what the standard input says: see `membarrier.rs`
     #[arg(long, hide = true)]
-    pub look_up_with_membarrier: bool,
+    pub with_membarrier: bool,
 }

@@ -1,6 +1,6 @@
 //! What is compared, and what is to be known of it.
 
-use crate::cases::{batch, event, futures, ioeventfd, poll, wait_any};
+use crate::cases::{batch, event, futures, ioeventfd, poll, signaller, wait_any};
 
 /// A section of the report.
 pub struct Plan {
@@ -135,6 +135,24 @@ pub fn all() -> Vec<Plan> {
                    The buses of VMMs hold a lock or a reference count; a Vec behind an arc-swap and one that never \
                    changes hold less.",
             groups: ioeventfd::of_64().into(),
+            latencies: false,
+            device: false,
+        },
+        Plan {
+            title: "Signallers",
+            text: "A Signaller, after use_membarrier, beside Event::signal and others: what it saves who signals, and, \
+                   in the rows with a read or a wait, what it costs the other side. Who reads takes together what lies \
+                   in several words, and who falls asleep has all other threads of the process execute a barrier.",
+            groups: strings(&[
+                signaller::SIGNAL,
+                signaller::TO_SPINNING,
+                signaller::MANY_EVENTS,
+                signaller::TO_POLLER,
+                signaller::BURST_READ,
+                signaller::SIGNAL_READ,
+                signaller::POLLER_ROUND,
+                signaller::PING_PONG,
+            ]),
             latencies: false,
             device: false,
         },

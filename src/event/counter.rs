@@ -64,6 +64,7 @@ pub(crate) trait Owner {
 impl Counter<Private> {
     /// The bytes of it that are of use while the count is whole. They come first.
     #[cfg(not(loom))]
+    #[allow(dead_code, reason = "Rust 1.85 does not see that an assertion uses it")]
     pub(super) const SIZE_WHOLE: usize = std::mem::offset_of!(Self, split);
 
     maybe_const! {
