@@ -26,7 +26,7 @@ const SIZES: [u64; 5] = [1, 16, 64, 1_000, 100_000];
 
 pub const DOORBELL: &str = "doorbell";
 const NO_READER: &str = "doorbell, no reader";
-const RW_LOCK: &str = "RwLock<BTreeMap>";
+pub const RW_LOCK: &str = "RwLock<BTreeMap>";
 const MUTEX: &str = "Mutex<BTreeMap>";
 const ARC_SWAP: &str = "arc-swap + sorted Vec";
 const LINEAR: &str = "linear scan";
@@ -166,6 +166,22 @@ pub fn of_64() -> [String; 4] {
         };
         lookups.to_string()
     })
+}
+
+/// Hits among 64 doorbells, one over and over or any of them: by a reader with signallers, one without, and
+/// [`RW_LOCK`]. Each has events of its own, since an event that has had a signaller costs more to signal otherwise.
+pub fn hits_of_64(random: bool) -> [Run; 3] {
+    let lookups = Lookups {
+        pattern: Pattern { hit: true, random },
+        size: 64,
+        readers: 1,
+    };
+    let signallers = |all: &Peers, me: u64| all.reader(me).with_signallers(64);
+    [
+        lookups.run(&Peers::of(64), signallers),
+        lookups.run(&Peers::of(64), Peers::reader),
+        lookups.run(&Peers::of(64), |all, _| Arc::clone(&all.rw_lock)),
+    ]
 }
 
 /// Which addresses are written to.

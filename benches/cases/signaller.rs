@@ -2,6 +2,7 @@
 
 use super::bells::{self, Bell, for_each_peer};
 use super::event::Eventfd;
+use super::ioeventfd::{self, RW_LOCK};
 use super::{Case, Ratio, Run, alone, pin, two_with};
 use doorbell::event::{Batch, Signaller};
 use doorbell::poll::{Events, Poller, Watch};
@@ -97,6 +98,19 @@ pub fn all() -> Vec<Case> {
         alone(move || fds.iter().for_each(|fd| fd.write(1))),
     );
 
+    for (group, random) in [(HIT_REPEATED, false), (HIT_RANDOM, true)] {
+        let whose = [SIGNALLER, PLAIN, RW_LOCK];
+        for (who, run) in whose.into_iter().zip(ioeventfd::hits_of_64(random)) {
+            case(group, who, run);
+        }
+        let counter = AtomicU64::new(0);
+        case(
+            group,
+            FETCH_ADD,
+            alone(move || counter.fetch_add(1, Ordering::SeqCst)),
+        );
+    }
+
     let (signaller, event) = pair();
     let poller = knowing_poller(&event);
     case(
@@ -166,6 +180,11 @@ pub fn ratios() -> Vec<Ratio> {
         (BURST_READ, PLAIN, SIGNALLER, ""),
         (MANY_EVENTS, EVENTFD, SIGNALLER, ">= 60"),
         (MANY_EVENTS, PLAIN, SIGNALLER, ""),
+        (HIT_REPEATED, RW_LOCK, SIGNALLER, ">= 6"),
+        (HIT_REPEATED, PLAIN, SIGNALLER, ""),
+        (HIT_REPEATED, SIGNALLER, FETCH_ADD, "<= 0.7"),
+        (HIT_RANDOM, RW_LOCK, SIGNALLER, ">= 4"),
+        (HIT_RANDOM, PLAIN, SIGNALLER, ""),
         (TO_POLLER, EPOLL, SIGNALLER, ">= 60"),
         (POLLER_ROUND, SIGNALLER, PLAIN, ""),
         (PING_PONG, SIGNALLER, EVENTFD, "<= 1.35"),
@@ -183,6 +202,8 @@ pub const TO_SPINNING: &str = "signaller: signal, a consumer spinning";
 pub const SIGNAL_READ: &str = "signaller: signal + read";
 pub const BURST_READ: &str = "signaller: 16 signals + read";
 pub const MANY_EVENTS: &str = "signaller: a signal of each of 64 events";
+pub const HIT_REPEATED: &str = "signaller: a hit among 64 doorbells, repeated";
+pub const HIT_RANDOM: &str = "signaller: a hit among 64 doorbells, random";
 pub const TO_POLLER: &str = "signaller: signal to a busy poller";
 pub const POLLER_ROUND: &str = "signaller: signal + wait + read, a poller";
 pub const PING_PONG: &str = "signaller: ping-pong, parked";

@@ -147,6 +147,8 @@ pub fn all() -> Vec<Plan> {
                 signaller::SIGNAL,
                 signaller::TO_SPINNING,
                 signaller::MANY_EVENTS,
+                signaller::HIT_REPEATED,
+                signaller::HIT_RANDOM,
                 signaller::TO_POLLER,
                 signaller::BURST_READ,
                 signaller::SIGNAL_READ,
