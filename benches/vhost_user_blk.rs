@@ -1,5 +1,5 @@
-//! A real device that a real driver drives, with the loops and rules for interrupts of the example `vhost-user-blk`, and
-//! other back-ends.
+//! A real device that a real driver drives, with the loops and rules for interrupts of the example `vhost-user-blk`,
+//! and other back-ends.
 //!
 //! `cargo bench --bench vhost_user_blk [WORD]`: what has the word in its name. First driver and back-end have a CPU
 //! each, then the kernel decides.

@@ -447,8 +447,8 @@ impl Event {
         self.counter.arm_unheard(interest);
     }
 
-    /// Whether the event has, or has had, signallers with a lane. A [`DEKKER`](crate::sync::DEKKER) load: those of which
-    /// it does not know see what was announced before.
+    /// Whether the event has, or has had, signallers with a lane. A [`DEKKER`](crate::sync::DEKKER) load: those of
+    /// which it does not know see what was announced before.
     pub(crate) fn has_signallers(&self) -> bool {
         self.counter.is_split()
     }

@@ -47,8 +47,8 @@
 //!   `doorbell::virtio` (feature `virtio-queue`) for one that is ready to use.
 //! * **The hot set.** Only sources that were reported since the thread last slept are asked, and those that were hot
 //!   before that sleep. The others notify, and cost nothing, however many there are; so does a source whose probe has
-//!   just been attached, unless it is ready. A source that is nothing but a probe is always hot. A source leaves the hot set if
-//!   nothing comes of it in 16 such times, or in 2,048 looks if others keep the thread awake.
+//!   just been attached, unless it is ready. A source that is nothing but a probe is always hot. A source leaves the
+//!   hot set if nothing comes of it in 16 such times, or in 2,048 looks if others keep the thread awake.
 //! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when fewer than one
 //!   in three looks find something, or when other threads take the CPU meanwhile and rounds take longer for that than
 //!   without looking. It opens again for a trial of eight looks, after 16 to 1,024 waits that were so short that it

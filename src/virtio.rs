@@ -30,9 +30,9 @@
 //! driver is awake, or sleeps on the device's own CPU, each interrupt before the end is one too many, and each question
 //! whether the driver wants one costs a tenth of a small request.
 //!
-//! [`complete`](PolledQueue::complete) therefore looks after 1, 2, 4, 8… requests of a batch at what the driver asks for
-//! (`used_event`, or `NO_INTERRUPT` in the flags of the available ring), and passes the full barrier that a sure answer
-//! takes only if the driver seems to want the interrupt. When such an interrupt has been made, the next
+//! [`complete`](PolledQueue::complete) therefore looks after 1, 2, 4, 8… requests of a batch at what the driver asks
+//! for (`used_event`, or `NO_INTERRUPT` in the flags of the available ring), and passes the full barrier that a sure
+//! answer takes only if the driver seems to want the interrupt. When such an interrupt has been made, the next
 //! [`pop`](PolledQueue::pop) looks whether the driver has asked anew by then. If so, the driver was awake or took the
 //! device's CPU, and from 1 to 64 batches go by without a look before their end, the more the more often that happens.
 //! [`finish`](PolledQueue::finish) gives the sure answer, once for all requests that are done; no interrupt is lost,

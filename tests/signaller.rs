@@ -387,6 +387,10 @@ fn on_another_thread() {
     .unwrap();
     signaller.signal();
     assert_eq!(signaller.event().read(), 3);
+    signaller.signal_n(5);
+    signaller.signal_n(1);
+    signaller.signal_n(0);
+    assert_eq!(signaller.event().read(), 6);
 }
 
 /// A child has a copy of the event and of the signaller, and its own registration for barriers.

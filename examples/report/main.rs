@@ -2,8 +2,8 @@
 //! to wake a thread.
 //!
 //! All comparisons are made by turns, so that whatever else the machine does meets all alike, and in one process. Only
-//! the device's back-ends are processes of their own, and what takes `use_membarrier`, which is for a whole process. The
-//! cases are those of the benches. What comes of it is one page without references to anything outside, the same as
+//! the device's back-ends are processes of their own, and what takes `use_membarrier`, which is for a whole process.
+//! The cases are those of the benches. What comes of it is one page without references to anything outside, the same as
 //! text, and the same as JSON.
 //!
 //! | what | where |

@@ -1,8 +1,8 @@
 //! Light sections of `sync::srcu`, with `membarrier` in the place of the reader's fence: nothing is freed in use.
 //!
 //! loom cannot run these, so the steps are written down here. Each is an access of `src/sync/srcu.rs` or
-//! `src/sync/membarrier.rs`, and says of which function. The breakages are protocols of this file with steps left out or
-//! exchanged.
+//! `src/sync/membarrier.rs`, and says of which function. The breakages are protocols of this file with steps left out
+//! or exchanged.
 
 use loom_tests::store_buffers::Step::{Await, Check, HeavyBarrier, Load, SkipIf, Store, Update};
 use loom_tests::store_buffers::{END, Protocol, Step};
@@ -46,7 +46,8 @@ const SWAP: [Step; 1] = [Update(POINTER, P, |_| 1)];
 const WAIT_FOR_END: [Step; 3] = [
     Load(SEQ, S),
     SkipIf(1, |r| r[S] % 2 == 0),
-    // Until it is another one: a reader that has come back has the new snapshot. The old value is in the other register.
+    // Until it is another one: a reader that has come back has the new snapshot. The old value is in the other
+    // register.
     Await(SEQ, F, |r| r[F] != r[S]),
 ];
 const FREE: [Step; 1] = [Store(FREED, |_| 1)];

@@ -1,6 +1,7 @@
 //! The words of a virtqueue's rings: no kick and no interrupt that is needed is left out.
 //!
-//! `../breakages/virtio.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
+//! `../breakages/virtio.toml` lists the ways in which the code was broken on purpose, and which of these models
+//! noticed.
 
 use doorbell::virtio::rings::{Completed, HEADER, Rings, USED_ELEMENT, Words};
 use doorbell::{Event, Mode};
@@ -106,8 +107,8 @@ impl Queue {
         &self.rings.words
     }
 
-    /// The driver: makes one more request available, and looks whether it is to kick. As in Linux' `virtqueue_kick`, which
-    /// passes a full barrier between the two. Whether it is.
+    /// The driver: makes one more request available, and looks whether it is to kick. As in Linux' `virtqueue_kick`,
+    /// which passes a full barrier between the two. Whether it is.
     fn publish(&self) -> bool {
         let guest = self.guest();
         let old = guest.avail_idx.load(Ordering::Relaxed);

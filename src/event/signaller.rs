@@ -59,9 +59,9 @@ use std::sync::Arc;
 /// * A thread that finds nothing and goes to sleep, in the event, a poller or `wait_any`, a task that waits, and an
 ///   observer that is attached or armed call `membarrier(2)` each time before the last look at the count: 0.1 to
 ///   0.2 µs if no other thread of the process runs, and some 5 to 10 µs if one does, which is interrupted.
-/// * A [`Poller`](crate::poll::Poller) keeps asking a level-triggered event with signallers while it is awake, and calls
-///   `membarrier` once for all of them before it sleeps. So it reports such events in the order in which it asks them,
-///   where it reports others in the order in which they were signalled.
+/// * A [`Poller`](crate::poll::Poller) keeps asking a level-triggered event with signallers while it is awake, and
+///   calls `membarrier` once for all of them before it sleeps. So it reports such events in the order in which it asks
+///   them, where it reports others in the order in which they were signalled.
 /// * Other signals, and reads and writes, take a few nanoseconds more, and up to a cache miss for each lane.
 ///
 /// So a signaller is for the thread that signals much more often than the other side sleeps: a vCPU whose device polls,

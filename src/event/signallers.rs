@@ -6,31 +6,23 @@
 
 use super::Event;
 use super::split::{Number, Owned};
-use crate::sync::membarrier;
-use std::cell::RefCell;
+use crate::sync::{UnsafeCell, membarrier};
 
 /// Up to a number of signallers, each made when its event is first signalled here. Events beyond that are signalled the
 /// usual way.
 pub(crate) struct Signallers {
     /// A power of two of them, or none.
-    places: Box<[RefCell<Place>]>,
+    places: Box<[UnsafeCell<Place>]>,
 }
 
 #[derive(Default)]
-enum Place {
-    #[default]
-    Vacant,
-    Of(Lane),
-    /// The address of an event that had no lane left.
-    Refused(usize),
-}
-
-struct Lane {
-    /// The address of the event.
+struct Place {
+    /// The address of the event, or 0.
     event: usize,
     /// The number of its lanes.
-    number: Number,
-    owned: Owned,
+    number: Option<Number>,
+    /// `None` if the event had no lane left.
+    lane: Option<Owned>,
 }
 
 /// How far from where it belongs an event's place may be.
@@ -50,64 +42,73 @@ impl Signallers {
             return Self::none();
         }
         let places = events.saturating_mul(2).max(MOST_STEPS).next_power_of_two();
+        let vacant = || UnsafeCell::new(Place::default());
         Signallers {
-            places: (0..places).map(|_| RefCell::default()).collect(),
+            places: (0..places).map(|_| vacant()).collect(),
         }
     }
 
     #[inline(always)]
     pub(crate) fn signal(&self, event: &Event) {
-        if self.places.is_empty() {
-            return event.signal();
-        }
         let first = self.first(event);
-        // What is called by the second half may come here again.
-        if self.places[first].borrow().add_one(event) || self.add_one_elsewhere(event, first) {
+        let Some(place) = self.places.get(first) else {
+            return event.signal();
+        };
+        let place = place.get();
+        // SAFETY: one thread at a time has this, and it does not come here while it looks at a place or replaces what
+        // is there, which runs no code from elsewhere. What is called by the second half of a signal may come here.
+        if unsafe { place.deref() }.add_one(event) || self.add_one_elsewhere(event, first) {
             event.signalled_by_lane();
         } else {
             event.signal();
         }
     }
 
-    /// Where the search for an event's place begins.
+    /// Where the search for an event's place begins. If there are no places, that is none.
     #[inline(always)]
     fn first(&self, event: &Event) -> usize {
         // Fibonacci hashing: the upper half of the product depends on all bits of the address.
         let hash = (address(event) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        hash as usize & (self.places.len() - 1)
+        hash as usize & self.places.len().wrapping_sub(1)
     }
 
     /// Finds the event's place among those that follow, or makes it one.
     #[cold]
     #[inline(never)]
     fn add_one_elsewhere(&self, event: &Event, first: usize) -> bool {
-        let mask = self.places.len() - 1;
-        let places = || (first..first + MOST_STEPS).map(|place| &self.places[place & mask]);
-        let mut refused = None;
+        let last = self.places.len() - 1;
+        let places = || (first..first + MOST_STEPS).map(|place| &self.places[place & last]);
+        let (mut free, mut refused) = (None, None);
         for place in places() {
-            match &*place.borrow() {
-                of if of.add_one(event) => return true,
-                Place::Refused(other) if *other == address(event) => return false,
-                Place::Refused(_) => refused = Some(place),
-                _ => {}
+            let it = place.get();
+            // SAFETY: as in `signal`.
+            let it = unsafe { it.deref() };
+            if it.add_one(event) {
+                return true;
+            }
+            if it.refuses(event) {
+                return false;
+            }
+            if it.is_free(event) {
+                free = free.or(Some(place));
+            } else if it.lane.is_none() {
+                refused = Some(place);
             }
         }
-        let free = places().find(|place| place.borrow().is_free(event));
         let Some(place) = free.or(refused) else {
             return false;
         };
-        let claimed = event.claim_lane();
-        let new = claimed.map_or(Place::Refused(address(event)), |(number, owned)| {
-            let event = address(event);
-            Place::Of(Lane {
-                event,
-                number,
-                owned,
-            })
-        });
-        // The last count of a lane may go with what was there, and no code from elsewhere.
-        drop(place.replace(new));
-        place.borrow().add_one(event)
+        let (number, lane) = event.claim_lane().unzip();
+        let new = Place {
+            event: address(event),
+            number,
+            lane,
+        };
+        // SAFETY: as in `signal`. The last count of a lane may go with what was there, and nothing else.
+        place.with_mut(|place| unsafe { *place = new });
+        let place = place.get();
+        // SAFETY: as in `signal`.
+        unsafe { place.deref() }.add_one(event)
     }
 }
 
@@ -119,23 +120,25 @@ impl Place {
     /// First half of a signal, if this is the event's place.
     #[inline(always)]
     fn add_one(&self, event: &Event) -> bool {
-        match self {
-            Place::Of(lane)
-                if lane.event == address(event) && event.number() == Some(lane.number) =>
-            {
-                lane.owned.add_one();
+        match &self.lane {
+            Some(lane) if self.event == address(event) && self.number == event.number() => {
+                lane.add_one();
                 true
             }
             _ => false,
         }
     }
 
+    /// Whether the event had no lane left.
+    fn refuses(&self, event: &Event) -> bool {
+        self.event == address(event) && self.lane.is_none()
+    }
+
     /// Whether it is of no use to anybody: vacant, or of an event that has gone.
     fn is_free(&self, event: &Event) -> bool {
-        match self {
-            Place::Vacant => true,
-            Place::Of(lane) => lane.event == address(event) || lane.owned.is_left_alone(),
-            Place::Refused(_) => false,
+        match &self.lane {
+            Some(lane) => self.event == address(event) || lane.is_left_alone(),
+            None => self.event == 0,
         }
     }
 }

@@ -108,7 +108,8 @@ impl OnDemand {
         }
     }
 
-    /// The number of the lanes, if there are any. (A count that is being split has some already, of which nobody knows.)
+    /// The number of the lanes, if there are any. (A count that is being split has some already, of which nobody
+    /// knows.)
     #[inline(always)]
     pub(super) fn number(&self) -> Option<Number> {
         self.lanes.get()?.number

@@ -11,8 +11,8 @@ pub(super) struct Hints([Hint; Hints::COUNT]);
 pub(super) struct Hint(Cell<u64>);
 
 impl Hints {
-    /// 4 KiB, in the cache of a CPU that has 32 and more. With half as many, 18 of 64 doorbells at a distance of 8 bytes
-    /// share a hint with another.
+    /// 4 KiB, in the cache of a CPU that has 32 and more. With half as many, 18 of 64 doorbells at a distance of 8
+    /// bytes share a hint with another.
     const COUNT: usize = 1 << Self::BITS;
     const BITS: u32 = 9;
 

@@ -613,8 +613,8 @@ impl Poller {
 
     /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
     /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic. Nobody
-    /// need be woken for them. Whoever put one into the queue has woken a thread, if any slept; and a thread that leaves
-    /// the waiters wakes another if the queue is not empty.
+    /// need be woken for them. Whoever put one into the queue has woken a thread, if any slept; and a thread that
+    /// leaves the waiters wakes another if the queue is not empty.
     fn carry(&self, most: usize, deadline: Option<Instant>) -> bool {
         let mut carried = false;
         for _ in 0..most {

@@ -28,8 +28,8 @@
 //! A source is cold when it is attached, unless it is ready: its notifications are on, so the first kick tells of it.
 //!
 //! A probe may panic. The source then stays hot, and is told again, since nobody knows whether its notifications are
-//! on; the others are told nevertheless. The thread passes the panic on to the caller of `wait` instead of sleeping, and
-//! wakes another that sleeps: that one ends what is hot itself, in step 2.
+//! on; the others are told nevertheless. The thread passes the panic on to the caller of `wait` instead of sleeping,
+//! and wakes another that sleeps: that one ends what is hot itself, in step 2.
 
 use super::events::{self, Events};
 use super::probe::Probe;

@@ -1,6 +1,6 @@
 //! Which barriers the light readers of [`srcu`](super::srcu) and their writers use: a fence on both sides, or
-//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's. And whether signallers can do without
-//! one: they have the sleeper call `membarrier(2)`, or signal the usual way.
+//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's. And whether signallers can do
+//! without one: they have the sleeper call `membarrier(2)`, or signal the usual way.
 //!
 //! The two are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
 //! writer of `srcu`. A reader with the light barrier and a writer that takes it for one with a fence would be a use

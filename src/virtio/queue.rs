@@ -163,9 +163,9 @@ where
     }
 
     /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and says whether
-    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). If so, that should be done
-    /// before the next [`pop`](Self::pop), which looks whether it was in time. The last of several must be followed by
-    /// a [`finish`](Self::finish).
+    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). If so, that should be
+    /// done before the next [`pop`](Self::pop), which looks whether it was in time. The last of several must be
+    /// followed by a [`finish`](Self::finish).
     ///
     /// # Errors
     ///
@@ -177,8 +177,8 @@ where
         Ok(self.completed.add_one(&self.rings, self.queue.next_used()))
     }
 
-    /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must be
-    /// followed by a [`finish`](Self::finish), sooner or later.
+    /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must
+    /// be followed by a [`finish`](Self::finish), sooner or later.
     ///
     /// # Errors
     ///

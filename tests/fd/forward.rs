@@ -577,7 +577,8 @@ vmm_sys_util::ioctl_iow_nr!(
     kvm_bindings::kvm_irqfd
 );
 
-/// There is no write that waits for no room whatever the peer says of `O_NONBLOCK`, as the docs say: here is the kernel.
+/// There is no write that waits for no room whatever the peer says of `O_NONBLOCK`, as the docs say: here is the
+/// kernel.
 #[test]
 fn no_write_ignores_the_flag() {
     let eventfd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
