@@ -80,11 +80,11 @@ struct Assigned {
 }
 
 impl Router {
-    /// Calls `sink` on the threads that signal.
-    pub fn new(sink: Arc<impl InterruptSink + 'static>) -> Self {
+    /// Calls `sink` on the threads that signal. An [`Arc`] of a sink is one, also of a `dyn InterruptSink`.
+    pub fn new(sink: impl InterruptSink + 'static) -> Self {
         Self::of(Core {
             _worker: None,
-            board: Arc::new(Board::new(sink, None)),
+            board: Arc::new(Board::new(Arc::new(sink), None)),
         })
     }
 
@@ -99,8 +99,8 @@ impl Router {
     /// # Errors
     ///
     /// There is no thread to be had.
-    pub fn with_worker(sink: Arc<impl InterruptSink + 'static>) -> io::Result<Self> {
-        let board = Arc::new(Board::new(sink, Some(Backlog::new())));
+    pub fn with_worker(sink: impl InterruptSink + 'static) -> io::Result<Self> {
+        let board = Arc::new(Board::new(Arc::new(sink), Some(Backlog::new())));
         Ok(Self::of(Core {
             _worker: Some(Worker::start(&board)?),
             board,

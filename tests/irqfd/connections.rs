@@ -1,7 +1,8 @@
 //! What a sink is told of the irqfds that there are.
 
+use crate::sink::message;
 use doorbell::Event;
-use doorbell::irqfd::{Eoi, InterruptSink, MsiMessage, Route, Router};
+use doorbell::irqfd::{Eoi, InterruptSink, MsiMessage, Route, RouteChange, Router, Routes};
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -89,4 +90,74 @@ fn each_connection_ends_once_and_after_its_interrupts() {
     let told = sink.take();
     assert_eq!(told.len(), 2);
     assert!(told.contains(&Disconnected(5, false)) && told.contains(&Disconnected(6, true)));
+}
+
+/// A sink that is chosen at run time gets all calls, those with a default included.
+#[test]
+fn a_sink_behind_a_dyn() {
+    #[derive(Default)]
+    struct All(Mutex<Vec<&'static str>>);
+
+    impl All {
+        fn note(&self, call: &'static str) {
+            self.0.lock().unwrap().push(call);
+        }
+    }
+
+    impl InterruptSink for All {
+        fn set_level(&self, _: u32, _: u32, _: bool) {
+            self.note("set_level");
+        }
+
+        fn signal_msi(&self, _: u32, _: MsiMessage) {
+            self.note("signal_msi");
+        }
+
+        fn pulse(&self, _: u32, _: u32) {
+            self.note("pulse");
+        }
+
+        fn set_routes(&self, _: &Routes, _: &[RouteChange]) -> io::Result<()> {
+            self.note("set_routes");
+            Ok(())
+        }
+
+        fn connect(&self, _: Eoi, _: bool) -> io::Result<()> {
+            self.note("connect");
+            Ok(())
+        }
+
+        fn disconnect(&self, _: u32, _: bool) {
+            self.note("disconnect");
+        }
+    }
+
+    let all = Arc::new(All::default());
+    let sink: Arc<dyn InterruptSink> = all.clone();
+    let router = Router::new(sink);
+    router.set_route(5, Some(Route::Pin(5))).unwrap();
+    router.set_route(24, Some(message(0x41))).unwrap();
+    let event = Arc::new(Event::new(0));
+    let irqfd = router.assign(&event, 5).unwrap();
+    event.signal();
+    drop(irqfd);
+    router.set_level(5, true);
+    let irqfd = router.assign(&event, 24).unwrap();
+    event.signal();
+    drop(irqfd);
+    let calls = std::mem::take(&mut *all.0.lock().unwrap());
+    assert_eq!(
+        calls,
+        [
+            "set_routes",
+            "set_routes",
+            "connect",
+            "pulse",
+            "disconnect",
+            "set_level",
+            "connect",
+            "signal_msi",
+            "disconnect"
+        ]
+    );
 }
