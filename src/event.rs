@@ -66,7 +66,7 @@ use visitor::Visitor;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
-use crate::sync::waiters::{ARMED, OBSERVED, Release, Waiters};
+use crate::sync::waiters::{ARMED, OBSERVED, Release, TASKS, Waiters};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 #[cfg(not(loom))]
@@ -479,7 +479,7 @@ impl Owner for Event {
 
     #[inline(always)]
     fn kinds(&self) -> u32 {
-        ARMED | OBSERVED
+        ARMED | OBSERVED | TASKS
     }
 
     fn is_owned(&self) -> bool {
@@ -487,8 +487,8 @@ impl Owner for Event {
         self.owned.load(Ordering::Relaxed)
     }
 
-    fn call(&self, change: Change, kinds: u32, n: u64) {
-        Observers::call(self, change, kinds, n);
+    fn call(&self, change: Change, kinds: u32) {
+        Observers::call(self, change, kinds);
     }
 }
 

@@ -39,8 +39,8 @@
 //! | 32 | 4 | `mode` | 0: a read takes the whole count, 1: one unit |
 //! | 36 | 28 | reserved | 0 |
 //!
-//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bit 2 unused here, bits 3 to 24 the number of
-//! sleeping threads, bits 25 to 31 the number of those `CLAIMED` that have not left yet (0 in `readers.state` if the
+//! A state is made of bit 0 `ANNOUNCED`, bit 1 `ARMED`, bits 2 and 3 unused here, bits 4 to 25 the number of
+//! sleeping threads, bits 26 to 31 the number of those `CLAIMED` that have not left yet (0 in `readers.state` if the
 //! mode is 0).
 //! All that follows is sequentially consistent (`__atomic_…(…, __ATOMIC_SEQ_CST)` in C, the default).
 //!
@@ -53,19 +53,19 @@
 //!
 //! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
 //! to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if `CLAIMED`
-//! and the number to notify are together less than the number of threads, and less than 127, set `CLAIMED` to that sum
-//! instead and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 127, and wake
+//! and the number to notify are together less than the number of threads, and less than 63, set `CLAIMED` to that sum
+//! instead and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 63, and wake
 //! all. If `ARMED` is set and this process knows wakers, clear it in the same step, and send each a byte without
 //! blocking.
 //!
 //! **To sleep** until one can read (or write):
 //!
-//! 1. add 8 to `state`, load `generation`;
+//! 1. add 16 to `state`, load `generation`;
 //! 2. set `ANNOUNCED`, by an `or` even if it is set;
 //! 3. try the read (write) again; if it succeeds, go to 5;
 //! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
 //!    back to 2 if that fails and the caller has time left;
-//! 5. subtract 8 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED`
+//! 5. subtract 16 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED`
 //!    if the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read now, notify
 //!    the readers as if the whole count had been signalled. (Writers need not: who makes room wakes all.)
 //!
@@ -466,7 +466,7 @@ impl Owner for SharedEvent {
         false
     }
 
-    fn call(&self, _: Change, _: u32, _: u64) {
+    fn call(&self, _: Change, _: u32) {
         self.wakers.iter().for_each(Waker::ring);
     }
 }

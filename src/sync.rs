@@ -21,9 +21,11 @@
 //! | [`fork`] | which process this is |
 //! | [`Tally`] | how often something has happened |
 //! | [`Numbers`] | names for what is not to be mistaken for something else |
+//! | [`brief`] | a mutex that is held for a few instructions |
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 //! | [`fair`] | parking_lot's mutex, or loom's |
 
+pub(crate) mod brief;
 pub(crate) mod fork;
 #[cfg(not(loom))]
 pub(crate) mod futex;

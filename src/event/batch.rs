@@ -468,7 +468,6 @@ impl Rung {
         Changed {
             what: Change::Signalled,
             kinds: self.kinds,
-            whom: self.whom,
         }
     }
 }

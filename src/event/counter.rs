@@ -51,14 +51,14 @@ pub(crate) trait Owner {
 
     fn spinner(&self) -> &Spinner;
 
-    /// The kinds of observers that may be here: [`ARMED`], `OBSERVED`, both or neither.
+    /// The kinds that may be here, of [`ARMED`], `OBSERVED` and `TASKS`.
     fn kinds(&self) -> u32;
 
     /// Whether an observer takes what is signalled, before anybody else sees it.
     fn is_owned(&self) -> bool;
 
-    /// Calls those of the kinds given, which have been claimed, after a signal or write of `n`, or a read.
-    fn call(&self, change: Change, kinds: u32, n: u64);
+    /// Calls those of the kinds given, which have been claimed, after a change.
+    fn call(&self, change: Change, kinds: u32);
 }
 
 impl Counter<Private> {
@@ -503,7 +503,7 @@ impl<S: Count> Counter<S> {
     #[inline(never)]
     fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
         let whom = || released(n, owner.mode());
-        let call = move |kinds| owner.call(Change::Signalled, kinds, n);
+        let call = |kinds| owner.call(Change::Signalled, kinds);
         if owner.is_owned() {
             self.readers
                 .notify_observers_first(whom(), owner.kinds(), call);
@@ -523,7 +523,7 @@ impl<S: Count> Counter<S> {
     #[cold]
     #[inline(never)]
     fn wake_writers_who_want(&self, owner: &impl Owner) {
-        let call = |kinds| owner.call(Change::Read, kinds, 0);
+        let call = |kinds| owner.call(Change::Read, kinds);
         self.writers.notify(|| Release::All, owner.kinds(), call);
     }
 }

@@ -20,8 +20,9 @@
 //! Then all others, newest first: they may take their time, and by then nobody depends on them.
 //!
 //! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so
-//! their signals pay for the section and the calls alone. Where there are other observers and no tasks, what nesting
-//! takes is looked at, but nothing is put into a queue.
+//! their signals pay for the section and the calls alone. Where there are other observers and no tasks to be woken,
+//! what nesting takes is looked at, but nothing is put into a queue. If there are tasks to be woken and nobody else is
+//! to be called, the list is not looked at, so there is no section either.
 //!
 //! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
 //! pollers are told at once. What else that is to call is not called from there: it is put into a queue of the
@@ -30,15 +31,18 @@
 //! time by its own thread. Before the next callback, tasks are woken, and those who sleep in a poller are, once for all
 //! that the last callback has rung (see [`wake_queue`]). The queue holds on to the lists it is to call, and it is
 //! worked off in the section of the outermost call.
+//!
+//! The waker of a task that is the only one to be called may signal and read events, too. What that wakes of tasks is
+//! put into the queue, for the reason above: a waker may poll the task, and that the next one. Other observers of such
+//! an event are called at once, as from outside, in a section of their own: the call of a waker has none.
 
 use super::change::{Change, Interest};
-use super::counter::released;
-use super::wakers::{Tasks, Wakers};
+use super::wakers::Wakers;
 use super::{Event, Owner};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
 use crate::sync::srcu::{self, Section, Srcu, own_section, with_section};
-use crate::sync::waiters::{ARMED, OBSERVED, Release, Waiters};
+use crate::sync::waiters::{ARMED, OBSERVED, TASKS, Waiters};
 use crate::sync::wake_queue;
 use crate::sync::{UnsafeCell, const_thread_local};
 use std::any::Any;
@@ -49,15 +53,14 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::task::Waker;
 
 /// What has happened to an event, and whom that is for.
 #[derive(Clone, Copy)]
 pub(super) struct Changed {
     pub(super) what: Change,
-    /// Observers of these kinds, which have been claimed.
+    /// Observers of these kinds, which have been claimed, and tasks.
     pub(super) kinds: u32,
-    /// So many tasks.
-    pub(super) whom: Release,
 }
 
 /// Something to be called when an event changes, on the thread that changes it.
@@ -178,14 +181,14 @@ pub(super) struct Observers(Lazy<Attached>);
 struct Attached {
     /// Prompt ones first, then newest first.
     list: Srcu<List>,
-    wakers: Lazy<Arc<Wakers>>,
+    wakers: Wakers,
 }
 
 impl Attached {
     fn new() -> Self {
         Attached {
             list: Srcu::new(List::from([])),
-            wakers: Lazy::new(),
+            wakers: Wakers::default(),
         }
     }
 }
@@ -193,14 +196,14 @@ impl Attached {
 impl Attached {
     /// Calls and wakes whom a change is for. Inlined, and what it is told are scalars: they stay in registers.
     #[inline(always)]
-    fn call(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32, n: u64) {
+    fn call(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32) {
         let list = self.list.read(section);
         hold_inside();
         let mut others = &list[..];
         if !event.is_owned() {
             others = call_prompt(others, what, kinds);
         }
-        if self.wakers.get().is_none() {
+        if kinds & TASKS == 0 {
             // The short ways.
             match others {
                 [] => return,
@@ -210,32 +213,21 @@ impl Attached {
                 _ => {}
             }
         }
-        self.call_the_rest(section, event, what, kinds, n);
+        self.call_the_rest(section, event, what, kinds);
     }
 
     /// The same on a thread that has not called before and has no reader yet; or has none any more, for it ends.
     #[cold]
     #[inline(never)]
-    fn call_for_the_first_time(&self, event: &Event, what: Change, kinds: u32, n: u64) {
-        with_section(|section| self.call(section, event, what, kinds, n));
+    fn call_for_the_first_time(&self, event: &Event, what: Change, kinds: u32) {
+        with_section(|section| self.call(section, event, what, kinds));
     }
 
     /// The whole of it, but for the prompt observers, which have been called unless the event is an irqfd's.
     #[cold]
     #[inline(never)]
-    fn call_the_rest(
-        &self,
-        section: &Section<'_>,
-        event: &Event,
-        what: Change,
-        kinds: u32,
-        n: u64,
-    ) {
-        let whom = match what {
-            Change::Signalled => released(n, event.mode),
-            Change::Read => Release::All,
-        };
-        let change = Changed { what, kinds, whom };
+    fn call_the_rest(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32) {
+        let change = Changed { what, kinds };
         calling_in(section, is_outside(), |calls| {
             let list = self.list.read(section);
             if event.is_owned() {
@@ -255,18 +247,33 @@ impl Attached {
 
     /// Wakes tasks, or has the thread's outermost call do so.
     fn wake_tasks(&self, calls: &mut Calls<'_, '_>, event: &Event, change: Changed) {
-        let Some(wakers) = self.wakers.get().filter(|_| change.kinds & ARMED != 0) else {
+        if change.kinds & TASKS == 0 {
             return;
-        };
-        let tasks = event.tasks_for(change.what, change.whom);
-        if calls.outermost {
-            calls.catch(|| wakers.wake(change.what, tasks));
-        } else if wakers.waiting(change.what) != 0 {
-            QUEUE.with(|queue| {
-                let tasks = (Arc::clone(wakers), change.what, tasks);
-                queue.borrow_mut().tasks.push_back(tasks);
-            });
         }
+        if calls.outermost {
+            let call = |waker: Waker| calls.catch(|| waker.wake());
+            event.wake_tasks(&self.wakers, change.what, call);
+        } else {
+            event.wake_tasks(&self.wakers, change.what, put_off);
+        }
+    }
+
+    /// Wakes tasks, for a change that is for nobody else; or has the thread's outermost call do so.
+    #[inline(never)]
+    fn wake_tasks_alone(&self, event: &Event, what: Change) {
+        if DEPTH.with(Cell::get) != Depth::Outside {
+            hold_inside();
+            return event.wake_tasks(&self.wakers, what, put_off);
+        }
+        let mut panicked = None;
+        let mut call = |waker: Waker| catch(&mut panicked, || waker.wake());
+        let end = End::of_the_outermost(Depth::Waking);
+        event.wake_tasks(&self.wakers, what, &mut call);
+        if wake_those_put_off(call) {
+            free_queue();
+        }
+        drop(end);
+        go_on(panicked);
     }
 }
 
@@ -287,14 +294,24 @@ impl Observers {
     }
 
     /// Calls and wakes whom a change of the event is for. An irqfd takes the change before anybody else sees it.
-    pub(super) fn call(event: &Event, what: Change, kinds: u32, n: u64) {
+    pub(super) fn call(event: &Event, what: Change, kinds: u32) {
         let Some(attached) = event.observers.0.get() else {
             return;
         };
+        if kinds == TASKS {
+            return attached.wake_tasks_alone(event, what);
+        }
         // SAFETY: it ends here.
         match unsafe { own_section() } {
-            Some(section) => attached.call(&section, event, what, kinds, n),
-            None => attached.call_for_the_first_time(event, what, kinds, n),
+            Some(section) => attached.call(&section, event, what, kinds),
+            None => attached.call_for_the_first_time(event, what, kinds),
+        }
+    }
+
+    /// Wakes tasks for whom there may be something, as a change would that is for nobody else.
+    pub(super) fn wake_tasks(event: &Event, what: Change) {
+        if let Some(attached) = event.observers.0.get() {
+            attached.wake_tasks_alone(event, what);
         }
     }
 
@@ -346,20 +363,9 @@ impl Observers {
         writer.publish(others.into(), leaving);
     }
 
-    /// The wakers of this event. Who arms after this is called.
+    /// The wakers of this event. Who asks for a look at them after this is called.
     pub(super) fn wakers(&self) -> &Wakers {
-        let attached = self.0.get_or_make(Attached::new);
-        attached.wakers.get_or_make(Arc::default)
-    }
-
-    /// How many tasks wait that have not been woken.
-    pub(super) fn waiting_tasks(&self, change: Change) -> usize {
-        let wakers = self.existing_wakers();
-        wakers.map_or(0, |wakers| wakers.waiting(change))
-    }
-
-    fn existing_wakers(&self) -> Option<&Arc<Wakers>> {
-        self.0.get()?.wakers.get()
+        &self.0.get_or_make(Attached::new).wakers
     }
 }
 
@@ -418,6 +424,8 @@ pub(super) struct Calls<'a, 's> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Outside,
+    /// In the waker of a task, called for a change that was for nobody else.
+    Waking,
     Calling,
     /// There is something to [settle](Calls::settle).
     Owing,
@@ -425,7 +433,8 @@ enum Depth {
 
 /// What calls have caused, to be done by the outermost one.
 struct Queue {
-    tasks: VecDeque<(Arc<Wakers>, Change, Tasks)>,
+    /// Of tasks that are out of line.
+    tasks: VecDeque<Waker>,
     others: VecDeque<(List, Changed)>,
 }
 
@@ -449,10 +458,48 @@ pub(super) fn calling(f: impl FnOnce(&mut Calls<'_, '_>)) {
     });
 }
 
-/// Whether the thread is inside no call.
+/// Whether the thread is inside no call, but for those of wakers.
 #[inline(always)]
 fn is_outside() -> bool {
-    DEPTH.with(Cell::get) == Depth::Outside
+    matches!(DEPTH.with(Cell::get), Depth::Outside | Depth::Waking)
+}
+
+/// Has the thread's outermost call wake a task.
+fn put_off(waker: Waker) {
+    QUEUE.with(|queue| queue.borrow_mut().tasks.push_back(waker));
+}
+
+/// Wakes tasks that were put off, and returns whether there were any.
+fn wake_those_put_off(mut call: impl FnMut(Waker)) -> bool {
+    let next = || QUEUE.with(|queue| queue.borrow_mut().tasks.pop_front());
+    let mut any = false;
+    while let Some(waker) = next() {
+        call(waker);
+        any = true;
+    }
+    any
+}
+
+/// At the end of the outermost call in which something was put into the queue.
+fn free_queue() {
+    QUEUE.with(|queue| {
+        let mut queue = queue.borrow_mut();
+        queue.tasks.shrink_to_fit();
+        queue.others.shrink_to_fit();
+    });
+}
+
+/// Runs `f`, and keeps its panic unless there was one before.
+fn catch(panicked: &mut Option<Payload>, f: impl FnOnce()) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(f)) {
+        panicked.get_or_insert(payload);
+    }
+}
+
+fn go_on(panicked: Option<Payload>) {
+    if let Some(payload) = panicked {
+        panic::resume_unwind(payload);
+    }
 }
 
 /// If the thread is inside a call, whom it wakes in pollers is held back from now on.
@@ -486,7 +533,7 @@ fn calling_in(section: &Section<'_>, outermost: bool, f: impl FnOnce(&mut Calls<
         panicked: None,
     };
     if outermost {
-        let end = End::of_the_outermost();
+        let end = End::of_the_outermost(Depth::Calling);
         f(&mut calls);
         calls.settle();
         if calls.nested {
@@ -496,32 +543,36 @@ fn calling_in(section: &Section<'_>, outermost: bool, f: impl FnOnce(&mut Calls<
     } else {
         f(&mut calls);
     }
-    if let Some(payload) = calls.panicked {
-        panic::resume_unwind(payload);
-    }
+    go_on(calls.panicked);
 }
 
 /// Of the outermost call.
-struct End;
+struct End {
+    /// Where the thread was before.
+    outside: Depth,
+}
 
 impl End {
-    fn of_the_outermost() -> Self {
-        DEPTH.with(|depth| depth.set(Depth::Calling));
-        End
+    fn of_the_outermost(inside: Depth) -> Self {
+        DEPTH.with(|depth| {
+            let outside = depth.get();
+            // What the wakers before this have caused comes first.
+            let owes = outside == Depth::Waking;
+            depth.set(if owes { Depth::Owing } else { inside });
+            End { outside }
+        })
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        DEPTH.with(|depth| depth.set(Depth::Outside));
+        DEPTH.with(|depth| depth.set(self.outside));
     }
 }
 
 impl Calls<'_, '_> {
     fn catch(&mut self, f: impl FnOnce()) {
-        if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(f)) {
-            self.panicked.get_or_insert(payload);
-        }
+        catch(&mut self.panicked, f);
     }
 
     /// Calls those in the list that are not prompt and that the change is for, or has the thread's outermost call do
@@ -569,10 +620,7 @@ impl Calls<'_, '_> {
     #[cold]
     #[inline(never)]
     fn settle_what_is_owed(&mut self) {
-        let next = || QUEUE.with(|queue| queue.borrow_mut().tasks.pop_front());
-        while let Some((wakers, change, tasks)) = next() {
-            self.catch(|| wakers.wake(change, tasks));
-        }
+        wake_those_put_off(|waker| self.catch(|| waker.wake()));
         // Those are in pollers, and threads that wait as tasks do.
         wake_queue::release();
         DEPTH.with(|depth| depth.set(Depth::Calling));
@@ -594,11 +642,7 @@ impl Calls<'_, '_> {
             self.call_now(others(&list), change.what, change.kinds);
             self.settle();
         }
-        QUEUE.with(|queue| {
-            let mut queue = queue.borrow_mut();
-            queue.tasks.shrink_to_fit();
-            queue.others.shrink_to_fit();
-        });
+        free_queue();
     }
 }
 
@@ -728,7 +772,7 @@ impl<E: Deref<Target = Event>> Drop for Observation<E> {
     fn drop(&mut self) {
         self.entry.detach();
         // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next
-        // claim; tasks set it without the lock.
+        // claim.
         self.event.observers.remove(&self.entry, |others| {
             self.for_each_side(|waiters, change| {
                 let same =

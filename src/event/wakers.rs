@@ -1,61 +1,69 @@
-//! Tasks that wait for an event, and threads that wait as tasks do: a line of wakers for each side.
+//! Tasks that wait for an event, and threads that wait as tasks do: a line for each side.
 //!
 //! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line stands beside
 //! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking
-//! change no list. It is called on demand: signals cost nothing while nobody has asked since the last call.
+//! change no list of observers. Its links are in the futures themselves: waiting takes no memory. A mutex keeps them
+//! together, for a few instructions at a time; wakers are cloned, called and dropped outside of it.
 //!
 //! ```text
-//!     task                                           signal
+//!     task                                           signal, or read for those who want to write
 //!     1  try; got something: done                    1  count
-//!     2  join the line, at its end or,               2  ARMED?  no: done
-//!        if it has been there, at its old place      3  claim: clear ARMED
-//!     3  arm                                         4  take the first waker out of the line, and call it
-//!     4  try; nothing: come back when woken             (a read: all wakers of those who want to write)
-//!     5  leave; others still in line?  hand on:         a semaphore, and more in line than units were added: arm for
-//!                                                       them, look, wake as many as there are units less those woken
-//!        more units than woken tasks?  wake so many more
-//!        none?  arm for those in line, look again
+//!     2  lock                                        2  TASKS?  no: done
+//!        join the line, at its end or,               3  lock
+//!        if it has been woken, at its old place         nobody in line, or one is woken who takes all: clear TASKS
+//!        set TASKS, unless it is set                    fewer are woken than can go on: take out the first
+//!        unlock                                         unlock
+//!     3  try; nothing: come back when woken          4  call the waker of the one taken out; from 3 for the next
+//!     4  lock
+//!        leave; others in line? set TASKS, unless it is set
+//!        unlock
+//!     5  there were others: look, and wake as in 3 and 4
 //! ```
 //!
-//! Task 3 and 4 against signal 1 and 2 is the handshake of `src/sync/waiters.rs`, and hence no wake-up is lost: as
-//! long as somebody stands in line, the event is armed, or a call is under way, or a woken task has yet to come back.
-//! Such a task is polled, and then joins again or leaves; or it is dropped, and leaves. (One that is neither polled nor
-//! dropped keeps the others waiting.) Who joins again arms for everybody, and who leaves does for the others what the
-//! signal did for it, be it in line or not. (No case is known in which one in line must: it has armed for the others
-//! since it was last woken, and each unit has woken a task or counts one as woken. It is a look too many, for a rule
-//! without an exception.)
+//! A woken task counts as *woken* until it joins again or leaves. How many can go on is one or nobody if a read takes
+//! the whole count, as many as there are units if it takes one, and everybody for those who want to write.
+//!
+//! Why no wake-up is lost, if a woken task is polled again or dropped (one that is neither keeps the others waiting):
+//!
+//! * TASKS changes under the lock alone. A signal that finds it set takes the lock, before a task that joins or after
+//!   it. Before: the task sees the count that the signal has changed, in step 3, since the lock hands it over. After:
+//!   the signal sees the task in line.
+//! * A signal that does not find it set, and who set it and then looks at the count, are in the handshake of
+//!   `src/sync/waiters.rs`: one sees the other. A task that finds TASKS set looks later than whoever set it.
+//! * TASKS is not cleared while there is somebody in line to be woken by a change to come. If it is cleared because one
+//!   is woken who takes all, that one sets it again for those in line when it comes back (2 and 4), and then looks. So
+//!   a burst of signals takes the lock twice.
+//! * There are never more who can go on than are woken, with others in line, unless somebody is on the way to look:
+//!   who made it so by a signal (3), by joining (3) or by leaving (5). Leaving does that whether or not the task was
+//!   woken: it may have joined again and not tried, as `wait_any` may that has found another event.
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
+//!
+//! **Wakers run any code.** One may poll the task it is for, signal this event or others, or drop futures. What such
+//! code wakes is taken out of line at once, but called by the outermost signal of the thread, see
+//! `src/event/observer.rs`, so the stack does not grow with the line. A round of calls takes nobody who has joined, or
+//! joined again, since it began: those have looked at the count since, and a waker that polls would keep the round
+//! going for ever.
 
-use super::{Change, Event};
-use crate::sync::waiters::{ARMED, Release};
-use crate::sync::{Mutex, MutexGuard};
-use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Included};
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::PoisonError;
+use super::observer::Observers;
+use super::{Change, Event, Mode};
+use crate::sync::UnsafeCell;
+use crate::sync::brief::BriefMutex;
+use crate::sync::waiters::{TASKS, Waiters};
+use std::marker::PhantomPinned;
+use std::mem;
+use std::pin::Pin;
+use std::ptr;
 use std::task::Waker;
 
 /// Who is waiting for the two sides of an event.
 #[derive(Default)]
-pub(crate) struct Wakers {
+pub(super) struct Wakers {
     readers: Line,
     writers: Line,
 }
 
 impl Wakers {
-    pub(super) fn wake(&self, change: Change, tasks: Tasks) {
-        match tasks {
-            Tasks::First(count) => self.line(change).wake(count),
-            Tasks::UpTo(units) => self.line(change).wake_up_to(units),
-        }
-    }
-
-    /// How many wait that have not been woken.
-    pub(super) fn waiting(&self, change: Change) -> usize {
-        self.line(change).lock().waiting.len()
-    }
-
     fn line(&self, change: Change) -> &Line {
         match change {
             Change::Signalled => &self.readers,
@@ -64,42 +72,70 @@ impl Wakers {
     }
 }
 
-/// Which of the tasks that wait are to be woken.
-#[derive(Clone, Copy)]
-pub(super) enum Tasks {
-    /// So many.
-    First(usize),
-    /// As many as there are units, counting those who have been woken already.
-    UpTo(u32),
-}
-
 impl Event {
-    /// Which tasks to wake after a change for which their arming was claimed.
-    pub(super) fn tasks_for(&self, change: Change, whom: Release) -> Tasks {
-        let count = match whom {
-            Release::One => 1,
-            Release::Each(count) => count as usize,
-            Release::All => usize::MAX,
-        };
-        if whom == Release::One || self.observers.waiting_tasks(change) <= count {
-            return Tasks::First(count);
+    /// Takes those out of line who can go on and are not woken yet, and hands the waker of each to `call`.
+    pub(super) fn wake_tasks(&self, wakers: &Wakers, change: Change, mut call: impl FnMut(Waker)) {
+        let line = wakers.line(change);
+        let mut round = Round::default();
+        loop {
+            let shares = self.shares(change);
+            let Some(waker) = line.take_first(self.waiters(change), shares, &mut round) else {
+                return;
+            };
+            call(waker);
+            if round.is_over {
+                return;
+            }
         }
-        // The others have lost their arming with the claim, and the next signal may have something for one of them: arm
-        // for them, and look as they would.
-        self.waiters(change).set(ARMED);
-        self.hear_signallers();
-        Tasks::UpTo(self.units())
+    }
+
+    fn shares(&self, change: Change) -> Shares {
+        match (change, self.mode) {
+            (Change::Signalled, Mode::Counter) => Shares {
+                now: self.units(),
+                most: 1,
+            },
+            (Change::Signalled, Mode::Semaphore) => Shares {
+                now: self.units(),
+                most: u32::MAX,
+            },
+            (Change::Read, _) => Shares {
+                now: u32::MAX,
+                most: u32::MAX,
+            },
+        }
     }
 }
 
-/// A place in one of the lines of an event, or the intention to take one.
+/// How many tasks can go on, those who are woken among them.
+#[derive(Clone, Copy)]
+struct Shares {
+    /// As far as is known now.
+    now: u32,
+    /// Whatever comes before the next of them has come back.
+    most: u32,
+}
+
+/// The calls of wakers for one change.
+#[derive(Default)]
+struct Round {
+    /// The last number there was when it began.
+    end: Option<u64>,
+    /// The number of the last task that was taken out.
+    reached: u64,
+    /// There was nobody more to be woken.
+    is_over: bool,
+}
+
+/// A place in one of the lines of an event, or the intention to take one. It is pinned while it is in line.
 ///
 /// Dropping it leaves the line.
 pub(crate) struct Place<'a> {
     event: &'a Event,
     change: Change,
-    /// The number in the line, from the first time on that it was joined.
-    number: Option<u64>,
+    /// It is in line or woken.
+    has_joined: bool,
+    node: Node,
 }
 
 impl<'a> Place<'a> {
@@ -108,7 +144,8 @@ impl<'a> Place<'a> {
         Place {
             event,
             change,
-            number: None,
+            has_joined: false,
+            node: Node::new(),
         }
     }
 
@@ -117,134 +154,336 @@ impl<'a> Place<'a> {
     }
 
     /// Stands in line, to be woken by the next change. The caller looks at the count *afterwards*, with `DEKKER` loads.
-    pub(crate) fn join(&mut self, waker: &Waker) {
-        self.number = Some(self.line().join(self.number, waker));
-        self.arm();
+    pub(crate) fn join(self: Pin<&mut Self>, waker: &Waker) {
+        // Before anything changes: it may panic.
+        let waker = waker.clone();
+        // SAFETY: nothing is moved.
+        let this = unsafe { self.get_unchecked_mut() };
+        this.has_joined = true;
+        let replaced = {
+            let (line, waiters) = this.line();
+            // SAFETY: the node is pinned, and its place leaves when it is dropped: nothing of it is moved or freed
+            // before that. It joins no other line, since event and change stay the same.
+            unsafe { line.join(&this.node, waker, waiters) }
+        };
+        this.arm();
+        drop(replaced);
     }
 
     /// Stands in line no more, and hands on what may have woken it.
-    pub(crate) fn leave(&mut self) {
-        let Some(number) = self.number.take() else {
+    pub(crate) fn leave(self: Pin<&mut Self>) {
+        // SAFETY: nothing is moved.
+        unsafe { self.get_unchecked_mut() }.quit();
+    }
+
+    fn quit(&mut self) {
+        if !mem::take(&mut self.has_joined) {
             return;
-        };
-        let others = self.line().leave(number);
+        }
+        let (line, waiters) = self.line();
+        // SAFETY: it has joined this line.
+        let (_waker, others) = unsafe { line.leave(&self.node, waiters) };
         if others && self.change == Change::Signalled {
             self.hand_on();
         }
     }
 
-    /// Acts as a signal for the others in line, or arms for them.
-    #[cold]
+    /// Acts as a signal for the others in line.
     fn hand_on(&self) {
-        let wake = |units| self.line().wake_up_to(units);
-        let units = self.event.units();
-        if units != 0 {
-            return wake(units);
+        if self.event.units() != 0 || self.event.hear_signallers() {
+            Observers::wake_tasks(self.event, self.change);
         }
-        self.arm();
-        wake(self.event.units());
     }
 
+    /// Hears those who have not seen that there are tasks. That the line is looked at has been asked for already.
     fn arm(&self) {
-        self.event.waiters(self.change).set(ARMED);
         if self.change == Change::Signalled {
             self.event.hear_signallers();
         }
     }
 
-    fn line(&self) -> &'a Line {
-        self.event.observers.wakers().line(self.change)
+    fn line(&self) -> (&'a Line, &'a Waiters) {
+        let line = self.event.observers.wakers().line(self.change);
+        (line, self.event.waiters(self.change))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.leave();
+        self.quit();
     }
 }
 
-/// The wakers that wait for one kind of change, in the order in which they joined.
-#[derive(Default)]
-struct Line(Mutex<State>);
+/// What a line knows of one that stands in it, or has been woken.
+struct Node {
+    /// Accessed under the lock of the line.
+    standing: UnsafeCell<Standing>,
+    /// The neighbours point here.
+    _pinned: PhantomPinned,
+}
 
+// SAFETY: what is in it is accessed under the lock of one line, by whichever thread has that, and wakers may be sent.
+unsafe impl Send for Node {}
+
+// SAFETY: likewise; a shared reference to a node leads nowhere without the lock.
+unsafe impl Sync for Node {}
+
+struct Standing {
+    /// In the order in which tasks have joined. 0: neither in line nor woken.
+    number: u64,
+    /// There while it is in line.
+    waker: Option<Waker>,
+    previous: *const Node,
+    next: *const Node,
+}
+
+impl Node {
+    fn new() -> Self {
+        Node {
+            standing: UnsafeCell::new(Standing {
+                number: 0,
+                waker: None,
+                previous: ptr::null(),
+                next: ptr::null(),
+            }),
+            _pinned: PhantomPinned,
+        }
+    }
+}
+
+/// Who waits for one kind of change, in the order in which they joined.
 #[derive(Default)]
-struct State {
-    waiting: BTreeMap<u64, Waker>,
-    /// The number of who came last.
-    last: u64,
-    /// Those who have been woken, and have neither joined again nor left.
-    woken: usize,
+struct Line(BriefMutex<Tasks>);
+
+struct Tasks {
+    first: *const Node,
+    last: *const Node,
+    /// In line, and the last of those who have joined again.
+    returned: *const Node,
+    /// The number of who joined last.
+    newest: u64,
+    /// How many have been woken, and have neither joined again nor left.
+    woken: u32,
+}
+
+// SAFETY: the nodes that it leads to may be accessed by any thread that has the lock.
+unsafe impl Send for Tasks {}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Tasks {
+            first: ptr::null(),
+            last: ptr::null(),
+            returned: ptr::null(),
+            newest: 0,
+            woken: 0,
+        }
+    }
 }
 
 impl Line {
-    /// A waker is code from elsewhere, so it is cloned, called and dropped outside of the lock.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Puts a node into line, at its old place if it has been woken, or gives it another waker. Returns the one that
+    /// it had.
+    ///
+    /// # Safety
+    ///
+    /// The node is neither moved nor freed before it has left, and joins no other line until then.
+    unsafe fn join(&self, node: &Node, waker: Waker, waiters: &Waiters) -> Option<Waker> {
+        self.0.with(|tasks| {
+            // SAFETY: as promised, and this is the lock.
+            let replaced = unsafe { tasks.join(node, waker) };
+            ask(waiters);
+            replaced
+        })
     }
 
-    fn join(&self, number: Option<u64>, waker: &Waker) -> u64 {
-        let waker = waker.clone();
-        let mut state = self.lock();
-        let number = match number {
-            Some(number) => {
-                state.woken -= usize::from(!state.waiting.contains_key(&number));
-                number
+    /// Takes a node out of line, or off those who are woken. Returns its waker, and whether others are in line.
+    ///
+    /// # Safety
+    ///
+    /// It has joined this line.
+    unsafe fn leave(&self, node: &Node, waiters: &Waiters) -> (Option<Waker>, bool) {
+        self.0.with(|tasks| {
+            // SAFETY: as promised, and this is the lock.
+            let waker = unsafe { tasks.leave(node) };
+            let others = !tasks.first.is_null();
+            if others {
+                ask(waiters);
             }
-            None => {
-                state.last += 1;
-                state.last
+            (waker, others)
+        })
+    }
+
+    /// Takes the first out of line that the round has not reached yet, if more can go on than are woken.
+    fn take_first(&self, waiters: &Waiters, shares: Shares, round: &mut Round) -> Option<Waker> {
+        self.0.with(|tasks| {
+            if tasks.first.is_null() || tasks.woken >= shares.most {
+                if waiters.has(TASKS) {
+                    waiters.clear(TASKS);
+                }
+                return None;
             }
+            if tasks.woken >= shares.now {
+                return None;
+            }
+            let end = *round.end.get_or_insert(tasks.newest);
+            // SAFETY: all nodes in line are there until they have left, and this is the lock.
+            unsafe {
+                let mut node = tasks.first;
+                while number(node) <= round.reached {
+                    node = next(node);
+                }
+                if number(node) > end {
+                    return None;
+                }
+                round.reached = number(node);
+                let behind = next(node);
+                let waker = tasks.unlink(node);
+                tasks.woken += 1;
+                round.is_over = tasks.woken >= shares.now || number(behind) > end;
+                waker
+            }
+        })
+    }
+}
+
+/// Asks for a look at the line with each change, for who is in it. Under the lock.
+fn ask(waiters: &Waiters) {
+    if !waiters.has(TASKS) {
+        waiters.set(TASKS);
+    }
+}
+
+/// Under the lock of the line, and with nodes that are there.
+impl Tasks {
+    unsafe fn join(&mut self, node: *const Node, waker: Waker) -> Option<Waker> {
+        // SAFETY: as promised, here and below.
+        let (replaced, joined) = unsafe {
+            with(node, |it| {
+                let joined = it.number;
+                if joined == 0 {
+                    self.newest += 1;
+                    it.number = self.newest;
+                }
+                (it.waker.replace(waker), joined)
+            })
         };
-        let replaced = state.waiting.insert(number, waker);
-        drop(state);
-        drop(replaced);
-        number
+        if replaced.is_none() {
+            self.woken -= u32::from(joined != 0);
+            unsafe { self.link(node) };
+        }
+        replaced
     }
 
-    /// Returns whether others still stand in line.
-    fn leave(&self, number: u64) -> bool {
-        let mut state = self.lock();
-        let removed = state.waiting.remove(&number);
-        state.woken -= usize::from(removed.is_none());
-        let others = !state.waiting.is_empty();
-        drop(state);
-        drop(removed);
-        others
+    unsafe fn leave(&mut self, node: *const Node) -> Option<Waker> {
+        // SAFETY: as promised.
+        unsafe {
+            let waker = self.unlink(node);
+            self.woken -= u32::from(waker.is_none());
+            with(node, |it| it.number = 0);
+            waker
+        }
     }
 
-    /// Wakes as many as there are units, counting those who have been woken already.
-    fn wake_up_to(&self, units: u32) {
-        let woken = self.lock().woken;
-        self.wake((units as usize).saturating_sub(woken));
-    }
-
-    /// Wakes the first `count`, all of them even if one panics. Not those who join, or join again, in the meantime:
-    /// they have looked at the count since.
-    fn wake(&self, count: usize) {
-        let mut panicked = None;
-        let mut reached = 0;
-        let mut end = u64::MAX;
-        for _ in 0..count {
-            let mut state = self.lock();
-            end = end.min(state.last);
-            let first = state
-                .waiting
-                .range((Excluded(reached), Included(end)))
-                .next();
-            let Some(number) = first.map(|(&number, _)| number) else {
-                break;
-            };
-            let waker = state.waiting.remove(&number);
-            state.woken += 1;
-            drop(state);
-            reached = number;
-            let wake = AssertUnwindSafe(|| waker.map(Waker::wake));
-            if let Err(payload) = panic::catch_unwind(wake) {
-                panicked.get_or_insert(payload);
+    /// Puts a node where its number belongs. That is the end, or one of the first places, behind whoever has been woken
+    /// before it and has joined again too: most likely right behind the last of those.
+    unsafe fn link(&mut self, node: *const Node) {
+        // SAFETY: as promised.
+        unsafe {
+            let own = number(node);
+            let (mut previous, mut behind) = (self.last, ptr::null());
+            if !previous.is_null() && number(previous) > own {
+                previous = if !self.returned.is_null() && number(self.returned) < own {
+                    self.returned
+                } else {
+                    ptr::null()
+                };
+                behind = self.after(previous);
+                while number(behind) < own {
+                    previous = behind;
+                    behind = next(behind);
+                }
+                self.returned = node;
             }
-        }
-        if let Some(payload) = panicked {
-            panic::resume_unwind(payload);
+            with(node, |it| (it.previous, it.next) = (previous, behind));
+            self.connect(previous, node);
+            self.connect_back(node, behind);
         }
     }
+
+    /// Takes a node out of line, if it is there, and returns its waker.
+    unsafe fn unlink(&mut self, node: *const Node) -> Option<Waker> {
+        // SAFETY: as promised.
+        unsafe {
+            let (waker, previous, next) =
+                with(node, |it| (it.waker.take(), it.previous, it.next));
+            if waker.is_some() {
+                self.connect(previous, next);
+                self.connect_back(previous, next);
+                if self.returned == node {
+                    self.returned = previous;
+                }
+            }
+            waker
+        }
+    }
+
+    /// The node behind another one, or the first.
+    unsafe fn after(&self, node: *const Node) -> *const Node {
+        if node.is_null() {
+            self.first
+        } else {
+            // SAFETY: as promised.
+            unsafe { next(node) }
+        }
+    }
+
+    /// Makes `next` follow `node`, which is null for the beginning of the line.
+    unsafe fn connect(&mut self, node: *const Node, next: *const Node) {
+        if node.is_null() {
+            self.first = next;
+        } else {
+            // SAFETY: as promised.
+            unsafe { with(node, |it| it.next = next) };
+        }
+    }
+
+    /// Makes `node` precede `next`, which is null for the end of the line.
+    unsafe fn connect_back(&mut self, node: *const Node, next: *const Node) {
+        if next.is_null() {
+            self.last = node;
+        } else {
+            // SAFETY: as promised.
+            unsafe { with(next, |it| it.previous = node) };
+        }
+    }
+}
+
+/// # Safety
+///
+/// The node is there, and the caller has the lock of its line, and calls this not within `f`.
+unsafe fn with<R>(node: *const Node, f: impl FnOnce(&mut Standing) -> R) -> R {
+    // SAFETY: as promised; only the cell is mutated.
+    unsafe { (*node).standing.with_mut(|it| f(&mut *it)) }
+}
+
+/// The number of a node; behind the end of the line, one that nobody has.
+///
+/// # Safety
+///
+/// As for [`with`], unless it is null.
+unsafe fn number(node: *const Node) -> u64 {
+    if node.is_null() {
+        return u64::MAX;
+    }
+    // SAFETY: as promised.
+    unsafe { with(node, |it| it.number) }
+}
+
+/// # Safety
+///
+/// As for [`with`].
+unsafe fn next(node: *const Node) -> *const Node {
+    // SAFETY: as promised.
+    unsafe { with(node, |it| it.next) }
 }

@@ -19,7 +19,13 @@ use std::task::{Context, Poll, ready};
 /// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
 /// that goes on with another branch may do, the others that wait for the event wait for it.
 ///
-/// Waiting takes a mutex for a moment. The first one that has to wait makes the event's line of tasks.
+/// Waiting allocates nothing: the place in line is part of the future. That is why [`ReadFuture`] and [`WriteFuture`]
+/// must be pinned (they are not `Unpin`), as `async` blocks must: `.await` does it, and so do [`std::pin::pin!`] and
+/// `Box::pin`. Only the first task that ever waits for an event allocates, the event's line of tasks.
+///
+/// Waiting, waking and leaving take a mutex for a few instructions, in which no code from elsewhere runs. A waker may
+/// do what a thread may: poll the task on the spot, signal and read events, drop futures. What tasks it wakes by that
+/// are called when it has returned, so that a long line needs no deep stack.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///
@@ -60,6 +66,9 @@ impl Event {
 
     /// What successive reads return, as a stream, which never ends. Between two items it holds no place in the line.
     ///
+    /// The stream is `Unpin`, as `StreamExt::next` and its like want it, so that nobody has to pin what is used in a
+    /// loop. In return its place in line is allocated, once for a stream.
+    ///
     /// ```
     /// use doorbell::Event;
     /// use futures_core::Stream;
@@ -77,7 +86,7 @@ impl Event {
     /// ```
     pub fn readings(&self) -> Readings<'_> {
         Readings {
-            place: Place::new(self, Change::Signalled),
+            place: Box::pin(Place::new(self, Change::Signalled)),
         }
     }
 }
@@ -91,8 +100,11 @@ pub struct ReadFuture<'a> {
 impl Future for ReadFuture<'_> {
     type Output = u64;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<u64> {
-        poll(&mut self.place, context, Event::try_read)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<u64> {
+        // SAFETY: the place is pinned with the future: it is not `Unpin`, so neither is the future, which has no
+        // destructor of its own and moves it nowhere.
+        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
+        poll(place, context, Event::try_read)
     }
 }
 
@@ -106,9 +118,11 @@ pub struct WriteFuture<'a> {
 impl Future for WriteFuture<'_> {
     type Output = Result<(), WriteError>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let n = self.n;
-        poll(&mut self.place, context, |event| match event.try_write(n) {
+        // SAFETY: as for `ReadFuture`.
+        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
+        poll(place, context, |event| match event.try_write(n) {
             Err(WriteError::WouldBlock) => None,
             done => Some(done),
         })
@@ -118,14 +132,14 @@ impl Future for WriteFuture<'_> {
 /// Made by [`Event::readings`].
 #[must_use = "streams do nothing unless polled"]
 pub struct Readings<'a> {
-    place: Place<'a>,
+    place: Pin<Box<Place<'a>>>,
 }
 
 impl Stream for Readings<'_> {
     type Item = u64;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<u64>> {
-        let value = ready!(poll(&mut self.place, context, Event::try_read));
+        let value = ready!(poll(self.place.as_mut(), context, Event::try_read));
         Poll::Ready(Some(value))
     }
 
@@ -136,13 +150,13 @@ impl Stream for Readings<'_> {
 
 /// Steps 1 to 5 of a task.
 fn poll<T>(
-    place: &mut Place<'_>,
+    mut place: Pin<&mut Place<'_>>,
     context: &Context<'_>,
     attempt: impl Fn(&Event) -> Option<T>,
 ) -> Poll<T> {
     let mut got = attempt(place.event());
     if got.is_none() {
-        place.join(context.waker());
+        place.as_mut().join(context.waker());
         got = attempt(place.event());
     }
     match got {

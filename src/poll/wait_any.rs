@@ -204,12 +204,16 @@ fn sleep_in_line<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> O
     let parker = Arc::new(Parker::new());
     let waker = Waker::from(Arc::clone(&parker));
     // They leave when they are dropped.
-    let mut places: Vec<_> = events
+    let places = events
         .iter()
-        .map(|event| Place::new(event.borrow(), Change::Signalled))
-        .collect();
+        .map(|event| Place::new(event.borrow(), Change::Signalled));
+    let mut places = Box::into_pin(places.collect::<Box<[_]>>());
     loop {
-        places.iter_mut().for_each(|place| place.join(&waker));
+        for index in 0..events.len() {
+            // SAFETY: what is in a pinned slice is pinned.
+            let place = unsafe { places.as_mut().map_unchecked_mut(|all| &mut all[index]) };
+            place.join(&waker);
+        }
         if let Some(found) = look(events, 0) {
             return Some(found);
         }

@@ -4,8 +4,8 @@
 //! counter is not zero") lives elsewhere, and so does the list of observers; a [`Waiters`] knows only who waits.
 //!
 //! ```text
-//!     state       | claimed : 7 | threads in wait() : 22 | OBSERVED | ARMED | ANNOUNCED |   what a waker looks at, one load
-//!     generation  | number of claims : 32                                               |   what the threads sleep on
+//!     state       | claimed : 6 | threads in wait() : 22 | TASKS | OBSERVED | ARMED | ANNOUNCED |   one load of a waker
+//!     generation  | number of claims : 32                                                       |   the threads sleep on it
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
@@ -38,6 +38,8 @@
 //! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
 //!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
 //!
+//! Tasks stand in a line of their own, and [`TASKS`] says that somebody is to look at it: see `src/event/wakers.rs`.
+//!
 //! Observers are of two kinds. Some are to be called each time: [`OBSERVED`] stands as long as there are any. The
 //! others want one call and then none until they ask again, as an epoll does that has the event in its ready list
 //! already: who asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls
@@ -68,10 +70,12 @@ const ANNOUNCED: u32 = 1;
 pub(crate) const ARMED: u32 = 2;
 /// Somebody is to be called each time.
 pub(crate) const OBSERVED: u32 = 4;
+/// There are tasks to be woken. Changes under the lock of their line alone.
+pub(crate) const TASKS: u32 = 8;
 /// One thread in [`Waiters::wait`], in the units of `state`.
-const WAITER: u32 = 1 << 3;
+const WAITER: u32 = 1 << 4;
 /// One thread that was claimed while others stay announced, in the units of `state`.
-const CLAIMED: u32 = 1 << 25;
+const CLAIMED: u32 = 1 << 26;
 /// As many as `state` can count.
 const MOST_CLAIMED: u32 = u32::MAX / CLAIMED;
 
@@ -133,7 +137,7 @@ impl<S: Scope> Waiters<S> {
     }
 
     /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of
-    /// `kinds` ([`ARMED`], [`OBSERVED`], both or neither) that there are. Others are left to others. To be called after
+    /// `kinds` (of [`ARMED`], [`OBSERVED`] and [`TASKS`]) that there are. Others are left to others. To be called after
     /// the condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
     #[inline(always)]
     pub(crate) fn notify(
@@ -368,6 +372,11 @@ impl<S: Scope> Waiters<S> {
     pub(crate) fn set(&self, bits: u32) {
         // A read-modify-write even if they are set: first half of the handshake with `notify`.
         self.state.fetch_or(bits, DEKKER);
+    }
+
+    /// Whether what the bits stand for is asked for, in the eyes of who keeps others from changing them.
+    pub(crate) fn has(&self, bits: u32) -> bool {
+        self.state.load(Ordering::Relaxed) & bits != 0
     }
 
     /// Asks no more for what the bits stand for.
@@ -645,12 +654,13 @@ mod tests {
     #[test]
     fn observers_are_left_alone() {
         let waiters = announced(2);
-        waiters.set(ARMED | OBSERVED);
+        let all = ARMED | OBSERVED | TASKS;
+        waiters.set(all);
         claims(&waiters, [Each(1), Each(1)]);
         leave(&waiters, true, NOBODY);
         leave(&waiters, true, NOBODY);
-        assert_eq!(waiters.state.load(Ordering::Relaxed), ARMED | OBSERVED);
+        assert_eq!(waiters.state.load(Ordering::Relaxed), all);
         assert_eq!(waiters.claim_observers(ARMED), ARMED);
-        assert_eq!(waiters.claim_observers(ARMED | OBSERVED), OBSERVED);
+        assert_eq!(waiters.claim_observers(all), OBSERVED | TASKS);
     }
 }

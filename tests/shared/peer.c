@@ -28,7 +28,7 @@ struct event {
 
 _Static_assert(sizeof(struct event) == 64, "one cache line");
 
-enum { ANNOUNCED = 1, WAITER = 1 << 3, CLAIMED = 1 << 25, MOST_CLAIMED = 127 };
+enum { ANNOUNCED = 1, WAITER = 1 << 4, CLAIMED = 1 << 26, MOST_CLAIMED = 63 };
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
 {

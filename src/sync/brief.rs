@@ -1,0 +1,161 @@
+//! A mutex that is held for a few instructions.
+//!
+//! The kernel's counterpart is its spinlock. Unlocking is a plain store. A mutex on which threads sleep needs a second
+//! locked instruction there, to find out whether somebody does.
+//!
+//! A thread that finds the mutex locked spins. If that takes longer than the few instructions, the holder has been
+//! preempted; so the thread then yields, and in the end sleeps between its attempts, for longer each time. By that the
+//! holder gets a CPU, even if the waiting thread has a real-time priority and the holder has none.
+
+#[cfg(not(loom))]
+pub(crate) use real::BriefMutex;
+
+#[cfg(loom)]
+pub(crate) use model::BriefMutex;
+
+#[cfg(not(loom))]
+mod real {
+    use std::cell::UnsafeCell;
+    use std::hint;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    /// Looks before the first yield.
+    const SPINS: u32 = 100;
+    /// Yields before the first sleep.
+    const YIELDS: u32 = 10;
+    const SHORTEST_SLEEP: Duration = Duration::from_micros(10);
+    const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+
+    #[derive(Default)]
+    pub(crate) struct BriefMutex<T> {
+        locked: AtomicBool,
+        value: UnsafeCell<T>,
+    }
+
+    // SAFETY: one thread at a time gets at the value, by `with`.
+    unsafe impl<T: Send> Sync for BriefMutex<T> {}
+
+    impl<T> BriefMutex<T> {
+        /// Runs `f` with the mutex locked: a few instructions, no code from elsewhere, nothing that may be dropped.
+        #[inline(always)]
+        pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            // Acquire pairs with the Release in `drop`.
+            if self.locked.swap(true, Ordering::Acquire) {
+                self.lock_the_long_way();
+            }
+            let _locked = Locked(&self.locked);
+            // SAFETY: whoever finds `locked` set waits until it is cleared, by the end of `_locked`.
+            f(unsafe { &mut *self.value.get() })
+        }
+
+        #[cold]
+        #[inline(never)]
+        fn lock_the_long_way(&self) {
+            let mut attempts = 0;
+            let mut pause = SHORTEST_SLEEP;
+            loop {
+                match attempts {
+                    0..SPINS => hint::spin_loop(),
+                    SPINS.. if attempts < SPINS + YIELDS => thread::yield_now(),
+                    _ => {
+                        thread::sleep(pause);
+                        pause = LONGEST_SLEEP.min(2 * pause);
+                    }
+                }
+                attempts = attempts.saturating_add(1);
+                // The look keeps the cache line shared until there is something to gain. Acquire as in `with`.
+                if !self.locked.load(Ordering::Relaxed)
+                    && !self.locked.swap(true, Ordering::Acquire)
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    struct Locked<'a>(&'a AtomicBool);
+
+    impl Drop for Locked<'_> {
+        #[inline(always)]
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// loom's own: a loop that looks again and again makes models endless.
+#[cfg(loom)]
+mod model {
+    #[derive(Default)]
+    pub(crate) struct BriefMutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> BriefMutex<T> {
+        pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            f(&mut self.0.lock().expect("loom has no poison"))
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::BriefMutex;
+    use std::sync::Barrier;
+    use std::thread;
+    use std::time::Duration;
+
+    /// With threads that are preempted inside, too: each increment is two steps.
+    #[test]
+    fn one_at_a_time() {
+        const THREADS: u64 = 4;
+        const ROUNDS: u64 = 20_000;
+        let count = BriefMutex::<u64>::default();
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for round in 0..ROUNDS {
+                        count.with(|count| {
+                            let before = *count;
+                            if round % 1_000 == 0 {
+                                thread::yield_now();
+                            }
+                            *count = before + 1;
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(count.with(|count| *count), THREADS * ROUNDS);
+    }
+
+    /// A holder that is away for long: whoever waits sleeps, and gets the mutex in the end.
+    #[test]
+    fn a_holder_that_is_away() {
+        let value = BriefMutex::<u32>::default();
+        let inside = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                value.with(|value| {
+                    inside.wait();
+                    thread::sleep(Duration::from_millis(20));
+                    *value = 1;
+                });
+            });
+            inside.wait();
+            assert_eq!(value.with(|value| *value), 1);
+        });
+    }
+
+    /// A panic inside leaves it unlocked.
+    #[test]
+    fn a_panic() {
+        let value = BriefMutex::<u32>::default();
+        thread::scope(|scope| {
+            let panics = scope.spawn(|| value.with(|_| panic!("inside")));
+            assert!(panics.join().is_err());
+        });
+        value.with(|value| *value = 1);
+        assert_eq!(value.with(|value| *value), 1);
+    }
+}
