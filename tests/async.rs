@@ -16,7 +16,7 @@ use futures_core::Stream;
 use pollster::block_on;
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -39,14 +39,14 @@ impl Wake for Bell {
 
 /// A future, and how often it has been woken.
 struct Task<F> {
-    future: F,
+    future: Pin<Box<F>>,
     bell: Arc<Bell>,
 }
 
-impl<F: Future + Unpin> Task<F> {
+impl<F: Future> Task<F> {
     fn new(future: F) -> Self {
         Task {
-            future,
+            future: Box::pin(future),
             bell: Arc::default(),
         }
     }
@@ -60,7 +60,11 @@ impl<F: Future + Unpin> Task<F> {
 
     fn poll(&mut self) -> Poll<F::Output> {
         let waker = Waker::from(Arc::clone(&self.bell));
-        Pin::new(&mut self.future).poll(&mut Context::from_waker(&waker))
+        self.poll_with(&waker)
+    }
+
+    fn poll_with(&mut self, waker: &Waker) -> Poll<F::Output> {
+        self.future.as_mut().poll(&mut Context::from_waker(waker))
     }
 
     fn woken(&self) -> u32 {
@@ -68,7 +72,7 @@ impl<F: Future + Unpin> Task<F> {
     }
 }
 
-fn woken<F: Future + Unpin>(tasks: &[Task<F>]) -> Vec<u32> {
+fn woken<F: Future>(tasks: &[Task<F>]) -> Vec<u32> {
     tasks.iter().map(Task::woken).collect()
 }
 
@@ -139,11 +143,33 @@ fn readings_go_on_and_on() {
 }
 
 #[test]
-fn futures_may_be_sent_and_moved() {
-    fn check<T: Send + Sync + Unpin>() {}
+fn futures_may_be_sent_and_streams_moved() {
+    fn check<T: Send + Sync>() {}
     check::<ReadFuture>();
     check::<WriteFuture>();
     check::<Readings>();
+    fn may_be_moved<T: Unpin>() {}
+    may_be_moved::<Readings>();
+}
+
+/// A stream that is moved while it waits is woken all the same.
+#[test]
+fn a_stream_that_is_moved_while_it_waits() {
+    let event = Event::new(0);
+    let mut readings = Box::new(event.readings());
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
+    let mut context = Context::from_waker(&waker);
+    assert!(
+        Pin::new(&mut *readings)
+            .poll_next(&mut context)
+            .is_pending()
+    );
+    let mut moved = *readings;
+    event.signal();
+    assert_eq!(bell.0.load(Ordering::Relaxed), 1);
+    let next = Pin::new(&mut moved).poll_next(&mut context);
+    assert_eq!(next, Poll::Ready(Some(1)));
 }
 
 // Who is woken
@@ -369,6 +395,47 @@ fn the_last_waker_is_the_one_that_is_called() {
     assert_eq!(task.woken(), 1);
 }
 
+/// Those who wait again stand where they stood, in whatever order they come back, before all who have not been woken.
+#[test]
+fn those_who_wait_again_keep_their_places() {
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 3, 0, 1]] {
+        for stays in [false, true] {
+            let event = Event::semaphore(0);
+            let mut tasks = reads(&event, 4 + usize::from(stays));
+            event.signal_n(4);
+            (0..4).for_each(|_| assert_eq!(event.try_read(), Some(1)));
+            for index in order {
+                assert!(tasks[index].poll().is_pending());
+            }
+            for last in 0..4 {
+                event.signal();
+                let again: Vec<_> = (0..4).map(|index| 1 + u32::from(index <= last)).collect();
+                assert_eq!(woken(&tasks[..4]), again, "{order:?}");
+            }
+            event.signal();
+            assert_eq!(woken(&tasks[4..]), [1, 1][..usize::from(stays)]);
+        }
+    }
+}
+
+/// One of those who wait again is dropped, and another one comes back after that.
+#[test]
+fn one_of_those_who_wait_again_is_dropped() {
+    for dropped in 0..3 {
+        let event = Event::semaphore(0);
+        let mut tasks = reads(&event, 5);
+        event.signal_n(4);
+        (0..4).for_each(|_| assert_eq!(event.try_read(), Some(1)));
+        (0..3).for_each(|index| assert!(tasks[index].poll().is_pending()));
+        tasks.remove(dropped);
+        assert!(tasks[2].poll().is_pending());
+        event.signal_n(2);
+        assert_eq!(woken(&tasks), [2, 2, 1, 0]);
+        event.signal_n(2);
+        assert_eq!(woken(&tasks), [2, 2, 2, 1]);
+    }
+}
+
 #[test]
 fn a_blocked_thread_is_woken_besides() {
     watchdog::limit("a_blocked_thread_is_woken_besides", || {
@@ -472,13 +539,8 @@ fn a_panicking_waker_holds_up_nobody() {
         }
     }
     let event = Event::new(FULL);
-    let mut bomb = event.write_async(1);
-    let waker = Waker::from(Arc::new(Bomb));
-    assert!(
-        pin!(&mut bomb)
-            .poll(&mut Context::from_waker(&waker))
-            .is_pending()
-    );
+    let mut bomb = Task::new(event.write_async(1));
+    assert!(bomb.poll_with(&Arc::new(Bomb).into()).is_pending());
     let mut write = Task::pending(event.write_async(2));
     let panic = panic::catch_unwind(AssertUnwindSafe(|| event.read())).unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"the waker's own"));
@@ -498,17 +560,293 @@ fn wakers_that_signal() {
     }
     const LENGTH: usize = 20_000;
     let events: Vec<_> = (0..=LENGTH).map(|_| Arc::new(Event::new(0))).collect();
-    let mut futures: Vec<_> = events.iter().map(|event| event.read_async()).collect();
-    for (future, next) in futures.iter_mut().zip(&events[1..]) {
-        let waker = Waker::from(Arc::new(Next(Arc::clone(next))));
-        assert!(
-            pin!(future)
-                .poll(&mut Context::from_waker(&waker))
-                .is_pending()
-        );
+    let new = |event| Task::new(Event::read_async(event));
+    let mut tasks: Vec<_> = events.iter().map(|event| new(event)).collect();
+    for (task, next) in tasks.iter_mut().zip(&events[1..]) {
+        let next = Arc::new(Next(Arc::clone(next)));
+        assert!(task.poll_with(&next.into()).is_pending());
     }
     events[0].signal();
     assert_eq!(events[LENGTH].count(), 1);
+}
+
+/// A task that its own waker polls, as an executor does that runs tasks where they are woken.
+struct OnTheSpot {
+    /// Not there while it is polled, and when it has ended.
+    future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    polls: AtomicU32,
+}
+
+impl OnTheSpot {
+    fn start(future: impl Future<Output = ()> + Send + 'static) -> Arc<Self> {
+        let task = Arc::new(OnTheSpot {
+            future: Mutex::new(Some(Box::pin(future))),
+            polls: AtomicU32::new(0),
+        });
+        Arc::clone(&task).wake();
+        task
+    }
+}
+
+impl Wake for OnTheSpot {
+    fn wake(self: Arc<Self>) {
+        let future = self.future.lock().unwrap().take();
+        let Some(mut future) = future else { return };
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&self));
+        if future
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
+            *self.future.lock().unwrap() = Some(future);
+        }
+    }
+}
+
+/// However many stand in line, one after the other is polled inside the waker of the one before it, or not: the stack
+/// does not grow with them.
+#[test]
+fn wakers_that_poll() {
+    const READERS: usize = 20_000;
+    let signals: [fn(&Event); 3] = [
+        |event| event.signal_n(READERS as u64),
+        |event| event.write(READERS as u64).unwrap(),
+        |event| (0..READERS).for_each(|_| event.signal()),
+    ];
+    for signal in signals {
+        let event = Arc::new(Event::semaphore(0));
+        let start = |_| {
+            let event = Arc::clone(&event);
+            OnTheSpot::start(async move { assert_eq!(event.read_async().await, 1) })
+        };
+        let tasks: Vec<_> = (0..READERS).map(start).collect();
+        signal(&event);
+        assert_eq!(event.count(), 0);
+        for task in tasks {
+            assert!(task.future.lock().unwrap().is_none());
+            assert_eq!(task.polls.load(Ordering::Relaxed), 2);
+        }
+    }
+}
+
+/// A counter is read by one, who signals it again for the next, inside the waker.
+#[test]
+fn wakers_that_poll_and_pass_it_on() {
+    const READERS: usize = 20_000;
+    let event = Arc::new(Event::new(0));
+    let start = |_| {
+        let event = Arc::clone(&event);
+        OnTheSpot::start(async move {
+            let taken = event.read_async().await;
+            event.signal_n(taken);
+        })
+    };
+    let tasks: Vec<_> = (0..READERS).map(start).collect();
+    event.signal_n(5);
+    assert_eq!(event.count(), 5);
+    for task in tasks {
+        assert!(task.future.lock().unwrap().is_none());
+    }
+}
+
+/// Writers that find too little room inside their wakers wait again, and are woken once a read.
+#[test]
+fn wakers_that_poll_and_wait_again() {
+    let event = Arc::new(Event::new(FULL));
+    let start = |_| {
+        let event = Arc::clone(&event);
+        OnTheSpot::start(async move { event.write_async(FULL).await.unwrap() })
+    };
+    let tasks: Vec<_> = (0..100).map(start).collect();
+    let ended = || {
+        tasks
+            .iter()
+            .filter(|it| it.future.lock().unwrap().is_none())
+            .count()
+    };
+    for reads in 1..=100 {
+        assert_eq!(event.try_read(), Some(FULL));
+        assert_eq!(ended(), reads);
+        let polls: u32 = tasks
+            .iter()
+            .map(|it| it.polls.load(Ordering::Relaxed))
+            .sum();
+        // Each once when it was started, and all that were left at each read.
+        let left = (0..reads).map(|ended| 100 - ended as u32).sum::<u32>();
+        assert_eq!(polls, 100 + left);
+    }
+    assert_eq!(event.count(), FULL);
+}
+
+/// A waker that drops futures of the same line, before and behind the one it is for: those that were woken hand on.
+#[test]
+fn wakers_that_drop() {
+    struct Drops(Mutex<Vec<Task<ReadFuture<'static>>>>);
+    impl Wake for Drops {
+        fn wake(self: Arc<Self>) {
+            let dropped = std::mem::take(&mut *self.0.lock().unwrap());
+            drop(dropped);
+        }
+    }
+    for units in 1..=6 {
+        let event: &Event = Box::leak(Box::new(Event::semaphore(0)));
+        let before = reads(event, 2);
+        let mut own = Task::new(event.read_async());
+        let mut dropped = before;
+        let waker = Arc::new(Drops(Mutex::default()));
+        assert!(own.poll_with(&Arc::clone(&waker).into()).is_pending());
+        dropped.extend(reads(event, 2));
+        *waker.0.lock().unwrap() = dropped;
+        let mut behind = reads(event, 4);
+        event.signal_n(units);
+        let own_share = u64::from(units > 2);
+        let woken = woken(&behind).iter().sum::<u32>();
+        assert_eq!(
+            u64::from(woken),
+            if units > 2 {
+                (units - own_share).min(4)
+            } else {
+                0
+            }
+        );
+        for task in behind.iter_mut().take(woken as usize) {
+            assert_eq!(task.poll(), Poll::Ready(1));
+        }
+    }
+}
+
+/// A waker that signals the event that it is called for: nothing is lost, and nobody is called twice for one signal.
+#[test]
+fn wakers_that_signal_the_same_event() {
+    struct Signals(Arc<Event>, AtomicU32);
+    impl Wake for Signals {
+        fn wake(self: Arc<Self>) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.signal();
+        }
+    }
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        let event = Arc::new(Event::with_mode(0, mode));
+        let mut first = Task::new(event.read_async());
+        let waker = Arc::new(Signals(Arc::clone(&event), AtomicU32::new(0)));
+        assert!(first.poll_with(&Arc::clone(&waker).into()).is_pending());
+        let behind = reads(&event, 2);
+        event.signal();
+        assert_eq!(waker.1.load(Ordering::Relaxed), 1);
+        assert_eq!(event.count(), 2);
+        let second = u32::from(mode == Mode::Semaphore);
+        assert_eq!(woken(&behind), [second, 0]);
+    }
+}
+
+/// A waker that is replaced, or dropped with its future, and then runs code of its own.
+#[test]
+fn wakers_that_do_something_when_they_are_dropped() {
+    struct Last(Arc<Event>);
+    impl Wake for Last {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.signal();
+        }
+    }
+    let event = || Arc::new(Event::semaphore(0));
+    let waker = |event: &Arc<Event>| Waker::from(Arc::new(Last(Arc::clone(event))));
+    let pending = |event: &Arc<Event>| {
+        let event: &'static Event = Box::leak(Box::new(Arc::clone(event)));
+        Task::new(event.read_async())
+    };
+
+    let replaced = event();
+    let behind = reads(&replaced, 1);
+    let mut task = pending(&replaced);
+    assert!(task.poll_with(&waker(&replaced)).is_pending());
+    assert_eq!(task.poll(), Poll::Ready(1));
+    assert_eq!(woken(&behind), [1]);
+
+    let dropped = event();
+    let behind = reads(&dropped, 1);
+    let mut task = pending(&dropped);
+    assert!(task.poll_with(&waker(&dropped)).is_pending());
+    drop(task);
+    assert_eq!((woken(&behind), dropped.count()), (vec![1], 1));
+
+    let called = event();
+    let mut task = pending(&called);
+    assert!(task.poll_with(&waker(&called)).is_pending());
+    let behind = reads(&called, 2);
+    called.signal();
+    assert_eq!((woken(&behind), called.count()), (vec![1, 0], 2));
+}
+
+/// A waker that panics when a future that hands on calls it: the panic comes out of the drop, and nobody is forgotten.
+#[test]
+fn a_panicking_waker_in_a_semaphores_line() {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("the waker's own");
+        }
+    }
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 1);
+    let mut bomb = Task::new(event.read_async());
+    assert!(bomb.poll_with(&Arc::new(Bomb).into()).is_pending());
+    tasks.extend(reads(&event, 2));
+    let caught = |f: &mut dyn FnMut()| {
+        let panic = panic::catch_unwind(AssertUnwindSafe(f)).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"the waker's own"));
+    };
+    event.signal();
+    caught(&mut || drop(tasks.remove(0)));
+    assert_eq!(woken(&tasks), [0, 0]);
+    drop(bomb);
+    assert_eq!(woken(&tasks), [1, 0]);
+    event.signal();
+    assert_eq!(woken(&tasks), [1, 1]);
+    // Among several.
+    let event = Event::semaphore(0);
+    let mut tasks = reads(&event, 1);
+    let mut bomb = Task::new(event.read_async());
+    assert!(bomb.poll_with(&Arc::new(Bomb).into()).is_pending());
+    tasks.push(Task::pending(event.read_async()));
+    caught(&mut || event.signal_n(3));
+    assert_eq!(woken(&tasks), [1, 1]);
+    assert_eq!(event.count(), 3);
+}
+
+/// A waker signals an event that is observed: the observer is called before that signal returns, and what it wakes of
+/// tasks is woken in the end.
+#[test]
+fn a_waker_that_signals_an_observed_event() {
+    struct Next(Arc<Event>, Arc<AtomicU32>);
+    impl Wake for Next {
+        fn wake(self: Arc<Self>) {
+            let before = self.1.load(Ordering::Relaxed);
+            self.0.signal();
+            assert_eq!(self.1.load(Ordering::Relaxed), before + 1);
+        }
+    }
+    let [event, observed, last] = [(); 3].map(|()| Arc::new(Event::new(0)));
+    let calls = Arc::new(AtomicU32::new(0));
+    let _observation = Observation::new(Arc::clone(&observed), Interest::Signals, {
+        let (calls, last) = (Arc::clone(&calls), Arc::clone(&last));
+        Arc::new(move |_: Change| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            last.signal();
+        })
+    });
+    let end = Task::pending(last.read_async());
+    let beside = Task::pending(observed.read_async());
+    let mut task = Task::new(event.read_async());
+    let waker = Arc::new(Next(Arc::clone(&observed), Arc::clone(&calls)));
+    assert!(task.poll_with(&waker.into()).is_pending());
+    event.signal();
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    assert_eq!((end.woken(), beside.woken()), (1, 1));
+    assert_eq!(task.poll(), Poll::Ready(1));
 }
 
 // Runtimes

@@ -415,8 +415,7 @@ impl Tasks {
     unsafe fn unlink(&mut self, node: *const Node) -> Option<Waker> {
         // SAFETY: as promised.
         unsafe {
-            let (waker, previous, next) =
-                with(node, |it| (it.waker.take(), it.previous, it.next));
+            let (waker, previous, next) = with(node, |it| (it.waker.take(), it.previous, it.next));
             if waker.is_some() {
                 self.connect(previous, next);
                 self.connect_back(previous, next);
