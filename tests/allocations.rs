@@ -19,7 +19,7 @@ use rustix::thread::ClockId;
 use rustix::thread::futex::{WaitvFlags, waitv};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Waker};
@@ -128,14 +128,22 @@ fn futures_take_no_memory_but_the_first() {
     let mut context = Context::from_waker(Waker::noop());
     let mut once = || {
         allocations(|| {
-            let mut futures: [_; 8] = std::array::from_fn(|_| event.read_async());
-            for future in &mut futures {
-                assert!(Pin::new(future).poll(&mut context).is_pending());
+            let [mut a, mut b, mut c] = [
+                pin!(event.read_async()),
+                pin!(event.read_async()),
+                pin!(event.read_async()),
+            ];
+            let mut write = pin!(event.write_async(u64::MAX - 1));
+            for future in [&mut a, &mut b, &mut c] {
+                assert!(future.as_mut().poll(&mut context).is_pending());
             }
             event.signal();
-            for future in &mut futures[..4] {
-                _ = Pin::new(future).poll(&mut context);
+            assert!(write.as_mut().poll(&mut context).is_pending());
+            for future in [a, b] {
+                _ = future.poll(&mut context);
             }
+            assert!(write.poll(&mut context).is_ready());
+            event.read();
         })
     };
     assert_ne!(once(), 0);

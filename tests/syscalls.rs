@@ -53,7 +53,7 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::pin;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -312,10 +312,10 @@ fn none_to_find_what_is_ready() {
     let event = Event::new(0);
     let mut context = Context::from_waker(Waker::noop());
     // The first that waits attaches the line of wakers, and the first call of an observer registers the thread.
-    let mut first = event.read_async();
-    assert!(Pin::new(&mut first).poll(&mut context).is_pending());
+    let mut first = pin!(event.read_async());
+    assert!(first.as_mut().poll(&mut context).is_pending());
     event.signal();
-    assert_eq!(Pin::new(&mut first).poll(&mut context), Poll::Ready(1));
+    assert_eq!(first.poll(&mut context), Poll::Ready(1));
 
     forbid_system_calls();
     for number in [1, 128, 129, 600] {
@@ -330,16 +330,17 @@ fn none_to_find_what_is_ready() {
         events[number - 1].read();
     }
     for _ in 0..1_000 {
-        let mut read = event.read_async();
-        let mut gone = event.read_async();
-        assert!(Pin::new(&mut read).poll(&mut context).is_pending());
-        assert!(Pin::new(&mut gone).poll(&mut context).is_pending());
-        drop(gone);
+        let mut read = pin!(event.read_async());
+        assert!(read.as_mut().poll(&mut context).is_pending());
+        {
+            let gone = pin!(event.read_async());
+            assert!(gone.poll(&mut context).is_pending());
+        }
         event.write(FULL).unwrap();
-        let mut write = event.write_async(5);
-        assert!(Pin::new(&mut write).poll(&mut context).is_pending());
-        assert_eq!(Pin::new(&mut read).poll(&mut context), Poll::Ready(FULL));
-        assert_eq!(Pin::new(&mut write).poll(&mut context), Poll::Ready(Ok(())));
+        let mut write = pin!(event.write_async(5));
+        assert!(write.as_mut().poll(&mut context).is_pending());
+        assert_eq!(read.poll(&mut context), Poll::Ready(FULL));
+        assert_eq!(write.poll(&mut context), Poll::Ready(Ok(())));
         event.read();
     }
     done()

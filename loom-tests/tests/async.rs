@@ -7,7 +7,7 @@ use loom::future::block_on;
 use loom::sync::Arc;
 use loom_tests::{Cargo, check, event, spawn};
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -19,8 +19,14 @@ fn reader(event: &Event) -> u64 {
     block_on(event.read_async())
 }
 
-fn poll_once<T>(future: impl Future<Output = T> + Unpin) -> Poll<T> {
-    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+type Boxed<F> = Pin<Box<F>>;
+
+fn poll_once<F: Future>(future: &mut Boxed<F>) -> Poll<F::Output> {
+    poll_with(future, Waker::noop())
+}
+
+fn poll_with<F: Future>(future: &mut Boxed<F>, waker: &Waker) -> Poll<F::Output> {
+    future.as_mut().poll(&mut Context::from_waker(waker))
 }
 
 /// A signal races a task that joins the line, and hands data over.
@@ -101,7 +107,7 @@ fn dropped_while_woken() {
     check("dropped_while_woken", Some(4), || {
         let event = event(0, Mode::Counter);
         // First in line, before there are threads.
-        let mut dropped = event.read_async();
+        let mut dropped = Box::pin(event.read_async());
         assert_eq!(poll_once(&mut dropped), Poll::Pending);
         let task = spawn(&event, reader);
         let signaller = spawn(&event, Event::signal);
@@ -116,7 +122,7 @@ fn dropped_while_woken() {
 fn signal_while_handing_on() {
     check("signal_while_handing_on", Some(2), || {
         let event = event(0, Mode::Counter);
-        let mut first = event.read_async();
+        let mut first = Box::pin(event.read_async());
         assert_eq!(poll_once(&mut first), Poll::Pending);
         let task = spawn(&event, reader);
         let signaller = spawn(&event, Event::signal);
@@ -164,7 +170,7 @@ fn write_of_nothing() {
 fn another_waker() {
     check("another_waker", None, || {
         let event = event(0, Mode::Counter);
-        let mut future = event.read_async();
+        let mut future = Box::pin(event.read_async());
         assert_eq!(poll_once(&mut future), Poll::Pending);
         let signaller = spawn(&event, Event::signal);
         assert_eq!(block_on(future), 1);
@@ -232,27 +238,35 @@ impl Wake for Bell {
     }
 }
 
+fn bells<const N: usize>() -> [(std::sync::Arc<Bell>, Waker); N] {
+    [(); N].map(|()| {
+        let bell = std::sync::Arc::<Bell>::default();
+        (bell.clone(), bell.into())
+    })
+}
+
+fn rings<const N: usize>(bells: &[(std::sync::Arc<Bell>, Waker); N]) -> [u32; N] {
+    bells.each_ref().map(|(bell, _)| bell.0.load(Ordering::Relaxed))
+}
+
 /// One that was woken, was overtaken and has joined again is no longer counted as woken: the next unit wakes somebody.
 #[test]
 fn overtaken_and_in_line_again() {
     check("overtaken_and_in_line_again", None, || {
         let event = event(0, Mode::Semaphore);
-        let bell = std::sync::Arc::new(Bell::default());
-        let rings = || bell.0.load(Ordering::Relaxed);
-        let waker = Waker::from(std::sync::Arc::clone(&bell));
-        let mut tasks = [(); 2].map(|()| event.read_async());
+        let bells = bells::<1>();
+        let mut tasks = [(); 2].map(|()| Box::pin(event.read_async()));
         let mut wait = |index: usize| {
-            let task = std::pin::Pin::new(&mut tasks[index]);
-            assert_eq!(task.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+            assert_eq!(poll_with(&mut tasks[index], &bells[0].1), Poll::Pending);
         };
         wait(0);
         wait(1);
         event.signal();
-        assert_eq!(rings(), 1);
+        assert_eq!(rings(&bells), [1]);
         assert_eq!(event.try_read(), Some(1));
         wait(0);
         event.signal();
-        assert_eq!(rings(), 2);
+        assert_eq!(rings(&bells), [2]);
     });
 }
 
@@ -261,17 +275,131 @@ fn overtaken_and_in_line_again() {
 fn a_wake_up_for_each_unit() {
     check("a_wake_up_for_each_unit", Some(3), || {
         let event = event(0, Mode::Semaphore);
-        let bells = [(); 2].map(|()| std::sync::Arc::new(Bell::default()));
-        let mut tasks = [(); 2].map(|()| event.read_async());
-        for (task, bell) in tasks.iter_mut().zip(&bells) {
-            let waker = Waker::from(std::sync::Arc::clone(bell));
-            let task = std::pin::Pin::new(task);
-            assert_eq!(task.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+        let bells = bells::<2>();
+        let mut tasks = [(); 2].map(|()| Box::pin(event.read_async()));
+        for (task, (_, waker)) in tasks.iter_mut().zip(&bells) {
+            assert_eq!(poll_with(task, waker), Poll::Pending);
         }
         let signaller = spawn(&event, Event::signal);
         event.signal();
         signaller.join().unwrap();
-        assert_eq!(bells.map(|bell| bell.0.load(Ordering::Relaxed)), [1, 1]);
+        assert_eq!(rings(&bells), [1, 1]);
         drop(tasks);
     });
+}
+
+/// The first in line is dropped while a signal takes it out, and the second is told, whoever is quicker.
+#[test]
+fn removed_while_taken_out() {
+    for mode in [Mode::Counter, Mode::Semaphore] {
+        check("removed_while_taken_out", None, move || {
+            let event = event(0, mode);
+            let bells = bells::<2>();
+            let mut tasks = [(); 2].map(|()| Box::pin(event.read_async()));
+            for (task, (_, waker)) in tasks.iter_mut().zip(&bells) {
+                assert_eq!(poll_with(task, waker), Poll::Pending);
+            }
+            let signaller = spawn(&event, Event::signal);
+            let [first, second] = tasks;
+            drop(first);
+            signaller.join().unwrap();
+            assert_eq!(rings(&bells)[1], 1);
+            drop(second);
+        });
+    }
+}
+
+/// The second in line is dropped while a signal takes the first out; nobody is called for nothing.
+#[test]
+fn a_neighbour_is_removed() {
+    check("a_neighbour_is_removed", None, || {
+        let event = event(0, Mode::Counter);
+        let bells = bells::<3>();
+        let mut tasks = [(); 3].map(|()| Box::pin(event.read_async()));
+        for (task, (_, waker)) in tasks.iter_mut().zip(&bells) {
+            assert_eq!(poll_with(task, waker), Poll::Pending);
+        }
+        let signaller = spawn(&event, Event::signal);
+        let [first, second, third] = tasks;
+        drop(second);
+        signaller.join().unwrap();
+        let [a, b, c] = rings(&bells);
+        assert_eq!(a, 1);
+        // It hands on what it was not woken for, if it sees that: the one behind it is not told.
+        assert_eq!((b, c), (0, 0));
+        drop(first);
+        assert_eq!(rings(&bells), [1, 0, 1]);
+        drop(third);
+    });
+}
+
+/// A future gets another waker while a signal takes out the first: one of them is called, and it is the right one if
+/// the future waits on.
+#[test]
+fn another_waker_while_taken_out() {
+    check("another_waker_while_taken_out", None, || {
+        let event = event(0, Mode::Counter);
+        let bells = bells::<2>();
+        let mut task = Box::pin(event.read_async());
+        assert_eq!(poll_with(&mut task, &bells[0].1), Poll::Pending);
+        let signaller = spawn(&event, Event::signal);
+        let polled = poll_with(&mut task, &bells[1].1);
+        signaller.join().unwrap();
+        match (polled, rings(&bells)) {
+            (Poll::Pending, [0, 1]) | (Poll::Ready(1), [0, 0] | [1, 0] | [0, 1]) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(task);
+    });
+}
+
+/// A future that waits again, having found nothing, while a signal looks at the line.
+#[test]
+fn in_line_again_while_looked_at() {
+    check("in_line_again_while_looked_at", None, || {
+        let event = event(0, Mode::Counter);
+        let bells = bells::<2>();
+        let mut tasks = [(); 2].map(|()| Box::pin(event.read_async()));
+        for (task, (_, waker)) in tasks.iter_mut().zip(&bells) {
+            assert_eq!(poll_with(task, waker), Poll::Pending);
+        }
+        event.signal();
+        assert_eq!(event.try_read(), Some(1));
+        let signaller = spawn(&event, Event::signal);
+        let polled = poll_with(&mut tasks[0], &bells[0].1);
+        signaller.join().unwrap();
+        if polled.is_pending() {
+            assert_eq!(rings(&bells), [2, 0]);
+        }
+        drop(tasks);
+    });
+}
+
+/// Two leave without having taken anything, whoever of them was woken; what they were woken for reaches the third.
+#[test]
+fn handed_on_twice() {
+    check("handed_on_twice", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let leave = |event: &Event| drop(in_line(event));
+        let others = [(); 2].map(|()| spawn(&event, leave));
+        let bells = bells::<1>();
+        let mut task = Box::pin(event.read_async());
+        assert_eq!(poll_with(&mut task, &bells[0].1), Poll::Pending);
+        event.signal();
+        for other in others {
+            other.join().unwrap();
+        }
+        assert_eq!(rings(&bells), [1]);
+        drop(task);
+    });
+}
+
+/// Joins the line, and does not look.
+fn in_line(event: &Event) -> Boxed<impl Future<Output = u64>> {
+    let mut task = Box::pin(event.read_async());
+    if poll_once(&mut task).is_ready() {
+        // As if it had not been there.
+        event.signal();
+    }
+    task
 }
