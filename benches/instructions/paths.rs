@@ -6,10 +6,13 @@ use doorbell::ioeventfd::{Bus, Key, Reader, Table};
 use doorbell::poll::{Poller, Watch};
 use doorbell::{Event, Mode};
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::hint::black_box;
 use std::mem;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Waker};
 
 /// The longest run.
 pub const MOST_TIMES: usize = 3_000;
@@ -65,6 +68,8 @@ paths! {
     "signal, observed on demand, armed": armed, |event, _| event.signal();
     "signal, in a poller": in_poller, |event, _| event.signal();
     "signal, in a poller that knows": in_poller_that_knows, |event, _| event.signal();
+    "async: wait, signal, go on": waited_for, |event, _| wait_then(event, || event.signal());
+    "async: wait behind another, be dropped": in_line, |event, _| wait_then(event, || ());
     "lookup: hit, repeated": empty, |_, it| it.ring(7);
     "lookup: hit, random": empty, |_, it| it.ring(it.random());
     "lookup: miss, repeated": empty, |_, it| it.miss(7);
@@ -153,6 +158,31 @@ fn in_poller_that_knows() -> Made {
     let made = in_poller();
     made.0.signal();
     made
+}
+
+/// A task has waited for it before.
+fn waited_for() -> Made {
+    let made = empty();
+    wait_then(&made.0, || made.0.signal());
+    made
+}
+
+/// A task waits for it, for ever.
+fn in_line() -> Made {
+    let made = empty();
+    let event = Box::leak(Box::new(Arc::clone(&made.0)));
+    let future = Box::leak(Box::new(Box::pin(event.read_async())));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(future.as_mut().poll(&mut context).is_pending());
+    made
+}
+
+fn wait_then(event: &Event, f: impl FnOnce()) {
+    let mut future = pin!(event.read_async());
+    let mut context = Context::from_waker(Waker::noop());
+    _ = black_box(future.as_mut().poll(&mut context));
+    f();
+    _ = black_box(future.poll(&mut context));
 }
 
 /// Does nothing, and the compiler does not know.

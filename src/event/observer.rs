@@ -269,7 +269,8 @@ impl Attached {
         let mut call = |waker: Waker| catch(&mut panicked, || waker.wake());
         let end = End::of_the_outermost(Depth::Waking);
         event.wake_tasks(&self.wakers, what, &mut call);
-        if wake_those_put_off(call) {
+        if DEPTH.with(Cell::get) == Depth::PuttingOff {
+            wake_those_put_off(call);
             free_queue();
         }
         drop(end);
@@ -426,9 +427,18 @@ enum Depth {
     Outside,
     /// In the waker of a task, called for a change that was for nobody else.
     Waking,
+    /// There, and tasks have been put off.
+    PuttingOff,
     Calling,
     /// There is something to [settle](Calls::settle).
     Owing,
+}
+
+impl Depth {
+    #[inline(always)]
+    fn is_waking(self) -> bool {
+        self == Depth::Waking || self == Depth::PuttingOff
+    }
 }
 
 /// What calls have caused, to be done by the outermost one.
@@ -461,26 +471,31 @@ pub(super) fn calling(f: impl FnOnce(&mut Calls<'_, '_>)) {
 /// Whether the thread is inside no call, but for those of wakers.
 #[inline(always)]
 fn is_outside() -> bool {
-    matches!(DEPTH.with(Cell::get), Depth::Outside | Depth::Waking)
+    let depth = DEPTH.with(Cell::get);
+    depth == Depth::Outside || depth.is_waking()
 }
 
 /// Has the thread's outermost call wake a task.
 fn put_off(waker: Waker) {
     QUEUE.with(|queue| queue.borrow_mut().tasks.push_back(waker));
+    if DEPTH.with(Cell::get) == Depth::Waking {
+        DEPTH.with(|depth| depth.set(Depth::PuttingOff));
+    }
 }
 
-/// Wakes tasks that were put off, and returns whether there were any.
-fn wake_those_put_off(mut call: impl FnMut(Waker)) -> bool {
+/// Wakes tasks that were put off.
+#[cold]
+#[inline(never)]
+fn wake_those_put_off(mut call: impl FnMut(Waker)) {
     let next = || QUEUE.with(|queue| queue.borrow_mut().tasks.pop_front());
-    let mut any = false;
     while let Some(waker) = next() {
         call(waker);
-        any = true;
     }
-    any
 }
 
 /// At the end of the outermost call in which something was put into the queue.
+#[cold]
+#[inline(never)]
 fn free_queue() {
     QUEUE.with(|queue| {
         let mut queue = queue.borrow_mut();
@@ -557,7 +572,7 @@ impl End {
         DEPTH.with(|depth| {
             let outside = depth.get();
             // What the wakers before this have caused comes first.
-            let owes = outside == Depth::Waking;
+            let owes = outside == Depth::PuttingOff;
             depth.set(if owes { Depth::Owing } else { inside });
             End { outside }
         })

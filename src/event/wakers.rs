@@ -51,7 +51,6 @@ use crate::sync::UnsafeCell;
 use crate::sync::brief::BriefMutex;
 use crate::sync::waiters::{TASKS, Waiters};
 use std::marker::PhantomPinned;
-use std::mem;
 use std::pin::Pin;
 use std::ptr;
 use std::task::Waker;
@@ -133,8 +132,8 @@ struct Round {
 pub(crate) struct Place<'a> {
     event: &'a Event,
     change: Change,
-    /// It is in line or woken.
-    has_joined: bool,
+    /// While it is in line or woken.
+    line: Option<&'a Line>,
     node: Node,
 }
 
@@ -144,7 +143,7 @@ impl<'a> Place<'a> {
         Place {
             event,
             change,
-            has_joined: false,
+            line: None,
             node: Node::new(),
         }
     }
@@ -159,13 +158,14 @@ impl<'a> Place<'a> {
         let waker = waker.clone();
         // SAFETY: nothing is moved.
         let this = unsafe { self.get_unchecked_mut() };
-        this.has_joined = true;
-        let replaced = {
-            let (line, waiters) = this.line();
-            // SAFETY: the node is pinned, and its place leaves when it is dropped: nothing of it is moved or freed
-            // before that. It joins no other line, since event and change stay the same.
-            unsafe { line.join(&this.node, waker, waiters) }
+        let line = match this.line {
+            Some(line) => line,
+            None => this.event.observers.wakers().line(this.change),
         };
+        this.line = Some(line);
+        // SAFETY: the node is pinned, and its place leaves when it is dropped: the node is neither moved nor freed
+        // before that. It joins no other line, since event and change stay the same.
+        let replaced = unsafe { line.join(&this.node, waker, this.waiters()) };
         this.arm();
         drop(replaced);
     }
@@ -177,12 +177,11 @@ impl<'a> Place<'a> {
     }
 
     fn quit(&mut self) {
-        if !mem::take(&mut self.has_joined) {
+        let Some(line) = self.line.take() else {
             return;
-        }
-        let (line, waiters) = self.line();
+        };
         // SAFETY: it has joined this line.
-        let (_waker, others) = unsafe { line.leave(&self.node, waiters) };
+        let (_waker, others) = unsafe { line.leave(&self.node, self.waiters()) };
         if others && self.change == Change::Signalled {
             self.hand_on();
         }
@@ -202,9 +201,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn line(&self) -> (&'a Line, &'a Waiters) {
-        let line = self.event.observers.wakers().line(self.change);
-        (line, self.event.waiters(self.change))
+    fn waiters(&self) -> &'a Waiters {
+        self.event.waiters(self.change)
     }
 }
 
