@@ -20,7 +20,8 @@
 //!     5  there were others: look, and wake as in 3 and 4
 //! ```
 //!
-//! A woken task counts as *woken* until it joins again or leaves. How many can go on is one or nobody if a read takes
+//! A woken task counts as *woken* until it joins again or leaves; but not if nobody stood behind it, or if all can go
+//! on: then nobody depends on its coming back, it is *free*, and leaves without steps 4 and 5. How many can go on is one or nobody if a read takes
 //! the whole count, as many as there are units if it takes one, and everybody for those who want to write.
 //!
 //! Why no wake-up is lost, if a woken task is polled again or dropped (one that is neither keeps the others waiting):
@@ -36,6 +37,8 @@
 //! * There are never more who can go on than are woken, with others in line, unless somebody is on the way to look:
 //!   who made it so by a signal (3), by joining (3) or by leaving (5). Leaving does that whether or not the task was
 //!   woken: it may have joined again and not tried, as `wait_any` may that has found another event.
+//! * Whoever stands in line beside a free task has joined after that was woken, and looked then: what the free task was
+//!   woken for had been taken, or it would not stand there.
 //!
 //! A read wakes all who want to write, so who leaves that line owes the others nothing.
 //!
@@ -48,6 +51,7 @@
 use super::observer::Observers;
 use super::{Change, Event, Mode};
 use crate::sync::UnsafeCell;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::brief::BriefMutex;
 use crate::sync::waiters::{TASKS, Waiters};
 use std::marker::PhantomPinned;
@@ -180,6 +184,10 @@ impl<'a> Place<'a> {
         let Some(line) = self.line.take() else {
             return;
         };
+        if self.node.is_free() {
+            // Most likely: it was woken, and nobody stood behind it.
+            return self.node.forget();
+        }
         // SAFETY: it has joined this line.
         let (_waker, others) = unsafe { line.leave(&self.node, self.waiters()) };
         if others && self.change == Change::Signalled {
@@ -216,6 +224,9 @@ impl Drop for Place<'_> {
 struct Node {
     /// Accessed under the lock of the line.
     standing: UnsafeCell<Standing>,
+    /// It has been woken and nobody depends on that, so the line does not know it any more, and who has taken it out
+    /// does not touch it again.
+    free: AtomicBool,
     /// The neighbours point here.
     _pinned: PhantomPinned,
 }
@@ -244,8 +255,22 @@ impl Node {
                 previous: ptr::null(),
                 next: ptr::null(),
             }),
+            free: AtomicBool::new(false),
             _pinned: PhantomPinned,
         }
+    }
+
+    /// Whether the line does not know it, in the eyes of who has the node, or the lock.
+    fn is_free(&self) -> bool {
+        // Acquire pairs with the Release in `take_first`: the node may be freed.
+        self.free.load(Ordering::Acquire)
+    }
+
+    /// Makes a new one of it, which the line does not know.
+    fn forget(&mut self) {
+        // SAFETY: it is borrowed exclusively, and the line leads to it no more.
+        self.standing.with_mut(|it| unsafe { (*it).number = 0 });
+        self.free.store(false, Ordering::Relaxed);
     }
 }
 
@@ -260,7 +285,7 @@ struct Tasks {
     returned: *const Node,
     /// The number of who joined last.
     newest: u64,
-    /// How many have been woken, and have neither joined again nor left.
+    /// How many have been woken, and have neither joined again nor left, but for those that are free.
     woken: u32,
 }
 
@@ -337,7 +362,12 @@ impl Line {
                 round.reached = number(node);
                 let behind = next(node);
                 let waker = tasks.unlink(node);
-                tasks.woken += 1;
+                if tasks.first.is_null() || shares.now == u32::MAX {
+                    // Release pairs with the Acquire in `is_free`. From here on, the node may be gone.
+                    (*node).free.store(true, Ordering::Release);
+                } else {
+                    tasks.woken += 1;
+                }
                 round.is_over = tasks.woken >= shares.now || number(behind) > end;
                 waker
             }
@@ -367,8 +397,11 @@ impl Tasks {
             })
         };
         if replaced.is_none() {
-            self.woken -= u32::from(joined != 0);
-            unsafe { self.link(node) };
+            unsafe {
+                let free = free_no_more(node);
+                self.woken -= u32::from(joined != 0 && !free);
+                self.link(node);
+            }
         }
         replaced
     }
@@ -377,7 +410,8 @@ impl Tasks {
         // SAFETY: as promised.
         unsafe {
             let waker = self.unlink(node);
-            self.woken -= u32::from(waker.is_none());
+            let free = free_no_more(node);
+            self.woken -= u32::from(waker.is_none() && !free);
             with(node, |it| it.number = 0);
             waker
         }
@@ -462,6 +496,22 @@ impl Tasks {
 unsafe fn with<R>(node: *const Node, f: impl FnOnce(&mut Standing) -> R) -> R {
     // SAFETY: as promised; only the cell is mutated.
     unsafe { (*node).standing.with_mut(|it| f(&mut *it)) }
+}
+
+/// Whether it was free.
+///
+/// # Safety
+///
+/// As for [`with`].
+unsafe fn free_no_more(node: *const Node) -> bool {
+    // SAFETY: as promised.
+    let free = unsafe { &(*node).free };
+    // Relaxed: the lock keeps others away.
+    let was_free = free.load(Ordering::Relaxed);
+    if was_free {
+        free.store(false, Ordering::Relaxed);
+    }
+    was_free
 }
 
 /// The number of a node; behind the end of the line, one that nobody has.

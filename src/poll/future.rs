@@ -13,7 +13,8 @@ use std::task::{Context, Poll, ready};
 /// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
 /// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
 /// signal wakes the one that has waited longest, or, if the event is a semaphore, one for each unit, at once; a read
-/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides.
+/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides; those
+/// first, and if they leave nothing by the time that the tasks' turn comes, no task is woken for nothing.
 /// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
 ///
 /// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
