@@ -2,7 +2,9 @@
 //!
 //! `../breakages/async.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
-use doorbell::{Event, Mode};
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::poll::{Events, Poller, Watch};
+use doorbell::{Event, Mode, Spin};
 use loom::future::block_on;
 use loom::sync::Arc;
 use loom_tests::{Cargo, check, event, spawn};
@@ -10,6 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 /// The most that `write` can bring the count to.
 const FULL: u64 = u64::MAX - 1;
@@ -246,7 +249,9 @@ fn bells<const N: usize>() -> [(std::sync::Arc<Bell>, Waker); N] {
 }
 
 fn rings<const N: usize>(bells: &[(std::sync::Arc<Bell>, Waker); N]) -> [u32; N] {
-    bells.each_ref().map(|(bell, _)| bell.0.load(Ordering::Relaxed))
+    bells
+        .each_ref()
+        .map(|(bell, _)| bell.0.load(Ordering::Relaxed))
 }
 
 /// One that was woken, was overtaken and has joined again is no longer counted as woken: the next unit wakes somebody.
@@ -392,6 +397,63 @@ fn handed_on_twice() {
         assert_eq!(rings(&bells), [1]);
         drop(task);
     });
+}
+
+/// A task and an observer, that asks to be called once or each time, at one event: a signal reaches both.
+#[test]
+fn a_task_beside_an_observer() {
+    for attach in [Observation::new, Observation::on_demand] {
+        check("a_task_beside_an_observer", Some(2), move || {
+            let event = event(0, Mode::Counter);
+            let calls = std::sync::Arc::new(AtomicU32::new(0));
+            let observer = {
+                let calls = std::sync::Arc::clone(&calls);
+                std::sync::Arc::new(move |_: Change| _ = calls.fetch_add(1, Ordering::Relaxed))
+            };
+            let handle = Handle(event.clone());
+            let observation = attach(handle, Interest::Signals, observer);
+            observation.arm(Interest::Signals);
+            let task = spawn(&event, reader);
+            event.signal();
+            assert_eq!(task.join().unwrap(), 1);
+            drop(observation);
+            assert_eq!(calls.load(Ordering::Relaxed), 1);
+        });
+    }
+}
+
+/// A task at an event that a poller watches.
+#[test]
+fn a_task_beside_a_poller() {
+    check("a_task_beside_a_poller", Some(3), || {
+        let event = std::sync::Arc::new(Event::new(0).with_spin(Spin::Never));
+        let poller = Poller::with_spin(Spin::Never);
+        poller.add(&event, 1, Watch::READABLE).unwrap();
+        let ready = || {
+            let mut events = Events::with_capacity(1);
+            poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
+            events.iter().count()
+        };
+        assert_eq!(ready(), 0);
+        let bells = bells::<1>();
+        let mut task = Box::pin(event.read_async());
+        assert_eq!(poll_with(&mut task, &bells[0].1), Poll::Pending);
+        let signaller = spawn(&event, Event::signal);
+        signaller.join().unwrap();
+        assert_eq!((rings(&bells), ready()), ([1], 1));
+        drop(task);
+    });
+}
+
+/// An event behind loom's `Arc`.
+struct Handle(Arc<Event>);
+
+impl std::ops::Deref for Handle {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.0
+    }
 }
 
 /// Joins the line, and does not look.

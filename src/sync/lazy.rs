@@ -35,11 +35,18 @@ impl<T> Lazy<T> {
         unsafe { value.as_ref() }
     }
 
+    #[inline]
     pub(crate) fn get_or_make(&self, make: impl FnOnce() -> T) -> &T {
-        if let Some(value) = self.get() {
-            return value;
+        match self.get() {
+            Some(value) => value,
+            None => self.make(make()),
         }
-        let made = Box::into_raw(Box::new(make()));
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make(&self, value: T) -> &T {
+        let made = Box::into_raw(Box::new(value));
         // Release hands the value over; Acquire takes over the winner's.
         let value = match self.value.compare_exchange(
             ptr::null_mut(),
