@@ -17,7 +17,7 @@ use pollster::block_on;
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -1015,4 +1015,130 @@ fn a_unit_for_each_task_while_others_are_dropped() {
             assert_eq!(event.count(), units.saturating_sub(wanted));
         }
     });
+}
+
+/// Wakes whoever polls.
+struct Unpark(thread::Thread, AtomicBool);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.1.store(true, Ordering::Release);
+        self.0.unpark();
+    }
+}
+
+/// Threads that wait, wait again with another waker, wait twice at once, move on from one line to another, and drop
+/// what they wait with at any moment, while others signal and read: all that is given is taken once, nobody who waits
+/// is forgotten, and nothing of the lines is touched that is gone (which shows under a sanitizer).
+fn lines_under_stress(mode: Mode) {
+    const TAKERS: u64 = 4;
+    const GIVERS: u64 = 2;
+    const ROUNDS: u64 = 20_000;
+    let event = Arc::new(Event::with_mode(0, mode));
+    let _watchdog = {
+        let event = Arc::clone(&event);
+        Watchdog::new(Duration::from_secs(120), move || format!("{event:?}"))
+    };
+    let (given, taken) = (AtomicU64::new(0), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+
+    let take = |seed| {
+        let mut random = Rng::with_seed(seed);
+        let waker = || {
+            let unpark = Arc::new(Unpark(thread::current(), AtomicBool::new(false)));
+            (Arc::clone(&unpark), Waker::from(unpark))
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let mut first = Box::pin(event.read_async());
+            let mut second = Box::pin(event.read_async());
+            let both = random.bool();
+            let mut got = 0;
+            // Polls until there is something, or it has had enough.
+            while got == 0 {
+                let (woken, waker) = waker();
+                let mut context = Context::from_waker(&waker);
+                if let Poll::Ready(n) = first.as_mut().poll(&mut context) {
+                    got += n;
+                }
+                if both {
+                    if let Poll::Ready(n) = second.as_mut().poll(&mut context) {
+                        got += n;
+                    }
+                }
+                match random.u32(0..4) {
+                    _ if got != 0 => {}
+                    0 => break,
+                    1 => {
+                        // Comes back with another waker, woken or not.
+                        thread::yield_now();
+                    }
+                    2 => {
+                        // Another future takes its place in line, maybe after it was woken.
+                        first = Box::pin(event.read_async());
+                    }
+                    _ => {
+                        while !woken.1.load(Ordering::Acquire) {
+                            thread::park();
+                        }
+                    }
+                }
+            }
+            taken.fetch_add(got, Ordering::Relaxed);
+        }
+    };
+    let give = |seed| {
+        let mut random = Rng::with_seed(seed);
+        for _ in 0..ROUNDS {
+            let n = random.u64(1..4);
+            given.fetch_add(n, Ordering::Relaxed);
+            match random.u32(0..8) {
+                0 => block_on(event.write_async(n)).unwrap(),
+                1 => event.write(n).unwrap(),
+                _ => event.signal_n(n),
+            }
+            if random.u32(0..8) == 0 {
+                let stolen = event.try_read().unwrap_or(0);
+                taken.fetch_add(stolen, Ordering::Relaxed);
+            }
+            if random.bool() {
+                thread::yield_now();
+            }
+        }
+    };
+    let (given, taken) = (&given, &taken);
+    thread::scope(|scope| {
+        let takers: Vec<_> = (0..TAKERS)
+            .map(|seed| scope.spawn(move || take(seed)))
+            .collect();
+        let givers: Vec<_> = (0..GIVERS)
+            .map(|seed| scope.spawn(move || give(100 + seed)))
+            .collect();
+        givers.into_iter().for_each(|giver| giver.join().unwrap());
+        // Whoever rests has been forgotten if there is anything to take.
+        let sum = || taken.load(Ordering::Relaxed);
+        while sum() != given.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+        while takers.iter().any(|taker| !taker.is_finished()) {
+            given.fetch_add(1, Ordering::Relaxed);
+            event.signal();
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let left = event.count();
+    assert_eq!(
+        taken.load(Ordering::Relaxed) + left,
+        given.load(Ordering::Relaxed)
+    );
+}
+
+#[test]
+fn the_line_of_a_counter_under_stress() {
+    lines_under_stress(Mode::Counter);
+}
+
+#[test]
+fn the_line_of_a_semaphore_under_stress() {
+    lines_under_stress(Mode::Semaphore);
 }
