@@ -66,7 +66,8 @@ pub(super) struct Changed {
 /// Something to be called when an event changes, on the thread that changes it.
 ///
 /// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
-/// inside another observer's call on the same thread: then it comes before the outermost one returns. Observers are
+/// inside another observer's call, or a task's waker, on the same thread: then it may come as late as before the
+/// outermost one returns. Observers are
 /// called newest first, as in the kernel. Several threads may call at the same time.
 ///
 /// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it
