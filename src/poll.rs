@@ -90,10 +90,10 @@
 //! `futex_waitv` came with Linux 5.16; other systems are treated as if it had failed. A filter that *kills* at
 //! `futex_waitv` must be taught it; one that refuses it costs one failed call.
 //!
-//! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a moment:
-//! `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), if two meet there. The first future that waits for an event, and the
-//! first `wait_any` on it that cannot use `futex_waitv`, attaches an [`Observer`](crate::event::Observer) to it, under
-//! a mutex.
+//! Who waits in line (futures, and `wait_any` without `futex_waitv`) and who wakes them take a mutex for a few
+//! instructions. A thread that meets another there spins; if the other has been preempted, it calls `sched_yield`, and
+//! after some of these `clock_nanosleep`. The first future that waits for an event, and the first `wait_any` on it that
+//! cannot use `futex_waitv`, makes the line, for which it calls the memory allocator.
 //!
 //! A poller, and what the memory allocator calls; all that `futex` stands for is private, and so it is above:
 //!

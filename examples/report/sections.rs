@@ -101,8 +101,7 @@ pub fn all() -> Vec<Plan> {
             title: "Tasks",
             text: "Futures, polled by hand with a waker that does nothing; the ping-pong is of two threads, each in \
                    pollster's block_on. An event counts, has many readers and hands on what a dropped future was \
-                   woken for; its line of tasks is a tree under a lock, with an allocation for each wait in an empty \
-                   line, where Notify links the futures themselves.",
+                   woken for; its line links the futures themselves, as Notify's does.",
             groups: strings(&[
                 futures::READY,
                 futures::WAKE,
