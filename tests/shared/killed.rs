@@ -236,7 +236,7 @@ fn a_sleeper_that_is_no_more() {
     // SAFETY: the memory outlives the event.
     let event = unsafe { SharedEvent::create_at(memory.at(0), 0, Mode::Counter) }.unwrap();
     // Announced, too.
-    memory.words(0)[4].store(8 + 1, Ordering::SeqCst);
+    memory.words(0)[4].store(16 + 1, Ordering::SeqCst);
     for n in 1..100 {
         let peer = SharedEvent::attach(&memory, 0).unwrap();
         let peer = peer.with_spin(Spin::Never);
