@@ -76,6 +76,12 @@ fn woken<F: Future>(tasks: &[Task<F>]) -> Vec<u32> {
     tasks.iter().map(Task::woken).collect()
 }
 
+/// A read that keeps its event alive.
+fn owned_read(event: &Arc<Event>) -> Pin<Box<dyn Future<Output = u64> + Send>> {
+    let event = Arc::clone(event);
+    Box::pin(async move { event.read_async().await })
+}
+
 fn reads(event: &Event, number: usize) -> Vec<Task<ReadFuture<'_>>> {
     (0..number)
         .map(|_| Task::pending(event.read_async()))
@@ -684,7 +690,7 @@ fn wakers_that_poll_and_wait_again() {
 /// A waker that drops futures of the same line, before and behind the one it is for: those that were woken hand on.
 #[test]
 fn wakers_that_drop() {
-    struct Drops(Mutex<Vec<Task<ReadFuture<'static>>>>);
+    struct Drops(Mutex<Vec<Task<Pin<Box<dyn Future<Output = u64> + Send>>>>>);
     impl Wake for Drops {
         fn wake(self: Arc<Self>) {
             let dropped = std::mem::take(&mut *self.0.lock().unwrap());
@@ -692,15 +698,15 @@ fn wakers_that_drop() {
         }
     }
     for units in 1..=6 {
-        let event: &Event = Box::leak(Box::new(Event::semaphore(0)));
-        let before = reads(event, 2);
+        let event = Arc::new(Event::semaphore(0));
+        let two = || [(); 2].map(|()| Task::pending(owned_read(&event)));
+        let mut dropped = Vec::from(two());
         let mut own = Task::new(event.read_async());
-        let mut dropped = before;
         let waker = Arc::new(Drops(Mutex::default()));
         assert!(own.poll_with(&Arc::clone(&waker).into()).is_pending());
-        dropped.extend(reads(event, 2));
+        dropped.extend(two());
         *waker.0.lock().unwrap() = dropped;
-        let mut behind = reads(event, 4);
+        let mut behind = reads(&event, 4);
         event.signal_n(units);
         let own_share = u64::from(units > 2);
         let woken = woken(&behind).iter().sum::<u32>();
@@ -756,10 +762,7 @@ fn wakers_that_do_something_when_they_are_dropped() {
     }
     let event = || Arc::new(Event::semaphore(0));
     let waker = |event: &Arc<Event>| Waker::from(Arc::new(Last(Arc::clone(event))));
-    let pending = |event: &Arc<Event>| {
-        let event: &'static Event = Box::leak(Box::new(Arc::clone(event)));
-        Task::new(event.read_async())
-    };
+    let pending = |event: &Arc<Event>| Task::new(owned_read(event));
 
     let replaced = event();
     let behind = reads(&replaced, 1);
