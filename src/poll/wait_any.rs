@@ -46,6 +46,23 @@ use std::time::{Duration, Instant};
 /// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in
 /// proportion to the number of events when it has to sleep.
 ///
+/// # For how many events
+///
+/// It keeps nothing from one call to the next. Each call looks at all events, and one that has to sleep enters and
+/// leaves each of them, so the cost grows with their number. Measured on a virtual machine with two CPUs, in parts of
+/// the time that an epoll over as many eventfds takes:
+///
+/// | events | the last one is ready | round trip of two threads that sleep |
+/// |---|---|---|
+/// | 1 | 0.01 | 1.0 |
+/// | 8 | 0.04 | 1.0 |
+/// | 64 | 0.3 | 0.6 |
+/// | 128 | 0.5 | 1.1 to 1.5 |
+/// | 1,000 | 4 | 0.9 to 1.1 |
+///
+/// So it suits up to some hundred events, and a list that is another one at each call. For more, or if the list stays
+/// the same, register the events once with a [`Poller`](crate::poll::Poller): there, what is not ready costs nothing.
+///
 /// ```
 /// use doorbell::Event;
 /// use doorbell::poll::wait_any;
