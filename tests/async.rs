@@ -77,7 +77,9 @@ fn woken<F: Future>(tasks: &[Task<F>]) -> Vec<u32> {
 }
 
 /// A read that keeps its event alive.
-fn owned_read(event: &Arc<Event>) -> Pin<Box<dyn Future<Output = u64> + Send>> {
+type OwnedRead = Pin<Box<dyn Future<Output = u64> + Send>>;
+
+fn owned_read(event: &Arc<Event>) -> OwnedRead {
     let event = Arc::clone(event);
     Box::pin(async move { event.read_async().await })
 }
@@ -690,7 +692,7 @@ fn wakers_that_poll_and_wait_again() {
 /// A waker that drops futures of the same line, before and behind the one it is for: those that were woken hand on.
 #[test]
 fn wakers_that_drop() {
-    struct Drops(Mutex<Vec<Task<Pin<Box<dyn Future<Output = u64> + Send>>>>>);
+    struct Drops(Mutex<Vec<Task<OwnedRead>>>);
     impl Wake for Drops {
         fn wake(self: Arc<Self>) {
             let dropped = std::mem::take(&mut *self.0.lock().unwrap());
