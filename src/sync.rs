@@ -25,7 +25,10 @@
 //! | [`Mutex`], [`UnsafeCell`] | std's or loom's |
 //! | [`fair`] | parking_lot's mutex, or loom's |
 
+#[cfg(not(loom))]
 pub(crate) mod brief;
+#[cfg(loom)]
+pub mod brief;
 pub(crate) mod fork;
 #[cfg(not(loom))]
 pub(crate) mod futex;

@@ -4,6 +4,7 @@
 
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::poll::{Events, Poller, Watch};
+use doorbell::sync::brief::BriefMutex;
 use doorbell::{Event, Mode, Spin};
 use loom::future::block_on;
 use loom::sync::Arc;
@@ -101,6 +102,19 @@ fn two_tasks_two_signals() {
         for task in tasks {
             task.join().unwrap();
         }
+    });
+}
+
+/// The mutex of the lines keeps threads apart, and hands on what it guards.
+#[test]
+fn a_brief_mutex() {
+    check("a_brief_mutex", None, || {
+        let sum = Arc::new(BriefMutex::<u64>::default());
+        let add = |sum: &BriefMutex<u64>| sum.with(|sum| *sum += 1);
+        let other = spawn(&sum, add);
+        add(&sum);
+        other.join().unwrap();
+        assert_eq!(sum.with(|sum| *sum), 2);
     });
 }
 

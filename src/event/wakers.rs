@@ -52,7 +52,7 @@ use super::observer::Observers;
 use super::{Change, Event, Mode};
 use crate::sync::UnsafeCell;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::brief::BriefMutex;
+use crate::sync::brief::LineMutex;
 use crate::sync::waiters::{TASKS, Waiters};
 use std::marker::PhantomPinned;
 use std::pin::Pin;
@@ -276,7 +276,7 @@ impl Node {
 
 /// Who waits for one kind of change, in the order in which they joined.
 #[derive(Default)]
-struct Line(BriefMutex<Tasks>);
+struct Line(LineMutex<Tasks>);
 
 struct Tasks {
     first: *const Node,

@@ -7,93 +7,118 @@
 //! preempted; so the thread then yields, and in the end sleeps between its attempts, for longer each time. By that the
 //! holder gets a CPU, even if the waiting thread has a real-time priority and the holder has none.
 
+use super::UnsafeCell;
+use super::atomic::{AtomicBool, Ordering};
 #[cfg(not(loom))]
-pub(crate) use real::BriefMutex;
+use std::{hint, thread, time::Duration};
+
+/// What lines are made of in models: loom's own, with which a model of threads that meet in line does not become one of
+/// threads that look again and again. The mutex that ships has a model of its own.
+#[cfg(loom)]
+#[derive(Default)]
+pub(crate) struct LineMutex<T>(loom::sync::Mutex<T>);
 
 #[cfg(loom)]
-pub(crate) use model::BriefMutex;
+impl<T> LineMutex<T> {
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().expect("loom has no poison"))
+    }
+}
 
 #[cfg(not(loom))]
-mod real {
-    use std::cell::UnsafeCell;
-    use std::hint;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::thread;
-    use std::time::Duration;
+pub(crate) use BriefMutex as LineMutex;
 
-    /// Looks before the first yield.
-    const SPINS: u32 = 100;
-    /// Yields before the first sleep.
-    const YIELDS: u32 = 10;
-    const SHORTEST_SLEEP: Duration = Duration::from_micros(10);
-    const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+/// Attempts before the first yield,
+#[cfg(not(loom))]
+const SPINS: u32 = 100;
+/// and before the first sleep.
+#[cfg(not(loom))]
+const MOST_YIELDS: u32 = SPINS + 10;
+#[cfg(not(loom))]
+const SHORTEST_SLEEP: Duration = Duration::from_micros(10);
+#[cfg(not(loom))]
+const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-    #[derive(Default)]
-    pub(crate) struct BriefMutex<T> {
-        locked: AtomicBool,
-        value: UnsafeCell<T>,
-    }
+/// See [above](self).
+pub struct BriefMutex<T> {
+    locked: AtomicBool,
+    value: UnsafeCell<T>,
+}
 
-    // SAFETY: one thread at a time gets at the value, by `with`.
-    unsafe impl<T: Send> Sync for BriefMutex<T> {}
+// SAFETY: one thread at a time gets at the value, by `with`.
+unsafe impl<T: Send> Sync for BriefMutex<T> {}
 
-    impl<T> BriefMutex<T> {
-        /// Runs `f` with the mutex locked: a few instructions, no code from elsewhere, nothing that may be dropped.
-        #[inline(always)]
-        pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-            // Acquire pairs with the Release in `drop`.
-            if self.locked.swap(true, Ordering::Acquire) {
-                self.lock_the_long_way();
-            }
-            let _locked = Locked(&self.locked);
-            // SAFETY: whoever finds `locked` set waits until it is cleared, by the end of `_locked`.
-            f(unsafe { &mut *self.value.get() })
-        }
-
-        #[cold]
-        #[inline(never)]
-        fn lock_the_long_way(&self) {
-            let mut attempts = 0;
-            let mut pause = SHORTEST_SLEEP;
-            loop {
-                match attempts {
-                    0..SPINS => hint::spin_loop(),
-                    SPINS.. if attempts < SPINS + YIELDS => thread::yield_now(),
-                    _ => {
-                        thread::sleep(pause);
-                        pause = LONGEST_SLEEP.min(2 * pause);
-                    }
-                }
-                attempts = attempts.saturating_add(1);
-                // The look keeps the cache line shared until there is something to gain. Acquire as in `with`.
-                if !self.locked.load(Ordering::Relaxed)
-                    && !self.locked.swap(true, Ordering::Acquire)
-                {
-                    return;
-                }
-            }
-        }
-    }
-
-    struct Locked<'a>(&'a AtomicBool);
-
-    impl Drop for Locked<'_> {
-        #[inline(always)]
-        fn drop(&mut self) {
-            self.0.store(false, Ordering::Release);
+impl<T: Default> Default for BriefMutex<T> {
+    fn default() -> Self {
+        BriefMutex {
+            locked: AtomicBool::new(false),
+            value: UnsafeCell::new(T::default()),
         }
     }
 }
 
-/// loom's own: a loop that looks again and again makes models endless.
-#[cfg(loom)]
-mod model {
-    #[derive(Default)]
-    pub(crate) struct BriefMutex<T>(loom::sync::Mutex<T>);
+impl<T> BriefMutex<T> {
+    /// Runs `f` with the mutex locked: a few instructions, no code from elsewhere, nothing that may be dropped.
+    #[inline(always)]
+    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        if !self.lock_once() {
+            self.lock_the_long_way();
+        }
+        let _locked = Locked(&self.locked);
+        // SAFETY: whoever finds `locked` set waits until it is cleared, by the end of `_locked`.
+        self.value.with_mut(|value| f(unsafe { &mut *value }))
+    }
 
-    impl<T> BriefMutex<T> {
-        pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-            f(&mut self.0.lock().expect("loom has no poison"))
+    #[inline(always)]
+    fn lock_once(&self) -> bool {
+        // Acquire pairs with the Release in `drop`.
+        !self.locked.swap(true, Ordering::Acquire)
+    }
+
+    #[cfg(not(loom))]
+    #[cold]
+    #[inline(never)]
+    fn lock_the_long_way(&self) {
+        let mut attempts = 0;
+        let mut pause = SHORTEST_SLEEP;
+        loop {
+            match attempts {
+                0..SPINS => hint::spin_loop(),
+                SPINS..MOST_YIELDS => thread::yield_now(),
+                _ => {
+                    thread::sleep(pause);
+                    pause = LONGEST_SLEEP.min(2 * pause);
+                }
+            }
+            attempts = attempts.saturating_add(1);
+            // The look keeps the cache line shared until there is something to gain.
+            if !self.locked.load(Ordering::Relaxed) && self.lock_once() {
+                return;
+            }
+        }
+    }
+
+    #[cfg(loom)]
+    fn lock_the_long_way(&self) {
+        loop {
+            super::yield_now();
+            if self.lock_once() {
+                return;
+            }
+        }
+    }
+}
+
+struct Locked<'a>(&'a AtomicBool);
+
+impl Drop for Locked<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if cfg!(loom) {
+            // loom does not order a plain store among read-modify-writes.
+            self.0.swap(false, Ordering::Release);
+        } else {
+            self.0.store(false, Ordering::Release);
         }
     }
 }
