@@ -65,9 +65,9 @@
 //! 3. try the read (write) again; if it succeeds, go to 5;
 //! 4. `FUTEX_WAIT` on `generation` for the value loaded, for 250 ms at most. Load `generation`, try again, and go
 //!    back to 2 if that fails and the caller has time left;
-//! 5. subtract 16 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set `ANNOUNCED`
-//!    if the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read now, notify
-//!    the readers as if the whole count had been signalled. (Writers need not: who makes room wakes all.)
+//! 5. subtract 16 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set
+//!    `ANNOUNCED` if the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read
+//!    now, notify the readers as if the whole count had been signalled. (Writers need not: who makes room wakes all.)
 //!
 //! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
 //! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
