@@ -14,12 +14,13 @@ use doorbell::Spin;
 use doorbell::event::{Batch, Change, Interest, Observation, Observer};
 use doorbell::ioeventfd::{Key, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
-use doorbell::poll::{Events, Poller, Watch, wait_any};
+use doorbell::poll::{Events, Poller, Readings, Watch, wait_any};
+use futures_core::Stream;
 use rustix::thread::ClockId;
 use rustix::thread::futex::{WaitvFlags, waitv};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Waker};
@@ -150,6 +151,24 @@ fn futures_take_no_memory_but_the_first() {
     for _ in 0..100 {
         assert_eq!(once(), 0);
     }
+}
+
+/// A stream takes memory when it is made, and none to wait.
+#[test]
+fn a_stream_takes_memory_once() {
+    let event = Event::new(0);
+    let mut context = Context::from_waker(Waker::noop());
+    let wait = |readings: &mut Readings<'_>, context: &mut Context<'_>| {
+        assert!(Pin::new(&mut *readings).poll_next(context).is_pending());
+        event.signal();
+        assert!(Pin::new(readings).poll_next(context).is_ready());
+    };
+    wait(&mut event.readings(), &mut context);
+    let mut made = None;
+    assert_eq!(allocations(|| made = Some(event.readings())), 1);
+    let mut readings = made.expect("it was made");
+    let waits = || (0..100).for_each(|_| wait(&mut readings, &mut context));
+    assert_eq!(allocations(waits), 0);
 }
 
 #[test]

@@ -21,9 +21,9 @@
 //! ```
 //!
 //! A woken task counts as *woken* until it joins again or leaves; but not if nobody stood behind it, or if all can go
-//! on: then nobody depends on its coming back, it is *free*, and leaves without steps 4 and 5. How many can go on is one
-//! or nobody if a read takes the whole count, as many as there are units if it takes one, and everybody for those who
-//! want to write.
+//! on: then nobody depends on its coming back, it is *free*, and leaves without steps 4 and 5. How many can go on is
+//! one or nobody if a read takes the whole count, as many as there are units if it takes one, and everybody for those
+//! who want to write.
 //!
 //! Why no wake-up is lost, if a woken task is polled again or dropped (one that is neither keeps the others waiting):
 //!

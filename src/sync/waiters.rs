@@ -4,8 +4,8 @@
 //! counter is not zero") lives elsewhere, and so does the list of observers; a [`Waiters`] knows only who waits.
 //!
 //! ```text
-//!     state       | claimed : 6 | threads in wait() : 22 | TASKS | OBSERVED | ARMED | ANNOUNCED |   a waker's one load
-//!     generation  | number of claims : 32                                                       |   what threads sleep on
+//!     state       | claimed : 6 | threads in wait() : 22 | TASKS | OBSERVED | ARMED | ANNOUNCED |   a waker loads it
+//!     generation  | number of claims : 32                                                       |   threads sleep on it
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
