@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!     state       | claimed : 6 | threads in wait() : 22 | TASKS | OBSERVED | ARMED | ANNOUNCED |   a waker loads it
-//!     generation  | number of claims : 32                                                       |   threads sleep on it
+//!     generation  | number of claims : 32                                                       |   slept on
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
