@@ -240,7 +240,8 @@ impl Event {
     /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails.
     ///
     /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped: it takes
-    /// as long as they do. It waits for no other thread, and takes no lock that is held while foreign code runs.
+    /// as long as they do. It takes no lock that is held while foreign code runs, and waits for no other thread, unless
+    /// that is making the event's first [signaller](Signaller) and this takes the count to `u64::MAX`.
     ///
     /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's:
     /// it can take the count to `u64::MAX`, the overflow state, in which writes of any number block and

@@ -17,9 +17,9 @@
 //!
 //! The fork may come at any time, from inside a callback too, with one exception: an object that another thread
 //! is *changing* at that moment (attaching and detaching observers, assigning, routes, adding to a poller and waiting
-//! at one, waiting in line as a task) stays locked in the child, and a change of the same object there waits for ever.
-//! So a child leaves alone what other threads of the parent may have been changing; reading, signalling and looking up
-//! are no changes.
+//! at one, waiting in line as a task, making an event's first signaller) stays locked in the child, and a change of
+//! the same object there waits for ever. So a child leaves alone what other threads of the parent may have been
+//! changing; reading, signalling and looking up are no changes.
 //!
 //! A child made by other means than `fork` of the C library is not recognised: it may call what needs no recognition,
 //! that is the first two rows, where nobody observes.

@@ -559,6 +559,21 @@ fn more_doorbells_than_signallers() {
     );
 }
 
+/// Who asks for signallers without a limit gets as many as there are doorbells.
+#[test]
+fn signallers_without_a_limit() {
+    let lanes = have_lanes();
+    let table = Table::new();
+    let events = [(); 100].map(|()| event(Mode::Counter));
+    let reader = table.reader().with_signallers(usize::MAX);
+    for (event, address) in events.iter().zip((A..).step_by(4)) {
+        table.assign(Key::mmio(address, 4), event).unwrap().keep();
+        assert!(reader.write(Bus::Mmio, address, &[0; 4]));
+        assert_eq!(event.read(), 1);
+        assert_eq!(is_split(event), lanes);
+    }
+}
+
 /// What has left the table goes, though a reader has rung it; and another event that comes to lie where it lay is not
 /// mistaken for it.
 #[test]

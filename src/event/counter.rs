@@ -7,9 +7,8 @@
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::split::Never;
-use super::split::{ELSEWHERE, Lanes, Number, OnDemand, Owned, Split};
+use super::split::{ELSEWHERE, Lanes, Number, OnDemand, Owned, Split, Unsplit};
 use super::{Change, Interest, Mode, WriteError};
-use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::limit::{Limit, NoTime};
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -17,6 +16,7 @@ use crate::sync::scope::Shared;
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, Release, Waiters};
+use crate::sync::{DEKKER, yield_now};
 use std::fmt;
 
 /// Its layout is part of what `src/shared.rs` documents.
@@ -78,9 +78,28 @@ impl Counter<Private> {
         }
     }
 
-    /// A lane for one who signals, if there is one left, and the count can be split.
+    /// A lane for one who signals, if there is one left, and the count can be split. Waits for a thread that is
+    /// splitting it.
     pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
-        self.split.split(&self.count)?.claim()
+        loop {
+            match self.try_claim_lane() {
+                Ok(lane) => return Some(lane),
+                Err(Unsplit::ForGood) => return None,
+                Err(Unsplit::ForNow) => yield_now(),
+            }
+        }
+    }
+
+    /// The same without waiting.
+    pub(super) fn try_claim_lane(&self) -> Result<(Number, Owned), Unsplit> {
+        let lanes = self.split.split(&self.count)?;
+        lanes.claim().ok_or(Unsplit::ForGood)
+    }
+
+    /// Puts it where it is while another thread splits the count.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn pretend_to_split(&self, is_splitting: bool) {
+        self.split.pretend_to_split(is_splitting);
     }
 
     /// The number of the lanes, if it is split.

@@ -91,6 +91,11 @@ use std::sync::Arc;
 ///
 /// It is made by allocating memory, so not in a handler of a POSIX signal. A handler may signal the event in the usual
 /// way, but not by a signaller that it may have interrupted. After a fork, the child's copy works like the original.
+///
+/// While the first signaller of an event is being made, a signal that takes the count to `u64::MAX` waits until that is
+/// done. So does the making of another one, but for those of a table's
+/// [`Reader`](crate::ioeventfd::Reader::with_signallers). A handler that has interrupted it, and a child that is forked
+/// from another thread meanwhile, would wait for ever: for a fork, it is a change of the event.
 pub struct Signaller<E: Deref<Target = Event> = Arc<Event>> {
     event: E,
     lane: Option<Owned>,

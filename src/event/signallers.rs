@@ -5,7 +5,7 @@
 //! at the address of one that has gone shows in the number that the lanes of each event have.
 
 use super::Event;
-use super::split::{Number, Owned};
+use super::split::{Number, Owned, Unsplit};
 use crate::sync::{UnsafeCell, membarrier};
 
 /// Up to a number of signallers, each made when its event is first signalled here. Events beyond that are signalled the
@@ -25,6 +25,9 @@ struct Place {
     lane: Option<Owned>,
 }
 
+/// Who asks for more than anybody has, so as to have no limit, gets these: 3 MB.
+const MOST_EVENTS: usize = 1 << 16;
+
 /// How far from where it belongs an event's place may be.
 const MOST_STEPS: usize = 4;
 
@@ -41,7 +44,8 @@ impl Signallers {
         if events == 0 || !membarrier::is_to_be_had() {
             return Self::none();
         }
-        let places = events.saturating_mul(2).max(MOST_STEPS).next_power_of_two();
+        let places = (2 * events.min(MOST_EVENTS)).max(MOST_STEPS);
+        let places = places.next_power_of_two();
         let vacant = || UnsafeCell::new(Place::default());
         Signallers {
             places: (0..places).map(|_| vacant()).collect(),
@@ -98,7 +102,11 @@ impl Signallers {
         let Some(place) = free.or(refused) else {
             return false;
         };
-        let (number, lane) = event.claim_lane().unzip();
+        let (number, lane) = match event.counter.try_claim_lane() {
+            // A look-up waits for nobody. The next one tries again.
+            Err(Unsplit::ForNow) => return false,
+            claimed => claimed.ok().unzip(),
+        };
         let new = Place {
             event: address(event),
             number,
@@ -140,5 +148,48 @@ impl Place {
             Some(lane) => self.event == address(event) || lane.is_left_alone(),
             None => self.event == 0,
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Places, whether or not there are lanes.
+    fn signallers() -> Signallers {
+        Signallers {
+            places: (0..MOST_STEPS)
+                .map(|_| UnsafeCell::new(Place::default()))
+                .collect(),
+        }
+    }
+
+    /// A look-up never waits: not for a thread that makes the event's first signaller either, which may have been put
+    /// aside, or be one that a fork has left behind.
+    #[test]
+    fn no_signal_waits_for_who_splits_the_count() {
+        let event = Arc::new(Event::new(0));
+        event.counter.pretend_to_split(true);
+        let (done, signalled) = mpsc::channel();
+        thread::spawn({
+            let event = Arc::clone(&event);
+            move || {
+                let signallers = signallers();
+                (0..2).for_each(|_| signallers.signal(&event));
+                done.send(signallers)
+            }
+        });
+        let patience = Duration::from_secs(20);
+        let signallers = signalled.recv_timeout(patience).expect("it waits");
+        assert_eq!((event.count(), event.number()), (2, None));
+        // It was not refused for good.
+        event.counter.pretend_to_split(false);
+        signallers.signal(&event);
+        assert!(event.number().is_some());
+        assert_eq!(event.try_read(), Some(3));
     }
 }

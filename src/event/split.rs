@@ -115,23 +115,21 @@ impl OnDemand {
         self.lanes.get()?.number
     }
 
-    /// Splits the count in the word, unless it is split. `None` if it has ever overflowed, or if the processor cannot.
+    /// Splits the count in the word, unless it is split. Waits for nobody.
     #[cold]
-    pub(super) fn split(&self, word: &AtomicU64) -> Option<&Lanes> {
+    pub(super) fn split(&self, word: &AtomicU64) -> Result<&Lanes, Unsplit> {
         if !Wide::is_lock_free() {
-            return None;
+            return Err(Unsplit::ForGood);
         }
-        loop {
-            // Acquire pairs with the Release below: the lanes are there.
-            let claim =
-                self.state
-                    .compare_exchange(WHOLE, SPLITTING, Ordering::Acquire, Ordering::Acquire);
-            match claim {
-                Ok(_) => break,
-                Err(SPLITTING) => yield_now(),
-                Err(SPLIT) => return self.lanes.get(),
-                Err(_) => return None,
-            }
+        // Acquire pairs with the Release below: the lanes are there.
+        let claim =
+            self.state
+                .compare_exchange(WHOLE, SPLITTING, Ordering::Acquire, Ordering::Acquire);
+        match claim {
+            Ok(_) => {}
+            Err(SPLITTING) => return Err(Unsplit::ForNow),
+            Err(SPLIT) => return self.lanes.get().ok_or(Unsplit::ForGood),
+            Err(_) => return Err(Unsplit::ForGood),
         }
         let lanes = self.lanes.get_or_make(Lanes::new);
         let mut count = word.load(DEKKER);
@@ -143,8 +141,24 @@ impl OnDemand {
             }
         }
         self.state.store(SPLIT, Ordering::Release);
-        Some(lanes)
+        Ok(lanes)
     }
+
+    /// Puts it where it is while another thread splits the count.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn pretend_to_split(&self, is_splitting: bool) {
+        let state = if is_splitting { SPLITTING } else { WHOLE };
+        self.state.store(state, Ordering::Relaxed);
+    }
+}
+
+/// Why a count is not split.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsplit {
+    /// Another thread is at it.
+    ForNow,
+    /// The count has overflowed before, or the processor cannot.
+    ForGood,
 }
 
 impl Split for OnDemand {
@@ -206,8 +220,9 @@ impl Lanes {
             // Acquire pairs with the Release of the last owner: this one goes on from what that has stored. Second half
             // of the handshake of `hear`: who has found no owner here has announced itself before.
             if !lane.owned.swap(true, DEKKER) {
-                // Release pairs with the Acquire in `used`: before the first signal, so who sees that sees this.
-                self.used.fetch_max(index + 1, Ordering::Release);
+                // Its Release half pairs with the Acquire in `used`: before the first signal, so who sees that sees
+                // this. For the handshake of `hear` it counts as the swap does: it is how a lane gets known there.
+                self.used.fetch_max(index + 1, DEKKER);
                 return Some((number, Owned(Arc::clone(lane))));
             }
         }
@@ -252,11 +267,11 @@ impl Lanes {
     fn added(&self) -> u64 {
         // They pair with the store of a signaller.
         let added = |lane: &CachePadded<Lane>| acquire_load(&lane.added);
-        self.used().map(added).sum()
+        self.used(Ordering::Acquire).map(added).sum()
     }
 
-    fn used(&self) -> impl Iterator<Item = &CachePadded<Lane>> {
-        let used = self.used.load(Ordering::Acquire);
+    fn used(&self, order: Ordering) -> impl Iterator<Item = &CachePadded<Lane>> {
+        let used = self.used.load(order);
         self.lanes[..used]
             .iter()
             .filter_map(Lazy::get)
@@ -269,7 +284,7 @@ impl Lanes {
     #[cold]
     pub(super) fn hear(&self) -> bool {
         // Who has given the lane back by then has released what it signalled.
-        let any = self.used().any(|lane| lane.owned.load(DEKKER));
+        let any = self.used(DEKKER).any(|lane| lane.owned.load(DEKKER));
         if any {
             membarrier::heavy();
         }
@@ -325,7 +340,8 @@ impl Drop for Owned {
 
 /// The number of changes, and the value, of a base: 56 and 72 bits.
 ///
-/// The number does not come round in a hundred years, and the value has room for 2^71 signals.
+/// At 10 ns a change, the number takes 22 years to come round, and must do so within one operation to be mistaken. The
+/// value has room for 2^71 signals.
 fn base(number: u128, value: i128) -> u128 {
     number << VALUE_BITS | value as u128 & ((1 << VALUE_BITS) - 1)
 }

@@ -418,9 +418,12 @@ impl Reader {
     /// a hit among 64 doorbells takes 1.2 to 1.5 times as long as without signallers, if no other CPU reads the
     /// counts. The report (`cargo run --release --example report`) shows what it is on a machine.
     ///
-    /// Ringing a doorbell for the first time allocates memory. All in all it is some 100 bytes for each of `doorbells`,
-    /// and 256 for each lane at an event, which the event keeps for the next one. What has left the table is not kept
-    /// alive.
+    /// This call allocates up to 96 bytes for each of `doorbells`, of which more than 65,536 count as so many. Ringing
+    /// an event for the first time allocates 256 for its lane, which the event keeps for the next one, and up to 1 KB
+    /// in all if it is the event's first. What has left the table is not kept alive.
+    ///
+    /// A look-up waits for no other thread, as without signallers. An event whose first signaller another thread is
+    /// just making is rung the usual way meanwhile.
     ///
     /// ```
     /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
