@@ -46,17 +46,25 @@ fn event(mode: Mode) -> Arc<Event> {
 /// Signals each event from a thread with a signaller of its own, now and then after a pause in which the other side
 /// falls asleep; while `consume` takes what comes, and returns how much that was.
 fn nothing_is_lost(events: &[Arc<Event>], consume: impl FnOnce(u64) -> u64 + Send) {
-    const SIGNALS: u64 = 20_000;
+    nothing_is_lost_in(20_000, events, consume);
+}
+
+/// The same with so many signals to each event.
+fn nothing_is_lost_in(
+    signals: u64,
+    events: &[Arc<Event>],
+    consume: impl FnOnce(u64) -> u64 + Send,
+) {
     let shown = events.to_vec();
     let _watchdog = Watchdog::new(Duration::from_secs(60), move || format!("{shown:?}"));
-    let total = SIGNALS * events.len() as u64;
+    let total = signals * events.len() as u64;
     thread::scope(|scope| {
         let consumer = scope.spawn(|| consume(total));
         for (seed, event) in (1..).zip(events) {
             scope.spawn(move || {
                 let signaller = Signaller::new(&**event);
                 let mut rng = Rng::with_seed(seed);
-                for number in 0..SIGNALS {
+                for number in 0..signals {
                     if number % 8 == 0 {
                         (0..rng.u32(..2_000)).for_each(|_| std::hint::spin_loop());
                     }
@@ -137,6 +145,23 @@ fn to_a_poller() {
 fn to_wait_any() {
     let events = [event(Mode::Counter), event(Mode::Counter)];
     nothing_is_lost(&events, |total| {
+        let mut sum = 0;
+        while sum < total {
+            let ready = wait_any(&events, None).expect("there is no limit");
+            sum += ready
+                .map(|index| events[index].try_read().unwrap_or(0))
+                .sum::<u64>();
+        }
+        sum
+    });
+}
+
+/// Of more events than it can sleep at, it stands in line at each, and hears the signallers of all at once.
+#[test]
+fn to_wait_any_of_many() {
+    let events: Vec<_> = (0..150).map(|_| event(Mode::Counter)).collect();
+    let _owner = Signaller::new(&*events[0]);
+    nothing_is_lost_in(1_000, &events[148..], |total| {
         let mut sum = 0;
         while sum < total {
             let ready = wait_any(&events, None).expect("there is no limit");
