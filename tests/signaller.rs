@@ -156,7 +156,7 @@ fn to_wait_any() {
     });
 }
 
-/// Of more events than it can sleep at, it stands in line at each, and hears the signallers of all at once.
+/// Of more events than it can sleep at, it stands in line at each.
 #[test]
 fn to_wait_any_of_many() {
     let events: Vec<_> = (0..150).map(|_| event(Mode::Counter)).collect();
