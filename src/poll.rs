@@ -126,7 +126,6 @@ mod registered;
 mod shared;
 mod wait_any;
 mod watch;
-mod window;
 
 #[cfg(all(target_os = "linux", not(loom)))]
 mod bound;
