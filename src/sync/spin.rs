@@ -150,9 +150,15 @@ impl Spinner {
         Some(Pace::new(window, deadline))
     }
 
-    /// After a spin that saved a sleep.
+    /// After a spin that found something, and so saved a sleep.
     pub(crate) fn found(&self, pace: &Pace) {
-        self.learn(|lesson, terms| lesson.found(pace.spun(), terms));
+        let spun = pace.spun();
+        if pace.others_ran() {
+            // It did not come before others had this CPU, so a sleep would have brought it as well, and sooner.
+            self.learn(|lesson, terms| lesson.lost(spun, Some(spun), terms));
+        } else {
+            self.learn(|lesson, terms| lesson.found(spun, terms));
+        }
     }
 
     /// After a spin in vain and a sleep, which ended with something or with a timeout.
@@ -228,6 +234,11 @@ impl Pace {
             single_cpu: single_cpu(),
             looked: false,
         }
+    }
+
+    /// Whether the last beat came after a turn of others.
+    fn others_ran(&self) -> bool {
+        self.last == self.turn && self.last != self.start
     }
 
     /// From the start to the last beat.
@@ -429,6 +440,29 @@ mod tests {
         assert_eq!(wait(&spinner, None, 100).0, "spinning");
         assert_ne!(spinner.lesson(), Lesson::FIRST);
         assert!(spins(&spinner));
+    }
+
+    #[test]
+    fn what_comes_when_others_have_had_the_cpu_was_spun_for_in_vain() {
+        if single_cpu() {
+            return println!("skipped: on one CPU there are no adaptive spins");
+        }
+        // Whether eight spins that find something in such a beat leave it open.
+        let stays_open = |beat| {
+            let max = Duration::from_millis(20);
+            let spinner = Spinner::new(Spin::Adaptive { max });
+            for _ in 0..8 {
+                let Some(mut pace) = spinner.begin(None) else {
+                    return false;
+                };
+                while pace.next().is_some_and(|one| one != beat) {}
+                spinner.found(&pace);
+            }
+            spins(&spinner)
+        };
+        // A thread that loses the CPU for milliseconds may learn something else.
+        assert!((0..10).any(|_| stays_open(Beat::Look)));
+        assert!((0..10).any(|_| !stays_open(Beat::LookEverywhere)));
     }
 
     /// As where the signaller shares the CPU: whatever comes, comes as soon as the waiter sleeps.
