@@ -1,20 +1,7 @@
 //! How long to look before falling asleep.
 //!
-//! A sleep and a wake-up cost two system calls, two context switches and, in a virtual machine, often an interrupt to
-//! another CPU and a wake from `HLT`: 5 to 50 µs. An event that is due within that time is cheaper to wait for awake.
-//! KVM's counterpart is `halt_poll_ns`, QEMU's `poll-max-ns`; the way in which they grow and shrink is followed here.
-//! One thing is added. From within the kernel, KVM sees whether another thread wants the CPU. Here that shows only by
-//! its effect: spinning is in vain, and the event comes soon after the sleep has begun, because the signaller was
-//! waiting for this CPU, or for one that another spinner held. So spins that have had the whole longest window must
-//! succeed about every other time, or spinning rests:
-//!
-//! ```text
-//!                    soon: double                       in vain, no credit
-//!     window:  2 µs ──────────────▶ … ──────▶ longest ──────────────────────▶ none, for 2, 4, … 1024 short waits
-//!               ▲   ◀────────────── …                                              │
-//!               │     late: halve                                                  │
-//!               └──────────────────────────────────────────────────────────────────┘
-//! ```
+//! [`Spin`] states the rule, `lesson` is the rule, [`Spinner`] applies it: for an event's blocking calls, and for a
+//! poller's wait.
 //!
 //! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It
 //! is measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look
@@ -32,7 +19,8 @@ mod lesson;
 /// What a blocking call does before it sleeps.
 ///
 /// The knob has the role of QEMU's `poll-max-ns` and of KVM's `halt_poll_ns`. It changes only how waiting is done,
-/// never what a call returns.
+/// never what a call returns. An [`Event`](crate::Event) applies it to its blocking calls, and a
+/// [`Poller`](crate::poll::Poller) to its waits. Each event and each poller learns for itself.
 ///
 /// ```
 /// use doorbell::{Event, Spin};
@@ -47,16 +35,75 @@ mod lesson;
 /// # KICK.signal(); IDLE.signal(); WARM.signal();
 /// # assert_eq!((KICK.read(), IDLE.read(), WARM.read()), (1, 1, 1));
 /// ```
+///
+/// # When an adaptive spin pays
+///
+/// A sleep and a wake-up take two system calls, two context switches and, in a virtual machine, often an interrupt to
+/// another CPU: 5 to 50 µs. A spin saves them if the event comes meanwhile, and costs its time if not. It costs more
+/// where the signaller needs the CPU that the spin takes. So an adaptive spin keeps accounts:
+///
+/// ```text
+///                                  a trial of 8 spins
+///                      ┌────────────────────────────────────────────┐
+///                      ▼                                            │ after 16, 32, … 1,024 short waits
+///              ┌──── open ────┐                             ┌──── closed ────┐
+///              │ spin, then   │   no credit, or overdrawn   │ sleep at once, │
+///              │ sleep        │ ──────────────────────────▶ │ time the wait  │
+///              └──────────────┘                             └────────────────┘
+///      found:   credit + (a wait asleep − this wait)         "a wait asleep" is the mean of the short waits here
+///      in vain: credit − the spin
+///      each:    savings + (a wait asleep − this wait)
+/// ```
+///
+/// * **Credit** says whether spins find something. A spin in vain takes from it what the spin took. A spin that finds
+///   something adds what it has saved, which is what a short wait takes asleep less what this wait took, and at least
+///   half of a spin: where the events come at times of their own, the waits are no shorter for spinning, but the waiter
+///   runs sooner. Credit is for a trial of 8 spins at first, and for 16 at most. Where both sides of a ping-pong sleep,
+///   a wait takes twice the default's 20 µs, so that it pays if a third of the spins find something. Without credit
+///   the spin is closed.
+/// * **Savings** say whether the waits became shorter, in total. That is not the same where threads share CPUs: the
+///   scheduler takes the CPU from a thread that spins, and gives it back milliseconds later, however many spins have
+///   found something until then. Each wait that ends late enters the savings with all its time. If they are overdrawn,
+///   the spin is closed, although it has credit. After 32 waits that were held up for so long, it is closed once to see
+///   what waits take asleep now.
+/// * **Closed**, a spin costs a look at the clock before and after a sleep. It is tried again after 16 short waits,
+///   which are those of at most `max` and 200 µs; long waits count for nothing. The number doubles with each trial in
+///   vain, up to 1,024, and is 16 again when the credit is full.
+/// * **No spin is longer** than `max`, nor than twice a short wait asleep, since it could not save anything then. That
+///   makes trials cheap where both sides share a CPU and a sleep takes 2 µs. A spin that finds something when it has
+///   let others run, which is every 50 µs, was in vain: a sleep would have done the same.
+/// * **The length does not grow step by step**, as KVM's and QEMU's do. While both sides sleep, a wait takes so long
+///   that a short spin is never seen to pay, although a long one would make the waits short.
+/// * With one CPU in the machine there are no adaptive spins.
+///
+/// What ping-pongs take in a virtual machine with two Intel Xeon (Sapphire Rapids) CPUs and Linux 6.18, as microseconds
+/// a round and, in brackets, microseconds of CPU time of both threads a round (`cargo bench --bench spin`; medians of
+/// 11 turns; "fixed" spins for 5, 20 or 50 µs before each sleep, whichever of these takes the shortest rounds):
+///
+/// | | `Never` | fixed | `DEFAULT` |
+/// |---|---|---|---|
+/// | a side on each CPU | 66 (46) | 0.97 (0.91) | 1.16 (1.00) |
+/// | bursts of 64 rounds, then 1 ms | 50 (25) | 0.29 (1.6) | 0.44 (1.3) |
+/// | bursts of 4 rounds, then 1 ms | 35 (34) | 4.4 (24) | 4.4 (16) |
+/// | both sides on one CPU | 4.1 (4.1) | 15 (15) | 4.3 (4.3) |
+/// | two pairs on one CPU | 5.9 (5.9) | 16 (16) | 6.2 (6.2) |
+/// | two pairs, a side of each on each CPU | 18 (18) | 0.37 (0.35) | 0.52 (0.42) |
+/// | two pairs on two CPUs, anywhere | 6.1 (6.0) | 5.1 (7.2) | 2.7 (5.0) |
+/// | one side beside a vCPU | 88 (38) | 0.52 (0.34) | 0.71 (0.43) |
+/// | the same, with 10 µs of work a round | 109 (49) | 34 (21) | 31 (21) |
+///
+/// The vCPU is a KVM guest that computes without a pause on the CPU of one side. It has 73 to 78 % of that CPU while
+/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the vCPU
+/// would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// Sleep at once.
     Never,
-    /// Spin for a time that doubles when a little more spinning would have saved a sleep, and halves when the wait
-    /// turned out long, down to none. Where spinning does not win, because the machine has one CPU, or the signaller
-    /// shares this one, or there are more threads at work than CPUs: like `Never`, but for one attempt in about two
-    /// hundred waits.
+    /// Spin as long as that [pays](Self#when-an-adaptive-spin-pays). Where it does not, because nothing comes in time,
+    /// or the signaller shares this CPU, or there are more threads at work than CPUs: like `Never`, but for 8 attempts
+    /// in about a thousand short waits.
     Adaptive {
-        /// The longest time to spin before one sleep. More than about four seconds count as that.
+        /// The longest time to spin before one sleep.
         max: Duration,
     },
     /// Never sleep: spin until the call can return or its deadline passes. Let other threads run in between: every
