@@ -1,7 +1,9 @@
 //! What spinning earns and costs: for events that are due so long after the wait for them has begun, how long after the
-//! signal the waiter runs, and how much CPU it took; and for the cases in which nothing can be earned.
+//! signal the waiter runs, and how much CPU it took; and for threads that wait for each other by turns, on CPUs of their
+//! own, in bursts, on CPUs shared with others of their kind or with a vCPU, what a round takes.
 //!
-//! `cargo bench --bench spin`. The policies take turns. The default of [`Spin`] was chosen by these tables.
+//! `cargo bench --bench spin -- [WORD]`: the cases whose names contain the word. The policies take turns. The rule and
+//! the default of [`Spin`] were chosen by these tables.
 
 #[cfg(target_os = "linux")]
 mod cases;
@@ -10,9 +12,13 @@ mod cases;
 fn main() {
     // `cargo test --benches` asks only whether it runs.
     let measure = std::env::args().any(|argument| argument == "--bench");
-    let (turns, waits) = if measure { (21, 200) } else { (1, 2) };
-    cases::spin::due(turns, waits);
-    cases::spin::in_vain(turns, 25 * waits);
+    let mut words = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"));
+    let word = words.next().unwrap_or_default();
+    let (turns, waits, ms) = if measure { (11, 200, 60) } else { (1, 2, 1) };
+    cases::spin::due(turns, waits, &word);
+    cases::spin::pairs(turns, std::time::Duration::from_millis(ms), &word);
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -49,13 +49,12 @@
 //!   before that sleep. The others notify, and cost nothing, however many there are; so does a source whose probe has
 //!   just been attached, unless it is ready. A source that is nothing but a probe is always hot. A source leaves the
 //!   hot set if nothing comes of it in 16 such times, or in 2,048 looks if others keep the thread awake.
-//! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when fewer than one
-//!   in three looks find something, or when other threads take the CPU meanwhile and rounds take longer for that than
-//!   without looking. It opens again for a trial of eight looks, after 16 to 1,024 waits that were so short that it
-//!   might pay. It does not grow step by step:
-//!   while both sides sleep, a round takes so long that a short window is never seen to pay, although a long one would
-//!   make the rounds short. With [`Spin::Never`](crate::Spin::Never) there is none. Probes are then asked once in each
-//!   wait, and before a sleep.
+//! * **The window** is what [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or nothing. It closes when it does not
+//!   [pay](crate::Spin#when-an-adaptive-spin-pays): too few looks find something, or other threads take the CPU
+//!   meanwhile and waits take longer for that than without looking. It opens again for a trial of eight looks, after 16
+//!   to 1,024 waits that were so short that it might pay. The rule is that of an event's blocking calls. With
+//!   [`Spin::Never`](crate::Spin::Never) there is no window. Probes are then asked once in each wait, and before a
+//!   sleep.
 //! * **Nobody starves.** Sources with probes and other events take turns in being first in the buffer. Descriptors are
 //!   looked at in one wait of 32 at least and, within a wait, every 50 µs.
 //! * **Several threads.** One of them looks at the hot sources; the others sleep. A thread that leaves `wait` with
@@ -126,7 +125,6 @@ mod registered;
 mod shared;
 mod wait_any;
 mod watch;
-mod window;
 
 #[cfg(all(target_os = "linux", not(loom)))]
 mod bound;

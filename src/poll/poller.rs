@@ -6,12 +6,11 @@ use super::probe::Probe;
 use super::probes::{Asker, Payload, Probes};
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
-use super::window::Window;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
 use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::limit::{Limit, has_passed};
-use crate::sync::spin::Beat;
+use crate::sync::spin::{Beat, Pace, Spinner};
 use crate::sync::waiters::{Outcome, Release};
 use crate::sync::{Mutex, MutexGuard, wake_queue};
 use crate::{Event, Spin};
@@ -72,8 +71,17 @@ pub struct Poller {
     backlog: AtomicUsize,
     /// Waits since descriptors were last looked at.
     busy_waits: AtomicU32,
-    window: Window,
+    spinner: Spinner,
     tally: Tally,
+}
+
+/// What came of looking for a while.
+enum Looked {
+    /// `wait` is to return.
+    Found,
+    InVain(Pace),
+    /// The window is closed, or another thread looks.
+    Not,
 }
 
 /// What a poller counts, apart from waits that find something at once: those count nothing, so as to cost nothing.
@@ -120,7 +128,7 @@ impl Poller {
             probes: Probes::new(),
             backlog: AtomicUsize::new(0),
             busy_waits: AtomicU32::new(0),
-            window: Window::new(spin),
+            spinner: Spinner::new(spin),
             tally: Tally::default(),
         }
     }
@@ -409,13 +417,18 @@ impl Poller {
         };
         // Who is to end the wait may be among those.
         wake_queue::let_go();
-        let start = self.window.learns().then(Instant::now);
-        if self.look_for_a_while(events, deadline)? {
-            return Ok(());
-        }
-        if self.sleep(events, deadline)? {
-            if let Some(start) = start {
-                self.window.slept(start);
+        match self.look_for_a_while(events, deadline)? {
+            Looked::Found => {}
+            Looked::InVain(pace) => {
+                let got = self.sleep(events, deadline)?;
+                self.spinner.lost(&pace, got);
+            }
+            Looked::Not => {
+                let start = self.spinner.learns().then(Instant::now);
+                let got = self.sleep(events, deadline)?;
+                if let (Some(start), true) = (start, got) {
+                    self.spinner.slept(start.elapsed());
+                }
             }
         }
         Ok(())
@@ -464,20 +477,20 @@ impl Poller {
         Ok(true)
     }
 
-    /// Looks for as long as the window is open. Returns whether `wait` is to return.
+    /// Looks for as long as the window is open.
     fn look_for_a_while(
         &self,
         events: &mut Events,
         deadline: Option<Instant>,
-    ) -> Result<bool, PollError> {
-        let Some(mut pace) = self.window.open(deadline) else {
-            return Ok(false);
+    ) -> Result<Looked, PollError> {
+        let Some(mut pace) = self.spinner.begin(deadline) else {
+            return Ok(Looked::Not);
         };
         let asking = match self.probes.begin_asking() {
             Asker::ThisThread(asking) => Some(asking),
             Asker::Nobody => None,
             // One is enough.
-            Asker::Another => return Ok(false),
+            Asker::Another => return Ok(Looked::Not),
         };
         let mut looks = 0;
         let found = loop {
@@ -498,11 +511,12 @@ impl Poller {
         drop(asking);
         self.tally.windows.fetch_add(1, Ordering::Relaxed);
         self.tally.looks.fetch_add(looks, Ordering::Relaxed);
-        if found {
-            self.tally.hits.fetch_add(1, Ordering::Relaxed);
+        if !found {
+            return Ok(Looked::InVain(pace));
         }
-        self.window.looked(found, &pace);
-        Ok(found)
+        self.tally.hits.fetch_add(1, Ordering::Relaxed);
+        self.spinner.found(&pace);
+        Ok(Looked::Found)
     }
 
     /// Sleeps until there is something, and returns whether there is.
@@ -839,7 +853,7 @@ impl fmt::Debug for Poller {
             .field("incoming", &!self.shared.incoming.is_empty())
             .field("notified", &self.shared.is_notified())
             .field("waiting", &self.shared.waiters.count())
-            .field("spin", &self.window.policy())
+            .field("spin", &self.spinner.policy())
             .field("stats", &self.stats())
             .finish()
     }

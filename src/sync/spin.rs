@@ -1,20 +1,7 @@
 //! How long to look before falling asleep.
 //!
-//! A sleep and a wake-up cost two system calls, two context switches and, in a virtual machine, often an interrupt to
-//! another CPU and a wake from `HLT`: 5 to 50 µs. An event that is due within that time is cheaper to wait for awake.
-//! KVM's counterpart is `halt_poll_ns`, QEMU's `poll-max-ns`; the way in which they grow and shrink is followed here.
-//! One thing is added. From within the kernel, KVM sees whether another thread wants the CPU. Here that shows only by
-//! its effect: spinning is in vain, and the event comes soon after the sleep has begun, because the signaller was
-//! waiting for this CPU, or for one that another spinner held. So spins that have had the whole longest window must
-//! succeed about every other time, or spinning rests:
-//!
-//! ```text
-//!                    soon: double                       in vain, no credit
-//!     window:  2 µs ──────────────▶ … ──────▶ longest ──────────────────────▶ none, for 2, 4, … 1024 short waits
-//!               ▲   ◀────────────── …                                              │
-//!               │     late: halve                                                  │
-//!               └──────────────────────────────────────────────────────────────────┘
-//! ```
+//! [`Spin`] states the rule, `lesson` is the rule, [`Spinner`] applies it: for an event's blocking calls, and for a
+//! poller's wait.
 //!
 //! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It
 //! is measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look
@@ -22,14 +9,18 @@
 //! to the signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning
 //! threads.
 
+use self::lesson::{Lesson, Terms};
 use super::atomic::{AtomicU64, Ordering};
 use super::wake_queue;
 use std::time::{Duration, Instant};
 
+mod lesson;
+
 /// What a blocking call does before it sleeps.
 ///
 /// The knob has the role of QEMU's `poll-max-ns` and of KVM's `halt_poll_ns`. It changes only how waiting is done,
-/// never what a call returns.
+/// never what a call returns. An [`Event`](crate::Event) applies it to its blocking calls, and a
+/// [`Poller`](crate::poll::Poller) to its waits. Each event and each poller learns for itself.
 ///
 /// ```
 /// use doorbell::{Event, Spin};
@@ -44,16 +35,75 @@ use std::time::{Duration, Instant};
 /// # KICK.signal(); IDLE.signal(); WARM.signal();
 /// # assert_eq!((KICK.read(), IDLE.read(), WARM.read()), (1, 1, 1));
 /// ```
+///
+/// # When an adaptive spin pays
+///
+/// A sleep and a wake-up take two system calls, two context switches and, in a virtual machine, often an interrupt to
+/// another CPU: 5 to 50 µs. A spin saves them if the event comes meanwhile, and costs its time if not. It costs more
+/// where the signaller needs the CPU that the spin takes. So an adaptive spin keeps accounts:
+///
+/// ```text
+///                                  a trial of 8 spins
+///                      ┌────────────────────────────────────────────┐
+///                      ▼                                            │ after 16, 32, … 1,024 short waits
+///              ┌──── open ────┐                             ┌──── closed ────┐
+///              │ spin, then   │   no credit, or overdrawn   │ sleep at once, │
+///              │ sleep        │ ──────────────────────────▶ │ time the wait  │
+///              └──────────────┘                             └────────────────┘
+///      found:   credit + (a wait asleep − this wait)         "a wait asleep" is the mean of the short waits here
+///      in vain: credit − the spin
+///      each:    savings + (a wait asleep − this wait)
+/// ```
+///
+/// * **Credit** says whether spins find something. A spin in vain takes from it what the spin took. A spin that finds
+///   something adds what it has saved, which is what a short wait takes asleep less what this wait took, and at least
+///   half of a spin: where the events come at times of their own, the waits are no shorter for spinning, but the waiter
+///   runs sooner. Credit is for a trial of 8 spins at first, and for 16 at most. Where both sides of a ping-pong sleep,
+///   a wait takes twice the default's 20 µs, so that it pays if a third of the spins find something. Without credit
+///   the spin is closed.
+/// * **Savings** say whether the waits became shorter, in total. That is not the same where threads share CPUs: the
+///   scheduler takes the CPU from a thread that spins, and gives it back milliseconds later, however many spins have
+///   found something until then. Each wait that ends late enters the savings with all its time. If they are overdrawn,
+///   the spin is closed, although it has credit. After 32 waits that were held up for so long, it is closed once to see
+///   what waits take asleep now.
+/// * **Closed**, a spin costs a look at the clock before and after a sleep. It is tried again after 16 short waits,
+///   which are those of at most `max` and 200 µs; long waits count for nothing. The number doubles with each trial in
+///   vain, up to 1,024, and is 16 again when the credit is full.
+/// * **No spin is longer** than `max`, nor than twice a short wait asleep, since it could not save anything then. That
+///   makes trials cheap where both sides share a CPU and a sleep takes 2 µs. A spin that finds something when it has
+///   let others run, which is every 50 µs, was in vain: a sleep would have done the same.
+/// * **The length does not grow step by step**, as KVM's and QEMU's do. While both sides sleep, a wait takes so long
+///   that a short spin is never seen to pay, although a long one would make the waits short.
+/// * With one CPU in the machine there are no adaptive spins.
+///
+/// What ping-pongs take in a virtual machine with two Intel Xeon (Sapphire Rapids) CPUs and Linux 6.18, as microseconds
+/// a round and, in brackets, microseconds of CPU time of both threads a round (`cargo bench --bench spin`; medians of
+/// 11 turns; "fixed" spins for 5, 20 or 50 µs before each sleep, whichever of these takes the shortest rounds):
+///
+/// | | `Never` | fixed | `DEFAULT` |
+/// |---|---|---|---|
+/// | a side on each CPU | 66 (46) | 0.97 (0.91) | 1.16 (1.00) |
+/// | bursts of 64 rounds, then 1 ms | 50 (25) | 0.29 (1.6) | 0.44 (1.3) |
+/// | bursts of 4 rounds, then 1 ms | 35 (34) | 4.4 (24) | 4.4 (16) |
+/// | both sides on one CPU | 4.1 (4.1) | 15 (15) | 4.3 (4.3) |
+/// | two pairs on one CPU | 5.9 (5.9) | 16 (16) | 6.2 (6.2) |
+/// | two pairs, a side of each on each CPU | 18 (18) | 0.37 (0.35) | 0.52 (0.42) |
+/// | two pairs on two CPUs, anywhere | 6.1 (6.0) | 5.1 (7.2) | 2.7 (5.0) |
+/// | one side beside a vCPU | 88 (38) | 0.52 (0.34) | 0.71 (0.43) |
+/// | the same, with 10 µs of work a round | 109 (49) | 34 (21) | 31 (21) |
+///
+/// The vCPU is a KVM guest that computes without a pause on the CPU of one side. It has 73 to 78 % of that CPU while
+/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the vCPU
+/// would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// Sleep at once.
     Never,
-    /// Spin for a time that doubles when a little more spinning would have saved a sleep, and halves when the wait
-    /// turned out long, down to none. Where spinning does not win, because the machine has one CPU, or the signaller
-    /// shares this one, or there are more threads at work than CPUs: like `Never`, but for one attempt in about two
-    /// hundred waits.
+    /// Spin as long as that [pays](Self#when-an-adaptive-spin-pays). Where it does not, because nothing comes in time,
+    /// or the signaller shares this CPU, or there are more threads at work than CPUs: like `Never`, but for 8 attempts
+    /// in about a thousand short waits.
     Adaptive {
-        /// The longest time to spin before one sleep. More than about four seconds count as that.
+        /// The longest time to spin before one sleep.
         max: Duration,
     },
     /// Never sleep: spin until the call can return or its deadline passes. Let other threads run in between: every
@@ -74,7 +124,7 @@ impl Default for Spin {
     }
 }
 
-/// A [`Spin`] policy and what it has learnt at one event.
+/// A [`Spin`] policy and what it has learnt in one place: at an event, or in a poller.
 pub(crate) struct Spinner {
     policy: Spin,
     /// A [`Lesson`].
@@ -108,60 +158,102 @@ impl Spinner {
         // Who is to end the wait may be among those.
         wake_queue::let_go();
         // A model looks often enough without.
-        if cfg!(loom) || self.policy == Spin::Never {
+        if cfg!(loom) {
             return sleep();
         }
-        // Before the clock: what is in the event's line is not touched between two looks.
-        let window = self.window();
-        let mut pace = Pace::new(window, deadline);
+        let pace = self.begin(deadline);
+        let Some(mut pace) = pace else {
+            let start = self.learns().then(Instant::now);
+            let result = sleep();
+            if let (Some(start), true) = (start, result.is_some()) {
+                self.slept(start.elapsed());
+            }
+            return result;
+        };
         while pace.next().is_some() {
             if ready() {
                 if let Some(taken) = attempt() {
-                    self.learn(|lesson, _| lesson.spun_well());
+                    self.found(&pace);
                     return Some(taken);
                 }
             }
         }
         let result = sleep();
-        let (waited, got) = (pace.start.elapsed(), result.is_some());
-        self.learn(|lesson, max| lesson.slept(waited, got, max));
+        self.lost(&pace, result.is_some());
         result
     }
 
-    /// How long to spin; `None` is for ever.
-    fn window(&self) -> Option<Duration> {
-        match self.policy {
+    /// The spin before a sleep, if there is to be one.
+    pub(crate) fn begin(&self, deadline: Option<Instant>) -> Option<Pace> {
+        let window = match self.policy {
+            Spin::Never => return None,
             Spin::Always => None,
-            Spin::Adaptive { max } if !single_cpu() => {
-                let window = Lesson::from_bits(self.learnt.load(Ordering::Relaxed)).window;
-                Some(Duration::from_nanos(window.into()).min(max))
-            }
-            Spin::Adaptive { .. } | Spin::Never => Some(Duration::ZERO),
+            Spin::Adaptive { .. } if single_cpu() => return None,
+            // Where time does not pass, nothing is learnt.
+            Spin::Adaptive { max } if cfg!(loom) => Some(max),
+            // Before the clock: what is in the event's line is not touched between two looks.
+            Spin::Adaptive { max } => Some(self.lesson().window(Terms::new(max))?),
+        };
+        Some(Pace::new(window, deadline))
+    }
+
+    /// After a spin that found something, and so saved a sleep.
+    pub(crate) fn found(&self, pace: &Pace) {
+        let spun = pace.spun();
+        if pace.others_ran() {
+            // It did not come before others had this CPU, so a sleep would have brought it as well, and sooner.
+            self.learn(|lesson, terms| lesson.lost(spun, Some(spun), terms));
+        } else {
+            self.learn(|lesson, terms| lesson.found(spun, terms));
         }
     }
 
+    /// After a spin in vain and a sleep, which ended with something or with a timeout.
+    pub(crate) fn lost(&self, pace: &Pace, got: bool) {
+        self.learn(|lesson, terms| {
+            let waited = got.then(|| pace.start.elapsed());
+            lesson.lost(pace.spun(), waited, terms)
+        });
+    }
+
+    /// After a wait without a spin, which ended with something.
+    pub(crate) fn slept(&self, waited: Duration) {
+        self.learn(|lesson, terms| lesson.slept(waited, terms));
+    }
+
+    /// Whether waits without a spin are to be timed.
+    pub(crate) fn learns(&self) -> bool {
+        matches!(self.policy, Spin::Adaptive { .. }) && !single_cpu()
+    }
+
+    fn lesson(&self) -> Lesson {
+        Lesson::from_bits(self.learnt.load(Ordering::Relaxed))
+    }
+
     /// If the policy is adaptive. Threads that learn at the same time may overwrite each other's lesson.
-    fn learn(&self, next: impl FnOnce(Lesson, Duration) -> Lesson) {
+    fn learn(&self, next: impl FnOnce(Lesson, Terms) -> Lesson) {
         let Spin::Adaptive { max } = self.policy else {
             return;
         };
-        let bits = self.learnt.load(Ordering::Relaxed);
-        let learnt = next(Lesson::from_bits(bits), max).to_bits();
-        if learnt != bits {
-            self.learnt.store(learnt, Ordering::Relaxed);
+        if cfg!(loom) {
+            return;
+        }
+        let lesson = self.lesson();
+        let learnt = next(lesson, Terms::new(max));
+        if learnt != lesson {
+            self.learnt.store(learnt.to_bits(), Ordering::Relaxed);
         }
     }
 }
 
 /// The beat of a thread that spins: the end of the spin, and turns for others in between.
 pub(crate) struct Pace {
-    pub(crate) start: Instant,
+    start: Instant,
     end: Option<Instant>,
     /// When the last turn of others was.
     turn: Instant,
     /// When the last beat was.
-    pub(crate) last: Instant,
-    was_interrupted: bool,
+    last: Instant,
     single_cpu: bool,
     looked: bool,
 }
@@ -186,15 +278,19 @@ impl Pace {
             ),
             turn: start,
             last: start,
-            was_interrupted: false,
             single_cpu: single_cpu(),
             looked: false,
         }
     }
 
-    /// Whether another thread has had the CPU for long in between.
-    pub(crate) fn was_interrupted(&self) -> bool {
-        self.was_interrupted
+    /// Whether the last beat came after a turn of others.
+    fn others_ran(&self) -> bool {
+        self.last == self.turn && self.last != self.start
+    }
+
+    /// From the start to the last beat.
+    fn spun(&self) -> Duration {
+        self.last - self.start
     }
 
     /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
@@ -209,7 +305,6 @@ impl Pace {
             std::hint::spin_loop();
         }
         let now = Instant::now();
-        self.was_interrupted |= now - self.last > INTERRUPTION;
         self.last = now;
         if self.end.is_some_and(|end| now >= end) {
             return None;
@@ -238,97 +333,8 @@ pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Between two beats, an interrupt or a short turn of another thread takes less. So much is a turn of a thread that
-/// does not sleep, and wants this CPU.
-const INTERRUPTION: Duration = Duration::from_micros(500);
-
 /// How long a spin that knows no end keeps others from the CPU.
 const TURN: Duration = Duration::from_micros(50);
-
-/// What falling asleep and waking up may add to a wait: about what it costs in a virtual machine.
-const WAKE_UP: Duration = Duration::from_micros(50);
-
-/// What an adaptive spinner knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Lesson {
-    /// Nanoseconds to spin before the next sleep.
-    window: u32,
-    /// How many more spins of the longest window may be in vain.
-    credit: u8,
-    /// The window grows again from none after as many short waits as this power of two.
-    patience: u8,
-    /// Short waits since there is no window.
-    short_waits: u16,
-}
-
-impl Lesson {
-    /// Where the window starts, and the least it grows to.
-    const FIRST_WINDOW_NS: u32 = 2_000;
-    const MOST_CREDIT: u8 = 4;
-    const MOST_PATIENCE: u8 = 10;
-
-    const FIRST: Lesson = Lesson {
-        window: Self::FIRST_WINDOW_NS,
-        credit: 0,
-        patience: 0,
-        short_waits: 0,
-    };
-
-    const fn to_bits(self) -> u64 {
-        self.window as u64
-            | (self.credit as u64) << 32
-            | (self.patience as u64) << 40
-            | (self.short_waits as u64) << 48
-    }
-
-    const fn from_bits(bits: u64) -> Self {
-        Lesson {
-            window: bits as u32,
-            credit: (bits >> 32) as u8,
-            patience: (bits >> 40) as u8,
-            short_waits: (bits >> 48) as u16,
-        }
-    }
-
-    /// After a spin that saved a sleep.
-    fn spun_well(self) -> Self {
-        Lesson {
-            credit: Self::MOST_CREDIT.min(self.credit + 1),
-            patience: 0,
-            short_waits: 0,
-            ..self
-        }
-    }
-
-    /// After a wait of `waited`, which ended asleep: with something or with a timeout.
-    fn slept(mut self, waited: Duration, got: bool, max: Duration) -> Self {
-        let max_ns = u32::try_from(max.as_nanos()).unwrap_or(u32::MAX);
-        self.window = self.window.min(max_ns);
-        // What was waited includes the waking up, so an event that came within `max` shows as this much.
-        if waited > max.saturating_add(WAKE_UP) {
-            self.window = match self.window / 2 {
-                half if half < Self::FIRST_WINDOW_NS => 0,
-                half => half,
-            };
-        } else if !got {
-            // How long it would have taken is not known.
-        } else if self.window == 0 {
-            self.short_waits += 1;
-            if self.short_waits >= 1 << self.patience {
-                self.short_waits = 0;
-                self.window = Self::FIRST_WINDOW_NS.min(max_ns);
-            }
-        } else if self.window < max_ns {
-            self.window = self.window.saturating_mul(2).min(max_ns);
-        } else if self.credit > 0 {
-            self.credit -= 1;
-        } else {
-            self.window = 0;
-            self.patience = Self::MOST_PATIENCE.min(self.patience + 1);
-        }
-        self
-    }
-}
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
@@ -403,108 +409,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    const US: u32 = 1_000;
     const MAX: Duration = Duration::from_micros(20);
-
-    fn with_window(window: u32) -> Lesson {
-        Lesson {
-            window,
-            ..Lesson::FIRST
-        }
-    }
-
-    #[test]
-    fn the_window_follows_what_waits_last() {
-        let short = MAX + WAKE_UP;
-        let long = short + Duration::from_nanos(1);
-        let after = |window, waited, max| with_window(window).slept(waited, true, max).window;
-        // A little longer would have saved the sleep: double, up to the longest.
-        assert_eq!(after(4 * US, short, MAX), 8 * US);
-        assert_eq!(after(16 * US, short, MAX), 20 * US);
-        assert_eq!(after(19 * US, Duration::ZERO, MAX), 20 * US);
-        // It would not: halve, down to nothing.
-        assert_eq!(after(8 * US, long, MAX), 4 * US);
-        assert_eq!(after(4 * US, long, MAX), 2 * US);
-        assert_eq!(after(4 * US - 1, long, MAX), 0);
-        assert_eq!(after(0, long, MAX), 0);
-        // From nothing it comes back.
-        assert_eq!(after(0, short, MAX), 2 * US);
-        // A longest time below the first window is kept, and one beyond the type's range is cut.
-        assert_eq!(after(0, Duration::ZERO, Duration::from_nanos(5)), 5);
-        assert_eq!(after(0, Duration::ZERO, Duration::ZERO), 0);
-        assert_eq!(after(u32::MAX - 1, Duration::ZERO, Duration::MAX), u32::MAX);
-    }
-
-    #[test]
-    fn a_timeout_teaches_only_that_it_was_long() {
-        let lesson = with_window(8 * US);
-        assert_eq!(lesson.slept(MAX, false, MAX), lesson);
-        assert_eq!(lesson.slept(2 * (MAX + WAKE_UP), false, MAX).window, 4 * US);
-        let resting = with_window(0);
-        assert_eq!(resting.slept(MAX, false, MAX), resting);
-    }
-
-    #[test]
-    fn what_is_in_vain_rests_for_longer_and_longer() {
-        let climb = |mut lesson: Lesson| {
-            let mut rest = 0;
-            while lesson.window == 0 {
-                lesson = lesson.slept(MAX, true, MAX);
-                rest += 1;
-            }
-            while lesson.window != 0 {
-                lesson = lesson.slept(MAX, true, MAX);
-            }
-            (rest, lesson)
-        };
-        let mut lesson = with_window(0);
-        let mut rests = Vec::new();
-        for _ in 0..12 {
-            let (rest, next) = climb(lesson);
-            rests.push(rest);
-            lesson = next;
-        }
-        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024]);
-        // One that was not in vain begins anew.
-        assert_eq!(climb(lesson.spun_well()).0, 1);
-    }
-
-    #[test]
-    fn spins_that_succeed_every_other_time_go_on() {
-        let mut lesson = with_window(20 * US);
-        for _ in 0..100 {
-            lesson = lesson.spun_well();
-            assert_eq!(lesson.slept(MAX, true, MAX).window, 20 * US);
-            lesson = lesson.slept(MAX, true, MAX);
-        }
-        // A run of good ones pays for a few, and no more, in vain.
-        for _ in 0..100 {
-            lesson = lesson.spun_well();
-        }
-        for _ in 0..Lesson::MOST_CREDIT {
-            lesson = lesson.slept(MAX, true, MAX);
-            assert_eq!(lesson.window, 20 * US);
-        }
-        assert_eq!(lesson.slept(MAX, true, MAX).window, 0);
-    }
-
-    #[test]
-    fn a_lesson_is_kept_whole() {
-        let lesson = Lesson {
-            window: u32::MAX,
-            credit: 3,
-            patience: 9,
-            short_waits: 1000,
-        };
-        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
-        let lesson = Lesson {
-            window: 1,
-            credit: u8::MAX,
-            patience: 0,
-            short_waits: u16::MAX,
-        };
-        assert_eq!(Lesson::from_bits(lesson.to_bits()), lesson);
-    }
 
     /// Waits for something that is there from the `nth` look on, and returns what it got and from where.
     fn wait(spinner: &Spinner, deadline: Option<Instant>, nth: u32) -> (&'static str, u32) {
@@ -543,37 +448,68 @@ mod tests {
         assert!(spinner.wait(None, || true, attempt, || None).is_some());
     }
 
-    fn learnt(spinner: &Spinner) -> Lesson {
-        Lesson::from_bits(spinner.learnt.load(Ordering::Relaxed))
+    fn spins(spinner: &Spinner) -> bool {
+        spinner.begin(None).is_some()
     }
 
     #[test]
-    fn the_adaptive_window_is_learnt_from_sleeps() {
-        let spinner = Spinner::new(Spin::Adaptive { max: MAX });
-        let long = || {
-            std::thread::sleep(2 * (MAX + WAKE_UP));
-            None::<()>
-        };
-        spinner.wait(None, || false, || None, long);
-        assert_eq!(learnt(&spinner).window, 0);
-        assert_eq!(spinner.window(), Some(Duration::ZERO));
-        spinner.learn(|_, _| with_window(8 * US));
-        if !single_cpu() {
-            assert_eq!(spinner.window(), Some(Duration::from_micros(8)));
-            spinner.learn(|_, _| with_window(21 * US));
-            assert_eq!(spinner.window(), Some(MAX));
+    fn a_spinner_learns_from_spins_in_vain_and_from_short_waits() {
+        if single_cpu() {
+            return println!("skipped: on one CPU there are no adaptive spins");
         }
+        let spinner = Spinner::new(Spin::DEFAULT);
+        let asleep = |got: bool| spinner.wait(None, || false, || None, || got.then_some(()));
+        for got in [true, false].repeat(4) {
+            assert!(spins(&spinner));
+            asleep(got);
+        }
+        assert!(!spins(&spinner));
+        // A timeout does not tell what a wait takes.
+        (0..10_000).for_each(|_| _ = asleep(false));
+        assert!(!spins(&spinner));
+        // A thread that loses the CPU in one of these has waited for long; that counts for nothing.
+        assert!((0..10_000).any(|_| {
+            asleep(true);
+            spins(&spinner)
+        }));
+        // What waits took, which is next to nothing, is as long as it spins now.
+        let terms = Terms::new(MAX);
+        assert!(spinner.lesson().window(terms) < Some(MAX));
     }
 
     #[test]
-    fn the_adaptive_window_is_learnt_from_spins() {
+    fn a_spinner_learns_from_spins_that_find_something() {
+        if single_cpu() {
+            return println!("skipped: on one CPU there are no adaptive spins");
+        }
         let max = Duration::from_secs(1);
         let spinner = Spinner::new(Spin::Adaptive { max });
-        spinner.learn(|_, _| with_window(u32::MAX));
-        let got = wait(&spinner, None, 1).0;
-        if !single_cpu() {
-            assert_eq!((got, learnt(&spinner).credit), ("spinning", 1));
+        assert_eq!(wait(&spinner, None, 100).0, "spinning");
+        assert_ne!(spinner.lesson(), Lesson::FIRST);
+        assert!(spins(&spinner));
+    }
+
+    #[test]
+    fn what_comes_when_others_have_had_the_cpu_was_spun_for_in_vain() {
+        if single_cpu() {
+            return println!("skipped: on one CPU there are no adaptive spins");
         }
+        // Whether eight spins that find something in such a beat leave it open.
+        let stays_open = |beat| {
+            let max = Duration::from_millis(20);
+            let spinner = Spinner::new(Spin::Adaptive { max });
+            for _ in 0..8 {
+                let Some(mut pace) = spinner.begin(None) else {
+                    return false;
+                };
+                while pace.next().is_some_and(|one| one != beat) {}
+                spinner.found(&pace);
+            }
+            spins(&spinner)
+        };
+        // A thread that loses the CPU for milliseconds may learn something else.
+        assert!((0..10).any(|_| stays_open(Beat::Look)));
+        assert!((0..10).any(|_| !stays_open(Beat::LookEverywhere)));
     }
 
     /// As where the signaller shares the CPU: whatever comes, comes as soon as the waiter sleeps.
@@ -581,13 +517,13 @@ mod tests {
     fn where_spinning_does_not_win_there_is_next_to_none() {
         let spinner = Spinner::new(Spin::DEFAULT);
         let waits = 10_000;
-        let mut spins = 0;
+        let mut spun = 0;
         for _ in 0..waits {
-            spins += u32::from(spinner.window() != Some(Duration::ZERO));
+            spun += u32::from(spins(&spinner));
             assert_eq!(wait(&spinner, None, u32::MAX).0, "asleep");
         }
-        assert!(spins < waits / 50, "{spins} spins in {waits} waits");
-        assert!(single_cpu() || spins > 0);
+        assert!(spun < waits / 50, "{spun} spins in {waits} waits");
+        assert!(single_cpu() || spun > 0);
     }
 
     #[test]
@@ -595,7 +531,9 @@ mod tests {
         let spinner = Spinner::new(Spin::Always);
         assert_eq!(wait(&spinner, None, 1).0, "spinning");
         assert_eq!(wait(&spinner, Some(Instant::now()), u32::MAX).0, "asleep");
-        assert_eq!(learnt(&spinner), Lesson::FIRST);
+        assert_eq!(spinner.lesson(), Lesson::FIRST);
+        assert!(!spinner.learns() && !Spinner::new(Spin::Never).learns());
+        assert_eq!(Spinner::new(Spin::DEFAULT).learns(), !single_cpu());
     }
 
     #[test]
