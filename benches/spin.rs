@@ -1,6 +1,6 @@
 //! What spinning earns and costs: for events that are due so long after the wait for them has begun, how long after the
-//! signal the waiter runs, and how much CPU it took; and for threads that wait for each other by turns, on CPUs of their
-//! own, in bursts, on CPUs shared with others of their kind or with a vCPU, what a round takes.
+//! signal the waiter runs, and how much CPU it took; and for threads that wait for each other by turns, on CPUs of
+//! their own, in bursts, on CPUs shared with others of their kind or with a vCPU, what a round takes.
 //!
 //! `cargo bench --bench spin -- [WORD]`: the cases whose names contain the word. The policies take turns. The rule and
 //! the default of [`Spin`] were chosen by these tables.

@@ -221,9 +221,9 @@ fn to_an_observer() {
     assert_eq!(calls.load(Ordering::Relaxed), 20_000);
 }
 
-/// Who arms and then looks sees the signal, or is called for it: the handshake itself, over and over, with no sleep in it.
-/// (Without the barrier, some 30 of the rounds missed the signal here, and hardly any if the code was not optimised: so
-/// `.ci/run` runs it optimised too.)
+/// Who arms and then looks sees the signal, or is called for it: the handshake itself, over and over, with no sleep in
+/// it. (Without the barrier, some 30 of the rounds missed the signal here, and hardly any if the code was not
+/// optimised: so `.ci/run` runs it optimised too.)
 #[test]
 fn to_one_who_arms_and_looks() {
     const ROUNDS: u64 = 100_000;

@@ -93,8 +93,8 @@ mod lesson;
 /// | the same, with 10 µs of work a round | 109 (49) | 34 (21) | 31 (21) |
 ///
 /// The vCPU is a KVM guest that computes without a pause on the CPU of one side. It has 73 to 78 % of that CPU while
-/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the vCPU
-/// would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
+/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the
+/// vCPU would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
     /// Sleep at once.
