@@ -205,7 +205,7 @@ pub(crate) fn is_to_be_had() -> bool {
     cfg!(loom) || is_light()
 }
 
-/// The full barrier of one who has done without until now.
+/// A full barrier of this thread.
 pub(crate) fn full() {
     super::atomic::fence(super::atomic::Ordering::SeqCst);
 }

@@ -4,7 +4,8 @@
 
 use super::early::Early;
 use crate::sync::DEKKER;
-use crate::sync::atomic::{AtomicBool, AtomicU16, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use crate::sync::membarrier;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the driver need not kick.
 const NO_NOTIFY: u16 = 1;
@@ -183,7 +184,7 @@ impl Completed {
             return false;
         }
         // SeqCst: pairs with the barrier of the driver.
-        fence(Ordering::SeqCst);
+        membarrier::full();
         rings.seems_to_want_interrupt(next_used, std::mem::take(&mut self.unasked))
     }
 }
