@@ -311,8 +311,8 @@ impl Observers {
     }
 
     /// Wakes tasks for whom there may be something, as a change would that is for nobody else.
-    pub(super) fn wake_tasks(event: &Event, what: Change) {
-        if let Some(attached) = event.observers.0.get() {
+    pub(super) fn wake_tasks(&self, event: &Event, what: Change) {
+        if let Some(attached) = self.0.get() {
             attached.wake_tasks_alone(event, what);
         }
     }

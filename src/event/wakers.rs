@@ -49,7 +49,6 @@
 //! joined again, since it began: those have looked at the count since, and a waker that polls would keep the round
 //! going for ever.
 
-use super::observer::Observers;
 use super::{Change, Event, Mode};
 use crate::sync::UnsafeCell;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -199,7 +198,8 @@ impl<'a> Place<'a> {
     /// Acts as a signal for the others in line.
     fn hand_on(&self) {
         if self.event.units() != 0 || self.event.hear_signallers() {
-            Observers::wake_tasks(self.event, self.change);
+            let observers = &self.event.observers;
+            observers.wake_tasks(self.event, self.change);
         }
     }
 
