@@ -39,19 +39,18 @@
 use super::change::{Change, Interest};
 use super::wakers::Wakers;
 use super::{Event, Owner};
+use crate::panics::{Payload, catch, go_on};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
 use crate::sync::srcu::{self, Section, Srcu, own_section, with_section};
 use crate::sync::waiters::{ARMED, OBSERVED, TASKS, Waiters};
 use crate::sync::wake_queue;
 use crate::sync::{UnsafeCell, const_thread_local};
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -267,7 +266,7 @@ impl Attached {
             return event.wake_tasks(&self.wakers, what, put_off);
         }
         let mut panicked = None;
-        let mut call = |waker: Waker| catch(&mut panicked, || waker.wake());
+        let mut call = |waker: Waker| _ = catch(&mut panicked, || waker.wake());
         let end = End::of_the_outermost(Depth::Waking);
         event.wake_tasks(&self.wakers, what, &mut call);
         if DEPTH.with(Cell::get) == Depth::PuttingOff {
@@ -410,8 +409,6 @@ fn call_prompt(mut list: &[Arc<Entry>], what: Change, kinds: u32) -> &[Arc<Entry
     list
 }
 
-type Payload = Box<dyn Any + Send>;
-
 /// What is to be called and woken for one change, or for several at once.
 pub(super) struct Calls<'a, 's> {
     section: &'a Section<'s>,
@@ -503,19 +500,6 @@ fn free_queue() {
         queue.tasks.shrink_to_fit();
         queue.others.shrink_to_fit();
     });
-}
-
-/// Runs `f`, and keeps its panic unless there was one before.
-fn catch(panicked: &mut Option<Payload>, f: impl FnOnce()) {
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(f)) {
-        panicked.get_or_insert(payload);
-    }
-}
-
-fn go_on(panicked: Option<Payload>) {
-    if let Some(payload) = panicked {
-        panic::resume_unwind(payload);
-    }
 }
 
 /// If the thread is inside a call, whom it wakes in pollers is held back from now on.

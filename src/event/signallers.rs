@@ -6,6 +6,7 @@
 
 use super::Event;
 use super::split::{Number, Owned, Unsplit};
+use crate::spread::spread;
 use crate::sync::{UnsafeCell, membarrier};
 
 /// Up to a number of signallers, each made when its event is first signalled here. Events beyond that are signalled the
@@ -71,9 +72,7 @@ impl Signallers {
     /// Where the search for an event's place begins. If there are no places, that is none.
     #[inline(always)]
     fn first(&self, event: &Event) -> usize {
-        // Fibonacci hashing: the upper half of the product depends on all bits of the address.
-        let hash = (address(event) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        hash as usize & self.places.len().wrapping_sub(1)
+        spread(address(event) as u64, u32::BITS) & self.places.len().wrapping_sub(1)
     }
 
     /// Finds the event's place among those that follow, or makes it one.

@@ -1,5 +1,6 @@
 //! Where searches have ended, by address: a vCPU rings the same doorbells again and again.
 
+use crate::spread::spread;
 use std::cell::Cell;
 
 /// A cache with one place for each hash of an address. What it says is checked, so both buses of all tables may share
@@ -18,10 +19,8 @@ impl Hints {
 
     #[inline(always)]
     pub(super) fn of(&self, address: u64) -> &Hint {
-        // 2^64 divided by the golden ratio. Addresses at equal distances, as those of a device's doorbells are, have
-        // hashes that keep clear of one another (Knuth, The Art of Computer Programming 3, 6.4).
-        let hash = address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - Self::BITS);
-        &self.0[hash as usize]
+        // A device's doorbells are at equal distances.
+        &self.0[spread(address, Self::BITS)]
     }
 }
 

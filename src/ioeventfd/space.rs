@@ -105,16 +105,15 @@ pub use listener::{Change, Listener, Refusal, RefusalError, Report};
 
 use super::doorbell::Spot;
 use super::{Bus, DeassignError, Doorbell, Key, Registration, Table, Target};
+use crate::panics::{Payload, catch, go_on_unless_panicking};
 use crate::sync::srcu::Deferral;
 use flat::{Difference, Placed, difference, flatten};
 use listener::Listeners;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 
@@ -289,7 +288,7 @@ impl AddressSpace {
             .iter()
             .filter_map(|listener| catch(&mut panicked, || listener.drain()))
             .fold(0, u64::saturating_add);
-        go_on(panicked);
+        go_on_unless_panicking(panicked);
         drained
     }
 
@@ -352,7 +351,7 @@ impl Shared {
         while state.changed.replace(false) {
             self.apply_once(&state.map, &mut report, told, &mut panicked);
         }
-        go_on(panicked);
+        go_on_unless_panicking(panicked);
         report
     }
 
@@ -420,27 +419,6 @@ impl Shared {
     }
 }
 
-type Payload = Box<dyn Any + Send>;
-
-/// Keeps the first panic.
-fn catch<R>(panicked: &mut Option<Payload>, call: impl FnOnce() -> R) -> Option<R> {
-    match panic::catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => Some(result),
-        Err(payload) => {
-            panicked.get_or_insert(payload);
-            None
-        }
-    }
-}
-
-fn go_on(panicked: Option<Payload>) {
-    match panicked {
-        // A second panic would end the process.
-        Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
-        _ => {}
-    }
-}
-
 impl fmt::Debug for AddressSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("AddressSpace")
@@ -473,7 +451,7 @@ impl Drop for Told {
         for listener in &self.0 {
             catch(&mut panicked, || listener.committed());
         }
-        go_on(panicked);
+        go_on_unless_panicking(panicked);
     }
 }
 

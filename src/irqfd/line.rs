@@ -60,12 +60,12 @@
 
 use super::{InterruptSink, Route};
 use crate::Event;
+use crate::panics::{catch, go_on};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::spin_until;
 use crate::sync::srcu::{Srcu, with_section};
 use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, acquire_load, const_thread_local};
 use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -384,10 +384,9 @@ impl Line {
                 self.state.fetch_or(TIRED, DEKKER);
             }
             // If the sink or an observer of a resample event panics, others' requests are carried out nevertheless.
-            match panic::catch_unwind(AssertUnwindSafe(|| self.turn(sink, &route))) {
-                Ok(Turn::Rests) => break,
-                Ok(Turn::GoesOn) => {}
-                Err(payload) => _ = panicked.get_or_insert(payload),
+            match catch(&mut panicked, || self.turn(sink, &route)) {
+                Some(Turn::Rests) => break,
+                Some(Turn::GoesOn) | None => {}
             }
             if tired && self.hand_over() {
                 break;
@@ -395,9 +394,7 @@ impl Line {
             turns = turns.saturating_add(1);
         }
         DRIVEN.with(|driven| driven.set(outer));
-        if let Some(payload) = panicked {
-            panic::resume_unwind(payload);
-        }
+        go_on(panicked);
     }
 
     /// After a turn. Returns whether the caller is the driver no more: another thread waits, and has waited since

@@ -4,6 +4,7 @@ use crate::Event;
 use crate::event::transfer;
 use crate::ioeventfd::space::{Listener, RefusalError};
 use crate::ioeventfd::{Bus, Doorbell, Key, Target};
+use crate::panics::{catch, go_on_unless_panicking};
 use kvm_bindings::{
     KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
     kvm_ioeventfd_flag_nr_pio,
@@ -15,9 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -293,16 +292,11 @@ fn drain_all(counts: &[KernelCount]) -> u64 {
     let mut drained = 0_u64;
     let mut panicked = None;
     for count in counts {
-        match panic::catch_unwind(AssertUnwindSafe(|| count.drain())) {
-            Ok(count) => drained = drained.saturating_add(count),
-            Err(payload) => _ = panicked.get_or_insert(payload),
-        }
+        let count = catch(&mut panicked, || count.drain()).unwrap_or(0);
+        drained = drained.saturating_add(count);
     }
-    match panicked {
-        // A second panic would end the process.
-        Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
-        _ => drained,
-    }
+    go_on_unless_panicking(panicked);
+    drained
 }
 
 /// The ioeventfds that a doorbell comes to.

@@ -3,11 +3,12 @@ use super::events::Events;
 use super::item::{Found, Item, What};
 use super::place::Place;
 use super::probe::Probe;
-use super::probes::{Asker, Payload, Probes};
+use super::probes::{Asker, Probes};
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
 use super::{PollError, Watch};
 use crate::event::{Interest, Observation};
+use crate::panics::{Payload, catch, go_on, go_on_unless_panicking};
 use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::limit::{Limit, has_passed};
 use crate::sync::spin::{Beat, Pace, Spinner};
@@ -19,7 +20,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// An epoll in userspace: reports which of many events are ready.
@@ -311,9 +311,7 @@ impl Poller {
         };
         // Outside the locks, which an observer's call may want, or its drop, or that of a probe.
         registration.settle();
-        if let Some(payload) = probe.as_mut().and_then(|probe| probe.panicked.take()) {
-            panic::resume_unwind(payload);
-        }
+        go_on(probe.as_mut().and_then(|probe| probe.panicked.take()));
         Ok(())
     }
 
@@ -823,17 +821,10 @@ impl Drop for Poller {
         let registrations = std::mem::take(&mut self.registered().registrations);
         for Entry { registration, .. } in registrations.into_values() {
             let _swept = self.end(&mut self.registered(), &registration);
-            let settle = AssertUnwindSafe(|| registration.settle());
-            if let Err(payload) = panic::catch_unwind(settle) {
-                panicked.get_or_insert(payload);
-            }
+            catch(&mut panicked, || registration.settle());
         }
         self.shared.incoming.close();
-        match panicked {
-            // Another panic now would end the process.
-            Some(payload) if !thread::panicking() => panic::resume_unwind(payload),
-            _ => {}
-        }
+        go_on_unless_panicking(panicked);
     }
 }
 

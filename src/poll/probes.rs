@@ -33,9 +33,9 @@
 
 use super::events::{self, Events};
 use super::probe::Probe;
+use crate::panics::{Payload, catch};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{DEKKER, Mutex, MutexGuard, const_thread_local};
-use std::any::Any;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
@@ -125,31 +125,6 @@ impl Drop for Asking<'_> {
     }
 }
 
-pub(super) type Payload = Box<dyn Any + Send>;
-
-/// The first panic of several calls, each of which is made.
-#[derive(Default)]
-struct Calls {
-    panicked: Option<Payload>,
-}
-
-impl Calls {
-    /// What it returns, unless it panics.
-    fn call<T>(&mut self, f: impl FnOnce() -> T) -> Option<T> {
-        match panic::catch_unwind(AssertUnwindSafe(f)) {
-            Ok(result) => Some(result),
-            Err(payload) => {
-                self.panicked.get_or_insert(payload);
-                None
-            }
-        }
-    }
-
-    fn result<T>(self, result: T) -> Result<T, Payload> {
-        self.panicked.map_or(Ok(result), Err)
-    }
-}
-
 /// A probe that is no longer among them, to be dropped outside the locks.
 pub(super) struct Deleted {
     probe: Box<dyn Probe>,
@@ -190,7 +165,7 @@ impl Probes {
 
     /// Turns all notifications on and drops the probes. One that panics keeps no other from its end.
     pub(super) fn clear(&self) -> Result<(), Payload> {
-        let mut calls = Calls::default();
+        let mut first = None;
         let Some(mut locked) = self.lock_if_any() else {
             return Ok(());
         };
@@ -198,10 +173,10 @@ impl Probes {
         let deleted: Vec<_> = keys.into_iter().map(|key| locked.delete(key)).collect();
         drop(locked);
         for Deleted { probe, panicked } in deleted.into_iter().flatten() {
-            calls.panicked = calls.panicked.or(panicked);
-            calls.call(|| drop(probe));
+            first = first.or(panicked);
+            catch(&mut first, || drop(probe));
         }
-        calls.result(())
+        first.map_or(Ok(()), Err)
     }
 
     /// Asks the hot ones once, and reports those that are ready, as far as there is room.
@@ -326,13 +301,13 @@ impl Locked<'_> {
         table.vacant.push(place);
         let mut source = table.sources[place].take()?;
         self.probes.number.fetch_sub(1, Ordering::Relaxed);
-        let mut calls = Calls::default();
+        let mut panicked = None;
         if source.begun {
-            calls.call(|| source.probe.end());
+            catch(&mut panicked, || source.probe.end());
         }
         Some(Deleted {
             probe: source.probe,
-            panicked: calls.panicked,
+            panicked,
         })
     }
 }
@@ -413,7 +388,7 @@ impl Table {
         events: &mut Events,
         over: impl Fn(&Source) -> bool,
     ) -> Result<bool, Payload> {
-        let mut calls = Calls::default();
+        let mut panicked = None;
         let mut hot = std::mem::take(&mut self.hot);
         let mut warm = std::mem::take(&mut self.warm);
         let mut left_over = false;
@@ -422,7 +397,7 @@ impl Table {
             if !over(source) {
                 return true;
             }
-            let ready = calls.call(|| {
+            let ready = catch(&mut panicked, || {
                 if source.begun {
                     source.probe.end()
                 } else {
@@ -448,6 +423,6 @@ impl Table {
             source.hot
         });
         (self.hot, self.warm) = (hot, warm);
-        calls.result(left_over)
+        panicked.map_or(Ok(left_over), Err)
     }
 }

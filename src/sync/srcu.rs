@@ -72,6 +72,7 @@ use super::{
     ConstPtr, DEKKER, Mutex, MutexGuard, UnsafeCell, const_thread_local, dekker_load, membarrier,
     release_store, this_thread, yield_now,
 };
+use crate::panics::{Payload, catch, go_on_unless_panicking};
 use crossbeam_utils::{Backoff, CachePadded};
 use std::any::Any;
 use std::cell::Cell;
@@ -79,7 +80,6 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
-use std::panic::{self, AssertUnwindSafe};
 use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 use std::thread;
@@ -373,7 +373,7 @@ impl Domain {
             }
         }
         FREEING.with(|freeing| freeing.set(false));
-        go_on(panicked);
+        go_on_unless_panicking(panicked);
     }
 
     /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it
@@ -429,30 +429,17 @@ fn owners(own: bool) -> impl Iterator<Item = Owner> {
     threads.into_iter().flatten().flat_map(of)
 }
 
-type Payload = Box<dyn Any + Send>;
-
 /// Drops all of it, even if there is a panic. The first is kept.
 fn free_each(due: Vec<Outdated>, panicked: &mut Option<Payload>) {
     for outdated in due {
-        if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(outdated))) {
-            panicked.get_or_insert(payload);
-        }
+        catch(panicked, || drop(outdated));
     }
 }
 
 fn free(due: Vec<Outdated>) {
     let mut panicked = None;
     free_each(due, &mut panicked);
-    go_on(panicked);
-}
-
-/// Hands a panic on, unless that would end the process.
-fn go_on(panicked: Option<Payload>) {
-    if let Some(payload) = panicked {
-        if !thread::panicking() {
-            panic::resume_unwind(payload);
-        }
-    }
+    go_on_unless_panicking(panicked);
 }
 
 /// The load of the handshake with a new reader. Under loom a read-modify-write that changes nothing, for the reason
@@ -1377,7 +1364,7 @@ mod tests {
         struct Panics(&'static str);
         impl Drop for Panics {
             fn drop(&mut self) {
-                panic::panic_any(self.0);
+                std::panic::panic_any(self.0);
             }
         }
         let last = Arc::new(());
@@ -1386,7 +1373,7 @@ mod tests {
             Box::new(Panics("second")),
             Box::new(Arc::clone(&last)),
         ];
-        let result = panic::catch_unwind(AssertUnwindSafe(|| free(due)));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| free(due)));
         let payload = result.expect_err("it panics");
         assert_eq!(payload.downcast_ref(), Some(&"first"));
         assert_eq!(Arc::strong_count(&last), 1);
