@@ -34,6 +34,7 @@ use super::observer::{Changed, Observers, calling};
 use super::split::Owned;
 use super::visitor::Number;
 use super::{Change, Event, Owner, Unwritten, WriteError};
+use crate::panics::go_on;
 use crate::sync::membarrier;
 use crate::sync::waiters::{Claimed, Release};
 use std::any::Any;
@@ -146,11 +147,12 @@ impl<E: Deref<Target = Event>> Batch<E> {
             self.users[index] += 1;
             return index;
         }
-        let lane = if self.has_signallers && membarrier::is_to_be_had() {
-            event.claim_lane().map(|(_, lane)| lane)
+        let lane = if self.has_signallers {
+            event.claim_lane()
         } else {
             None
         };
+        let lane = lane.map(|(_, lane)| lane);
         let entry = Entry {
             event: Some(event),
             signals: None,
@@ -229,9 +231,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
         if panicked.is_none() || entry.write.is_none() {
             self.pending.retain(|&other| other != index);
         }
-        if let Some(payload) = panicked {
-            panic::resume_unwind(payload);
-        }
+        go_on(panicked);
         let unwritten = entry.write.take();
         entry.lane = None;
         let event = entry.event.take()?;
@@ -351,9 +351,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
         } else {
             pending.retain(|&index| entries[index].write.is_some());
         }
-        if let Some(payload) = panicked {
-            panic::resume_unwind(payload);
-        }
+        go_on(panicked);
         match unwritten {
             0 => Ok(()),
             events => Err(Unwritten { events }),

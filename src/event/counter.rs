@@ -16,7 +16,7 @@ use crate::sync::scope::Shared;
 use crate::sync::scope::{Private, Races, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, Release, Waiters};
-use crate::sync::{DEKKER, yield_now};
+use crate::sync::{DEKKER, membarrier, yield_now};
 use std::fmt;
 
 /// Its layout is part of what `src/shared.rs` documents.
@@ -78,9 +78,12 @@ impl Counter<Private> {
         }
     }
 
-    /// A lane for one who signals, if there is one left, and the count can be split. Waits for a thread that is
-    /// splitting it.
+    /// A lane for one who signals, if there is one left, the count can be split, and `membarrier` is chosen. Waits for a
+    /// thread that is splitting it.
     pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
+        if !membarrier::is_to_be_had() {
+            return None;
+        }
         loop {
             match self.try_claim_lane() {
                 Ok(lane) => return Some(lane),
@@ -90,7 +93,7 @@ impl Counter<Private> {
         }
     }
 
-    /// The same without waiting.
+    /// The same without waiting, for who knows that `membarrier` is chosen.
     pub(super) fn try_claim_lane(&self) -> Result<(Number, Owned), Unsplit> {
         let lanes = self.split.split(&self.count)?;
         lanes.claim().ok_or(Unsplit::ForGood)

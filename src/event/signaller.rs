@@ -108,12 +108,7 @@ impl<E: Deref<Target = Event>> Signaller<E> {
     /// that is making the event's first signaller just then.
     #[must_use]
     pub fn new(event: E) -> Self {
-        let lane = if membarrier::is_to_be_had() {
-            event.claim_lane()
-        } else {
-            None
-        };
-        let lane = lane.map(|(_, lane)| lane);
+        let lane = event.claim_lane().map(|(_, lane)| lane);
         Signaller {
             event,
             lane,
