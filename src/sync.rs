@@ -155,23 +155,42 @@ pub(crate) fn acquire_load(word: &atomic::AtomicU64) -> u64 {
     }
 }
 
-/// A releasing store to a word that no other thread writes but looks at with [`dekker_load`].
-///
-/// Under loom that look is a read-modify-write, and loom does not order a plain store among those; so there this is
-/// one.
-#[inline(always)]
-pub(crate) fn release_store(word: &atomic::AtomicU32, value: u32) {
-    if cfg!(loom) {
-        word.swap(value, Ordering::Release);
-    } else {
-        word.store(value, Ordering::Release);
-    }
+/// A word that [`release_store`] knows.
+pub(crate) trait Word {
+    type Value;
+
+    fn store(&self, value: Self::Value, ordering: Ordering);
+
+    fn swap(&self, value: Self::Value, ordering: Ordering) -> Self::Value;
 }
 
-/// A releasing store to a word that no other thread writes but looks at with [`acquire_load`]. Under loom as
-/// [`release_store`] is.
+macro_rules! words {
+    ($($word:ident $value:ty),*) => {$(
+        impl Word for atomic::$word {
+            type Value = $value;
+
+            #[inline(always)]
+            fn store(&self, value: $value, ordering: Ordering) {
+                self.store(value, ordering);
+            }
+
+            #[inline(always)]
+            fn swap(&self, value: $value, ordering: Ordering) -> $value {
+                self.swap(value, ordering)
+            }
+        }
+    )*};
+}
+
+words! { AtomicBool bool, AtomicU32 u32, AtomicU64 u64 }
+
+/// A releasing store to a word that no other thread writes at the time but looks at with [`dekker_load`],
+/// [`acquire_load`] or another read-modify-write.
+///
+/// Under loom that look is a read-modify-write in any case, and loom does not order a plain store among those; so there
+/// this is one.
 #[inline(always)]
-pub(crate) fn release_store_64(word: &atomic::AtomicU64, value: u64) {
+pub(crate) fn release_store<W: Word>(word: &W, value: W::Value) {
     if cfg!(loom) {
         word.swap(value, Ordering::Release);
     } else {

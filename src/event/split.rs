@@ -44,7 +44,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering
 use crate::sync::lazy::Lazy;
 use crate::sync::scope::{Private, Races};
 use crate::sync::wide::Wide;
-use crate::sync::{DEKKER, Numbers, acquire_load, membarrier, release_store_64, yield_now};
+use crate::sync::{DEKKER, Numbers, acquire_load, membarrier, release_store, yield_now};
 use crossbeam_utils::CachePadded;
 use std::num::NonZero;
 use std::ops::Deref;
@@ -306,7 +306,7 @@ impl Lane {
     pub(super) fn add_one(&self) {
         // Relaxed: its own. The store pairs with the loads in `added`.
         let added = self.added.load(Ordering::Relaxed);
-        release_store_64(&self.added, added + 1);
+        release_store(&self.added, added + 1);
         membarrier::light();
     }
 }
@@ -332,9 +332,8 @@ impl Deref for Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Release pairs with the Acquire in `claim` and `hear`. (A swap for the sake of loom, which does not order
-        // stores among read-modify-writes.)
-        self.owned.swap(false, Ordering::Release);
+        // Pairs with the loads and the swap in `claim` and `hear`.
+        release_store(&self.owned, false);
     }
 }
 

@@ -7,8 +7,8 @@
 //! preempted; so the thread then yields, and in the end sleeps between its attempts, for longer each time. By that the
 //! holder gets a CPU, even if the waiting thread has a real-time priority and the holder has none.
 
-use super::UnsafeCell;
 use super::atomic::{AtomicBool, Ordering};
+use super::{UnsafeCell, release_store};
 #[cfg(not(loom))]
 use std::{hint, thread, time::Duration};
 
@@ -114,12 +114,7 @@ struct Locked<'a>(&'a AtomicBool);
 impl Drop for Locked<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        if cfg!(loom) {
-            // loom does not order a plain store among read-modify-writes.
-            self.0.swap(false, Ordering::Release);
-        } else {
-            self.0.store(false, Ordering::Release);
-        }
+        release_store(self.0, false);
     }
 }
 
