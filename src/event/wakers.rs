@@ -156,7 +156,8 @@ impl<'a> Place<'a> {
         self.event
     }
 
-    /// Stands in line, to be woken by the next change. The caller looks at the count *afterwards*, with `DEKKER` loads.
+    /// Stands in line, to be woken by the next change. The caller looks at the count *afterwards*, with `DEKKER` loads;
+    /// and if there is nothing, once more when it has [heard](Self::hear_signallers) the signallers.
     pub(crate) fn join(self: Pin<&mut Self>, waker: &Waker) {
         // Before anything changes: it may panic.
         let waker = waker.clone();
@@ -169,9 +170,7 @@ impl<'a> Place<'a> {
         this.line = Some(line);
         // SAFETY: the node is pinned, and its place leaves when it is dropped: the node is neither moved nor freed
         // before that. It joins no other line, since event and change stay the same.
-        let replaced = unsafe { line.join(&this.node, waker, this.waiters()) };
-        this.arm();
-        drop(replaced);
+        drop(unsafe { line.join(&this.node, waker, this.waiters()) });
     }
 
     /// Stands in line no more, and hands on what may have woken it.
@@ -195,7 +194,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Acts as a signal for the others in line.
+    /// Acts as a signal for the others in line. If there is something, nobody need be heard: TASKS has been set all the
+    /// while if the event is a semaphore, and if it is not, the one that is woken looks for itself.
     fn hand_on(&self) {
         if self.event.units() != 0 || self.event.hear_signallers() {
             let observers = &self.event.observers;
@@ -203,11 +203,9 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Hears those who have not seen that there are tasks. That the line is looked at has been asked for already.
-    fn arm(&self) {
-        if self.change == Change::Signalled {
-            self.event.hear_signallers();
-        }
+    /// Hears those who have not seen that there are tasks. Returns whether there are any, for one who wants to read.
+    pub(crate) fn hear_signallers(&self) -> bool {
+        self.change == Change::Signalled && self.event.hear_signallers()
     }
 
     fn waiters(&self) -> &'a Waiters {

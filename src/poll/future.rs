@@ -158,7 +158,8 @@ fn poll<T>(
     let mut got = attempt(place.event());
     if got.is_none() {
         place.as_mut().join(context.waker());
-        got = attempt(place.event());
+        let attempt = || attempt(place.event());
+        got = attempt().or_else(|| place.hear_signallers().then(attempt)?);
     }
     match got {
         None => Poll::Pending,

@@ -231,7 +231,7 @@ fn sleep_in_line<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> O
             let place = unsafe { places.as_mut().map_unchecked_mut(|all| &mut all[index]) };
             place.join(&waker);
         }
-        if let Some(found) = look(events, 0) {
+        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
             return Some(found);
         }
         let outcome = parker.park(deadline);
