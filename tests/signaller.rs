@@ -141,19 +141,21 @@ fn to_a_poller() {
     }
 }
 
+fn read_any_until(events: &[Arc<Event>], total: u64) -> u64 {
+    let mut sum = 0;
+    while sum < total {
+        let ready = wait_any(events, None).expect("there is no limit");
+        sum += ready
+            .map(|index| events[index].try_read().unwrap_or(0))
+            .sum::<u64>();
+    }
+    sum
+}
+
 #[test]
 fn to_wait_any() {
     let events = [event(Mode::Counter), event(Mode::Counter)];
-    nothing_is_lost(&events, |total| {
-        let mut sum = 0;
-        while sum < total {
-            let ready = wait_any(&events, None).expect("there is no limit");
-            sum += ready
-                .map(|index| events[index].try_read().unwrap_or(0))
-                .sum::<u64>();
-        }
-        sum
-    });
+    nothing_is_lost(&events, |total| read_any_until(&events, total));
 }
 
 /// Of more events than it can sleep at, it stands in line at each.
@@ -162,14 +164,7 @@ fn to_wait_any_of_many() {
     let events: Vec<_> = (0..150).map(|_| event(Mode::Counter)).collect();
     let _owner = Signaller::new(&*events[0]);
     nothing_is_lost_in(1_000, &events[148..], |total| {
-        let mut sum = 0;
-        while sum < total {
-            let ready = wait_any(&events, None).expect("there is no limit");
-            sum += ready
-                .map(|index| events[index].try_read().unwrap_or(0))
-                .sum::<u64>();
-        }
-        sum
+        read_any_until(&events, total)
     });
 }
 

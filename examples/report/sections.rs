@@ -117,8 +117,8 @@ pub fn all() -> Vec<Plan> {
             title: "A device",
             text: "The example vhost-user-blk, a disk in memory: reads of 4 KiB by the driver of the crate \
                    virtio-driver, which sleeps in its call eventfd or polls the used ring; driver and back-end have a \
-                   CPU each. The loop of the back-end is epoll or doorbell's Poller, which polls the available ring for \
-                   up to 32 µs before it sleeps, and the driver is asked whether it wants an interrupt after each \
+                   CPU each. The loop of the back-end is epoll or doorbell's Poller, which polls the available ring \
+                   for up to 32 µs before it sleeps, and the driver is asked whether it wants an interrupt after each \
                    request, after all that are there, or by doorbell's rule. Beside it, epoll with QEMU's rule for \
                    polling, the loop of the crate vhost-user-backend, and qemu-storage-daemon with a disk of zeroes \
                    that is nowhere. CPU is the back-end's for a request.",

@@ -273,6 +273,22 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// That the texts of `steps` stand in a function of a source file, in this order. `function` is what tells its head from
+/// others.
+///
+/// # Panics
+///
+/// One is not there.
+pub fn assert_has_steps(file: &str, function: &str, steps: &[&str]) {
+    let (_, rest) = file.split_once(function).expect(function);
+    let mut rest = rest.split("\n    }\n").next().unwrap_or(rest);
+    for step in steps {
+        (_, rest) = rest
+            .split_once(step)
+            .unwrap_or_else(|| panic!("`{step}` is not where it was in `{function}`"));
+    }
+}
+
 impl stateright::Model for Protocol {
     type State = State;
     type Action = Action;

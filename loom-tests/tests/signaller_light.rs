@@ -10,7 +10,7 @@ use doorbell::{Event, Spin};
 use loom_tests::store_buffers::Step::{
     Await, Back, Fence, HeavyBarrier, Load, Set, SkipIf, Store, Update,
 };
-use loom_tests::store_buffers::{DEADLOCK, END, Protocol, Step};
+use loom_tests::store_buffers::{DEADLOCK, END, Protocol, Step, assert_has_steps};
 use std::sync::Arc;
 
 /// `Lanes::base`. It may be less than 0.
@@ -308,7 +308,7 @@ fn the_code_has_these_steps() {
             "fn add_one(&self)",
             &[
                 "self.added.load(Ordering::Relaxed)",
-                "release_store_64(&self.added, added + 1)",
+                "release_store(&self.added, added + 1)",
                 "membarrier::light()",
             ][..],
         ),
@@ -366,12 +366,6 @@ fn the_code_has_these_steps() {
             &["item.hear_signallers()", "item.look_when_armed()"],
         ),
     ] {
-        let (_, rest) = file.split_once(function).expect(function);
-        let mut rest = rest.split("\n    }\n").next().unwrap_or(rest);
-        for step in steps {
-            (_, rest) = rest
-                .split_once(step)
-                .unwrap_or_else(|| panic!("`{step}` is not where it was in `{function}`"));
-        }
+        assert_has_steps(file, function, steps);
     }
 }

@@ -5,7 +5,7 @@
 //! or exchanged.
 
 use loom_tests::store_buffers::Step::{Await, Check, HeavyBarrier, Load, SkipIf, Store, Update};
-use loom_tests::store_buffers::{END, Protocol, Step};
+use loom_tests::store_buffers::{END, Protocol, Step, assert_has_steps};
 
 /// `Slot::seq`.
 const SEQ: usize = 0;
@@ -265,12 +265,6 @@ fn the_code_has_these_steps() {
             &["ENDED.load(Ordering::Acquire) > begun"],
         ),
     ] {
-        let (_, rest) = file.split_once(function).expect(function);
-        let mut rest = rest.split("\n    }\n").next().unwrap_or(rest);
-        for step in steps {
-            (_, rest) = rest
-                .split_once(step)
-                .unwrap_or_else(|| panic!("`{step}` is not where it was in `{function}`"));
-        }
+        assert_has_steps(file, function, steps);
     }
 }

@@ -76,7 +76,7 @@ mod lesson;
 ///   that a short spin is never seen to pay, although a long one would make the waits short.
 /// * With one CPU in the machine there are no adaptive spins.
 ///
-/// What ping-pongs take in a virtual machine with two Intel Xeon (Sapphire Rapids) CPUs and Linux 6.18, as microseconds
+/// What ping-pongs take in a virtual machine with two AMD EPYC (Zen 4) CPUs and Linux 6.18, as microseconds
 /// a round and, in brackets, microseconds of CPU time of both threads a round (`cargo bench --bench spin`; medians of
 /// 11 turns; "fixed" spins for 5, 20 or 50 µs before each sleep, whichever of these takes the shortest rounds):
 ///

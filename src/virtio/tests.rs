@@ -1,6 +1,7 @@
 use super::{PolledQueue, QueueError};
 use crate::poll::Probe;
 use crate::sync::atomic::Ordering;
+use std::ops::Deref;
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -14,8 +15,20 @@ const USED: u64 = 0x3000;
 
 /// A queue as it is, and one of the crate that goes the same way in the same memory a little further up: the oracle.
 struct Rig {
-    mem: Arc<Memory>,
+    driver: Driver,
     queue: PolledQueue<Arc<Memory>>,
+}
+
+/// What the driver does to the rings, also while the queue is served.
+#[derive(Clone)]
+struct Driver(Arc<Memory>);
+
+impl Deref for Rig {
+    type Target = Driver;
+
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
 }
 
 fn new_queue(event_idx: bool, start: u16) -> Queue {
@@ -40,33 +53,11 @@ impl Rig {
         let mem = memory();
         let rig = Rig {
             queue: PolledQueue::new(new_queue(event_idx, start), Arc::clone(&mem)).unwrap(),
-            mem,
+            driver: Driver(mem),
         };
         rig.set(AVAILABLE + 2, start);
         rig.set(USED + 2, start);
         rig
-    }
-
-    fn set(&self, at: u64, value: u16) {
-        self.mem
-            .store(value.to_le(), GuestAddress(at), Ordering::Relaxed)
-            .unwrap();
-    }
-
-    fn get(&self, at: u64) -> u16 {
-        u16::from_le(self.mem.load(GuestAddress(at), Ordering::Relaxed).unwrap())
-    }
-
-    fn make_available(&self, n: u16) {
-        self.set(AVAILABLE + 2, self.get(AVAILABLE + 2).wrapping_add(n));
-    }
-
-    fn set_used_event(&self, index: u16) {
-        self.set(AVAILABLE + 4 + 2 * u64::from(SIZE), index);
-    }
-
-    fn avail_event(&self) -> u16 {
-        self.get(USED + 4 + 8 * u64::from(SIZE))
     }
 
     /// Whether a driver that has gone from `old` to the index it has would kick.
@@ -87,6 +78,30 @@ impl Rig {
             .serve(SIZE, |_| Ok::<_, QueueError>(0), || interrupts += 1)
             .unwrap();
         (served.requests, interrupts, served.more)
+    }
+}
+
+impl Driver {
+    fn set(&self, at: u64, value: u16) {
+        self.0
+            .store(value.to_le(), GuestAddress(at), Ordering::Relaxed)
+            .unwrap();
+    }
+
+    fn get(&self, at: u64) -> u16 {
+        u16::from_le(self.0.load(GuestAddress(at), Ordering::Relaxed).unwrap())
+    }
+
+    fn make_available(&self, n: u16) {
+        self.set(AVAILABLE + 2, self.get(AVAILABLE + 2).wrapping_add(n));
+    }
+
+    fn set_used_event(&self, index: u16) {
+        self.set(AVAILABLE + 4 + 2 * u64::from(SIZE), index);
+    }
+
+    fn avail_event(&self) -> u16 {
+        self.get(USED + 4 + 8 * u64::from(SIZE))
     }
 }
 
@@ -249,9 +264,8 @@ fn a_driver_that_sleeps_is_interrupted_for_the_first_of_many() {
         for n in 1..20 {
             rig.make_available(8);
             let mut used_at = Vec::new();
-            let mem = Arc::clone(&rig.mem);
-            let used =
-                || u16::from_le(mem.load(GuestAddress(USED + 2), Ordering::Relaxed).unwrap());
+            let driver = rig.driver.clone();
+            let used = || driver.get(USED + 2);
             let before = used();
             let _ = rig
                 .queue
@@ -281,15 +295,7 @@ fn a_driver_that_is_awake_is_interrupted_after_all() {
         let mut interrupts = 0;
         for _ in 0..1000 {
             rig.make_available(8);
-            let mem = Arc::clone(&rig.mem);
-            let get = |at: u64| {
-                mem.load::<u16>(GuestAddress(at), Ordering::Relaxed)
-                    .unwrap()
-            };
-            let set = |at: u64, value: u16| {
-                mem.store(value, GuestAddress(at), Ordering::Relaxed)
-                    .unwrap();
-            };
+            let driver = rig.driver.clone();
             let _ = rig
                 .queue
                 .serve(
@@ -297,9 +303,9 @@ fn a_driver_that_is_awake_is_interrupted_after_all() {
                     |_| Ok::<_, QueueError>(0),
                     || {
                         interrupts += 1;
-                        set(AVAILABLE + 4 + 2 * u64::from(SIZE), get(USED + 2));
+                        driver.set_used_event(driver.get(USED + 2));
                         // Without EVENT_IDX, it turns interrupts off while it works.
-                        set(AVAILABLE, 1_u16.to_le());
+                        driver.set(AVAILABLE, 1);
                     },
                 )
                 .unwrap();
@@ -329,19 +335,11 @@ fn no_driver_relies_on_an_interrupt_in_vain() {
         for batch in 0..5000 {
             let n = random.u16(1..=SIZE);
             rig.make_available(n);
-            let mem = Arc::clone(&rig.mem);
-            let get = |at: u64| {
-                mem.load::<u16>(GuestAddress(at), Ordering::Relaxed)
-                    .unwrap()
-            };
-            let set = |at: u64, value: u16| {
-                mem.store(value, GuestAddress(at), Ordering::Relaxed)
-                    .unwrap();
-            };
+            let driver = rig.driver.clone();
             let awake = |seen: &mut u16| {
-                *seen = get(USED + 2);
-                set(AVAILABLE, 0);
-                set(AVAILABLE + 4 + 2 * u64::from(SIZE), *seen);
+                *seen = driver.get(USED + 2);
+                driver.set(AVAILABLE, 0);
+                driver.set_used_event(*seen);
                 asleep.set(true);
             };
             let slow = random.bool();
@@ -354,14 +352,14 @@ fn no_driver_relies_on_an_interrupt_in_vain() {
                         // It is awake from here on, and asks again now or after the batch.
                         asleep.set(false);
                         if slow {
-                            set(AVAILABLE, 1_u16.to_le());
+                            driver.set(AVAILABLE, 1);
                         } else {
                             awake(&mut seen);
                         }
                     },
                 )
                 .unwrap();
-            let used = get(USED + 2);
+            let used = driver.get(USED + 2);
             assert!(!asleep.get() || seen == used, "{event_idx} {start} {batch}");
             awake(&mut seen);
         }
@@ -456,7 +454,8 @@ fn into_queue_gives_back_where_it_was() {
         rig.make_available(3);
         rig.set_used_event(start);
         assert!(matches!(rig.serve(), (3, 1.., false)));
-        let Rig { queue, mem } = rig;
+        let Rig { queue, driver } = rig;
+        let mem = driver.0;
         let mut queue = queue.into_queue();
         let end = start.wrapping_add(3);
         assert_eq!(
