@@ -273,8 +273,8 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// That the texts of `steps` stand in a function of a source file, in this order. `function` is what tells its head from
-/// others.
+/// That the texts of `steps` stand in a function of a source file, in this order. `function` is what tells its head
+/// from others.
 ///
 /// # Panics
 ///
