@@ -146,9 +146,10 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     }
 
     /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
-    /// event, nor what a thread is writing at this moment.
+    /// event, nor what a thread is writing at this moment. `u64::MAX` says that or more: several threads that find no
+    /// room at once can each leave a whole count.
     pub fn pending(&self) -> u64 {
-        *self.sender.owed()
+        self.sender.pending()
     }
 
     /// As `with_fd`.
@@ -168,8 +169,9 @@ struct Sender<E: Deref<Target = Event>> {
     event: E,
     fd: KernelEvent,
     /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can
-    /// block writes.
-    owed: Mutex<u64>,
+    /// block writes. Wider than a count, since each of several threads may leave a whole one here, while others fill
+    /// the event anew.
+    owed: Mutex<u128>,
 }
 
 impl<E: Deref<Target = Event>> Sender<E> {
@@ -177,7 +179,7 @@ impl<E: Deref<Target = Event>> Sender<E> {
         let late = mem::take(&mut *self.owed());
         self.write(late)?;
         let taken = self.event.take_all();
-        let result = self.write(taken);
+        let result = self.write(taken.into());
         if taken == 0 && late == 0 && signalled {
             // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to
             // be read.
@@ -190,32 +192,25 @@ impl<E: Deref<Target = Event>> Sender<E> {
     }
 
     /// Writes `n`, which nobody else has. What there is no room for is owed.
-    fn write(&self, mut n: u64) -> io::Result<()> {
+    fn write(&self, mut n: u128) -> io::Result<()> {
         while n != 0 {
-            // The overflow state is more than one write may add.
-            let part = u64::min(n, u64::MAX - 1);
+            // More than one write may add: the overflow state, or what several threads have left.
+            let part = saturated(n).min(u64::MAX - 1);
             if self.fd.write(part).is_err() {
                 // For want of room: it fails for nothing else.
-                self.owe(n);
+                *self.owed() += n;
                 return Err(Errno::Again.into());
             }
-            n -= part;
+            n -= u128::from(part);
         }
         Ok(())
     }
 
-    fn owe(&self, n: u64) {
-        let mut owed = self.owed();
-        let fits = n.min(u64::MAX - *owed);
-        *owed += fits;
-        drop(owed);
-        if fits < n {
-            // Several threads have found no room at once. The rest waits where that of later signals does.
-            self.event.signal_n(n - fits);
-        }
+    fn pending(&self) -> u64 {
+        saturated(*self.owed())
     }
 
-    fn owed(&self) -> MutexGuard<'_, u64> {
+    fn owed(&self) -> MutexGuard<'_, u128> {
         // A panic cannot have left it wrong: nothing between its changes panics.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -230,11 +225,16 @@ impl<E: Deref<Target = Event> + Send + Sync> Observer for Sender<E> {
 
 impl<E: Deref<Target = Event>> Drop for Sender<E> {
     fn drop(&mut self) {
-        let owed = *self.owed();
+        let owed = self.pending();
         if owed != 0 {
             self.event.signal_n(owed);
         }
     }
+}
+
+/// As much of `n` as a count can say.
+fn saturated(n: u128) -> u64 {
+    n.try_into().unwrap_or(u64::MAX)
 }
 
 impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
@@ -242,7 +242,7 @@ impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
         f.debug_struct("Forward")
             .field("event", &**self.observation.event())
             .field("fd", &self.sender.fd)
-            .field("pending", &*self.sender.owed())
+            .field("pending", &self.sender.pending())
             .finish()
     }
 }
@@ -303,35 +303,28 @@ mod as_fd {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::atomic::{AtomicU32, Ordering};
 
     const FULL: u64 = u64::MAX - 1;
 
-    /// What is more than a number, as several threads without room have it together, waits in the event.
+    /// Threads that take whole counts and find no room leave all of them, whatever is in the event by then.
     #[test]
     fn more_is_owed_than_a_number_holds() {
         let event = Arc::new(Event::new(0));
         let forward = Forward::new(Arc::clone(&event)).unwrap();
-        let signals = Arc::new(AtomicU32::new(0));
-        let _counted = Observation::new(Arc::clone(&event), Interest::Signals, {
-            let signals = Arc::clone(&signals);
-            Arc::new(move |_: Change| {
-                signals.fetch_add(1, Ordering::Relaxed);
-            })
-        });
-        let state = || {
-            let signals = signals.load(Ordering::Relaxed);
-            (forward.pending(), event.count(), signals)
-        };
+        let state = || (forward.pending(), event.count());
         forward.sender.fd.write(FULL).unwrap();
-        forward.sender.owe(u64::MAX - 5);
-        assert_eq!(state(), (u64::MAX - 5, 0, 0));
-        forward.sender.owe(8);
-        assert_eq!(state(), (u64::MAX, 3, 1));
-        for expected in [FULL, FULL, 4] {
-            assert_eq!(forward.sender.fd.read().unwrap(), expected);
+        let none = Err(std::io::ErrorKind::WouldBlock);
+        let write = |n: u64| forward.sender.write(n.into()).map_err(|e| e.kind());
+        assert_eq!(write(u64::MAX - 5), none);
+        assert_eq!(state(), (u64::MAX - 5, 0));
+        assert_eq!(write(FULL), none);
+        assert_eq!(state(), (u64::MAX, 0));
+        let mut read = 0;
+        while let Ok(n) = forward.sender.fd.read() {
+            read += u128::from(n);
             let _ = forward.flush();
         }
-        assert_eq!(state(), (0, 0, 1));
+        assert_eq!(read, u128::from(FULL) * 3 - 4);
+        assert_eq!(state(), (0, 0));
     }
 }
