@@ -58,6 +58,7 @@ pub mod poll;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub mod shared;
 mod spread;
+pub mod state;
 #[cfg(all(feature = "virtio-queue", target_os = "linux", not(loom)))]
 pub mod virtio;
 /// Open to `loom-tests`: what of it does not depend on the crate of the queue.
