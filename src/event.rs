@@ -30,6 +30,7 @@ mod batch;
 mod change;
 pub(crate) mod counter;
 mod error;
+mod handle;
 #[cfg(target_os = "linux")]
 mod handover;
 mod observer;
@@ -49,6 +50,7 @@ pub use crate::sync::spin::Spin;
 pub use batch::{Batch, Removed};
 pub use change::{Change, Interest};
 pub use error::{Unwritten, WriteError};
+pub use handle::{EventHandle, WeakEventHandle};
 #[cfg(target_os = "linux")]
 pub(crate) use handover::Handover;
 pub use observer::{Observation, Observer};
@@ -497,6 +499,13 @@ impl Default for Event {
     /// An empty event in [`Mode::Counter`].
     fn default() -> Self {
         Event::new(0)
+    }
+}
+
+/// So that what takes events of any kind of handle takes bare ones, too.
+impl AsRef<Event> for Event {
+    fn as_ref(&self) -> &Event {
+        self
     }
 }
 

@@ -79,5 +79,3 @@ pub use mirror::Mirror;
 pub use notifier::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 #[cfg(all(feature = "vmm-sys-util", not(loom)))]
 pub use originals::AsOriginal;
-#[cfg(feature = "vm-superio")]
-pub use superio::SharedTrigger;

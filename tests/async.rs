@@ -219,15 +219,19 @@ fn as_many_are_woken_as_there_are_units() {
 /// Each unit wakes a task of its own, however it comes, before any of them is polled, and none twice.
 #[test]
 fn each_unit_wakes_a_task_of_its_own() {
-    fn committed(event: &Event) {
+    fn committed(event: &Arc<Event>) {
         let mut batch = Batch::new();
         let index = batch.add(event);
         batch.signal(index);
         batch.commit().unwrap();
     }
-    let add: [fn(&Event); 3] = [Event::signal, |event| event.write(1).unwrap(), committed];
+    let add: [fn(&Arc<Event>); 3] = [
+        |event| event.signal(),
+        |event| event.write(1).unwrap(),
+        committed,
+    ];
     for add in add {
-        let event = Event::semaphore(0);
+        let event = Arc::new(Event::semaphore(0));
         let mut tasks = reads(&event, 3);
         add(&event);
         assert_eq!(woken(&tasks), [1, 0, 0]);
@@ -249,7 +253,7 @@ fn each_unit_wakes_a_task_of_its_own() {
 #[test]
 fn each_unit_of_an_observer_wakes_a_task_of_its_own() {
     let event = Arc::new(Event::semaphore(0));
-    let outer = Event::new(0);
+    let outer = Arc::new(Event::new(0));
     let mut tasks = reads(&event, 3);
     let _observation = Observation::new(&outer, Interest::Signals, {
         let event = Arc::clone(&event);

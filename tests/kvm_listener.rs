@@ -458,7 +458,7 @@ fn an_event_keeps_its_eventfd() {
     device.unmap(&space);
     let after = kvm.count_of(event).unwrap();
     assert_eq!(before.as_fd().as_raw_fd(), after.as_fd().as_raw_fd());
-    assert!(Arc::ptr_eq(after.event(), event));
+    assert!(after.event().ptr_eq(event));
 
     let highest = (0..1000)
         .map(|_| {

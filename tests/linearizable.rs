@@ -135,7 +135,7 @@ impl Round {
             let event = &self.event;
             let outcome = match (call, &signaller) {
                 (Call::Sign, _) => {
-                    signaller = Some(Signaller::new(&**event));
+                    signaller = Some(Signaller::new(event));
                     None
                 }
                 (Call::Resign, _) => {

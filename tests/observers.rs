@@ -43,14 +43,11 @@ fn event() -> Arc<Event> {
     Arc::new(Event::new(0))
 }
 
-fn observe(
-    event: &Arc<Event>,
-    f: impl Fn(Change) + Send + Sync + 'static,
-) -> Observation<Arc<Event>> {
+fn observe(event: &Arc<Event>, f: impl Fn(Change) + Send + Sync + 'static) -> Observation {
     Observation::new(Arc::clone(event), Interest::Signals, Arc::new(f))
 }
 
-fn counted(event: &Event, interest: Interest) -> (Arc<Calls>, Observation<&Event>) {
+fn counted(event: &Arc<Event>, interest: Interest) -> (Arc<Calls>, Observation) {
     let calls = Arc::new(Calls::default());
     let observation = Observation::new(event, interest, calls.clone());
     (calls, observation)
@@ -58,7 +55,7 @@ fn counted(event: &Event, interest: Interest) -> (Arc<Calls>, Observation<&Event
 
 #[test]
 fn every_successful_operation_is_a_call() {
-    let event = Event::semaphore(0);
+    let event = Arc::new(Event::semaphore(0));
     let (calls, _observation) = counted(&event, Interest::Both);
     event.signal();
     event.signal_n(3);
@@ -76,7 +73,7 @@ fn every_successful_operation_is_a_call() {
 
 #[test]
 fn a_failed_operation_is_no_call() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let (calls, _observation) = counted(&event, Interest::Both);
     assert_eq!(event.try_read(), None);
     assert_eq!(event.read_timeout(Duration::from_millis(1)), None);
@@ -92,7 +89,7 @@ fn a_failed_operation_is_no_call() {
 
 #[test]
 fn a_saturated_signal_is_a_call() {
-    let event = Event::new(u64::MAX);
+    let event = Arc::new(Event::new(u64::MAX));
     let (calls, _observation) = counted(&event, Interest::Signals);
     event.signal();
     assert_eq!(calls.take(), (1, 0));
@@ -100,7 +97,7 @@ fn a_saturated_signal_is_a_call() {
 
 #[test]
 fn each_is_called_for_what_it_is_interested_in() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let (signals, _first) = counted(&event, Interest::Signals);
     let (reads, second) = counted(&event, Interest::Reads);
     event.signal();
@@ -130,7 +127,7 @@ fn the_count_has_changed_when_the_call_comes() {
 
 #[test]
 fn an_observer_that_is_armed_is_called_once() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let calls = Arc::new(Calls::default());
     let observation = Observation::on_demand(&event, Interest::Both, calls.clone());
     event.signal();
@@ -152,7 +149,7 @@ fn an_observer_that_is_armed_is_called_once() {
 
 #[test]
 fn arming_more_than_it_is_attached_for_asks_for_nothing() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let calls = Arc::new(Calls::default());
     let observation = Observation::on_demand(&event, Interest::Reads, calls.clone());
     observation.arm(Interest::Both);
@@ -164,7 +161,7 @@ fn arming_more_than_it_is_attached_for_asks_for_nothing() {
 
 #[test]
 fn one_that_is_called_each_time_outlives_one_that_is_armed() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let (each, _each) = counted(&event, Interest::Signals);
     let once = Arc::new(Calls::default());
     let armed = Observation::on_demand(&event, Interest::Signals, once.clone());
@@ -434,7 +431,7 @@ fn a_ring_does_not_cut_off_who_armed() {
     limit("a_ring_does_not_cut_off_who_armed", || {
         let (ring, other) = (event(), event());
         let calls = Arc::new(Calls::default());
-        let armed = Observation::on_demand(&*other, Interest::Signals, calls.clone());
+        let armed = Observation::on_demand(&other, Interest::Signals, calls.clone());
         armed.arm(Interest::Signals);
         let rounds = AtomicU64::new(0);
         let _observation = observe(&ring, {
@@ -458,7 +455,7 @@ fn a_panic_harms_nobody_else() {
         let event = event();
         let (before, _before) = counted(&event, Interest::Signals);
         let panics = Observation::new(
-            &*event,
+            &event,
             Interest::Signals,
             Arc::new(|_: Change| panic!("in a callback")),
         );
@@ -513,7 +510,7 @@ fn a_panic_in_a_nested_call() {
 /// call.
 #[test]
 fn a_forgotten_observation() {
-    let event = Event::new(0);
+    let event = Arc::new(Event::new(0));
     let (calls, observation) = counted(&event, Interest::Signals);
     std::mem::forget(observation);
     event.signal();
@@ -524,7 +521,7 @@ fn a_forgotten_observation() {
 
 #[test]
 fn debug_shows_the_event_and_the_interest() {
-    let event = Event::new(7);
+    let event = Arc::new(Event::new(7));
     let (_calls, observation) = counted(&event, Interest::Reads);
     let text = format!("{observation:?}");
     assert!(text.contains("count: 7"), "{text}");

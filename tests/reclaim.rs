@@ -418,32 +418,3 @@ fn reclaim_inside_a_call() {
         assert!(reclaim());
     });
 }
-
-/// An event that goes with a forgotten observer takes it along: at once, or after a call on another thread that may be
-/// its.
-#[test]
-fn an_event_goes_with_a_forgotten_observer() {
-    alone("an_event_goes_with_a_forgotten_observer", || {
-        let here = thread::current().id();
-        let drops = Drops::default();
-        let forget = || {
-            let event = Event::new(0);
-            let observer = Arc::new(Tells(drops.clone(), || ()));
-            std::mem::forget(Observation::new(
-                &event,
-                Interest::Signals,
-                observer as Arc<_>,
-            ));
-            event
-        };
-        drop(forget());
-        assert_eq!(drops.take(), [here]);
-        let event = forget();
-        let inside = Inside::new();
-        drop(event);
-        assert_eq!(drops.take(), []);
-        inside.end();
-        drop(forget());
-        assert_eq!(drops.take(), [here; 2]);
-    });
-}

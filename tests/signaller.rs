@@ -10,7 +10,7 @@ mod script;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog::Watchdog;
-use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
+use doorbell::event::{Batch, Change, EventHandle, Interest, Observation, Signaller};
 use doorbell::fd::Mirror;
 use doorbell::ioeventfd::{Bus, Key, Latest, Queue, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
@@ -62,7 +62,7 @@ fn nothing_is_lost_in(
         let consumer = scope.spawn(|| consume(total));
         for (seed, event) in (1..).zip(events) {
             scope.spawn(move || {
-                let signaller = Signaller::new(&**event);
+                let signaller = Signaller::new(event);
                 let mut rng = Rng::with_seed(seed);
                 for number in 0..signals {
                     if number % 8 == 0 {
@@ -162,7 +162,7 @@ fn to_wait_any() {
 #[test]
 fn to_wait_any_of_many() {
     let events: Vec<_> = (0..150).map(|_| event(Mode::Counter)).collect();
-    let _owner = Signaller::new(&*events[0]);
+    let _owner = Signaller::new(&events[0]);
     nothing_is_lost_in(1_000, &events[148..], |total| {
         read_any_until(&events, total)
     });
@@ -244,7 +244,7 @@ fn to_one_who_arms_and_looks() {
     let _watchdog = Watchdog::new(Duration::from_secs(60), || "arms and looks".to_owned());
     thread::scope(|scope| {
         scope.spawn(|| {
-            let signaller = Signaller::new(&*event);
+            let signaller = Signaller::new(&event);
             // Stores to lines that no cache has keep those after them from being seen for a while.
             let far: Vec<AtomicU64> = (0..1 << 20).map(AtomicU64::new).collect();
             for number in 1..=ROUNDS {
@@ -351,7 +351,7 @@ fn of_a_batch() {
     let removed = batch.remove(first).unwrap();
     drop(batch);
     assert_eq!(is_split(&removed.event), lanes);
-    assert!(!is_split(&Event::new(0)));
+    assert!(!is_split(&Arc::new(Event::new(0)).into()));
 }
 
 fn nothing_is_lost_of_a_batch(events: &[Arc<Event>]) {
@@ -407,23 +407,23 @@ fn at_the_limits() {
 fn who_has_a_lane() {
     let lanes = have_lanes();
     let event = event(Mode::Counter);
-    let mut signallers: Vec<_> = (0..64).map(|_| Signaller::new(&*event)).collect();
+    let mut signallers: Vec<_> = (0..64).map(|_| Signaller::new(&event)).collect();
     assert!(
         signallers
             .iter()
             .all(|signaller| signaller.has_lane() == lanes)
     );
-    let late = Signaller::new(&*event);
+    let late = Signaller::new(&event);
     assert!(!late.has_lane());
     late.signal();
     signallers.iter().for_each(Signaller::signal);
     signallers.remove(7);
-    let next = Signaller::new(&*event);
+    let next = Signaller::new(&event);
     assert_eq!(next.has_lane(), lanes);
     next.signal();
     // A forgotten one keeps its lane.
     std::mem::forget(signallers.remove(9));
-    assert!(!Signaller::new(&*event).has_lane());
+    assert!(!Signaller::new(&event).has_lane());
     drop(signallers);
     assert_eq!(event.read(), 66);
     assert!(format!("{next:?}").contains(&format!("has_lane: {lanes}")));
@@ -436,7 +436,7 @@ fn not_after_an_overflow() {
     let overflown = Event::new(0);
     overflown.signal_n(u64::MAX);
     assert_eq!(overflown.read(), u64::MAX);
-    for event in [overflown, Event::new(u64::MAX)] {
+    for event in [overflown, Event::new(u64::MAX)].map(Arc::new) {
         let before = event.count();
         let signaller = Signaller::new(&event);
         assert!(!signaller.has_lane());
@@ -445,7 +445,7 @@ fn not_after_an_overflow() {
         signaller.signal();
         assert_eq!(event.try_read(), Some(1));
     }
-    let event = Event::new(FULL);
+    let event = Arc::new(Event::new(FULL));
     assert_eq!(Signaller::new(&event).has_lane(), lanes);
     assert_eq!(event.try_read(), Some(FULL));
 }
@@ -513,7 +513,7 @@ const A: u64 = 0xe000_3000;
 
 /// Whether an event has been split, which only signallers with a lane do: one that is in the overflow state then gives
 /// out lanes afterwards.
-fn is_split(event: &Event) -> bool {
+fn is_split(event: &EventHandle) -> bool {
     event.signal_n(u64::MAX);
     event.try_read();
     Signaller::new(event).has_lane()
@@ -539,7 +539,7 @@ fn doorbells_of_a_reader() {
     assert_eq!((latest.value(), queue.len()), (3, 3));
     for event in &events {
         assert_eq!(event.read(), 3);
-        assert_eq!(is_split(event), lanes);
+        assert_eq!(is_split(&event.into()), lanes);
     }
 }
 
@@ -565,7 +565,7 @@ fn more_doorbells_than_signallers() {
         .iter()
         .filter(|event| {
             assert_eq!(event.read(), 5);
-            is_split(event)
+            is_split(&(*event).into())
         })
         .count();
     // As many as it has places, of which there are twice as many.
@@ -590,7 +590,7 @@ fn signallers_without_a_limit() {
         table.assign(Key::mmio(address, 4), event).unwrap().keep();
         assert!(reader.write(Bus::Mmio, address, &[0; 4]));
         assert_eq!(event.read(), 1);
-        assert_eq!(is_split(event), lanes);
+        assert_eq!(is_split(&event.into()), lanes);
     }
 }
 

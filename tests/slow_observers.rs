@@ -118,10 +118,7 @@ fn waits_for(told: Receiver<()>) -> (Arc<AtomicBool>, Arc<impl Fn(Change) + Send
     (satisfied, Arc::new(observer))
 }
 
-fn observe(
-    event: &Arc<Event>,
-    f: impl Fn(Change) + Send + Sync + 'static,
-) -> Observation<Arc<Event>> {
+fn observe(event: &Arc<Event>, f: impl Fn(Change) + Send + Sync + 'static) -> Observation {
     Observation::new(Arc::clone(event), Interest::Signals, Arc::new(f))
 }
 
@@ -410,7 +407,7 @@ fn the_order_of_observers() {
         }
     };
     let _first = observe(&event, note(1));
-    let second = Observation::on_demand(&*event, Interest::Signals, Arc::new(note(2)));
+    let second = Observation::on_demand(&event, Interest::Signals, Arc::new(note(2)));
     poller.add(&event, 0, Watch::READABLE).unwrap();
     let _third = observe(&event, note(3));
     second.arm(Interest::Signals);
@@ -418,7 +415,7 @@ fn the_order_of_observers() {
     assert_eq!(*seen.lock().unwrap(), [3, 2, 1]);
     assert!(ready.load(SeqCst), "called before the poller");
     let mut batch = Batch::new();
-    let index = batch.add(&*event);
+    let index = batch.add(&event);
     batch.signal(index);
     second.arm(Interest::Signals);
     panic::catch_unwind(AssertUnwindSafe(|| batch.commit())).unwrap_err();

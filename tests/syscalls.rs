@@ -904,7 +904,7 @@ fn the_list_of_an_event_with_signallers_is_complete() {
         println!("signallers are tested without lanes: {error}");
     }
     let events = [Mode::Counter, Mode::Semaphore]
-        .map(|mode| Event::with_mode(0, mode).with_spin(Spin::Never));
+        .map(|mode| Arc::new(Event::with_mode(0, mode).with_spin(Spin::Never)));
     // Those that make the first signaller at once wait for one another.
     let calls = listed(
         &[libc::SYS_membarrier, libc::SYS_sched_yield],
@@ -1333,7 +1333,7 @@ fn twice_each(events: &[Arc<Event>]) {
 fn twice_each_in_a_batch(events: &[Arc<Event>]) {
     let mut batch = Batch::new();
     for event in events {
-        let index = batch.add(&**event);
+        let index = batch.add(event);
         batch.signal(index);
         batch.signal(index);
     }
@@ -1598,7 +1598,7 @@ fn batch_to_a_visitor() {
     };
     let mut batch = Batch::new();
     for event in &events {
-        let index = batch.add(&**event);
+        let index = batch.add(event);
         batch.signal(index);
     }
     visitor.wait_asleep();

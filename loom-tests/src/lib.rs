@@ -12,6 +12,7 @@ pub use doorbell::sync::futex::model as futex;
 mod stacks;
 pub mod store_buffers;
 
+use doorbell::event::EventHandle;
 use doorbell::{Event, Mode, Spin};
 use loom::cell::UnsafeCell;
 use loom::thread::{self, JoinHandle};
@@ -65,6 +66,11 @@ pub fn spawn<H: Clone + Deref + 'static, T: 'static>(
 ) -> JoinHandle<T> {
     let handle = handle.clone();
     thread::spawn(move || f(&handle))
+}
+
+/// A handle of an event behind loom's `Arc`, whose count of handles loom knows of.
+pub fn handle(event: &loom::sync::Arc<Event>) -> EventHandle {
+    EventHandle::of_field(&std::sync::Arc::new(event.clone()), |event| event)
 }
 
 /// Data that is handed over by an event: loom reports an access that nothing orders.

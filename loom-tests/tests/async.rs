@@ -8,7 +8,7 @@ use doorbell::sync::brief::BriefMutex;
 use doorbell::{Event, Mode, Spin};
 use loom::future::block_on;
 use loom::sync::Arc;
-use loom_tests::{Cargo, check, event, spawn};
+use loom_tests::{Cargo, check, event, handle, spawn};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -416,7 +416,7 @@ fn handed_on_twice() {
 /// A task and an observer, that asks to be called once or each time, at one event: a signal reaches both.
 #[test]
 fn a_task_beside_an_observer() {
-    for attach in [Observation::new, Observation::on_demand] {
+    for each_time in [true, false] {
         check("a_task_beside_an_observer", Some(2), move || {
             let event = event(0, Mode::Counter);
             let calls = std::sync::Arc::new(AtomicU32::new(0));
@@ -424,8 +424,11 @@ fn a_task_beside_an_observer() {
                 let calls = std::sync::Arc::clone(&calls);
                 std::sync::Arc::new(move |_: Change| _ = calls.fetch_add(1, Ordering::Relaxed))
             };
-            let handle = Handle(event.clone());
-            let observation = attach(handle, Interest::Signals, observer);
+            let observation = if each_time {
+                Observation::new(handle(&event), Interest::Signals, observer)
+            } else {
+                Observation::on_demand(handle(&event), Interest::Signals, observer)
+            };
             observation.arm(Interest::Signals);
             let task = spawn(&event, reader);
             event.signal();
@@ -457,17 +460,6 @@ fn a_task_beside_a_poller() {
         assert_eq!((rings(&bells), ready()), ([1], 1));
         drop(task);
     });
-}
-
-/// An event behind loom's `Arc`.
-struct Handle(Arc<Event>);
-
-impl std::ops::Deref for Handle {
-    type Target = Event;
-
-    fn deref(&self) -> &Event {
-        &self.0
-    }
 }
 
 /// Joins the line, and does not look.

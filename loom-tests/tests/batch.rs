@@ -140,7 +140,7 @@ fn commit_and_observer() {
         let [first, second] = events;
         let observation = Observation::on_demand(first, Interest::Signals, observer);
         let mut batch = Batch::new();
-        let indices = [Arc::clone(observation.event()), second].map(|event| batch.add(event));
+        let indices = [observation.event().clone(), second.into()].map(|event| batch.add(event));
         let committer = thread::spawn(move || {
             indices.into_iter().for_each(|index| batch.signal(index));
             batch.commit().unwrap();

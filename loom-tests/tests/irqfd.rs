@@ -387,7 +387,7 @@ fn ack_and_ack() {
         devices[0].0.event().signal();
         let other = {
             let (router, wants) = (router.clone(), Arc::clone(&wants));
-            let event = Arc::clone(devices[1].0.event());
+            let event = devices[1].0.event().clone();
             thread::spawn(move || {
                 wants.store(1, Ordering::Relaxed);
                 event.signal();

@@ -3,11 +3,12 @@
 //! `../breakages/observers.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
 
-use doorbell::event::{Change, Interest, Observation, Observer};
+use doorbell::event::{Change, EventHandle, Interest, Observation, Observer};
 use doorbell::{Event, Spin};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc as Shared;
 use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
 use loom_tests::{check, spawn};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,6 +22,12 @@ impl Deref for Handle {
 
     fn deref(&self) -> &Event {
         &self.0
+    }
+}
+
+impl From<Handle> for EventHandle {
+    fn from(handle: Handle) -> Self {
+        EventHandle::of_field(&Arc::new(handle), |handle| handle)
     }
 }
 
@@ -195,9 +202,11 @@ fn a_reader_leaves_while_an_observer_is_armed() {
 fn two_attach_at_once() {
     check("two_attach_at_once", Some(2), || {
         let event = event();
-        let other = spawn(&event, |event| {
+        let second = event.clone();
+        let other = thread::spawn(move || {
+            let event = second;
             let watched = Watched::new();
-            let observation = Observation::new(event, Interest::Signals, watched.clone());
+            let observation = Observation::new(event.clone(), Interest::Signals, watched.clone());
             event.signal();
             assert_ne!(watched.calls(), 0);
             drop(observation);

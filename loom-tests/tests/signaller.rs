@@ -6,18 +6,17 @@
 //! `../breakages/signaller.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
 
-use doorbell::event::{Change, Interest, Observation, Signaller};
+use doorbell::event::{Change, EventHandle, Interest, Observation, Signaller};
 use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Mode, Spin, WriteError};
 use loom::sync::Arc as Shared;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
-use loom_tests::{Cargo, check, event, spawn};
-use std::ops::Deref;
+use loom_tests::{Cargo, check, event, handle, spawn};
 use std::sync::Arc;
 
 /// A signaller that has a lane.
-fn signaller<E: Deref<Target = Event>>(event: E) -> Signaller<E> {
+fn signaller(event: impl Into<EventHandle>) -> Signaller {
     let signaller = Signaller::new(event);
     assert!(signaller.has_lane());
     signaller
@@ -38,7 +37,7 @@ fn readings(event: &Event, sum: u64) -> Vec<u64> {
 fn signal_and_reader() {
     check("signaller::signal_and_reader", None, || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let cargo = Shared::new(Cargo::default());
         let device = {
             let cargo = Shared::clone(&cargo);
@@ -58,7 +57,7 @@ fn signal_and_reader() {
 fn a_write_and_then_a_signal() {
     check("a_write_and_then_a_signal", Some(3), || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let device = spawn(&event, |event| readings(event, 11));
         event.write(10).unwrap();
         signaller.signal();
@@ -70,7 +69,7 @@ fn a_write_and_then_a_signal() {
 fn a_signal_and_then_a_write() {
     check("a_signal_and_then_a_write", Some(3), || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let device = spawn(&event, |event| readings(event, 11));
         signaller.signal();
         event.write(10).unwrap();
@@ -83,7 +82,7 @@ fn a_signal_and_then_a_write() {
 fn a_base_that_comes_back() {
     check("a_base_that_comes_back", None, || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         signaller.signal();
         signaller.signal();
         let other = spawn(&event, |event| event.try_read());
@@ -109,7 +108,7 @@ fn a_base_that_comes_back() {
 fn two_readers_of_what_is_there() {
     check("two_readers_of_what_is_there", None, || {
         let event = event(0, Mode::Semaphore);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         signaller.signal();
         event.signal();
         let other = spawn(&event, |event| event.try_read());
@@ -124,7 +123,7 @@ fn two_readers_of_what_is_there() {
 fn two_sleepers_and_a_signaller() {
     check("two_sleepers_and_a_signaller", Some(2), || {
         let event = event(0, Mode::Semaphore);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let sleeper = spawn(&event, |event| event.read());
         let other = spawn(&event, |event| event.read());
         signaller.signal();
@@ -140,10 +139,10 @@ fn two_signallers() {
     check("two_signallers", Some(2), || {
         let event = event(0, Mode::Counter);
         let cargo = Shared::new([Cargo::default(), Cargo::default()]);
-        let first = signaller(event.clone());
+        let first = signaller(handle(&event));
         let second = {
-            let cargo = Shared::clone(&cargo);
-            spawn(&event, move |event| {
+            let (cargo, event) = (Shared::clone(&cargo), handle(&event));
+            thread::spawn(move || {
                 let signaller = Signaller::new(event);
                 cargo[1].put(2);
                 signaller.signal();
@@ -162,19 +161,19 @@ fn two_signallers() {
 fn a_lane_changes_hands() {
     check("a_lane_changes_hands", None, || {
         let event = event(0, Mode::Counter);
-        let first = signaller(event.clone());
-        let _second = signaller(event.clone());
+        let first = signaller(handle(&event));
+        let _second = signaller(handle(&event));
         let other = thread::spawn(move || {
             first.signal();
             drop(first);
         });
-        let next = Signaller::new(event.clone());
+        let next = Signaller::new(handle(&event));
         next.signal();
         other.join().unwrap();
         assert_eq!(event.try_read(), Some(2));
         // There were two lanes, which all were taken or not by then.
         drop(next);
-        assert!(Signaller::new(event.clone()).has_lane());
+        assert!(Signaller::new(handle(&event)).has_lane());
     });
 }
 
@@ -185,7 +184,7 @@ fn split_while_others_read_and_write() {
         let event = event(5, Mode::Counter);
         let reader = spawn(&event, |event| event.try_read().unwrap());
         let writer = spawn(&event, |event| event.write(10).unwrap());
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         signaller.signal();
         let taken = reader.join().unwrap();
         writer.join().unwrap();
@@ -200,8 +199,9 @@ fn split_while_others_read_and_write() {
 fn split_by_two() {
     check("split_by_two", None, || {
         let event = event(3, Mode::Counter);
-        let other = spawn(&event, |event| signaller(event).signal());
-        signaller(event.clone()).signal();
+        let second = handle(&event);
+        let other = thread::spawn(move || signaller(second).signal());
+        signaller(handle(&event)).signal();
         other.join().unwrap();
         assert_eq!(event.try_read(), Some(5));
     });
@@ -222,7 +222,7 @@ fn overflows(name: &str, n: u64) {
             event.signal_n(n);
             assert_eq!(event.count(), u64::MAX);
         });
-        let signaller = Signaller::new(event.clone());
+        let signaller = Signaller::new(handle(&event));
         let before = event.count();
         assert!(before == 5 || before == u64::MAX, "{before}");
         other.join().unwrap();
@@ -240,7 +240,7 @@ fn overflows(name: &str, n: u64) {
 fn a_writer_waits_for_room() {
     check("a_writer_waits_for_room", None, || {
         let event = event(u64::MAX - 2, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let writer = spawn(&event, |event| event.write(1).unwrap());
         signaller.signal();
         let mut sum = u128::from(event.read());
@@ -256,7 +256,7 @@ fn a_writer_waits_for_room() {
 fn an_observer_is_attached() {
     check("signaller::an_observer_is_attached", None, || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let calls = Arc::new(AtomicU64::new(0));
         let other = thread::spawn(move || signaller.signal());
         let observation = {
@@ -264,7 +264,7 @@ fn an_observer_is_attached() {
             let observer = move |_: Change| {
                 calls.fetch_add(1, Ordering::Relaxed);
             };
-            Observation::new(event.clone(), Interest::Signals, Arc::new(observer))
+            Observation::new(handle(&event), Interest::Signals, Arc::new(observer))
         };
         let seen = event.count();
         other.join().unwrap();
@@ -279,7 +279,7 @@ fn an_observer_is_attached() {
 fn a_flag_after_a_signal() {
     check("a_flag_after_a_signal", None, || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let told = Shared::new(AtomicBool::new(false));
         let device = {
             let told = Shared::clone(&told);
@@ -303,7 +303,7 @@ fn a_flag_after_a_signal() {
 fn room_is_made_and_used_up() {
     check("room_is_made_and_used_up", None, || {
         let event = event(u64::MAX - 2, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let other = spawn(&event, move |event| {
             let value = event.read();
             signaller.signal();
@@ -346,7 +346,7 @@ fn a_thread_that_falls_asleep_in_a_poller() {
     for watch in [Watch::READABLE, Watch::READABLE.edge()] {
         check("a_thread_that_falls_asleep_in_a_poller", None, move || {
             let (poller, signaller) = polled(watch);
-            let event = Arc::clone(signaller.event());
+            let event = signaller.event().clone();
             let other = thread::spawn(move || signaller.signal());
             assert_eq!(wait(&poller), [1]);
             assert_eq!(event.try_read(), Some(1));

@@ -33,15 +33,13 @@ use super::counter::released;
 use super::observer::{Changed, Observers, calling};
 use super::split::Owned;
 use super::visitor::Number;
-use super::{Change, Event, Owner, Unwritten, WriteError};
+use super::{Change, Event, EventHandle, Owner, Unwritten, WriteError};
 use crate::panics::go_on;
 use crate::sync::membarrier;
 use crate::sync::waiters::{Claimed, Release};
 use std::any::Any;
-use std::ops::Deref;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::{fmt, mem, ptr, thread};
+use std::{fmt, mem, thread};
 
 /// Signals and writes to several events that are delivered together.
 ///
@@ -75,9 +73,9 @@ use std::{fmt, mem, ptr, thread};
 /// assert_eq!(queues[1].read(), 1);
 /// # Ok::<(), doorbell::event::Unwritten>(())
 /// ```
-pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
+pub struct Batch {
     /// One for each index; those of events that were removed are vacant until [`add`](Self::add) finds them.
-    entries: Vec<Entry<E>>,
+    entries: Vec<Entry>,
     /// How often each was added and not yet removed: apart from what signals touch.
     users: Vec<usize>,
     /// The entries with something pending, in the order in which they came to have it. Never longer than `entries`.
@@ -89,16 +87,16 @@ pub struct Batch<E: Deref<Target = Event> = Arc<Event>> {
 }
 
 /// It stands in `pending` if there are signals or a write, be it of 0.
-struct Entry<E> {
+struct Entry {
     /// `None` if it is vacant.
-    event: Option<E>,
+    event: Option<EventHandle>,
     signals: Option<u64>,
     write: Option<u64>,
     /// For signals of 1.
     lane: Option<Owned>,
 }
 
-impl<E: Deref<Target = Event>> Batch<E> {
+impl Batch {
     /// A batch without events.
     pub const fn new() -> Self {
         Self::empty(false)
@@ -140,9 +138,10 @@ impl<E: Deref<Target = Event>> Batch<E> {
     /// Adds an event, and returns its index. If it is in the batch already, that is the one it has, and this handle is
     /// dropped. An index that a [removal](Self::remove) has left may be given out again. Takes a time that grows with
     /// the number of events.
-    pub fn add(&mut self, event: E) -> usize {
-        let is_it = |known: &Event| ptr::eq(known, &*event);
-        let same = |entry: &Entry<E>| entry.event.as_deref().is_some_and(is_it);
+    pub fn add(&mut self, event: impl Into<EventHandle>) -> usize {
+        let event = event.into();
+        let is_it = |known: &EventHandle| known.ptr_eq(&event);
+        let same = |entry: &Entry| entry.event.as_ref().is_some_and(is_it);
         if let Some(index) = self.entries.iter().position(same) {
             self.users[index] += 1;
             return index;
@@ -159,7 +158,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
             write: None,
             lane,
         };
-        let is_vacant = |entry: &Entry<E>| entry.event.is_none();
+        let is_vacant = |entry: &Entry| entry.event.is_none();
         if let Some(index) = self.entries.iter().position(is_vacant) {
             self.entries[index] = entry;
             self.users[index] = 1;
@@ -214,7 +213,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
     /// assert_eq!((old.count(), new.count()), (1, 1));
     /// # Ok::<(), doorbell::event::Unwritten>(())
     /// ```
-    pub fn remove(&mut self, index: usize) -> Option<Removed<E>> {
+    pub fn remove(&mut self, index: usize) -> Option<Removed> {
         let entry = &mut self.entries[index];
         assert!(entry.event.is_some(), "{GONE}");
         if self.users[index] > 1 {
@@ -243,7 +242,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
     /// # Panics
     ///
     /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
-    pub fn event(&self, index: usize) -> &E {
+    pub fn event(&self, index: usize) -> &EventHandle {
         self.entries[index].event.as_ref().expect(GONE)
     }
 
@@ -386,7 +385,7 @@ impl<E: Deref<Target = Event>> Batch<E> {
     }
 }
 
-impl<E: Deref<Target = Event>> Entry<E> {
+impl Entry {
     /// First pass: changes the count. What was added is in `signals` then. Returns whether nothing is left to write.
     #[inline(always)]
     fn apply(&mut self) -> bool {
@@ -432,9 +431,9 @@ const GONE: &str = "the event of this index has left the batch";
 /// An event that has left a [`Batch`].
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Removed<E> {
+pub struct Removed {
     /// The handle of it that was [added](Batch::add) first.
-    pub event: E,
+    pub event: EventHandle,
     /// The sum of pending writes, if there was no room for it.
     pub unwritten: Option<u64>,
 }
@@ -479,7 +478,7 @@ fn saturate(sum: &mut u64) {
 /// The passes after the second.
 #[cold]
 #[inline(never)]
-fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>) {
+fn deliver(entries: &[Entry], rung: &mut Vec<Rung>) {
     let event = |rung: &Rung| entries[rung.index].event();
     for place in 0..rung.len() {
         let (before, after) = rung.split_at_mut(place);
@@ -518,7 +517,7 @@ fn deliver<E: Deref<Target = Event>>(entries: &[Entry<E>], rung: &mut Vec<Rung>)
     }
 }
 
-impl<E: Deref<Target = Event>> Drop for Batch<E> {
+impl Drop for Batch {
     fn drop(&mut self) {
         if thread::panicking() {
             // A second panic would end the process.
@@ -529,15 +528,15 @@ impl<E: Deref<Target = Event>> Drop for Batch<E> {
     }
 }
 
-impl<E: Deref<Target = Event>> Default for Batch<E> {
+impl Default for Batch {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<E: Deref<Target = Event>> fmt::Debug for Batch<E> {
+impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_there = |entry: &&Entry<E>| entry.event.is_some();
+        let is_there = |entry: &&Entry| entry.event.is_some();
         let events = self.entries.iter().filter(is_there).count();
         f.debug_struct("Batch")
             .field("events", &events)

@@ -38,11 +38,11 @@
 
 use super::change::{Change, Interest};
 use super::wakers::Wakers;
-use super::{Event, Owner};
+use super::{Event, EventHandle, Owner};
 use crate::panics::{Payload, catch, go_on};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
-use crate::sync::srcu::{self, Section, Srcu, own_section, with_section};
+use crate::sync::srcu::{Section, Srcu, own_section, with_section};
 use crate::sync::waiters::{ARMED, OBSERVED, TASKS, Waiters};
 use crate::sync::wake_queue;
 use crate::sync::{UnsafeCell, const_thread_local};
@@ -50,7 +50,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -275,15 +274,6 @@ impl Attached {
         }
         drop(end);
         go_on(panicked);
-    }
-}
-
-impl Drop for Attached {
-    /// What is there still was forgotten. A call of it may stand in the queue of a thread that has let go of the event.
-    fn drop(&mut self) {
-        for entry in self.list.write().read().iter() {
-            srcu::retire(Leaving(Arc::clone(entry)));
-        }
     }
 }
 
@@ -659,8 +649,7 @@ impl Calls<'_, '_> {
 /// by [`reclaim`](crate::reclaim). While the thread has a transaction of an
 /// [`AddressSpace`](crate::ioeventfd::space::AddressSpace) open, the waiting and the dropping come when that ends.
 ///
-/// It keeps the event alive if it holds an `Arc` of it. An observation that is forgotten stays until the event is
-/// dropped.
+/// An observation keeps the event alive.
 ///
 /// ```
 /// use doorbell::event::{Change, Interest, Observation};
@@ -685,18 +674,22 @@ impl Calls<'_, '_> {
 /// assert_eq!(calls.load(Ordering::Relaxed), 2);
 /// assert_eq!(event.read(), 3); // an observer takes nothing away unless it reads
 /// ```
-pub struct Observation<E: Deref<Target = Event> = Arc<Event>> {
-    event: E,
+pub struct Observation {
+    event: EventHandle,
     entry: Arc<Entry>,
 }
 
-impl<E: Deref<Target = Event>> Observation<E> {
+impl Observation {
     /// Attaches an observer that is called for every change of interest from now on.
     ///
     /// Changes that another thread makes during the call may or may not reach it. What was there before does not: look
     /// at the count afterwards. Waits for nobody.
-    pub fn new(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
-        let observation = Self::attach(event, interest, observer, OBSERVED, false);
+    pub fn new(
+        event: impl Into<EventHandle>,
+        interest: Interest,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let observation = Self::attach(event.into(), interest, observer, OBSERVED, false);
         observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
         // What is looked at afterwards has what came before.
         observation.hear_signallers(interest);
@@ -708,22 +701,26 @@ impl<E: Deref<Target = Event>> Observation<E> {
     ///
     /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it
     /// has looked and armed again, signals cost what they cost without observers. Waits for nobody.
-    pub fn on_demand(event: E, interest: Interest, observer: Arc<dyn Observer>) -> Self {
-        Self::attach(event, interest, observer, ARMED, false)
+    pub fn on_demand(
+        event: impl Into<EventHandle>,
+        interest: Interest,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self::attach(event.into(), interest, observer, ARMED, false)
     }
 
     /// As [`on_demand`](Self::on_demand), for one that only lets a thread know that sleeps: in no time, without
     /// entering other code. It comes before those that may take longer.
     pub(crate) fn prompt_on_demand(
-        event: E,
+        event: impl Into<EventHandle>,
         interest: Interest,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Self::attach(event, interest, observer, ARMED, true)
+        Self::attach(event.into(), interest, observer, ARMED, true)
     }
 
     fn attach(
-        event: E,
+        event: EventHandle,
         interest: Interest,
         observer: Arc<dyn Observer>,
         kind: u32,
@@ -755,7 +752,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     }
 
     /// The event that is observed.
-    pub fn event(&self) -> &E {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 
@@ -768,7 +765,7 @@ impl<E: Deref<Target = Event>> Observation<E> {
     }
 }
 
-impl<E: Deref<Target = Event>> Drop for Observation<E> {
+impl Drop for Observation {
     fn drop(&mut self) {
         self.entry.detach();
         // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next
@@ -785,7 +782,7 @@ impl<E: Deref<Target = Event>> Drop for Observation<E> {
     }
 }
 
-impl<E: Deref<Target = Event>> fmt::Debug for Observation<E> {
+impl fmt::Debug for Observation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Observation")
             .field("event", &*self.event)
@@ -801,7 +798,7 @@ mod tests {
     /// Once the last of its kind has gone, a signal does not look for one, whoever else is there.
     #[test]
     fn the_last_of_a_kind_takes_its_bit_along() {
-        let event = Event::new(0);
+        let event = Arc::new(Event::new(0));
         let observer = || Arc::new(|_: Change| ());
         let wanted = || {
             [Change::Signalled, Change::Read]

@@ -17,13 +17,11 @@
 //! barrier that one executes for the other is the fence that it does without.
 
 use super::split::{Number, Owned};
-use super::{Event, Owner};
+use super::{Event, EventHandle, Owner};
 use crate::sync::membarrier;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Deref;
-use std::sync::Arc;
 
 /// Signals an event from one thread at a time, for a fraction of what [`Event::signal`] costs.
 ///
@@ -96,18 +94,19 @@ use std::sync::Arc;
 /// done. So does the making of another one, but for those of a table's
 /// [`Reader`](crate::ioeventfd::Reader::with_signallers). A handler that has interrupted it, and a child that is forked
 /// from another thread meanwhile, would wait for ever: for a fork, it is a change of the event.
-pub struct Signaller<E: Deref<Target = Event> = Arc<Event>> {
-    event: E,
+pub struct Signaller {
+    event: EventHandle,
     lane: Option<Owned>,
     /// The lane is written by one thread at a time.
     not_sync: PhantomData<Cell<()>>,
 }
 
-impl<E: Deref<Target = Event>> Signaller<E> {
+impl Signaller {
     /// A signaller of the event. Allocates memory, up to 1 KB with the event's first. Waits for no other thread, unless
     /// that is making the event's first signaller just then.
     #[must_use]
-    pub fn new(event: E) -> Self {
+    pub fn new(event: impl Into<EventHandle>) -> Self {
+        let event = event.into();
         let lane = event.claim_lane().map(|(_, lane)| lane);
         Signaller {
             event,
@@ -144,7 +143,7 @@ impl<E: Deref<Target = Event>> Signaller<E> {
     }
 
     /// The event.
-    pub fn event(&self) -> &E {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 }
@@ -178,7 +177,7 @@ impl Event {
     }
 }
 
-impl<E: Deref<Target = Event>> fmt::Debug for Signaller<E> {
+impl fmt::Debug for Signaller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Signaller")
             .field("event", &*self.event)

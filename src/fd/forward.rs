@@ -5,15 +5,13 @@
 //! event, and writes without a lock: a peer can hold up a write, and is not to hold up others by that.
 
 use super::kernel::KernelEvent;
-use crate::Event;
 use crate::errno::Errno;
-use crate::event::{Change, Interest, Observation, Observer};
+use crate::event::{Change, EventHandle, Interest, Observation, Observer};
 use crate::sync::{Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
 /// Passes an event's signals on to an eventfd that somebody in the kernel, or in another process, waits for.
@@ -95,13 +93,13 @@ use std::sync::{Arc, PoisonError};
 /// # Ok(())
 /// # }
 /// ```
-pub struct Forward<E: Deref<Target = Event> = Arc<Event>> {
+pub struct Forward {
     // Before the sender: it is detached before what it still has goes back.
-    observation: Observation<E>,
-    sender: Arc<Sender<E>>,
+    observation: Observation,
+    sender: Arc<Sender>,
 }
 
-impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
+impl Forward {
     /// Makes an eventfd, non-blocking and closed on exec, and passes on what is in the event.
     ///
     /// Waits as [`Observation::new`] does.
@@ -109,12 +107,12 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     /// # Errors
     ///
     /// Those of `eventfd(2)`: `EMFILE` and `ENFILE` if there are too many descriptors, `ENOMEM`.
-    pub fn new(event: E) -> io::Result<Self> {
+    pub fn new(event: impl Into<EventHandle>) -> io::Result<Self> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        Ok(Self::start(event, KernelEvent::new(flags)?))
+        Ok(Self::start(event.into(), KernelEvent::new(flags)?))
     }
 
-    fn start(event: E, fd: KernelEvent) -> Self {
+    fn start(event: EventHandle, fd: KernelEvent) -> Self {
         let sender = Arc::new(Sender {
             event: event.clone(),
             fd,
@@ -131,7 +129,7 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     }
 
     /// The event that is forwarded.
-    pub fn event(&self) -> &E {
+    pub fn event(&self) -> &EventHandle {
         self.observation.event()
     }
 
@@ -154,8 +152,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
 
     /// As `with_fd`.
     #[cfg(loom)]
-    pub fn over(event: E, fd: super::kernel::model::KernelEvent) -> Self {
-        Self::start(event, fd)
+    pub fn over(event: impl Into<EventHandle>, fd: super::kernel::model::KernelEvent) -> Self {
+        Self::start(event.into(), fd)
     }
 
     /// The model of the descriptor.
@@ -165,8 +163,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
     }
 }
 
-struct Sender<E: Deref<Target = Event>> {
-    event: E,
+struct Sender {
+    event: EventHandle,
     fd: KernelEvent,
     /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can
     /// block writes. Wider than a count, since each of several threads may leave a whole one here, while others fill
@@ -174,7 +172,7 @@ struct Sender<E: Deref<Target = Event>> {
     owed: Mutex<u128>,
 }
 
-impl<E: Deref<Target = Event>> Sender<E> {
+impl Sender {
     fn pass_on(&self, signalled: bool) -> io::Result<()> {
         let late = mem::take(&mut *self.owed());
         self.write(late)?;
@@ -216,14 +214,14 @@ impl<E: Deref<Target = Event>> Sender<E> {
     }
 }
 
-impl<E: Deref<Target = Event> + Send + Sync> Observer for Sender<E> {
+impl Observer for Sender {
     fn notified(&self, _: Change) {
         // What does not fit stays, see `Forward`.
         let _ = self.pass_on(true);
     }
 }
 
-impl<E: Deref<Target = Event>> Drop for Sender<E> {
+impl Drop for Sender {
     fn drop(&mut self) {
         let owed = self.pending();
         if owed != 0 {
@@ -237,7 +235,7 @@ fn saturated(n: u128) -> u64 {
     n.try_into().unwrap_or(u64::MAX)
 }
 
-impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
+impl fmt::Debug for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Forward")
             .field("event", &**self.observation.event())
@@ -249,13 +247,12 @@ impl<E: Deref<Target = Event>> fmt::Debug for Forward<E> {
 
 #[cfg(not(loom))]
 mod as_fd {
-    use super::{Event, Forward};
+    use super::{EventHandle, Forward};
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use std::io;
-    use std::ops::Deref;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-    impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Forward<E> {
+    impl Forward {
         /// Passes signals on to an eventfd that is there already, blocking or not, beginning with what is in the event.
         ///
         /// The descriptor's flags stay as they are, for its duplicates have them too. A blocking eventfd that is full
@@ -264,8 +261,8 @@ mod as_fd {
         ///
         /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and
         /// has no room for what is in the event.
-        pub fn with_fd(event: E, fd: OwnedFd) -> Self {
-            Self::start(event, fd.into())
+        pub fn with_fd(event: impl Into<EventHandle>, fd: OwnedFd) -> Self {
+            Self::start(event.into(), fd.into())
         }
 
         /// As [`with_fd`](Self::with_fd), after setting `O_NONBLOCK` if the eventfd blocks: signals for which it has no
@@ -278,7 +275,7 @@ mod as_fd {
         /// # Errors
         ///
         /// Those of `fcntl(F_SETFL)`. None is known of an eventfd.
-        pub fn with_fd_nonblocking(event: E, fd: OwnedFd) -> io::Result<Self> {
+        pub fn with_fd_nonblocking(event: impl Into<EventHandle>, fd: OwnedFd) -> io::Result<Self> {
             let flags = fcntl_getfl(&fd)?;
             if !flags.contains(OFlags::NONBLOCK) {
                 fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
@@ -287,13 +284,13 @@ mod as_fd {
         }
     }
 
-    impl<E: Deref<Target = Event>> AsFd for Forward<E> {
+    impl AsFd for Forward {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.sender.fd.as_fd()
         }
     }
 
-    impl<E: Deref<Target = Event>> AsRawFd for Forward<E> {
+    impl AsRawFd for Forward {
         fn as_raw_fd(&self) -> RawFd {
             self.as_fd().as_raw_fd()
         }
@@ -303,6 +300,7 @@ mod as_fd {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::Event;
 
     const FULL: u64 = u64::MAX - 1;
 

@@ -1,17 +1,15 @@
 //! What has a file descriptor as a source of mio's events.
 
 use super::{EventConsumer, EventFd, Forward, Mirror};
-use crate::Event;
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::io;
-use std::ops::Deref;
 use std::os::fd::AsRawFd;
 
 macro_rules! source {
-    ([$($generics:tt)*] $type:ty) => {
-        impl $($generics)* Source for $type {
+    ($type:ty) => {
+        impl Source for $type {
             fn register(
                 &mut self,
                 registry: &Registry,
@@ -37,7 +35,7 @@ macro_rules! source {
     };
 }
 
-source!([] EventFd);
-source!([] EventConsumer);
-source!([<E: Deref<Target = Event>>] Mirror<E>);
-source!([<E: Deref<Target = Event>>] Forward<E>);
+source!(EventFd);
+source!(EventConsumer);
+source!(Mirror);
+source!(Forward);

@@ -24,14 +24,12 @@
 //! told from the other case: one edge too many, at the price of a system call.
 
 use super::kernel::KernelEvent;
-use crate::Event;
-use crate::event::{Change, Interest, Observation, Observer};
+use crate::event::{Change, EventHandle, Interest, Observation, Observer};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::{DEKKER, Mutex, dekker_load};
 use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
-use std::ops::Deref;
 use std::sync::{Arc, PoisonError};
 
 /// A file descriptor that is readable whenever an event is, for `poll(2)`, `epoll(7)` and `io_uring(7)`, in this
@@ -94,13 +92,13 @@ use std::sync::{Arc, PoisonError};
 /// # Ok(())
 /// # }
 /// ```
-pub struct Mirror<E: Deref<Target = Event> = Arc<Event>> {
+pub struct Mirror {
     // Before the lamp: it is put out of use, then closed.
-    observation: Observation<E>,
-    lamp: Arc<Lamp<E>>,
+    observation: Observation,
+    lamp: Arc<Lamp>,
 }
 
-impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Mirror<E> {
+impl Mirror {
     /// Makes the descriptor, which agrees with the count from then on.
     ///
     /// Waits as [`Observation::new`] does.
@@ -108,7 +106,8 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Mirror<E> {
     /// # Errors
     ///
     /// Those of `eventfd(2)`: `EMFILE` and `ENFILE` if there are too many descriptors, `ENOMEM`.
-    pub fn new(event: E) -> io::Result<Self> {
+    pub fn new(event: impl Into<EventHandle>) -> io::Result<Self> {
+        let event = event.into();
         let lamp = Arc::new(Lamp {
             event: event.clone(),
             fd: KernelEvent::new(EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
@@ -122,7 +121,7 @@ impl<E: Deref<Target = Event> + Clone + Send + Sync + 'static> Mirror<E> {
     }
 
     /// The event that is mirrored.
-    pub fn event(&self) -> &E {
+    pub fn event(&self) -> &EventHandle {
         self.observation.event()
     }
 
@@ -141,15 +140,15 @@ const LIT: u32 = 1;
 const MOVING: u32 = 2;
 
 /// The descriptor, and what it shows.
-struct Lamp<E> {
-    event: E,
+struct Lamp {
+    event: EventHandle,
     fd: KernelEvent,
     shown: AtomicU32,
     /// Held by who has set `MOVING`.
     moving: Mutex<()>,
 }
 
-impl<E: Deref<Target = Event>> Lamp<E> {
+impl Lamp {
     fn settle(&self, change: Change) {
         // There is nothing behind it that a panic could have left half done.
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +170,7 @@ impl<E: Deref<Target = Event>> Lamp<E> {
     }
 }
 
-impl<E: Deref<Target = Event> + Send + Sync> Observer for Lamp<E> {
+impl Observer for Lamp {
     fn notified(&self, change: Change) {
         let right = match change {
             Change::Signalled => LIT,
@@ -184,7 +183,7 @@ impl<E: Deref<Target = Event> + Send + Sync> Observer for Lamp<E> {
     }
 }
 
-impl<E: Deref<Target = Event>> fmt::Debug for Mirror<E> {
+impl fmt::Debug for Mirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mirror")
             .field("event", &**self.observation.event())
@@ -195,13 +194,12 @@ impl<E: Deref<Target = Event>> fmt::Debug for Mirror<E> {
 
 #[cfg(not(loom))]
 mod as_fd {
-    use super::{Event, Mirror};
+    use super::Mirror;
     use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
     use std::io;
-    use std::ops::Deref;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-    impl<E: Deref<Target = Event>> Mirror<E> {
+    impl Mirror {
         /// Another descriptor that is readable when the mirror's is, for peers that are not trusted: an epoll, closed
         /// on exec, that watches the mirror's.
         ///
@@ -225,13 +223,13 @@ mod as_fd {
         }
     }
 
-    impl<E: Deref<Target = Event>> AsFd for Mirror<E> {
+    impl AsFd for Mirror {
         fn as_fd(&self) -> BorrowedFd<'_> {
             self.lamp.fd.as_fd()
         }
     }
 
-    impl<E: Deref<Target = Event>> AsRawFd for Mirror<E> {
+    impl AsRawFd for Mirror {
         fn as_raw_fd(&self) -> RawFd {
             self.as_fd().as_raw_fd()
         }

@@ -26,7 +26,6 @@
 //! ```
 
 use super::{EventConsumer, EventFd, EventNotifier, Forward};
-use crate::Event;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -108,18 +107,18 @@ conversions!(EventFd, eventfd::EventFd);
 conversions!(EventConsumer, event::EventConsumer);
 conversions!(EventNotifier, event::EventNotifier);
 
-impl<E: Deref<Target = Event>> Forward<E> {
+impl Forward {
     /// What the signals are passed on to as an original, for calls that borrow one, such as `VmFd::register_irqfd`.
     pub fn as_original(&self) -> AsOriginal<'_, eventfd::EventFd> {
         AsOriginal::new(self.as_fd())
     }
 }
 
-impl<E: Deref<Target = Event>> TryFrom<&Forward<E>> for eventfd::EventFd {
+impl TryFrom<&Forward> for eventfd::EventFd {
     type Error = io::Error;
 
     /// Another descriptor of what the signals are passed on to.
-    fn try_from(forward: &Forward<E>) -> io::Result<Self> {
+    fn try_from(forward: &Forward) -> io::Result<Self> {
         Ok(original(forward.as_fd().try_clone_to_owned()?))
     }
 }

@@ -2,9 +2,9 @@
 
 use super::EventFd;
 use crate::Event;
+use crate::event::EventHandle;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use vm_superio::Trigger;
 
 impl Trigger for Event {
@@ -36,30 +36,27 @@ impl Trigger for EventFd {
     }
 }
 
-/// An event that a device shares with whoever waits for its interrupts. (Rust lets no crate but vm-superio implement
-/// its trait for an `Arc`.)
+/// A device has a handle of the event that it shares with the thread that waits for its interrupts. (Rust lets no crate
+/// but vm-superio implement its trait for an `Arc`.)
 ///
 /// ```
 /// use doorbell::Event;
-/// use doorbell::fd::SharedTrigger;
+/// use doorbell::event::EventHandle;
 /// use std::sync::Arc;
 /// use vm_superio::Serial;
 ///
 /// let interrupt = Arc::new(Event::new(0));
-/// let mut serial = Serial::new(SharedTrigger(Arc::clone(&interrupt)), Vec::new());
+/// let mut serial = Serial::new(EventHandle::from(&interrupt), Vec::new());
 /// serial.write(1, 0b0001).unwrap(); // interrupts for received data
 /// serial.enqueue_raw_bytes(b"x").unwrap();
 /// assert_eq!(interrupt.try_read(), Some(1));
 /// ```
-#[derive(Clone, Debug)]
-pub struct SharedTrigger(pub Arc<Event>);
-
-impl Trigger for SharedTrigger {
+impl Trigger for EventHandle {
     type E = Infallible;
 
-    /// Signals it.
+    /// Signals the event.
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.signal();
+        self.signal();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 use super::{AssignError, Bus, Key, Latest, Queue, Range};
 use crate::Event;
+use crate::event::EventHandle;
 use std::slice;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum Target {
     /// Signals the event.
-    Event(Arc<Event>),
+    Event(EventHandle),
     /// Keeps the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
     Latest(Arc<Latest>),
     /// Queues the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
@@ -17,7 +18,7 @@ pub enum Target {
 
 impl Target {
     /// The event that is signalled in the end.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &EventHandle {
         match self {
             Target::Event(event) => event,
             Target::Latest(latest) => latest.event(),
@@ -28,7 +29,7 @@ impl Target {
     /// Whether both are the same object.
     pub(super) fn is(&self, other: &Target) -> bool {
         match (self, other) {
-            (Target::Event(a), Target::Event(b)) => Arc::ptr_eq(a, b),
+            (Target::Event(a), Target::Event(b)) => a.ptr_eq(b),
             (Target::Latest(a), Target::Latest(b)) => Arc::ptr_eq(a, b),
             (Target::Queue(a), Target::Queue(b)) => Arc::ptr_eq(a, b),
             _ => false,
@@ -52,7 +53,20 @@ macro_rules! target_from {
     )*};
 }
 
-target_from!(Event Latest Queue);
+target_from!(Latest Queue);
+
+macro_rules! target_from_event {
+    ($($handle:ty)*) => {$(
+        impl From<$handle> for Target {
+            fn from(event: $handle) -> Self {
+                Target::Event(event.into())
+            }
+        }
+    )*};
+}
+
+// What becomes an `EventHandle`.
+target_from_event!(EventHandle &EventHandle Arc<Event> &Arc<Event> &'static Event);
 
 impl From<&Target> for Target {
     fn from(target: &Target) -> Self {

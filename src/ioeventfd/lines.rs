@@ -128,7 +128,7 @@ impl Registered {
 impl Action {
     fn of(target: &Target) -> Self {
         match target {
-            Target::Event(event) => Action::Event(Arc::as_ptr(event)),
+            Target::Event(event) => Action::Event(&raw const **event),
             Target::Latest(latest) => Action::Latest(Arc::as_ptr(latest)),
             Target::Queue(queue) => Action::Queue(Arc::as_ptr(queue)),
         }

@@ -1,9 +1,7 @@
-use crate::Event;
-use crate::event::Signallers;
+use crate::event::{EventHandle, Signallers};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use std::fmt;
-use std::sync::Arc;
 
 /// A doorbell that keeps the value last written to it, and signals an event.
 ///
@@ -12,8 +10,7 @@ use std::sync::Arc;
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Latest, Table}};
-/// use std::sync::Arc;
-///
+/// ///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
 /// let tail = Arc::new(Latest::new(&kick, 0));
@@ -29,15 +26,15 @@ use std::sync::Arc;
 /// ```
 pub struct Latest {
     value: AtomicU64,
-    event: Arc<Event>,
+    event: EventHandle,
 }
 
 impl Latest {
     /// A cell with `value` in it. Any number of cells may share an event.
-    pub fn new(event: &Arc<Event>, value: u64) -> Self {
+    pub fn new(event: impl Into<EventHandle>, value: u64) -> Self {
         Latest {
             value: AtomicU64::new(value),
-            event: Arc::clone(event),
+            event: event.into(),
         }
     }
 
@@ -55,7 +52,7 @@ impl Latest {
     }
 
     /// What is signalled after each write.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 
@@ -93,8 +90,7 @@ pub struct Kick {
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Kick, Queue, Range, Table}};
-/// use std::sync::Arc;
-///
+/// ///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
 /// let queue = Arc::new(Queue::new(&kick, 2));
@@ -113,7 +109,7 @@ pub struct Kick {
 /// ```
 pub struct Queue {
     kicks: ArrayQueue<Kick>,
-    event: Arc<Event>,
+    event: EventHandle,
 }
 
 impl Queue {
@@ -122,10 +118,10 @@ impl Queue {
     /// # Panics
     ///
     /// If `capacity` is 0.
-    pub fn new(event: &Arc<Event>, capacity: usize) -> Self {
+    pub fn new(event: impl Into<EventHandle>, capacity: usize) -> Self {
         Queue {
             kicks: ArrayQueue::new(capacity),
-            event: Arc::clone(event),
+            event: event.into(),
         }
     }
 
@@ -152,7 +148,7 @@ impl Queue {
     }
 
     /// What is signalled after each write.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 

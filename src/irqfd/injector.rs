@@ -12,10 +12,10 @@
 use super::board::Board;
 use super::line::{Line, Pending, Request, Trigger};
 use super::worker::Worker;
-use crate::event::{Change, Observer};
+use crate::Mode;
+use crate::event::{Change, EventHandle, Observer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{DEKKER, Tally};
-use crate::{Event, Mode};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -32,9 +32,9 @@ pub(super) struct Injector {
     /// It has joined.
     line: Arc<Line>,
     /// Claimed: it is disclaimed when this is dropped.
-    event: Arc<Event>,
+    event: EventHandle,
     /// In the line's list.
-    resampler: Option<Arc<Event>>,
+    resampler: Option<EventHandle>,
     counters: Arc<Counters>,
     /// What an irqfd takes along at its end: as much of the count (one or no unit of a semaphore) as was left when an
     /// interrupt was yet to be injected. `NOT_YET`, until the count has been looked at for the first time.
@@ -82,19 +82,19 @@ impl Injector {
     pub(super) fn new(
         core: &Arc<Core>,
         line: Arc<Line>,
-        event: &Arc<Event>,
-        resampler: Option<&Arc<Event>>,
+        event: EventHandle,
+        resampler: Option<EventHandle>,
         counters: &Arc<Counters>,
     ) -> Self {
         line.join();
-        if let Some(resampler) = resampler {
+        if let Some(resampler) = &resampler {
             line.add_resampler(resampler);
         }
         Injector {
             core: Arc::clone(core),
             line,
-            event: Arc::clone(event),
-            resampler: resampler.cloned(),
+            event,
+            resampler,
             counters: Arc::clone(counters),
             covered: AtomicU64::new(NOT_YET),
             pending: AtomicU64::new(0),

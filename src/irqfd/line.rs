@@ -59,7 +59,7 @@
 //! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
 
 use super::{InterruptSink, Route};
-use crate::Event;
+use crate::event::{EventHandle, WeakEventHandle};
 use crate::panics::{catch, go_on};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::spin::spin_until;
@@ -67,7 +67,7 @@ use crate::sync::srcu::{Srcu, with_section};
 use crate::sync::{DEKKER, Mutex, MutexGuard, Tally, acquire_load, const_thread_local};
 use std::cell::Cell;
 use std::ptr;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 const PENDING: u64 = 1;
@@ -218,7 +218,7 @@ pub(super) struct Line {
     irqfds: Mutex<usize>,
     /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any
     /// thread.
-    resamplers: Srcu<Vec<Weak<Event>>>,
+    resamplers: Srcu<Vec<WeakEventHandle>>,
     holders: Mutex<Holders>,
     counters: Counters,
 }
@@ -517,7 +517,7 @@ impl Line {
                 .resamplers
                 .read(section)
                 .iter()
-                .filter_map(Weak::upgrade)
+                .filter_map(WeakEventHandle::upgrade)
             {
                 event.signal();
             }
@@ -578,19 +578,19 @@ impl Line {
     }
 
     /// To be called before the irqfd can be signalled.
-    pub(super) fn add_resampler(&self, event: &Arc<Event>) {
+    pub(super) fn add_resampler(&self, event: &EventHandle) {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();
-        all.push(Arc::downgrade(event));
+        all.push(event.downgrade());
         writer.publish_without_waiting(all);
     }
 
     /// When this returns, the event is not signalled any more, inside a section excepted. Returns whether it was the
     /// last.
-    pub(super) fn remove_resampler(&self, event: Arc<Event>) -> bool {
+    pub(super) fn remove_resampler(&self, event: EventHandle) -> bool {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();
-        let same = |other: &Weak<Event>| ptr::eq(other.as_ptr(), Arc::as_ptr(&event));
+        let same = |other: &WeakEventHandle| other.ptr_eq(&event);
         if let Some(index) = all.iter().position(same) {
             all.remove(index);
         }

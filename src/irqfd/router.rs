@@ -8,12 +8,13 @@ use super::{
     Routes, RoutingError,
 };
 use crate::Event;
-use crate::event::{Interest, Observation};
+use crate::event::{EventHandle, Interest, Observation};
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::mem;
+use std::ptr;
 use std::sync::{Arc, PoisonError};
 
 /// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same
@@ -132,8 +133,8 @@ impl Router {
     /// # Errors
     ///
     /// The event has an irqfd already, or the sink refuses. Nothing was assigned then.
-    pub fn assign(&self, event: &Arc<Event>, gsi: u32) -> Result<Irqfd, AssignError> {
-        self.assign_irqfd(event, gsi, None)
+    pub fn assign(&self, event: impl Into<EventHandle>, gsi: u32) -> Result<Irqfd, AssignError> {
+        self.assign_irqfd(event.into(), gsi, None)
     }
 
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
@@ -189,11 +190,12 @@ impl Router {
     /// ```
     pub fn assign_with_resample(
         &self,
-        event: &Arc<Event>,
+        event: impl Into<EventHandle>,
         gsi: u32,
-        resample: &Arc<Event>,
+        resample: impl Into<EventHandle>,
     ) -> Result<Irqfd, AssignError> {
-        if Arc::ptr_eq(event, resample) {
+        let (event, resample) = (event.into(), resample.into());
+        if event.ptr_eq(&resample) {
             return Err(AssignError::SameEvent);
         }
         self.assign_irqfd(event, gsi, Some(resample))
@@ -201,21 +203,27 @@ impl Router {
 
     fn assign_irqfd(
         &self,
-        event: &Arc<Event>,
+        event: EventHandle,
         gsi: u32,
-        resample: Option<&Arc<Event>>,
+        resample: Option<EventHandle>,
     ) -> Result<Irqfd, AssignError> {
-        let claim = Claim::on(event).ok_or(AssignError::Busy)?;
+        let claim = Claim::on(&event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
         let line = Arc::clone(core.board.lines().get(gsi));
         let way_back = Eoi::new(gsi, &core.board);
         let connected = core.board.sink().connect(way_back, resample.is_some());
         connected.map_err(AssignError::Refused)?;
         let counters = Arc::new(Counters::default());
-        let injector = Arc::new(Injector::new(core, line, event, resample, &counters));
+        let injector = Arc::new(Injector::new(
+            core,
+            line,
+            event.clone(),
+            resample,
+            &counters,
+        ));
         mem::forget(claim);
         let observation = Observation::new(
-            Arc::clone(event),
+            event.clone(),
             Interest::Signals,
             Arc::clone(&injector) as Arc<_>,
         );
@@ -223,7 +231,7 @@ impl Router {
         // The observation has the last handle when somebody can drop it.
         drop(injector);
         self.lock().insert(
-            key(event),
+            key(&event),
             Assigned {
                 gsi,
                 counters: Arc::clone(&counters),
@@ -232,7 +240,7 @@ impl Router {
         );
         Ok(Irqfd {
             router: Some(self.clone()),
-            event: Arc::clone(event),
+            event,
             gsi,
             counters,
         })
@@ -262,11 +270,11 @@ impl Router {
     /// other thread is inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the
     /// start. The pending bit goes at the end, so an irqfd that is assigned to the GSI before that may interrupt for
     /// it.
-    pub fn deassign(&self, event: &Arc<Event>, gsi: u32) {
+    pub fn deassign(&self, event: &Event, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
 
-    fn remove(&self, event: &Arc<Event>, is: impl FnOnce(&Assigned) -> bool) {
+    fn remove(&self, event: &Event, is: impl FnOnce(&Assigned) -> bool) {
         let mut irqfds = self.lock();
         let removed = match irqfds.get(&key(event)) {
             Some(assigned) if is(assigned) => irqfds.remove(&key(event)),
@@ -479,8 +487,8 @@ impl Drop for Claim<'_> {
 }
 
 /// Of events that live, as assigned ones do.
-fn key(event: &Arc<Event>) -> usize {
-    Arc::as_ptr(event).addr()
+fn key(event: &Event) -> usize {
+    ptr::from_ref(event).addr()
 }
 
 impl fmt::Debug for Router {
@@ -502,14 +510,14 @@ impl fmt::Debug for Router {
 pub struct Irqfd {
     /// `None` once nothing shall be done.
     router: Option<Router>,
-    event: Arc<Event>,
+    event: EventHandle,
     gsi: u32,
     counters: Arc<Counters>,
 }
 
 impl Irqfd {
     /// The event.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 

@@ -1,7 +1,6 @@
 use super::occupied::check_vacant;
 use super::{Error, Unsupported};
-use crate::Event;
-use crate::event::transfer;
+use crate::event::{EventHandle, WeakEventHandle, transfer};
 use crate::ioeventfd::space::{Listener, RefusalError};
 use crate::ioeventfd::{Bus, Doorbell, Key, Target};
 use crate::panics::{catch, go_on_unless_panicking};
@@ -16,7 +15,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -101,7 +101,7 @@ pub struct KvmListener {
 struct State {
     /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for
     /// one need not care that the doorbell moves. Those of events that have gone are closed by [`sweep`](Self::sweep).
-    counts: HashMap<usize, (Weak<Event>, Arc<OwnedFd>)>,
+    counts: HashMap<usize, (WeakEventHandle, Arc<OwnedFd>)>,
     /// What KVM has.
     registered: BTreeMap<Key, KernelCount>,
 }
@@ -132,8 +132,8 @@ impl KvmListener {
     ///
     /// It is the first time, and there is no descriptor left (`EMFILE`, `ENFILE`), not even after those of events that
     /// have gone were closed.
-    pub fn count_of(&self, event: &Arc<Event>) -> Result<KernelCount, Error> {
-        self.lock().count_of(event)
+    pub fn count_of(&self, event: impl Into<EventHandle>) -> Result<KernelCount, Error> {
+        self.lock().count_of(&event.into())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -151,7 +151,7 @@ impl KvmListener {
         self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign)
     }
 
-    fn register(&self, key: Key, event: &Arc<Event>) -> Result<(), Error> {
+    fn register(&self, key: Key, event: &EventHandle) -> Result<(), Error> {
         let mut state = self.lock();
         let count = state.count_of(event)?;
         self.assign(&key, &count)?;
@@ -215,13 +215,12 @@ impl State {
     /// Closes the eventfds of events that have gone. Returns whether there were any.
     fn sweep(&mut self) -> bool {
         let before = self.counts.len();
-        self.counts
-            .retain(|_, (event, _)| event.strong_count() != 0);
+        self.counts.retain(|_, (event, _)| !event.is_gone());
         self.counts.len() != before
     }
 
-    fn count_of(&mut self, event: &Arc<Event>) -> Result<KernelCount, Error> {
-        let address = Arc::as_ptr(event).addr();
+    fn count_of(&mut self, event: &EventHandle) -> Result<KernelCount, Error> {
+        let address = ptr::from_ref(&**event).addr();
         let fd = match self.counts.get(&address) {
             // Not of another event that was at this address: its weak handle keeps the memory from being used again.
             Some((_, fd)) => Arc::clone(fd),
@@ -238,13 +237,13 @@ impl State {
                     call: "eventfd2",
                     source: errno.into(),
                 })?);
-                let entry = (Arc::downgrade(event), Arc::clone(&fd));
+                let entry = (event.downgrade(), Arc::clone(&fd));
                 self.counts.insert(address, entry);
                 fd
             }
         };
         Ok(KernelCount {
-            event: Arc::clone(event),
+            event: event.clone(),
             fd,
         })
     }
@@ -300,8 +299,8 @@ fn drain_all(counts: &[KernelCount]) -> u64 {
 }
 
 /// The ioeventfds that a doorbell comes to.
-fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &Arc<Event>)>, Unsupported> {
-    fn entry(key: Key, target: &Target) -> Result<(Key, &Arc<Event>), Unsupported> {
+fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &EventHandle)>, Unsupported> {
+    fn entry(key: Key, target: &Target) -> Result<(Key, &EventHandle), Unsupported> {
         match target {
             Target::Event(event) => Ok((key, event)),
             Target::Latest(_) | Target::Queue(_) => Err(Unsupported),
@@ -349,7 +348,7 @@ impl fmt::Debug for KvmListener {
 /// to its [`event`](Self::event) with. What has no room in the event is left with such a poller until there is room.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
-    event: Arc<Event>,
+    event: EventHandle,
     fd: Arc<OwnedFd>,
 }
 
@@ -374,7 +373,7 @@ impl KernelCount {
     }
 
     /// What it is drained to.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &EventHandle {
         &self.event
     }
 }

@@ -14,19 +14,17 @@
 use super::PollError;
 use super::epoll::read_at_once;
 use super::place::Place;
-use crate::Event;
-use crate::event::Interest;
 use crate::event::transfer::{Carrier, Step};
+use crate::event::{EventHandle, Interest};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use std::sync::Arc;
 
 pub(super) struct Bound {
     /// A duplicate, so that it is there as long as the binding.
     fd: OwnedFd,
-    event: Arc<Event>,
+    event: EventHandle,
     /// Each read may take one unit of several: the eventfd is a semaphore, or the system does not say that it is none.
     by_units: bool,
     /// Who came to carry since the one at it last looked, himself included; 0 if there is none.
@@ -51,7 +49,7 @@ enum Then {
 
 impl Bound {
     /// A binding of a duplicate of the descriptor.
-    pub(super) fn new(fd: impl AsFd, event: &Arc<Event>) -> Result<Self, PollError> {
+    pub(super) fn new(fd: impl AsFd, event: EventHandle) -> Result<Self, PollError> {
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(PollError::of)?;
         let by_units = match what_proc_says(fd.as_fd()) {
             Some(says) if !says.contains("eventfd-count:") => return Err(PollError::NotEventfd),
@@ -61,7 +59,7 @@ impl Bound {
         };
         Ok(Bound {
             fd,
-            event: Arc::clone(event),
+            event,
             by_units,
             callers: AtomicU32::new(0),
             carrier: Carrier::new(),
@@ -72,7 +70,7 @@ impl Bound {
         self.fd.as_fd()
     }
 
-    pub(super) fn event(&self) -> &Arc<Event> {
+    pub(super) fn event(&self) -> &EventHandle {
         &self.event
     }
 

@@ -6,8 +6,7 @@ use super::item::{Item, What};
 use super::poller::Poller;
 use super::registered::Registration;
 use super::{PollError, Watch};
-use crate::Event;
-use crate::event::Interest;
+use crate::event::{EventHandle, Interest};
 use rustix::fd::AsFd;
 use std::sync::Arc;
 
@@ -96,8 +95,13 @@ impl Poller {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn bind(&self, fd: impl AsFd, event: &Arc<Event>, key: usize) -> Result<(), PollError> {
-        self.add_binding(fd, event, key, None)
+    pub fn bind(
+        &self,
+        fd: impl AsFd,
+        event: impl Into<EventHandle>,
+        key: usize,
+    ) -> Result<(), PollError> {
+        self.add_binding(fd, event.into(), key, None)
     }
 
     /// Binds as [`bind`](Self::bind) does, and watches the event as [`add`](Self::add) does, under one key.
@@ -111,25 +115,25 @@ impl Poller {
     pub fn add_bound(
         &self,
         fd: impl AsFd,
-        event: &Arc<Event>,
+        event: impl Into<EventHandle>,
         key: usize,
         watch: Watch,
     ) -> Result<(), PollError> {
-        self.add_binding(fd, event, key, Some(watch))
+        self.add_binding(fd, event.into(), key, Some(watch))
     }
 
     fn add_binding(
         &self,
         fd: impl AsFd,
-        event: &Arc<Event>,
+        event: EventHandle,
         key: usize,
         watch: Option<Watch>,
     ) -> Result<(), PollError> {
-        let bound = Bound::new(fd, event)?;
+        let bound = Bound::new(fd, event.clone())?;
         let item = Item::new(key, What::Bound(bound), Arc::clone(self.shared()));
         item.watch(Watch::WRITABLE);
         // Outside the lock, which an observer's call may want.
-        let binding = self.observed(item, event, Interest::Reads);
+        let binding = self.observed(item, event.clone(), Interest::Reads);
         let watched = watch.map(|_| self.watched(event, key));
         let sampled = watched.as_ref().map(|watched| Arc::clone(&watched.item));
         {

@@ -32,8 +32,7 @@ use super::incoming::{Link, Linked};
 use super::place::Place;
 use super::shared::Shared;
 use super::watch::Watch;
-use crate::Event;
-use crate::event::{Change, Interest, Observer, Readiness};
+use crate::event::{Change, EventHandle, Interest, Observer, Readiness};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
@@ -59,7 +58,7 @@ pub(super) struct Item {
 }
 
 pub(super) enum What {
-    Watched(Arc<Event>),
+    Watched(EventHandle),
     Bound(Bound),
 }
 
@@ -95,7 +94,7 @@ impl Item {
         })
     }
 
-    fn event(&self) -> &Arc<Event> {
+    fn event(&self) -> &EventHandle {
         match &self.what {
             What::Watched(event) => event,
             What::Bound(bound) => bound.event(),

@@ -3,9 +3,8 @@
 
 use super::place::Place;
 use super::{PollError, Watch};
-use crate::Event;
+use crate::event::EventHandle;
 use crate::sync::waiters::Outcome;
-use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) enum Fds {}
@@ -62,7 +61,7 @@ impl FdTable {
 }
 
 impl Bound {
-    pub(super) fn event(&self) -> &Arc<Event> {
+    pub(super) fn event(&self) -> &EventHandle {
         match *self {}
     }
 

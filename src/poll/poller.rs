@@ -7,14 +7,14 @@ use super::probes::{Asker, Probes};
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
 use super::{PollError, Watch};
-use crate::event::{Interest, Observation};
+use crate::Spin;
+use crate::event::{EventHandle, Interest, Observation};
 use crate::panics::{Payload, catch, go_on, go_on_unless_panicking};
 use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::limit::{Limit, has_passed};
 use crate::sync::spin::{Beat, Pace, Spinner};
 use crate::sync::waiters::{Outcome, Release};
 use crate::sync::{Mutex, MutexGuard, wake_queue};
-use crate::{Event, Spin};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
@@ -143,8 +143,13 @@ impl Poller {
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists).
-    pub fn add(&self, event: &Arc<Event>, key: usize, watch: Watch) -> Result<(), PollError> {
-        let watched = self.watched(event, key);
+    pub fn add(
+        &self,
+        event: impl Into<EventHandle>,
+        key: usize,
+        watch: Watch,
+    ) -> Result<(), PollError> {
+        let watched = self.watched(event.into(), key);
         let item = Arc::clone(&watched.item);
         {
             let mut registered = self.registered();
@@ -158,8 +163,8 @@ impl Poller {
 
     /// An item for an event that is to be watched. To be called outside the lock, which an observer's call may want,
     /// and so in vain if the key is in use.
-    pub(super) fn watched(&self, event: &Arc<Event>, key: usize) -> Watched {
-        let what = What::Watched(Arc::clone(event));
+    pub(super) fn watched(&self, event: EventHandle, key: usize) -> Watched {
+        let what = What::Watched(event.clone());
         let item = Item::new(key, what, Arc::clone(&self.shared));
         self.observed(item, event, Interest::Both)
     }
@@ -167,12 +172,12 @@ impl Poller {
     pub(super) fn observed(
         &self,
         item: Arc<Item>,
-        event: &Arc<Event>,
+        event: EventHandle,
         interest: Interest,
     ) -> Watched {
         let observer = Arc::clone(&item) as _;
         Watched {
-            _observation: Observation::prompt_on_demand(Arc::clone(event), interest, observer),
+            _observation: Observation::prompt_on_demand(event, interest, observer),
             item,
         }
     }

@@ -20,7 +20,6 @@ use crate::event::{Change, Event, Owner, Place};
 use crate::sync::limit::Limit;
 use crate::sync::parker::Parker;
 use crate::sync::waiters::{MOST_WORDS, Outcome, Refused, Waiters, most_words, sleep_at_all};
-use std::borrow::Borrow;
 use std::cell::Cell;
 use std::fmt;
 use std::iter::FusedIterator;
@@ -79,15 +78,12 @@ use std::time::{Duration, Instant};
 /// queues[2].read();
 /// assert!(wait_any(&queues, Some(Duration::from_millis(1))).is_none());
 /// ```
-pub fn wait_any<E: Borrow<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
+pub fn wait_any<E: AsRef<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
     find(events, Limit::of(timeout))
 }
 
 /// As [`wait_any`], up to a point in time. With one in the past it looks once.
-pub fn wait_any_deadline<E: Borrow<Event>>(
-    events: &[E],
-    deadline: Instant,
-) -> Option<Ready<'_, E>> {
+pub fn wait_any_deadline<E: AsRef<Event>>(events: &[E], deadline: Instant) -> Option<Ready<'_, E>> {
     find(events, Limit::Until(deadline))
 }
 
@@ -104,7 +100,7 @@ pub struct Ready<'a, E> {
     next: usize,
 }
 
-impl<E: Borrow<Event>> Iterator for Ready<'_, E> {
+impl<E: AsRef<Event>> Iterator for Ready<'_, E> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
@@ -114,7 +110,7 @@ impl<E: Borrow<Event>> Iterator for Ready<'_, E> {
     }
 }
 
-impl<E: Borrow<Event>> FusedIterator for Ready<'_, E> {}
+impl<E: AsRef<Event>> FusedIterator for Ready<'_, E> {}
 
 impl<E> fmt::Debug for Ready<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,7 +121,7 @@ impl<E> fmt::Debug for Ready<'_, E> {
     }
 }
 
-fn find<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
+fn find<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
     let found = look(events, 0).or_else(|| wait(events, limit))?;
     Some(Ready {
         events,
@@ -135,21 +131,21 @@ fn find<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
 }
 
 /// The first event from `start` on that can be read, with `DEKKER` loads.
-fn look<E: Borrow<Event>>(events: &[E], start: usize) -> Option<usize> {
-    let ready = |event: &E| event.borrow().units() != 0;
+fn look<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
+    let ready = |event: &E| event.as_ref().units() != 0;
     Some(start + events[start..].iter().position(ready)?)
 }
 
 /// The same, after the announcement at all of them.
-fn look_when_heard<E: Borrow<Event>>(events: &[E]) -> Option<usize> {
+fn look_when_heard<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
     // To hear those of one event is to hear all there are.
-    let heard = |event: &E| event.borrow().hear_signallers();
+    let heard = |event: &E| event.as_ref().hear_signallers();
     events.iter().any(heard).then(|| look(events, 0))?
 }
 
 #[cold]
 #[inline(never)]
-fn wait<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<usize> {
+fn wait<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<usize> {
     let deadline = limit.deadline().ok()?;
     let Some(first) = events.first() else {
         thread::sleep(deadline?.saturating_duration_since(Instant::now()));
@@ -161,9 +157,9 @@ fn wait<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<usize> {
         let index = last_look.get() + 1;
         let index = if index < events.len() { index } else { 0 };
         last_look.set(index);
-        events[index].borrow().count() != 0
+        events[index].as_ref().count() != 0
     };
-    first.borrow().spinner().wait(
+    first.as_ref().spinner().wait(
         deadline,
         ready,
         || Some(last_look.get()),
@@ -171,7 +167,7 @@ fn wait<E: Borrow<Event>>(events: &[E], limit: Limit) -> Option<usize> {
     )
 }
 
-fn sleep<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
+fn sleep<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
     if events.len() <= most_words() {
         if let Ok(found) = sleep_at_readers(events, deadline) {
             return found;
@@ -181,7 +177,7 @@ fn sleep<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<us
 }
 
 /// Sleeps as a blocking reader does, at all events at once.
-fn sleep_at_readers<E: Borrow<Event>>(
+fn sleep_at_readers<E: AsRef<Event>>(
     events: &[E],
     deadline: Option<Instant>,
 ) -> Result<Option<usize>, Refused> {
@@ -189,7 +185,7 @@ fn sleep_at_readers<E: Borrow<Event>>(
     for (event, key) in events.iter().zip(&mut keys) {
         *key = readers(event).enter();
     }
-    events.iter().for_each(|event| event.borrow().visit());
+    events.iter().for_each(|event| event.as_ref().visit());
     let result = loop {
         events.iter().for_each(|event| readers(event).announce());
         if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
@@ -207,23 +203,23 @@ fn sleep_at_readers<E: Borrow<Event>>(
         }
     };
     for event in events {
-        event.borrow().end_visit();
+        event.as_ref().end_visit();
     }
     result
 }
 
-fn readers<E: Borrow<Event>>(event: &E) -> &Waiters {
-    event.borrow().waiters(Change::Signalled)
+fn readers<E: AsRef<Event>>(event: &E) -> &Waiters {
+    event.as_ref().waiters(Change::Signalled)
 }
 
 /// Sleeps as a task does, in the line of wakers of each event.
-fn sleep_in_line<E: Borrow<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
+fn sleep_in_line<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
     let parker = Arc::new(Parker::new());
     let waker = Waker::from(Arc::clone(&parker));
     // They leave when they are dropped.
     let places = events
         .iter()
-        .map(|event| Place::new(event.borrow(), Change::Signalled));
+        .map(|event| Place::new(event.as_ref(), Change::Signalled));
     let mut places = Box::into_pin(places.collect::<Box<[_]>>());
     loop {
         for index in 0..events.len() {

@@ -829,9 +829,8 @@ pub fn may_wait() -> bool {
     domain().may_wait(0)
 }
 
-/// Drops `outdated` on this thread, when no section is under way any more that has begun before: at once, or in a later
-/// call of this thread's, see the module; or in [`reclaim`]. Waits for nothing. It can have been found in fenced
-/// sections only, and cannot any more.
+/// Has `outdated` dropped as what a change inside a section has left is.
+#[cfg(loom)]
 pub fn retire(outdated: impl Send + 'static) {
     let domain = domain();
     domain.leave::<Fenced>(this_threads_number(), Box::new(outdated));

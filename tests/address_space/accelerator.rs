@@ -1,4 +1,4 @@
-use doorbell::Event;
+use doorbell::event::EventHandle;
 use doorbell::ioeventfd::space::{Change, Listener, RefusalError};
 use doorbell::ioeventfd::{Bus, Doorbell, Key, Range, Target};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ pub struct Accelerator {
     /// Shared with others whose order of calls matters.
     log: Arc<Mutex<Vec<Asked>>>,
     /// With each doorbell, the events that have not been told of its writes.
-    held: Mutex<Vec<(Doorbell, Vec<Arc<Event>>)>>,
+    held: Mutex<Vec<(Doorbell, Vec<EventHandle>)>>,
     refuses: fn(Change, &Doorbell) -> bool,
 }
 
@@ -51,7 +51,7 @@ impl Accelerator {
         let mut held = self.held.lock().unwrap();
         let hit = held.iter_mut().find_map(|(doorbell, kicks)| {
             let target = rung(doorbell, bus, address, data)?;
-            kicks.push(Arc::clone(target.event()));
+            kicks.push(target.event().clone());
             Some(())
         });
         hit.is_some()

@@ -382,7 +382,7 @@ impl<'a> Test<'a> {
                         assert_eq!(taken, hit.is_some(), "{bus:?} {address:#x} {data:?}");
                         for target in &self.targets {
                             let event = target.event();
-                            let hit = hit.is_some_and(|hit| Arc::ptr_eq(hit, event));
+                            let hit = hit.is_some_and(|hit| hit.ptr_eq(event));
                             assert_eq!(event.try_read(), hit.then_some(1));
                             let value = value & (u64::MAX >> (64 - 8 * size));
                             match target {

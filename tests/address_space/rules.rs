@@ -397,7 +397,7 @@ fn ports_end() {
 fn listeners_drain_and_hear_the_end() {
     #[derive(Default)]
     struct Hears {
-        event: Mutex<std::sync::Weak<Event>>,
+        event: Mutex<Option<doorbell::event::WeakEventHandle>>,
         heard: Mutex<Vec<&'static str>>,
     }
     impl Hears {
@@ -410,7 +410,7 @@ fn listeners_drain_and_hear_the_end() {
             "hears"
         }
         fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-            *self.event.lock().unwrap() = Arc::downgrade(doorbell.targets()[0].event());
+            *self.event.lock().unwrap() = Some(doorbell.targets()[0].event().downgrade());
             self.hear("add");
             Ok(())
         }
@@ -420,14 +420,24 @@ fn listeners_drain_and_hear_the_end() {
         }
         fn drain(&self) -> u64 {
             self.hear("drain");
-            let event = self.event.lock().unwrap().upgrade();
+            let event = self
+                .event
+                .lock()
+                .unwrap()
+                .as_ref()
+                .and_then(|event| event.upgrade());
             event.map_or(0, |event| {
                 event.signal_n(5);
                 5
             })
         }
         fn committed(&self) {
-            let gone = self.event.lock().unwrap().strong_count() == 0;
+            let gone = self
+                .event
+                .lock()
+                .unwrap()
+                .as_ref()
+                .is_none_or(|event| event.is_gone());
             self.hear(if gone { "committed, gone" } else { "committed" });
         }
     }

@@ -4,7 +4,6 @@ use super::counter::{Counter, Place};
 use doorbell::{Event, Mode, Readiness, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::borrow::Borrow;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -32,8 +31,8 @@ impl<const SPINS: bool> From<Arc<Event>> for Ours<SPINS> {
     }
 }
 
-impl<const SPINS: bool> Borrow<Event> for Ours<SPINS> {
-    fn borrow(&self) -> &Event {
+impl<const SPINS: bool> AsRef<Event> for Ours<SPINS> {
+    fn as_ref(&self) -> &Event {
         &self.0
     }
 }

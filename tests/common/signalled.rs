@@ -6,7 +6,6 @@ use doorbell::event::Signaller;
 use doorbell::{Event, Mode, use_membarrier};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::borrow::Borrow;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,8 +28,8 @@ impl Deref for Signalled {
     }
 }
 
-impl Borrow<Event> for Signalled {
-    fn borrow(&self) -> &Event {
+impl AsRef<Event> for Signalled {
+    fn as_ref(&self) -> &Event {
         &self.0
     }
 }

@@ -378,7 +378,7 @@ fn lent_to_kvm() {
 #[cfg(feature = "vm-superio")]
 #[test]
 fn superio_triggers() {
-    use doorbell::fd::SharedTrigger;
+    use doorbell::event::EventHandle;
     use vm_superio::{Serial, Trigger};
 
     /// Has a serial port raise its interrupt for a byte received.
@@ -390,7 +390,7 @@ fn superio_triggers() {
     let event = Arc::new(Event::new(0));
     receive(&*event);
     assert_eq!(event.try_read(), Some(1));
-    receive(SharedTrigger(Arc::clone(&event)));
+    receive(EventHandle::from(&event));
     assert_eq!(event.try_read(), Some(1));
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     receive(eventfd.try_clone().unwrap());

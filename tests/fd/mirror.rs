@@ -234,7 +234,7 @@ fn dropped_in_any_order() {
 
         let (event, mirror) = mirrored(count, Mode::Counter);
         drop(event);
-        let event = Arc::clone(mirror.event());
+        let event = mirror.event().clone();
         event.signal();
         assert!(is_readable(&mirror));
         drop(event);

@@ -69,7 +69,7 @@ fn router() -> (Router, Arc<Sink>, Irqfd) {
     let sink = Arc::new(Sink::default());
     let router = Router::new(Arc::clone(&sink));
     router.set_routes(Routes::identity(24)).unwrap();
-    let irqfd = router.assign(&Arc::new(Event::new(0)), PIN).unwrap();
+    let irqfd = router.assign(Arc::new(Event::new(0)), PIN).unwrap();
     (router, sink, irqfd)
 }
 

@@ -148,7 +148,7 @@ under_lock! {
     a_new_level_source: |m| drop(m.router.level_source(NEW));
     assign: |m| m.router.assign(&m.event, OLD).unwrap();
     assign_to_a_new_line: |m| m.router.assign(&m.event, NEW).unwrap();
-    assign_with_resample: |m| m.router.assign_with_resample(&m.event, OLD, &event()).unwrap();
+    assign_with_resample: |m| m.router.assign_with_resample(&m.event, OLD, event()).unwrap();
     ack: |m| m.router.ack(OLD);
     is_pending: |m| m.router.is_pending(MASKED);
     take_pending: |m| m.router.take_pending(MASKED);

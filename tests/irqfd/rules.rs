@@ -81,8 +81,8 @@ fn one_irqfd_for_an_event() {
     for result in [
         router.assign(&a, PIN),
         router.assign(&a, PIN + 1),
-        router.assign(&Arc::clone(&a), PIN + 1),
-        router.assign_with_resample(&a, PIN, &event()),
+        router.assign(Arc::clone(&a), PIN + 1),
+        router.assign_with_resample(&a, PIN, event()),
         other_vm.assign(&a, PIN),
     ] {
         let error = result.unwrap_err();
@@ -120,7 +120,7 @@ fn deassign_matches_event_and_gsi() {
     let a = event();
     router.deassign(&a, PIN);
     let irqfd = router.assign(&a, PIN).unwrap();
-    assert!(Arc::ptr_eq(irqfd.event(), &a));
+    assert!(irqfd.event().ptr_eq(&a));
     assert_eq!(irqfd.gsi(), PIN);
     router.deassign(&a, PIN + 2);
     router.deassign(&event(), PIN);
@@ -137,7 +137,7 @@ fn deassign_matches_event_and_gsi() {
     // Nor does a resample event matter.
     router.deassign(&a, PIN + 1);
     router
-        .assign_with_resample(&a, PIN, &event())
+        .assign_with_resample(&a, PIN, event())
         .unwrap()
         .keep();
     router.deassign(&a, PIN);
@@ -308,7 +308,7 @@ fn without_a_route() {
     for gsi in [40, 4095, 4096, u32::MAX] {
         let (a, b) = (event(), event());
         let _plain = router.assign(&a, gsi).unwrap();
-        let _level = router.assign_with_resample(&b, gsi, &event()).unwrap();
+        let _level = router.assign_with_resample(&b, gsi, event()).unwrap();
         a.signal();
         b.signal();
         assert_eq!((a.count(), b.count()), (0, 0));
@@ -357,7 +357,7 @@ fn rerouted() {
 fn rerouted_while_up() {
     let (router, log) = router();
     let a = event();
-    let _a = router.assign_with_resample(&a, PIN, &event()).unwrap();
+    let _a = router.assign_with_resample(&a, PIN, event()).unwrap();
     a.signal();
     assert_eq!(log.take(), [up(PIN, PIN)]);
     router.set_route(PIN, Some(Route::Pin(30))).unwrap();
@@ -521,7 +521,7 @@ fn ack_of_somebody_elses_interrupt() {
 fn a_pulse_while_the_line_is_up() {
     let (router, log) = router();
     let (a, b) = (event(), event());
-    let level = router.assign_with_resample(&a, PIN, &event()).unwrap();
+    let level = router.assign_with_resample(&a, PIN, event()).unwrap();
     let edge = router.assign(&b, PIN).unwrap();
     a.signal();
     b.signal();
@@ -711,7 +711,7 @@ fn the_router_goes() {
     let (a, b, c) = (event(), event(), event());
     router.assign(&a, PIN).unwrap().keep();
     router
-        .assign_with_resample(&b, PIN, &event())
+        .assign_with_resample(&b, PIN, event())
         .unwrap()
         .keep();
     // Whoever has an irqfd has the router.
@@ -735,7 +735,7 @@ fn deassigned_inside_a_call() {
     let (router, log) = router();
     let (a, b) = (event(), event());
     router
-        .assign_with_resample(&a, PIN, &event())
+        .assign_with_resample(&a, PIN, event())
         .unwrap()
         .keep();
     router.assign(&b, MSI).unwrap().keep();
@@ -878,12 +878,12 @@ fn one_of_several_is_deassigned_while_pending() {
 fn deassigned_while_asserted_and_masked() {
     let (router, log) = router();
     let a = event();
-    let irqfd = router.assign_with_resample(&a, PIN, &event()).unwrap();
+    let irqfd = router.assign_with_resample(&a, PIN, event()).unwrap();
     router.mask(PIN);
     a.signal();
     drop(irqfd);
     let rs = event();
-    let _next = router.assign_with_resample(&event(), PIN, &rs).unwrap();
+    let _next = router.assign_with_resample(event(), PIN, &rs).unwrap();
     router.unmask(PIN);
     assert_eq!((log.take(), rs.count()), (vec![], 0));
 }
@@ -1018,7 +1018,7 @@ fn the_sink_refuses() {
     assert!(matches!(error, AssignError::Refused(_)));
     assert_eq!(io::Error::from(error).kind(), ErrorKind::Unsupported);
     // It is nobody's, then.
-    drop(router.assign_with_resample(&a, PIN, &event()).unwrap());
+    drop(router.assign_with_resample(&a, PIN, event()).unwrap());
 
     struct OneRoute(AtomicU32);
     impl InterruptSink for OneRoute {

@@ -590,7 +590,7 @@ fn the_worker_is_waited_for_in_the_midst_of_a_turn() {
     let (a, b) = (event(), event());
     let _irqfds = [
         router.assign(&a, PIN).unwrap(),
-        router.assign_with_resample(&b, PIN, &event()).unwrap(),
+        router.assign_with_resample(&b, PIN, event()).unwrap(),
     ];
     for round in 1..=3 {
         a.signal();

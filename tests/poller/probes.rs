@@ -628,8 +628,9 @@ fn deleted_while_another_thread_asks() {
         kick.signal();
         assert_eq!(keys(&poller, 4, None), [1]);
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| keys(&poller, 4, None));
+            // Before the thread, which asks in vain 1,024 times at most.
             let before = source.asked();
+            let waiter = scope.spawn(|| keys(&poller, 4, None));
             wait_until("questions", || source.asked() > before + 100);
             poller.delete(1).unwrap();
             assert_eq!(Arc::strong_count(&source), 1);

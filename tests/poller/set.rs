@@ -70,7 +70,7 @@ impl Set for Ours {
     }
 
     fn add(&self, counter: &DefaultSpin, key: usize, watch: Watch) -> Result<(), Errno> {
-        self.0.add(counter, key, watch).map_err(errno)
+        self.0.add(&**counter, key, watch).map_err(errno)
     }
 
     fn modify(&self, key: usize, watch: Watch) -> Result<(), Errno> {

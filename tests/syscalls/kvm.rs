@@ -210,7 +210,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
     };
     let assigning = all(|router| {
         for _ in 0..ROUNDS {
-            let irqfd = router.assign(&Arc::new(Event::new(0)), 25).unwrap();
+            let irqfd = router.assign(Arc::new(Event::new(0)), 25).unwrap();
             drop(irqfd);
         }
     });
@@ -364,7 +364,7 @@ fn the_list_of_a_listener_is_complete() {
     };
     let counts = move || {
         for _ in 0..ROUNDS {
-            listener.count_of(&Arc::new(Event::new(0))).unwrap().drain();
+            listener.count_of(Arc::new(Event::new(0))).unwrap().drain();
         }
         std::mem::forget(listener);
     };
