@@ -33,9 +33,9 @@ use std::sync::{Arc, Weak};
 /// let queue = Arc::new(Queue { kick: Event::new(0) });
 ///
 /// let poller = Poller::new();
-/// poller.add(&STOP, 0, Watch::default())?;
-/// poller.add(&timer, 1, Watch::default())?;
-/// poller.add(EventHandle::of_field(&queue, |queue| &queue.kick), 2, Watch::default())?;
+/// poller.add(&STOP, 0, Watch::READABLE)?;
+/// poller.add(&timer, 1, Watch::READABLE)?;
+/// poller.add(EventHandle::of_field(&queue, |queue| &queue.kick), 2, Watch::READABLE)?;
 /// # Ok::<(), doorbell::poll::PollError>(())
 /// ```
 ///

@@ -10,7 +10,8 @@ use std::fmt;
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Latest, Table}};
-/// ///
+/// use std::sync::Arc;
+///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
 /// let tail = Arc::new(Latest::new(&kick, 0));
@@ -90,7 +91,8 @@ pub struct Kick {
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Kick, Queue, Range, Table}};
-/// ///
+/// use std::sync::Arc;
+///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
 /// let queue = Arc::new(Queue::new(&kick, 2));
