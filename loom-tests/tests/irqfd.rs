@@ -148,7 +148,7 @@ fn a_driver_is_relieved() {
         model::relieve_after(0);
         let (router, sink) = router(Route::Pin(PIN));
         let resample = event();
-        let _busy = router.assign_with_resample(&event(), GSI, &resample);
+        let _busy = router.assign_with_resample(event(), GSI, &resample);
         // Acked again each time its resample event is signalled.
         let drivers = Arc::new(std::sync::Mutex::new(Vec::new()));
         let observer = {
@@ -406,7 +406,7 @@ fn deassign_and_assign_on_one_line() {
     check("deassign_and_assign_on_one_line", Some(2), || {
         let (router, sink) = router(Route::Pin(PIN));
         let old = event();
-        let irqfd = router.assign_with_resample(&old, GSI, &event()).unwrap();
+        let irqfd = router.assign_with_resample(&old, GSI, event()).unwrap();
         old.signal();
         let other = {
             let router = router.clone();
@@ -450,7 +450,7 @@ fn level_and_route() {
         let (router, sink) = router(Route::Pin(PIN));
         let event = event();
         let _irqfd = router
-            .assign_with_resample(&event, GSI, &self::event())
+            .assign_with_resample(&event, GSI, self::event())
             .unwrap();
         let device = device(&sink, 1, &event);
         router.set_route(GSI, Some(Route::Pin(OTHER_PIN))).unwrap();
@@ -583,7 +583,7 @@ fn deassign_inside_a_call() {
         let (router, sink) = router(Route::Pin(PIN));
         let event = event();
         let irqfd = router
-            .assign_with_resample(&event, GSI, &self::event())
+            .assign_with_resample(&event, GSI, self::event())
             .unwrap();
         let device = device(&sink, 1, &event);
         // Stands for the call.
