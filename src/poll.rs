@@ -79,7 +79,8 @@
 //!
 //! # System calls
 //!
-//! For a seccomp filter, beside those that every `Event` makes (see the front page):
+//! For a seccomp filter, beside those that every `Event` makes (see
+//! [`guide::system_calls`](crate::guide::system_calls)):
 //!
 //! | | only to sleep | only to wake sleepers |
 //! |---|---|---|

@@ -1,5 +1,5 @@
-//! What a child may do that was forked while other threads were at it, as the front page says: no call hangs, and none
-//! panics.
+//! What a child may do that was forked while other threads were at it, as `src/guide/fork.md` says: no call hangs, and
+//! none panics.
 
 #![cfg(unix)]
 

@@ -10,7 +10,7 @@
 //!        └──── Observers ────── Srcu<[Entry]>        whom? made with the first observer
 //! ```
 //!
-//! The list is read in a section of [`srcu`], so whoever takes an observer out returns when no call
+//! The list is read in a section of [`srcu`](crate::sync::srcu), so whoever takes an observer out returns when no call
 //! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is
 //! taken out there is dropped by the same thread when no call is under way any more, at the end of its outermost call
 //! or later.

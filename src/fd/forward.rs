@@ -25,7 +25,7 @@ use std::sync::{Arc, PoisonError};
 ///
 /// If a non-blocking eventfd has no room, the number waits here, later signals wait in the event, and all is tried
 /// again at the next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits
-/// back into the event, which saturates as for [`signal_n`](Event::signal_n).
+/// back into the event, which saturates as for [`signal_n`](crate::Event::signal_n).
 ///
 /// # Eventfds that block
 ///
@@ -33,7 +33,7 @@ use std::sync::{Arc, PoisonError};
 /// [`with_fd`](Self::with_fd) takes that too. As long as it has room, there is no difference. A signal for which it has
 /// no room sleeps in `write(2)` until somebody reads the eventfd: a read of any duplicate makes room, also one by this
 /// process through [`as_fd`](std::os::fd::AsFd::as_fd). An eventfd is full at `u64::MAX - 1`: signals of 1 never get
-/// there, so it takes large numbers by [`signal_n`](Event::signal_n), or a peer that fills it.
+/// there, so it takes large numbers by [`signal_n`](crate::Event::signal_n), or a peer that fills it.
 ///
 /// [`with_fd_nonblocking`](Self::with_fd_nonblocking) sets `O_NONBLOCK` first. Then no signal waits for room, but the
 /// flag belongs to all duplicates: a peer that sleeps in `read(2)` on the eventfd gets `EAGAIN` instead. QEMU's

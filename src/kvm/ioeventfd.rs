@@ -24,9 +24,9 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
 /// Has KVM take guest writes to doorbells, so that they do not exit to the VMM.
 ///
-/// The kernel can add to eventfds only. So each [`Event`] gets one, its [`KernelCount`], and its kicks are in two
-/// places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost between the two:
-/// when a doorbell leaves KVM, what its eventfd has goes to the event.
+/// The kernel can add to eventfds only. So each [`Event`](crate::Event) gets one, its [`KernelCount`], and its kicks
+/// are in two places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost
+/// between the two: when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
 /// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
 /// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table
@@ -341,7 +341,7 @@ impl fmt::Debug for KvmListener {
     }
 }
 
-/// The kicks of an [`Event`] that KVM took: an eventfd, to be waited for and drained.
+/// The kicks of an [`Event`](crate::Event) that KVM took: an eventfd, to be waited for and drained.
 ///
 /// The descriptor ([`AsFd`]) does not block. It becomes readable when KVM takes a kick, and is to be read by
 /// [`drain`](Self::drain) only, or by a [`Poller`](crate::poll::Poller) that it is [bound](crate::poll::Poller::bind)

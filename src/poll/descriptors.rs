@@ -57,7 +57,7 @@ impl Poller {
     }
 
     /// Binds a kernel eventfd to an event: what KVM, vhost or another process adds to the eventfd, a thread in
-    /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](Event::write).
+    /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](crate::Event::write).
     ///
     /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in
     /// the eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time.

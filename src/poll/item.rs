@@ -14,9 +14,9 @@
 //!     4  was it clear?  push; wake a thread       4  report
 //! ```
 //!
-//! Thread 2 and 3 against signaller 1 and 2 is the handshake of [`Event::arm`]. A signaller that has claimed ARMED
-//! before 2 and sees QUEUED at 3 changed the count before 2, so the look at 3 takes it into account. One that comes
-//! after 1 queues the item once more, and is reported once more: that is an edge.
+//! Thread 2 and 3 against signaller 1 and 2 is the handshake of [`Event::arm`](crate::Event::arm). A signaller that has
+//! claimed ARMED before 2 and sees QUEUED at 3 changed the count before 2, so the look at 3 takes it into account. One
+//! that comes after 1 queues the item once more, and is reported once more: that is an edge.
 //!
 //! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
 //! ready, it goes through 1 to 3.

@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 
 /// An epoll in userspace: reports which of many events are ready.
 ///
-/// It watches [`Event`]s, without a file descriptor and without a system call while it is busy, and real file
-/// descriptors in the same wait. Each is registered under a key of the caller's choice, with a [`Watch`] that says what
-/// to report and how often. What is ready is found in a time that depends on how much is ready and not on how much is
-/// registered.
+/// It watches [`Event`](crate::Event)s, without a file descriptor and without a system call while it is busy, and real
+/// file descriptors in the same wait. Each is registered under a key of the caller's choice, with a [`Watch`] that says
+/// what to report and how often. What is ready is found in a time that depends on how much is ready and not on how much
+/// is registered.
 ///
 /// Several threads may wait. Edge-triggered and one-shot events are given to one of them; a level-triggered one to
 /// each, as long as it is ready. What is ready is reported in the order in which it became so; a level-triggered event
@@ -352,8 +352,8 @@ impl Poller {
     /// A signal handler that runs does not end the wait; one that calls `notify` does.
     ///
     /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and
-    /// has been read again in the meantime is not reported. As with [`Event::readiness`], what was done before a signal
-    /// is visible to who reads the event.
+    /// has been read again in the meantime is not reported. As with [`Event::readiness`](crate::Event::readiness), what
+    /// was done before a signal is visible to who reads the event.
     ///
     /// # Panics
     ///

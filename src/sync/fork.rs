@@ -1,7 +1,7 @@
 //! Which process this is: `fork(2)` takes memory along, but of the threads only the one that forks.
 //!
 //! The kernel's counterpart are `mm_struct`s that `fork()` copies and `files_struct`s that it shares. What the crate
-//! makes of it is said once, on its front page under *Fork*. A child is recognised without a system call:
+//! makes of it is said once, in `src/guide/fork.md`. A child is recognised without a system call:
 //! `pthread_atfork` has a handler run in it before `fork` returns. What forks by other means (a raw `clone`) is not
 //! recognised.
 
