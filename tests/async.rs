@@ -9,7 +9,7 @@ use common::counter::Counter;
 use common::ours::NeverSpin;
 use common::watchdog::{self, Watchdog};
 use doorbell::event::{Batch, Change, Interest, Observation};
-use doorbell::poll::{ReadFuture, Readings, WriteFuture};
+use doorbell::event::{ReadFuture, Readings, WriteFuture};
 use doorbell::{Event, Mode, WriteError};
 use fastrand::Rng;
 use futures_core::Stream;
