@@ -448,7 +448,7 @@ fn semaphore_a_wait_beside_a_reader() {
     });
 }
 
-/// One signal ends all waits, if nobody reads. The first that it wakes wakes the rest at once.
+/// One signal ends all waits, if nobody reads.
 #[test]
 fn one_signal_ends_every_wait() {
     check("one_signal_ends_every_wait", Some(2), || {
