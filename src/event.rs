@@ -30,6 +30,7 @@ mod batch;
 mod change;
 pub(crate) mod counter;
 mod error;
+mod future;
 mod handle;
 #[cfg(target_os = "linux")]
 mod handover;
@@ -38,6 +39,7 @@ mod readiness;
 mod signaller;
 mod signallers;
 mod split;
+mod state;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) mod transfer;
 /// Open to `loom-tests`, which model it with an eventfd of their own.
@@ -50,12 +52,14 @@ pub use crate::sync::spin::Spin;
 pub use batch::{Batch, Removed};
 pub use change::{Change, Interest};
 pub use error::{Unwritten, WriteError};
+pub use future::{ReadFuture, Readings, WaitReadableFuture, WriteFuture};
 pub use handle::{EventHandle, WeakEventHandle};
 #[cfg(target_os = "linux")]
 pub(crate) use handover::Handover;
 pub use observer::{Observation, Observer};
 pub use readiness::Readiness;
 pub use signaller::Signaller;
+pub use state::EventState;
 
 pub(crate) use counter::Owner;
 pub(crate) use signallers::Signallers;
@@ -77,6 +81,7 @@ use std::time::{Duration, Instant};
 
 /// What a read takes. Fixed when the event is made, as `EFD_SEMAPHORE` is for an eventfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Mode {
     /// The whole count, leaving 0.
     Counter,
@@ -105,6 +110,40 @@ pub enum Mode {
 /// readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all blocked
 /// writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the kernel. A
 /// thread that happens to call at the right moment may overtake a woken one; there is no queue.
+///
+/// # Waking all
+///
+/// To wake every thread and task that waits, signal an event that nobody reads: each waits with
+/// [`wait_readable`](Self::wait_readable) or its [async form](Self::wait_readable_async), or with
+/// [`wait_any`](crate::poll::wait_any()) beside the events that it works on, or has the event in its
+/// [poller](crate::poll::Poller). The event stays readable, so a thread that begins to wait later returns at once. That
+/// makes it a stop flag, or the gate at which threads wait for a start:
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::poll::wait_any;
+/// use std::thread;
+///
+/// static STOP: Event = Event::new(0);
+/// static KICK: Event = Event::new(0);
+///
+/// let device = thread::spawn(|| {
+///     loop {
+///         let _ready = wait_any(&[&KICK, &STOP], None);
+///         if STOP.readiness().is_readable() {
+///             break;
+///         }
+///         KICK.try_read();
+///     }
+/// });
+/// let monitors = [(); 3].map(|()| thread::spawn(|| STOP.wait_readable()));
+///
+/// STOP.signal(); // ends all of them
+/// device.join().unwrap();
+/// for monitor in monitors {
+///     monitor.join().unwrap();
+/// }
+/// ```
 ///
 /// # Signal handlers
 ///
@@ -341,6 +380,62 @@ impl Event {
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
         self.counter.read_until(Limit::Until(deadline), self)
+    }
+
+    /// Takes the whole count, of a semaphore too. Never blocks: `None` if the count is 0.
+    ///
+    /// On an event in [`Mode::Counter`] this is [`try_read`](Self::try_read). On a semaphore it is as many reads as
+    /// there are units, in one step, so no other reader gets a unit in between; an eventfd has no such call. Writers
+    /// that the count had no room for are woken, as by any read.
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// let slots = Event::semaphore(3);
+    /// assert_eq!(slots.try_read_all(), Some(3));
+    /// assert_eq!(slots.try_read_all(), None);
+    /// ```
+    #[doc(alias = "drain")]
+    #[doc(alias = "drain_permits")]
+    #[inline]
+    pub fn try_read_all(&self) -> Option<u64> {
+        self.counter.try_read_all(self)
+    }
+
+    /// Blocks while the count is 0, and takes nothing: `poll(2)` for `POLLIN`.
+    ///
+    /// Any number of threads may wait so, beside readers. A signal or write that leaves something in the event ends the
+    /// wait of every one of them, see [Waking all](Self#waking-all). A reader that takes the count first may leave
+    /// nothing to be seen, and then the wait goes on. For the same reason the event may be empty again when the call
+    /// returns, so the caller reads with [`try_read`](Self::try_read).
+    ///
+    /// The wait takes nothing from blocked readers either: a signal wakes a reader besides.
+    ///
+    /// What a thread did before the signal is visible to the caller, as to one that reads.
+    ///
+    /// To wait for several events, see [`wait_any`](crate::poll::wait_any()).
+    #[doc(alias = "notify_all")]
+    #[doc(alias = "broadcast")]
+    #[doc(alias = "poll")]
+    #[doc(alias = "wait")]
+    #[inline]
+    pub fn wait_readable(&self) {
+        let readable = self.counter.wait_readable(Limit::Forever, self);
+        debug_assert!(readable, "a wait without a deadline timed out");
+    }
+
+    /// As [`wait_readable`](Self::wait_readable), for up to `timeout`. Returns whether the event can be read.
+    ///
+    /// A timeout too long for the clock, such as `Duration::MAX`, is none. With one of zero, the call does not sleep.
+    #[must_use = "false is a timeout"]
+    pub fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        self.counter.wait_readable(Limit::For(timeout), self)
+    }
+
+    /// As [`wait_readable_timeout`](Self::wait_readable_timeout), up to a point in time. With one in the past, the call
+    /// does not sleep.
+    #[must_use = "false is a timeout"]
+    pub fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        self.counter.wait_readable(Limit::Until(deadline), self)
     }
 
     /// The count now. Another thread may change it before the caller looks at the result.

@@ -115,7 +115,6 @@
 
 mod error;
 mod events;
-mod future;
 mod incoming;
 mod item;
 mod place;
@@ -143,7 +142,6 @@ use {no_fds as bound, no_fds as epoll, no_fds as fd_table};
 
 pub use error::PollError;
 pub use events::{Events, Report};
-pub use future::{ReadFuture, Readings, WriteFuture};
 pub use poller::{PollStats, Poller};
 pub use probe::Probe;
 pub use wait_any::{Ready, wait_any, wait_any_deadline};

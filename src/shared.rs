@@ -366,6 +366,39 @@ impl SharedEvent {
         self.place.counter.read_until(Limit::Until(deadline), self)
     }
 
+    /// Takes the whole count, of a semaphore too. See [`Event::try_read_all`](crate::Event::try_read_all).
+    #[doc(alias = "drain")]
+    #[inline]
+    pub fn try_read_all(&self) -> Option<u64> {
+        self.place.counter.try_read_all(self)
+    }
+
+    /// Blocks while the count is 0, and takes nothing. See [`Event::wait_readable`](crate::Event::wait_readable).
+    ///
+    /// The first thread that a signal wakes wakes the next, and so on: of a private event it wakes all at once.
+    #[doc(alias = "notify_all")]
+    #[doc(alias = "broadcast")]
+    #[doc(alias = "poll")]
+    pub fn wait_readable(&self) {
+        let readable = self.place.counter.wait_readable(Limit::Forever, self);
+        debug_assert!(readable, "a wait without a deadline timed out");
+    }
+
+    /// As [`wait_readable`](Self::wait_readable), for up to `timeout`. Returns whether the event can be read.
+    #[must_use = "false is a timeout"]
+    pub fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        let limit = Limit::For(timeout);
+        self.place.counter.wait_readable(limit, self)
+    }
+
+    /// As [`wait_readable_timeout`](Self::wait_readable_timeout), up to a point in time. With one in the past, the call
+    /// does not sleep.
+    #[must_use = "false is a timeout"]
+    pub fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        let limit = Limit::Until(deadline);
+        self.place.counter.wait_readable(limit, self)
+    }
+
     /// The count now. Another thread or process may change it before the caller looks at the result.
     pub fn count(&self) -> u64 {
         self.place.counter.load()

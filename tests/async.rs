@@ -8,8 +8,9 @@ use common::caller::call;
 use common::counter::Counter;
 use common::ours::NeverSpin;
 use common::watchdog::{self, Watchdog};
-use doorbell::event::{Batch, Change, Interest, Observation};
-use doorbell::poll::{ReadFuture, Readings, WriteFuture};
+use doorbell::event::{
+    Batch, Change, Interest, Observation, ReadFuture, Readings, WaitReadableFuture, WriteFuture,
+};
 use doorbell::{Event, Mode, WriteError};
 use fastrand::Rng;
 use futures_core::Stream;
@@ -155,6 +156,7 @@ fn futures_may_be_sent_and_streams_moved() {
     fn check<T: Send + Sync>() {}
     check::<ReadFuture>();
     check::<WriteFuture>();
+    check::<WaitReadableFuture>();
     check::<Readings>();
     fn may_be_moved<T: Unpin>() {}
     may_be_moved::<Readings>();
@@ -180,7 +182,64 @@ fn a_stream_that_is_moved_while_it_waits() {
     assert_eq!(next, Poll::Ready(Some(1)));
 }
 
+#[test]
+fn a_wait_takes_nothing() {
+    for event in [Event::new(0), Event::semaphore(0)] {
+        let mut wait = Task::pending(event.wait_readable_async());
+        event.write(0).unwrap();
+        assert!(wait.poll().is_pending());
+        for _ in 0..2 {
+            event.signal();
+            assert_eq!(wait.poll(), Poll::Ready(()));
+        }
+        assert_eq!(event.count(), 2);
+        let mut full = Task::new(event.wait_readable_async());
+        event.signal_n(u64::MAX);
+        assert_eq!(full.poll(), Poll::Ready(()));
+        assert_eq!(event.try_read_all(), Some(u64::MAX));
+        assert!(wait.poll().is_pending());
+    }
+}
+
 // Who is woken
+
+/// One that takes nothing passes the wake-up on: to one that does, to another that does not, and when it is dropped.
+#[test]
+fn one_signal_ends_every_wait() {
+    for event in [Event::new(0), Event::semaphore(0)] {
+        let mut waits: Vec<_> = (0..3)
+            .map(|_| Task::pending(event.wait_readable_async()))
+            .collect();
+        let mut readers = reads(&event, 1);
+        event.signal();
+        assert_eq!(woken(&waits), [1, 0, 0]);
+        assert_eq!(waits[0].poll(), Poll::Ready(()));
+        assert_eq!(woken(&waits), [1, 1, 0]);
+        waits.remove(1);
+        assert_eq!(woken(&waits), [1, 1]);
+        assert_eq!(woken(&readers), [0]);
+        assert_eq!(waits[1].poll(), Poll::Ready(()));
+        assert_eq!(woken(&readers), [1]);
+        assert_eq!(readers[0].poll(), Poll::Ready(1));
+        assert!(waits[0].poll().is_pending());
+    }
+}
+
+/// Units are for readers, however many wait beside them.
+#[test]
+fn waits_beside_readers_of_a_semaphore() {
+    let event = Event::semaphore(0);
+    let mut wait = Task::pending(event.wait_readable_async());
+    let mut readers = reads(&event, 2);
+    event.signal_n(2);
+    assert_eq!((wait.woken(), woken(&readers)), (1, vec![1, 0]));
+    assert_eq!(wait.poll(), Poll::Ready(()));
+    assert_eq!(woken(&readers), [1, 1]);
+    for reader in &mut readers {
+        assert_eq!(reader.poll(), Poll::Ready(1));
+    }
+    assert_eq!(event.count(), 0);
+}
 
 #[test]
 fn a_signal_wakes_the_one_that_waits_longest() {

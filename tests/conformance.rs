@@ -20,6 +20,7 @@
 //! | E59, E61, E62, E65 | `e59_…`, `e61_…`, `e62_…`, `e65_…`, `edges_of_…` |
 //! | E64 | as far as an event has it: `e22_…` reads a semaphore at 0, which stays 0 |
 //! | P1 | `p01_…`, and after each call in `edges_of_…` |
+//! | `poll(2)` that blocks, for `POLLIN` | `waiting_…`, `one_signal_…`, `a_write_of_zero_…`, `a_wait_…`, `waits_…` |
 //! | E1, E2, E3, E5, E9 (flags, the legacy call) | only file descriptors have flags |
 //! | E11, E13 to E17, E27, E28, E33 to E35 | a `u64` has no wrong size, bad address or second segment |
 //! | E19 | only files have an offset |
@@ -35,7 +36,7 @@ mod common;
 
 use ::doorbell::Mode;
 use common::caller::{Caller, call, wait_until};
-use common::counter::{Counter, EDGES, rules};
+use common::counter::{Counter, EDGES, Readable, rules};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::fmt::Debug;
@@ -83,6 +84,13 @@ all_implementations! {
     timeout_races_a_write,
     timeout_races_a_read,
     timeout_hands_its_wake_up_on,
+    waiting_takes_nothing,
+    one_signal_ends_every_wait,
+    a_write_of_zero_ends_no_wait,
+    a_wait_beside_a_reader,
+    waits_beside_readers_of_a_semaphore,
+    a_wait_that_times_out_beside_a_reader,
+    a_wait_is_not_cut_short,
 }
 
 // A count of u64::MAX, a look at the count from outside, and time limits are none of an `EventFd`'s.
@@ -953,13 +961,174 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
     }
 }
 
+/// The ways to wait without taking, with no time limit in fact.
+fn patient_waits<C: Readable>() -> [fn(&C) -> bool; 3] {
+    [
+        |c| {
+            c.wait_readable();
+            true
+        },
+        |c| c.wait_readable_timeout(Duration::MAX),
+        |c| c.wait_readable_deadline(LATER()),
+    ]
+}
+
+/// Callers asleep in such calls, each in another way.
+fn sleeping_waiters<C: Readable>(counter: &C, number: usize) -> Vec<Caller<bool>> {
+    let waits = patient_waits::<C>();
+    let waiters: Vec<_> = (0..number)
+        .map(|index| call(counter, waits[index % waits.len()]))
+        .collect();
+    waiters.iter().for_each(Caller::wait_asleep);
+    waiters
+}
+
+fn waiting_takes_nothing<C: Readable>() {
+    for mode in MODES {
+        for &count in C::edges() {
+            let counter = C::new(count, mode);
+            assert_eq!(counter.wait_readable_timeout(Duration::ZERO), count != 0);
+            assert_eq!(counter.wait_readable_deadline(PAST()), count != 0);
+            if count != 0 {
+                assert!(patient_waits::<C>().iter().all(|wait| wait(&counter)));
+            }
+            assert_count(&counter, count);
+        }
+    }
+}
+
+/// The broadcast: whatever is signalled, and nobody reads it.
+fn one_signal_ends_every_wait<C: Readable>() {
+    let causes: [(fn(&C), u64); 4] = [
+        (C::signal, 1),
+        (|c| c.signal_n(2), 2),
+        (|c| c.write(FULL).unwrap(), FULL),
+        (|c| c.signal_n(u64::MAX), u64::MAX),
+    ];
+    for mode in MODES {
+        for (cause, count) in causes {
+            let counter = C::new(0, mode);
+            let waiters = sleeping_waiters(&counter, 5);
+            cause(&counter);
+            for waiter in waiters {
+                assert!(waiter.finish());
+            }
+            assert_count(&counter, count);
+            // Who comes later does not wait.
+            assert!(patient_waits::<C>().iter().all(|wait| wait(&counter)));
+        }
+    }
+}
+
+fn a_write_of_zero_ends_no_wait<C: Readable>() {
+    for mode in MODES {
+        let counter = C::new(0, mode);
+        let waiters = sleeping_waiters(&counter, 2);
+        counter.write(0).unwrap();
+        waiters.iter().for_each(assert_passed_over::<C, _>);
+        counter.signal();
+        for waiter in waiters {
+            assert!(waiter.finish());
+        }
+    }
+}
+
+/// Whichever of the two sleeps first: the reader gets what is written. The wait may see it, or sleep through it.
+fn a_wait_beside_a_reader<C: Readable>() {
+    for mode in MODES {
+        for round in 0..20 {
+            let counter = C::new(0, mode);
+            let wait = patient_waits::<C>()[round / 2 % 3];
+            let sleeping = |body: fn(&C) -> u64| {
+                let caller = call(&counter, body);
+                caller.wait_asleep();
+                caller
+            };
+            let read: fn(&C) -> u64 = |c| c.read().unwrap();
+            let waiting = || {
+                let caller = call(&counter, wait);
+                caller.wait_asleep();
+                caller
+            };
+            let (reader, waiter) = if round % 2 == 0 {
+                let waiter = waiting();
+                (sleeping(read), waiter)
+            } else {
+                (sleeping(read), waiting())
+            };
+            counter.signal();
+            assert_eq!(reader.finish(), 1);
+            assert_count(&counter, 0);
+            counter.signal();
+            assert!(waiter.finish());
+            assert_count(&counter, 1);
+        }
+    }
+}
+
+/// A unit for each reader, however many wait beside them.
+fn waits_beside_readers_of_a_semaphore<C: Readable>() {
+    for _ in 0..20 {
+        let counter = C::new(0, Mode::Semaphore);
+        let mut waiters = sleeping_waiters(&counter, 2);
+        let readers = sleeping_readers(&counter, 2);
+        waiters.extend(sleeping_waiters(&counter, 1));
+        counter.signal();
+        counter.signal();
+        for reader in readers {
+            assert_eq!(reader.finish(), Ok(1));
+        }
+        counter.write(3).unwrap();
+        for waiter in waiters {
+            assert!(waiter.finish());
+        }
+        assert_count(&counter, 3);
+    }
+}
+
+/// If the thread that a signal wakes runs out of time just then, the reader gets the value all the same.
+fn a_wait_that_times_out_beside_a_reader<C: Readable>() {
+    for mode in MODES {
+        let counter = C::new(0, mode);
+        let mut aim = Aim::new();
+        for _ in 0..RACES / 3 {
+            let deadline = Instant::now() + Duration::from_millis(2);
+            let timed = call(&counter, move |c| c.wait_readable_deadline(deadline));
+            // On a busy machine the time may be up already.
+            wait_until("the wait to be first", || {
+                timed.is_asleep() || timed.has_returned()
+            });
+            let patient = call(&counter, C::read);
+            patient.wait_asleep();
+            aim.wait(deadline);
+            counter.write(1).unwrap();
+            assert_eq!(patient.finish(), Ok(1));
+            let made_it = timed.finish();
+            assert_count(&counter, 0);
+            aim.learn(made_it);
+        }
+    }
+}
+
+fn a_wait_is_not_cut_short<C: Readable>() {
+    let limit = Duration::from_millis(5);
+    let counter = C::new(0, Mode::Counter);
+    let deadline = Instant::now() + limit;
+    assert!(!counter.wait_readable_timeout(limit));
+    assert!(Instant::now() >= deadline, "early");
+    let deadline = Instant::now() + limit;
+    assert!(!counter.wait_readable_deadline(deadline));
+    assert!(Instant::now() >= deadline, "early");
+}
+
 /// What has no counterpart in the kernel.
 mod only_ours {
     use super::{Caller, FULL, call, wait_until};
     use crate::common::caller::call_at;
     use crate::common::counter::{Counter, Place};
     use crate::common::ours::NeverSpin;
-    use ::doorbell::{Event, Mode, Spin, WriteError};
+    use crate::common::signalled::Signalled;
+    use ::doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
     use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
@@ -994,6 +1163,34 @@ mod only_ours {
         assert!(shows(
             "count: 1, mode: Counter, waiting_readers: 0, waiting_writers: 0"
         ));
+    }
+
+    /// All units at once, and room for the writers that wait.
+    #[test]
+    fn all_of_a_semaphore_is_read_at_once() {
+        for mode in [Mode::Counter, Mode::Semaphore] {
+            for count in [1, 5, 1 << 63, FULL, u64::MAX] {
+                let whole = Event::with_mode(count, mode);
+                let read = [whole.try_read_all(), whole.try_read_all()];
+                assert_eq!((read, whole.count()), ([Some(count), None], 0));
+
+                let split = Signalled::new(0, mode);
+                Counter::signal_n(&split, count - 1);
+                Counter::signal(&split);
+                let read = [split.try_read_all(), split.try_read_all()];
+                assert_eq!((read, Counter::count(&split)), ([Some(count), None], 0));
+
+                let (shared, _) = SharedEvent::create(count, mode).unwrap();
+                let read = [shared.try_read_all(), shared.try_read_all()];
+                assert_eq!((read, shared.count()), ([Some(count), None], 0));
+            }
+        }
+        let event = NeverSpin::new(FULL, Mode::Semaphore);
+        let writer = call(&event, |c| c.write(7));
+        writer.wait_asleep();
+        assert_eq!(event.try_read_all(), Some(FULL));
+        assert_eq!(writer.finish(), Ok(()));
+        assert_eq!(event.try_read_all(), Some(7));
     }
 
     /// It differs in how it waits and in nothing else.

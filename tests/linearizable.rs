@@ -34,6 +34,7 @@ enum Call {
     SignalMany(u64),
     TryWrite(u64),
     TryRead,
+    TryReadAll,
     Count,
 }
 
@@ -62,6 +63,10 @@ fn after(count: u64, mode: Mode, operation: &Operation) -> Option<u64> {
             Err(_) => (count, None),
         },
         Call::TryRead => match rules::taken(count, mode) {
+            Ok((value, after)) => (after, Some(value)),
+            Err(_) => (count, None),
+        },
+        Call::TryReadAll => match rules::taken(count, Mode::Counter) {
             Ok((value, after)) => (after, Some(value)),
             Err(_) => (count, None),
         },
@@ -116,6 +121,7 @@ impl Round {
             8..10 => Call::TryWrite([0, 1, 2, 10, 1 << 63, FULL][rng.usize(..6)]),
             // Without a clock, two threads may each count only their own signal.
             10 if clocked => Call::Count,
+            11 => Call::TryReadAll,
             _ => Call::TryRead,
         };
         Round {
@@ -156,6 +162,7 @@ impl Round {
                 }
                 (Call::TryWrite(n), _) => event.try_write(n).is_ok().then_some(n),
                 (Call::TryRead, _) => event.try_read(),
+                (Call::TryReadAll, _) => event.try_read_all(),
                 (Call::Count, _) => Some(event.count()),
             };
             let span = (before, now().unwrap_or(u64::MAX));

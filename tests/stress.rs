@@ -10,7 +10,7 @@
 mod common;
 
 use ::doorbell::Mode;
-use common::counter::Counter;
+use common::counter::{Counter, Readable};
 use common::watchdog::Watchdog;
 use fastrand::Rng;
 use rustix::io::Errno;
@@ -29,6 +29,8 @@ all_implementations! {
     every_way_to_call_a_semaphore_while_readers_block,
     every_way_to_call_while_writers_block,
     every_way_to_call_a_semaphore_while_writers_block,
+    waiting_beside_readers,
+    waiting_beside_readers_of_a_semaphore,
 }
 
 before_the_move! {
@@ -303,4 +305,55 @@ fn every_way_to_call_a_semaphore_while_writers_block<C: Counter>() {
         write_somehow(c, random, 0..ROOM + 1)
     });
     readers.settle(&counter, u128::from(FULL - ROOM) + sum(writers));
+}
+
+/// Threads that take nothing wait beside readers, for longer and shorter, and every unit is read by those. In the end
+/// one signal that nobody reads ends all waits.
+fn waits_beside_readers<C: Readable>(mode: Mode) {
+    let counter = C::new(0, mode);
+    let _watchdog = watch(&counter);
+    let stop = Arc::new(AtomicBool::new(false));
+    let waiters: Vec<_> = (0..THREADS)
+        .map(|index| {
+            let stop = Arc::clone(&stop);
+            spawn(&counter, move |c| {
+                let mut random = Rng::with_seed(index);
+                while !stop.load(Ordering::Relaxed) {
+                    if random.bool() {
+                        c.wait_readable();
+                    } else {
+                        c.wait_readable_timeout(moment(&mut random));
+                    }
+                }
+                c.wait_readable();
+            })
+        })
+        .collect();
+    // What is written is read before there is more, so that all fall asleep again and again, and a reader that is not
+    // woken is missed.
+    let readers = Readers::start(&counter, |c, _| c.read().unwrap());
+    let mut random = Rng::with_seed(0);
+    let mut written = 0;
+    for _ in 0..C::MANY / 20 {
+        let n = random.u64(1..THREADS);
+        counter.write(n).unwrap();
+        written += u128::from(n);
+        while counter.count() != 0 {
+            thread::yield_now();
+        }
+    }
+    readers.settle(&counter, written);
+    stop.store(true, Ordering::Relaxed);
+    counter.signal();
+    for waiter in waiters {
+        waiter.join().unwrap();
+    }
+}
+
+fn waiting_beside_readers<C: Readable>() {
+    waits_beside_readers::<C>(Mode::Counter);
+}
+
+fn waiting_beside_readers_of_a_semaphore<C: Readable>() {
+    waits_beside_readers::<C>(Mode::Semaphore);
 }

@@ -134,6 +134,46 @@ fn dropped_while_woken() {
     });
 }
 
+/// A task that takes nothing stands in line before one that reads: both get on.
+#[test]
+fn a_wait_before_a_read() {
+    check("a_wait_before_a_read", Some(3), || {
+        let event = event(0, Mode::Counter);
+        // First in line, before there are threads.
+        let mut wait = Box::pin(event.wait_readable_async());
+        assert_eq!(poll_once(&mut wait), Poll::Pending);
+        let task = spawn(&event, reader);
+        let signaller = spawn(&event, Event::signal);
+        if poll_once(&mut wait).is_pending() {
+            drop(wait);
+        }
+        assert_eq!(task.join().unwrap(), 1);
+        signaller.join().unwrap();
+    });
+}
+
+/// One signal ends the waits of all tasks, if nobody reads.
+#[test]
+fn one_signal_ends_every_wait() {
+    check("async::one_signal_ends_every_wait", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let cargo = Arc::new(Cargo::default());
+        let tasks = [(); 2].map(|()| {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                block_on(event.wait_readable_async());
+                assert_eq!(cargo.get(), 7);
+            })
+        });
+        cargo.put(7);
+        event.signal();
+        for task in tasks {
+            task.join().unwrap();
+        }
+        assert_eq!(event.try_read(), Some(1));
+    });
+}
+
 /// A signal comes while one that took what there was hands on: the other in line gets it.
 #[test]
 fn signal_while_handing_on() {

@@ -409,6 +409,91 @@ fn signals_saturate() {
     });
 }
 
+/// A signal wakes one that takes nothing in place of a reader, and hands data over to both.
+#[test]
+fn a_wait_beside_a_reader() {
+    check("a_wait_beside_a_reader", Some(3), || {
+        let event = event(0, Mode::Counter);
+        let cargo = Arc::new(Cargo::default());
+        let waiter = {
+            let cargo = Arc::clone(&cargo);
+            spawn(&event, move |event| {
+                event.wait_readable();
+                assert_eq!(cargo.get(), 7);
+            })
+        };
+        let reader = spawn(&event, |event| event.read());
+        cargo.put(7);
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+        // The other may have slept through it.
+        event.signal();
+        waiter.join().unwrap();
+        assert_eq!(event.try_read(), Some(1));
+    });
+}
+
+/// The same with units, each of which is for a reader.
+#[test]
+fn semaphore_a_wait_beside_a_reader() {
+    check("semaphore_a_wait_beside_a_reader", Some(3), || {
+        let event = event(0, Mode::Semaphore);
+        let waiter = spawn(&event, |event| event.wait_readable());
+        let reader = spawn(&event, |event| event.read());
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+        event.signal();
+        waiter.join().unwrap();
+        assert_eq!(event.count(), 1);
+    });
+}
+
+/// One signal ends all waits, if nobody reads.
+#[test]
+fn one_signal_ends_every_wait() {
+    check("one_signal_ends_every_wait", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let waiters = [(); 3].map(|()| spawn(&event, |event| event.wait_readable()));
+        event.signal();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+        assert_eq!(event.count(), 1);
+    });
+}
+
+/// Time runs out for one that takes nothing when it was woken in place of a reader.
+#[test]
+fn a_wait_times_out_beside_a_reader() {
+    check("a_wait_times_out_beside_a_reader", Some(2), || {
+        let event = event(0, Mode::Counter);
+        let hasty = spawn(&event, |event| event.wait_readable_timeout(SOME_TIME));
+        let reader = spawn(&event, |event| event.read());
+        let clock = thread::spawn(futex::expire);
+        event.signal();
+        assert_eq!(reader.join().unwrap(), 1);
+        hasty.join().unwrap();
+        clock.join().unwrap();
+        assert_eq!(event.try_read(), None);
+    });
+}
+
+/// All units are taken at once, between those that a reader takes one by one, and a writer gets room.
+#[test]
+fn semaphore_read_as_a_whole() {
+    check("semaphore_read_as_a_whole", Some(3), || {
+        let event = event(FULL, Mode::Semaphore);
+        let writer = spawn(&event, |event| event.write(3).unwrap());
+        let reader = spawn(&event, |event| event.read());
+        let all = event.try_read_all().unwrap();
+        writer.join().unwrap();
+        assert_eq!(reader.join().unwrap(), 1);
+        let left = event.try_read_all().unwrap_or(0);
+        assert_eq!(all - (FULL - 3) + left, 5);
+        assert_eq!(event.count(), 0);
+    });
+}
+
 /// Two signallers see one announcement: one of them makes the system call.
 #[test]
 fn two_signals_one_wake() {

@@ -52,6 +52,45 @@ fn signal_and_reader() {
     });
 }
 
+/// A signal by a lane ends the wait of one that takes nothing, and hands data over.
+#[test]
+fn signal_and_wait() {
+    check("signaller::signal_and_wait", None, || {
+        let event = event(0, Mode::Counter);
+        let signaller = signaller(event.clone());
+        let cargo = Shared::new(Cargo::default());
+        let device = {
+            let cargo = Shared::clone(&cargo);
+            spawn(&event, move |event| {
+                event.wait_readable();
+                assert_eq!(cargo.get(), 7);
+            })
+        };
+        cargo.put(7);
+        signaller.signal();
+        device.join().unwrap();
+        assert_eq!(event.try_read(), Some(1));
+    });
+}
+
+/// All units are taken at once, those of a lane and of the base, while another signal comes.
+#[test]
+fn units_read_as_a_whole() {
+    check("units_read_as_a_whole", None, || {
+        let event = event(1, Mode::Semaphore);
+        let signaller = signaller(event.clone());
+        let other = spawn(&event, |event| event.try_read_all());
+        signaller.signal();
+        let values = [
+            event.try_read_all(),
+            other.join().unwrap(),
+            event.try_read_all(),
+        ];
+        assert_eq!(values.into_iter().flatten().sum::<u64>(), 2);
+        assert_eq!(event.count(), 0);
+    });
+}
+
 /// What came in an order is not read in another.
 #[test]
 fn a_write_and_then_a_signal() {

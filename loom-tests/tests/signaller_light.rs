@@ -351,8 +351,17 @@ fn the_code_has_these_steps() {
             ],
         ),
         (
+            counter,
+            "fn wait_to_watch(",
+            &[
+                "is_readable() || (self.hear_signallers() && is_readable())",
+                "self.hear_signallers();",
+                "self.left_over(owner.mode())",
+            ],
+        ),
+        (
             waiters,
-            "fn wait_in<T>(",
+            "fn enter_and_try<T>(",
             &["self.enter()", "self.announce()", "attempt()", "sleep(key)"],
         ),
         (

@@ -350,6 +350,50 @@ impl<S: Count> Counter<S> {
         self.have_read(value, owner)
     }
 
+    /// Waits until the count is not 0, and takes nothing.
+    #[inline(always)]
+    pub(crate) fn wait_readable(&self, limit: Limit, owner: &impl Owner) -> bool {
+        self.look() != 0 || self.wait_to_watch(limit, owner)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_to_watch(&self, limit: Limit, owner: &impl Owner) -> bool {
+        let Ok(deadline) = limit.deadline() else {
+            return false;
+        };
+        let is_readable = || self.look() != 0;
+        let is_readable_when_announced =
+            || is_readable() || (self.hear_signallers() && is_readable());
+        // A signal has woken this thread in place of a reader, or of the others that watch. All of them can go on.
+        let left_over = || {
+            self.hear_signallers();
+            match self.left_over(owner.mode()) {
+                Release::NOBODY => Release::NOBODY,
+                _ if S::TRUSTED => Release::All,
+                // Peers wake as `src/shared.rs` has it, one after the other.
+                some => some,
+            }
+        };
+        let watch = || {
+            self.readers
+                .watch(deadline, is_readable_when_announced, left_over)
+        };
+        let found = owner.spinner().wait(
+            deadline,
+            || self.load() != 0,
+            || is_readable().then_some(()),
+            || watch().then_some(()),
+        );
+        found.is_some()
+    }
+
+    /// Takes the whole count, in any mode. Never blocks.
+    pub(crate) fn try_read_all(&self, owner: &impl Owner) -> Option<u64> {
+        let count = self.take(Mode::Counter)?;
+        self.have_read(count, owner)
+    }
+
     /// Takes `n` away if there is as much, in any mode.
     pub(super) fn take_back(&self, n: u64, owner: &impl Owner) {
         if n != 0 && self.update(|count| count.checked_sub(n)).is_some() {

@@ -308,12 +308,36 @@ impl<S: Scope> Waiters<S> {
     /// [`sleep`](Self::sleep) takes, and knows the deadline.
     pub(crate) fn wait_in<T>(
         &self,
-        mut attempt: impl FnMut() -> Option<T>,
-        mut sleep: impl FnMut(u32) -> Outcome,
+        attempt: impl FnMut() -> Option<T>,
+        sleep: impl FnMut(u32) -> Outcome,
         left_over: impl FnOnce() -> Release,
     ) -> Option<T> {
+        let result = self.enter_and_try(attempt, sleep);
+        self.leave(result.is_some(), left_over);
+        result
+    }
+
+    /// As [`wait`](Self::wait), for a thread that takes nothing: what it was woken for is left to the others.
+    pub(crate) fn watch(
+        &self,
+        deadline: Option<Instant>,
+        mut is_true: impl FnMut() -> bool,
+        left_over: impl FnOnce() -> Release,
+    ) -> bool {
+        let attempt = || is_true().then_some(());
+        let result = self.enter_and_try(attempt, |key| self.sleep(key, deadline));
+        self.leave(false, left_over);
+        result.is_some()
+    }
+
+    /// Steps 1 to 6 of a sleeper.
+    fn enter_and_try<T>(
+        &self,
+        mut attempt: impl FnMut() -> Option<T>,
+        mut sleep: impl FnMut(u32) -> Outcome,
+    ) -> Option<T> {
         let mut key = self.enter();
-        let result = loop {
+        loop {
             self.announce();
             if let Some(taken) = attempt() {
                 break Some(taken);
@@ -325,9 +349,7 @@ impl<S: Scope> Waiters<S> {
             if taken.is_some() || outcome == Outcome::TimedOut {
                 break taken;
             }
-        };
-        self.leave(result.is_some(), left_over);
-        result
+        }
     }
 
     /// Sleeps until a wake-up after the generation was `key`, the deadline, or for no reason less.

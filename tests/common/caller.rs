@@ -114,9 +114,12 @@ impl<T> Caller<T> {
             }
             (Place::Several, libc::SYS_ppoll | libc::SYS_futex_waitv | libc::SYS_futex) => true,
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            (Place::Several, libc::SYS_poll) => true,
-            // The timed forms.
-            (Place::Descriptor(_), libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2) => true,
+            (Place::Several | Place::Descriptor(_), libc::SYS_poll) => true,
+            // The timed forms, and waiting without taking.
+            (
+                Place::Descriptor(_),
+                libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 | libc::SYS_ppoll,
+            ) => true,
             _ => false,
         }
     }

@@ -56,6 +56,13 @@ pub trait Counter: Clone + Debug + Send + 'static {
     fn place(&self) -> Place;
 }
 
+/// A counter that threads can wait for without taking anything.
+pub trait Readable: Counter {
+    fn wait_readable(&self);
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool;
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool;
+}
+
 /// What a blocked thread's system call names.
 pub enum Place {
     /// A file descriptor it reads or writes.

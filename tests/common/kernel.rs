@@ -1,6 +1,6 @@
 //! A real eventfd as a [`Counter`]: the kernel's own, or one that a [`doorbell::fd::EventFd`] has moved into.
 
-use super::counter::{Counter, Place};
+use super::counter::{Counter, Place, Readable};
 use doorbell::Mode;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -218,6 +218,34 @@ impl<F: Handle> Counter for Kernel<F> {
 
     fn place(&self) -> Place {
         Place::Descriptor(self.fd.as_fd().as_raw_fd())
+    }
+}
+
+/// `poll(2)` for `POLLIN`.
+impl<F: Handle> Readable for Kernel<F> {
+    fn wait_readable(&self) {
+        assert!(wait_readable_until(self.as_fd(), None));
+    }
+
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        wait_readable_until(self.as_fd(), Instant::now().checked_add(timeout))
+    }
+
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        wait_readable_until(self.as_fd(), Some(deadline))
+    }
+}
+
+fn wait_readable_until(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) => return fds[0].revents().contains(PollFlags::IN),
+            Err(Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `doorbell::Event` as a [`Counter`].
 
-use super::counter::{Counter, Place};
+use super::counter::{Counter, Place, Readable};
 use doorbell::{Event, Mode, Readiness, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -96,6 +96,20 @@ impl<const SPINS: bool> Counter for Ours<SPINS> {
 
     fn place(&self) -> Place {
         Place::of::<Event>(&self.0)
+    }
+}
+
+impl<const SPINS: bool> Readable for Ours<SPINS> {
+    fn wait_readable(&self) {
+        self.0.wait_readable();
+    }
+
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        self.0.wait_readable_timeout(timeout)
+    }
+
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        self.0.wait_readable_deadline(deadline)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `doorbell::SharedEvent` as a [`Counter`]: in one process, and in two.
 
-use super::counter::{Counter, Place};
+use super::counter::{Counter, Place, Readable};
 use super::ours::{errno, poll_flags};
 use doorbell::{Mode, SharedEvent};
 use rustix::event::PollFlags;
@@ -99,6 +99,20 @@ impl Counter for Shared {
     }
 }
 
+impl Readable for Shared {
+    fn wait_readable(&self) {
+        self.event.wait_readable();
+    }
+
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        self.event.wait_readable_timeout(timeout)
+    }
+
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        self.event.wait_readable_deadline(deadline)
+    }
+}
+
 /// An event of which another process makes every call that need not wait. What has to wait, waits in this process, so
 /// it is the other one that wakes it.
 #[derive(Clone, Debug)]
@@ -184,6 +198,20 @@ impl Counter for TwoProcesses {
 
     fn place(&self) -> Place {
         Place::SharedMemory
+    }
+}
+
+impl Readable for TwoProcesses {
+    fn wait_readable(&self) {
+        self.here.wait_readable();
+    }
+
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        self.here.wait_readable_timeout(timeout)
+    }
+
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        self.here.wait_readable_deadline(deadline)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `doorbell::Event` as a [`Counter`], signalled by signallers: its count is split from the beginning.
 
-use super::counter::{Counter, Place};
+use super::counter::{Counter, Place, Readable};
 use super::ours::NeverSpin;
 use doorbell::event::Signaller;
 use doorbell::{Event, Mode, use_membarrier};
@@ -100,5 +100,19 @@ impl Counter for Signalled {
 
     fn place(&self) -> Place {
         self.0.place()
+    }
+}
+
+impl Readable for Signalled {
+    fn wait_readable(&self) {
+        Readable::wait_readable(&self.0);
+    }
+
+    fn wait_readable_timeout(&self, timeout: Duration) -> bool {
+        Readable::wait_readable_timeout(&self.0, timeout)
+    }
+
+    fn wait_readable_deadline(&self, deadline: Instant) -> bool {
+        Readable::wait_readable_deadline(&self.0, deadline)
     }
 }

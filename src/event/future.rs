@@ -2,7 +2,7 @@
 //!
 //! A future is an attempt and a [`Place`] in the event's line of wakers; the protocol is in `src/event/wakers.rs`.
 
-use crate::event::{Change, Event, Place, WriteError};
+use super::{Change, Event, Place, WriteError};
 use futures_core::Stream;
 use std::fmt;
 use std::pin::Pin;
@@ -62,6 +62,24 @@ impl Event {
         WriteFuture {
             n,
             place: Place::new(self, Change::Read),
+        }
+    }
+
+    /// As [`wait_readable`](Self::wait_readable), in async code: completes as soon as the count is not 0, and takes
+    /// nothing.
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// # pollster::block_on(async {
+    /// let stop = Event::new(0);
+    /// stop.signal();
+    /// stop.wait_readable_async().await;
+    /// stop.wait_readable_async().await; // it still is
+    /// # })
+    /// ```
+    pub fn wait_readable_async(&self) -> WaitReadableFuture<'_> {
+        WaitReadableFuture {
+            place: Place::new(self, Change::Signalled),
         }
     }
 
@@ -130,6 +148,23 @@ impl Future for WriteFuture<'_> {
     }
 }
 
+/// Made by [`Event::wait_readable_async`]. Polled after it has completed, it waits anew.
+#[must_use = "futures do nothing unless polled"]
+pub struct WaitReadableFuture<'a> {
+    place: Place<'a>,
+}
+
+impl Future for WaitReadableFuture<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: as for `ReadFuture`.
+        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
+        // It leaves without having taken anything, so its place hands on what has woken it.
+        poll(place, context, |event| (event.units() != 0).then_some(()))
+    }
+}
+
 /// Made by [`Event::readings`].
 #[must_use = "streams do nothing unless polled"]
 pub struct Readings<'a> {
@@ -180,4 +215,4 @@ macro_rules! debug {
     };
 }
 
-debug! { ReadFuture WriteFuture Readings }
+debug! { ReadFuture WriteFuture WaitReadableFuture Readings }
