@@ -13,6 +13,7 @@
 //! the counts of the events. The method's page has the steps in code.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
+mod ioctl;
 mod ioeventfd;
 #[cfg(target_arch = "x86_64")]
 mod irqfd;

@@ -1140,9 +1140,9 @@ fn tables_for_many_changes(test: &str, injection: Injection) -> Option<usize> {
     }
     calls_with(test, "KVM_SET_GSI_ROUTING", || {
         let kvm = kvm_ioctls::Kvm::new().unwrap();
-        let vm = Arc::new(kvm.create_vm().unwrap());
+        let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
-        let router = Router::new(Arc::new(KvmSink::new(vm, injection).unwrap()));
+        let router = Router::new(KvmSink::new(vm::descriptor(&vm), injection).unwrap());
         mark();
         for round in [0, 0, 1] {
             for gsi in 24..1_024 {

@@ -249,8 +249,9 @@ mod kvm {
 
     fn sink(injection: doorbell::kvm::Injection, gsi: u32) -> Result<Run, kvm_ioctls::Error> {
         let machine = Machine::new()?;
-        let sink = doorbell::kvm::KvmSink::new(Arc::clone(&machine.vm), injection)
-            .expect("there are interrupt controllers");
+        let sink =
+            doorbell::kvm::KvmSink::new(super::super::kvm::vm::descriptor(&machine.vm), injection)
+                .expect("there are interrupt controllers");
         let router = doorbell::irqfd::Router::new(Arc::new(sink));
         router.set_routes(super::routes()).expect("KVM takes them");
         let (event, irqfd) = super::assigned(&router, gsi);

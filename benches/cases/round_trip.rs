@@ -224,8 +224,8 @@ impl Group {
 
     /// An irqfd of ours.
     fn routed(&self, vm: &Vm) -> impl Fn() + Send + Sync + use<> {
-        let sink =
-            KvmSink::new(Arc::clone(vm.fd()), Injection::default()).expect("interrupt controllers");
+        let sink = KvmSink::new(vm::descriptor(vm.fd()), Injection::default())
+            .expect("interrupt controllers");
         let router = Router::new(Arc::new(sink));
         router.set_routes(Routes::identity(16)).expect("KVM's pins");
         let [interrupt, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));

@@ -22,6 +22,7 @@ pub use kvm_ioctls::Kvm;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -176,7 +177,9 @@ fn routed(
     setup: Setup,
     memory: &Memory,
 ) -> anyhow::Result<Vec<Box<dyn Interrupt>>> {
-    let sink = KvmSink::new(Arc::clone(vm), Injection::default())?;
+    // SAFETY: `vm` keeps its descriptor open. (It is not `AsFd` as of kvm-ioctls 0.25.)
+    let vm = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    let sink = KvmSink::new(vm, Injection::default())?;
     irqfds::interrupts(&Router::new(Arc::new(sink)), setup, memory)
 }
 

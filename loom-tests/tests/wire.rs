@@ -1,12 +1,8 @@
 //! An eventfd that KVM sends messages for (`src/kvm/irqfd/wire.rs`), which is detached while others signal.
 //!
-//! The file that ships is compiled here, between stand-ins for the crates that make its system calls. Of the kernel
+//! The file that ships is compiled here, between stand-ins for the modules that make its system calls. Of the kernel
 //! they have what `eventfd_signal`, `irqfd_wakeup`, `kvm_irqfd_assign` and `eventfd_ctx_remove_wait_queue` do under the
 //! lock of the eventfd. `../breakages/wire.toml` lists the ways in which the code was broken on purpose.
-
-// The names by which the file asks for its crates.
-extern crate self as kvm_ioctls;
-extern crate self as vmm_sys_util;
 
 #[path = "../../src/kvm/irqfd/wire.rs"]
 mod wire;
@@ -14,7 +10,7 @@ mod wire;
 use loom::sync::Mutex;
 use loom::thread;
 use loom_tests::check;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
 use wire::Wire;
 
@@ -24,14 +20,13 @@ mod sync {
 
 mod eventfd {
     pub use super::EventFd;
-    pub const EFD_SEMAPHORE: i32 = 1;
 }
 
 const GSI: u32 = 3;
 
 /// The messages that KVM has sent. It is std's: nothing depends on it before the end.
 #[derive(Default)]
-pub struct VmFd(std::sync::atomic::AtomicU32);
+pub struct Vm(std::sync::atomic::AtomicU32);
 
 /// A semaphore that nobody sleeps on.
 pub struct EventFd(Mutex<Semaphore>);
@@ -39,19 +34,18 @@ pub struct EventFd(Mutex<Semaphore>);
 #[derive(Default)]
 struct Semaphore {
     count: u64,
-    irqfd: Option<Arc<VmFd>>,
-}
-
-fn eventfd_of(mode: i32) -> io::Result<EventFd> {
-    assert_eq!(mode, eventfd::EFD_SEMAPHORE);
-    Ok(EventFd(Mutex::default()))
+    irqfd: Option<Arc<Vm>>,
 }
 
 impl EventFd {
+    fn semaphore() -> io::Result<Self> {
+        Ok(EventFd(Mutex::default()))
+    }
+
     /// An irqfd takes a unit away and sends the message, in the same step.
-    fn write(&self, n: u64) -> io::Result<()> {
+    fn signal(&self) -> io::Result<()> {
         let mut semaphore = self.0.lock().unwrap();
-        semaphore.count += n;
+        semaphore.count += 1;
         if let Some(vm) = semaphore.irqfd.clone() {
             semaphore.count -= 1;
             vm.send();
@@ -59,15 +53,11 @@ impl EventFd {
         Ok(())
     }
 
-    fn read(&self) -> io::Result<u64> {
+    fn take(&self) -> bool {
         let mut semaphore = self.0.lock().unwrap();
-        match semaphore.count {
-            0 => Err(ErrorKind::WouldBlock.into()),
-            _ => {
-                semaphore.count -= 1;
-                Ok(1)
-            }
-        }
+        let any = semaphore.count != 0;
+        semaphore.count -= u64::from(any);
+        any
     }
 }
 
@@ -80,7 +70,7 @@ impl Drop for EventFd {
     }
 }
 
-impl VmFd {
+impl Vm {
     fn send(&self) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
@@ -90,7 +80,7 @@ impl VmFd {
     }
 
     /// If there is a count, KVM sends a message and leaves the count.
-    fn register_irqfd(self: &Arc<Self>, fd: &EventFd, gsi: u32) -> io::Result<()> {
+    fn irqfd(self: &Arc<Self>, fd: &EventFd, gsi: u32) -> io::Result<()> {
         assert_eq!(gsi, GSI);
         let mut semaphore = fd.0.lock().unwrap();
         assert!(semaphore.irqfd.is_none(), "it is attached twice");
@@ -102,7 +92,7 @@ impl VmFd {
     }
 
     /// The irqfd reads the eventfd when it goes.
-    fn unregister_irqfd(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
+    fn deassign_irqfd(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
         assert_eq!(gsi, GSI);
         let mut semaphore = fd.0.lock().unwrap();
         assert!(semaphore.irqfd.take().is_some(), "it is not attached");
@@ -113,8 +103,8 @@ impl VmFd {
 
 /// A VM, a wire that is attached, and threads that signal it once each. They send what the wire does not, as the sink
 /// does.
-fn while_signalled(signallers: usize, change: impl FnOnce(&Wire, &VmFd)) -> (u32, u32) {
-    let vm = Arc::new(VmFd::default());
+fn while_signalled(signallers: usize, change: impl FnOnce(&Wire, &Vm)) -> (u32, u32) {
+    let vm = Arc::new(Vm::default());
     let wire = Arc::new(Wire::new(Arc::clone(&vm), GSI).unwrap());
     wire.attach().unwrap();
     let signaller = || {

@@ -1,17 +1,18 @@
 use super::Error;
+use super::ioctl::Vm;
 use crate::irqfd::{Eoi, InterruptSink, MsiMessage, Route, RouteChange, Routes};
 use crate::sync::Tally;
 use crate::sync::srcu::{Srcu, with_section};
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irqchip, kvm_msi};
-use kvm_ioctls::VmFd;
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_msi};
 use pump::{Assertion, Pump};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wire::Wire;
 
+mod eventfd;
 mod pump;
 mod table;
 mod wire;
@@ -80,6 +81,7 @@ pub enum Injection {
 ///
 /// | when | calls |
 /// |---|---|
+/// | [`new`](Self::new) | `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl` (`KVM_GET_IRQCHIP`, `KVM_SET_GSI_ROUTING`) |
 /// | a message is sent | `ioctl` (`KVM_SIGNAL_MSI`); `write`, and rarely `read`, if the kernel injects |
 /// | a pin is pulsed, or its level changes | `ioctl` (`KVM_IRQ_LINE`); `write`, and `ioctl` (`KVM_IRQFD`), if it has resampling irqfds |
 /// | an irqfd is assigned | `eventfd2` and `ioctl` (`KVM_IRQFD`), if it is the GSI's first and the kernel injects |
@@ -88,7 +90,7 @@ pub enum Injection {
 /// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin); those of a change of the level for a pin that is up; `close`, if an irqfd is deassigned at the time |
 /// | the guest ends an interrupt of a line with resampling irqfds | on the sink's thread: `epoll_pwait`, `read`, `close`; those of a change of a level; those of a signal of the resample events |
 ///
-/// All but the first row take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private), and so does a message where
+/// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private), and so does a message where
 /// the thread makes a change of a level for another one. Deassigning, and changes of routes, call `sched_yield` and
 /// `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that assigned
 /// the first resampling irqfd. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
@@ -98,11 +100,14 @@ pub enum Injection {
 /// use doorbell::Event;
 /// use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
 /// use doorbell::kvm::{Injection, KvmSink};
+/// use std::os::fd::{AsRawFd, BorrowedFd};
 /// use std::sync::Arc;
 ///
-/// let vm = Arc::new(kvm_ioctls::Kvm::new()?.create_vm()?);
+/// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
 /// vm.create_irq_chip()?;
-/// let router = Router::new(Arc::new(KvmSink::new(Arc::clone(&vm), Injection::default())?));
+/// // SAFETY: `vm` keeps its descriptor open. (`VmFd` is not `AsFd` as of kvm-ioctls 0.25.)
+/// let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+/// let router = Router::new(KvmSink::new(vm_fd, Injection::default())?);
 /// let mut routes = Routes::identity(24);
 /// routes.set(24, Some(Route::Msi(MsiMessage { address: 0xfee0_0000, data: 0x41 })))?;
 /// router.set_routes(routes)?;
@@ -113,7 +118,7 @@ pub enum Injection {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct KvmSink {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     injection: Injection,
     has_pins: bool,
     /// Held while a level changes, and while the routes do: a line is lowered where it was raised.
@@ -188,16 +193,18 @@ impl State {
 impl KvmSink {
     /// For a VM with an interrupt controller, full or split. Takes the VM's routes away.
     ///
+    /// The VM can be of any crate's type that is [`AsFd`], or a [`BorrowedFd`](std::os::fd::BorrowedFd).
+    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It is
+    /// duplicated, so the sink keeps the VM alive.
+    ///
     /// # Errors
     ///
-    /// There is no interrupt controller in the kernel (`EINVAL`).
-    pub fn new(vm: Arc<VmFd>, injection: Injection) -> Result<Self, Error> {
-        let mut ioapic = kvm_irqchip {
-            chip_id: KVM_IRQCHIP_IOAPIC,
-            ..kvm_irqchip::default()
-        };
+    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is no
+    /// descriptor left (`EMFILE`, `ENFILE`).
+    pub fn new(vm: impl AsFd, injection: Injection) -> Result<Self, Error> {
+        let vm = Arc::new(Vm::new(vm)?);
         let sink = KvmSink {
-            has_pins: vm.get_irqchip(&mut ioapic).is_ok(),
+            has_pins: vm.has_irqchip(KVM_IRQCHIP_IOAPIC),
             vm,
             injection,
             state: Mutex::default(),
@@ -313,7 +320,7 @@ impl KvmSink {
             return Err(full.into());
         }
         let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| full)?;
-        Ok(self.vm.set_gsi_routing(&routing)?)
+        self.vm.set_gsi_routing(&routing)
     }
 
     /// For a GSI that gets this route: KVM's worker must not find a pin, or nothing, where it was to send a message.
@@ -417,11 +424,6 @@ fn put(
         Some(message) => messages.insert(pin, message),
         None => messages.remove(&pin),
     }
-}
-
-/// One that nobody sleeps on.
-fn eventfd_of(mode: i32) -> io::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC | mode)
 }
 
 impl InterruptSink for KvmSink {

@@ -16,7 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::eventfd::EventFd;
@@ -56,6 +56,12 @@ impl Memory {
         let other = cell.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
         cell.store(other | handler << shift, Ordering::Relaxed);
     }
+}
+
+/// Of the VM, which is not `AsFd`.
+pub fn descriptor(vm: &VmFd) -> BorrowedFd<'_> {
+    // SAFETY: the VM keeps its descriptor open, and is borrowed for as long.
+    unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
 }
 
 /// A real-mode program that stands at `address`, with a HLT behind it.

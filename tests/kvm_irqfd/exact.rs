@@ -5,7 +5,7 @@ use crate::guest::MESSAGE_VECTORS;
 use crate::refusals::{enable_apic, is_requested, machine};
 use crate::script::{Act, assign};
 use crate::sides::OursInKvm;
-use crate::vm::VECTORS;
+use crate::vm::{VECTORS, descriptor};
 use crate::{EDGE, LEVEL_GSI, stay, take};
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
@@ -215,7 +215,7 @@ fn the_end_of_the_last_resampling_irqfd() {
     for injection in BOTH {
         let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
         vm.create_irq_chip().unwrap();
-        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let router = Router::new(Arc::clone(&sink));
         router.set_routes(Routes::identity(24)).unwrap();
         let device = Device::new(&router, LEVEL_GSI);
@@ -372,7 +372,7 @@ fn a_deassign_waits_for_kvms_worker() {
             vm.create_irq_chip().unwrap();
             let vcpu = vm.create_vcpu(0).unwrap();
             enable_apic(&vcpu);
-            let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+            let router = Router::new(KvmSink::new(descriptor(&vm), injection).unwrap());
             let event = Arc::new(Event::new(0));
             go_first();
             for vector in 0x20..0x60 {
@@ -441,7 +441,7 @@ fn odd_messages_are_sent_as_kvm_sends_them() {
 
         for injection in BOTH {
             let (vm, vcpu) = fresh().unwrap();
-            let sink = Arc::new(KvmSink::new(vm, injection).unwrap());
+            let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
             let router = Router::new(Arc::clone(&sink));
             let address = address.into();
             let route = Route::Msi(MsiMessage { address, data });

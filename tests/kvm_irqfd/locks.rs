@@ -2,6 +2,7 @@
 //! for.
 
 use crate::common::watchdog;
+use crate::vm::descriptor;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
@@ -32,9 +33,9 @@ fn beside_a_callback_that_does_not_return() {
             is_inside.recv().unwrap();
             let mut irqfds = Vec::new();
             for injection in [Injection::Userspace, Injection::Kernel] {
-                let vm = Arc::new(kvm.create_vm().unwrap());
+                let vm = kvm.create_vm().unwrap();
                 vm.create_irq_chip().unwrap();
-                let router = Router::new(Arc::new(KvmSink::new(vm, injection).unwrap()));
+                let router = Router::new(KvmSink::new(descriptor(&vm), injection).unwrap());
                 for gsi in 0..30 {
                     let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
                     irqfds.push(router.assign(&resample, gsi).unwrap());

@@ -596,20 +596,20 @@ fn other_machines() {
         eprintln!("skipped: no KVM");
         return;
     };
-    let vm = Arc::new(kvm.create_vm().unwrap());
-    let error = KvmSink::new(vm, Injection::Userspace).unwrap_err();
+    let vm = kvm.create_vm().unwrap();
+    let error = KvmSink::new(vm::descriptor(&vm), Injection::Userspace).unwrap_err();
     assert_eq!(error.call(), "KVM_SET_GSI_ROUTING");
     assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::EINVAL));
 
     for injection in [Injection::Userspace, Injection::Kernel] {
-        let vm = Arc::new(kvm.create_vm().unwrap());
+        let vm = kvm.create_vm().unwrap();
         let split = kvm_enable_cap {
             cap: KVM_CAP_SPLIT_IRQCHIP,
             args: [24, 0, 0, 0],
             ..kvm_enable_cap::default()
         };
         vm.enable_cap(&split).unwrap();
-        let sink = Arc::new(KvmSink::new(vm, injection).unwrap());
+        let sink = Arc::new(KvmSink::new(vm::descriptor(&vm), injection).unwrap());
         assert_eq!(sink.injection(), injection);
         let shown = format!("KvmSink {{ injection: {injection:?}, has_pins: false, .. }}");
         assert_eq!(format!("{sink:?}"), shown);

@@ -1,5 +1,6 @@
 //! What KVM refuses: an error that says why, or a count.
 
+use crate::vm::descriptor;
 use doorbell::Event;
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes, RoutingError};
 use doorbell::kvm::{Injection, KvmSink, RouteTableError};
@@ -87,7 +88,7 @@ fn tables_that_kvm_cannot_have() {
     for injection in BOTH {
         let Some(vm) = machine() else { return };
         vm.create_irq_chip().unwrap();
-        let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+        let router = Router::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let table = |pins, messages| {
             let mut routes = Routes::identity(pins);
             for gsi in pins..pins + messages {
@@ -116,7 +117,7 @@ fn tables_that_kvm_cannot_have() {
         assert_eq!(reason(result), RouteTableError::Pin(24));
 
         let vm = split(false).expect("KVM was there");
-        let router = Router::new(Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap()));
+        let router = Router::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let result = router.set_route(3, Some(Route::Pin(7)));
         assert_eq!(reason(result), RouteTableError::NoPins(7));
     }
@@ -139,7 +140,7 @@ fn a_message_in_another_format() {
         let vm = Arc::new(vm);
         let vcpu = vm.create_vcpu(0).unwrap();
         enable_apic(&vcpu);
-        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let router = Router::new(Arc::clone(&sink));
         let events = [(); 3].map(|()| Arc::new(Event::new(0)));
         let _irqfds: Vec<_> = (24..)
@@ -180,7 +181,7 @@ fn a_message_in_a_format_that_kvm_takes() {
         let vm = Arc::new(vm);
         let vcpu = vm.create_vcpu(0).unwrap();
         enable_apic(&vcpu);
-        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let router = Router::new(Arc::clone(&sink));
         let event = Arc::new(Event::new(0));
         let _irqfd = router.assign(&event, 24).unwrap();
@@ -199,7 +200,7 @@ fn a_message_to_each_cpu() {
         let vm = Arc::new(vm);
         let vcpus = [0, 1].map(|id| vm.create_vcpu(id).unwrap());
         vcpus.iter().for_each(enable_apic);
-        let sink = Arc::new(KvmSink::new(Arc::clone(&vm), injection).unwrap());
+        let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let router = Router::new(sink);
         let event = Arc::new(Event::new(0));
         let _irqfd = router.assign(&event, 24).unwrap();
@@ -224,7 +225,7 @@ fn messages_without_a_cpu() {
     for injection in BOTH {
         let Some(vm) = machine() else { return };
         vm.create_irq_chip().unwrap();
-        let sink = Arc::new(KvmSink::new(Arc::new(vm), injection).unwrap());
+        let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let router = Router::new(Arc::clone(&sink));
         let event = Arc::new(Event::new(0));
         let irqfd = router.assign(&event, 20).unwrap();
@@ -243,4 +244,40 @@ fn messages_without_a_cpu() {
         }
         assert_eq!(irqfd.counters().injections, 12);
     }
+}
+
+/// A sink takes whatever has the descriptor of a VM, and keeps the VM itself.
+#[test]
+fn descriptors_of_vms() {
+    let Some(vm) = machine() else { return };
+    vm.create_irq_chip().unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    enable_apic(&vcpu);
+    let owned = descriptor(&vm).try_clone_to_owned().unwrap();
+    drop(vm);
+    let sink = KvmSink::new(&owned, Injection::Userspace).unwrap();
+    drop((
+        sink,
+        KvmSink::new(Arc::new(owned.try_clone().unwrap()), Injection::Kernel).unwrap(),
+    ));
+    let sink = Arc::new(KvmSink::new(std::fs::File::from(owned), Injection::Userspace).unwrap());
+    // Neither the VM's own descriptor nor those that the sinks were made of are open any more.
+    let router = Router::new(Arc::clone(&sink));
+    let message = MsiMessage {
+        address: 0xfee0_0000,
+        data: 0x41,
+    };
+    router.set_route(24, Some(Route::Msi(message))).unwrap();
+    let event = Arc::new(Event::new(0));
+    let _irqfd = router.assign(&event, 24).unwrap();
+    event.signal();
+    assert_eq!(sink.refused(), 0);
+    assert!(is_requested(&vcpu, 0x41));
+
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let error = KvmSink::new(null, Injection::Userspace).unwrap_err();
+    assert_eq!(
+        std::io::Error::from(error).raw_os_error(),
+        Some(libc::ENOTTY)
+    );
 }

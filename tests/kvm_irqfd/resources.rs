@@ -2,6 +2,7 @@
 
 use crate::child;
 use crate::exact::await_that;
+use crate::vm::descriptor;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::irqfd::{MsiMessage, Route, Router, Routes};
@@ -26,7 +27,7 @@ fn machine() -> Option<Arc<VmFd>> {
 }
 
 fn router(vm: &Arc<VmFd>, injection: Injection) -> Router {
-    let sink = KvmSink::new(Arc::clone(vm), injection).unwrap();
+    let sink = KvmSink::new(descriptor(vm), injection).unwrap();
     let router = Router::new(Arc::new(sink));
     router.set_routes(Routes::identity(24)).unwrap();
     router

@@ -2,7 +2,7 @@
 
 use super::guest::{FENCE, LEVEL, LINES, Machine, is_requested};
 use super::script::{Act, EVENTS, Op, Outcome, SEMAPHORE, Side};
-use crate::vm::VECTORS;
+use crate::vm::{VECTORS, descriptor};
 use doorbell::irqfd::{InterruptSink, Irqfd, MsiMessage, Route, Router, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use doorbell::{Event, Mode};
@@ -353,7 +353,7 @@ impl OursInKvm {
     pub fn new(injection: Injection) -> Option<Self> {
         let machine = Machine::new()?;
         let vm = Arc::clone(machine.vm());
-        let sink = KvmSink::new(Arc::clone(&vm), injection).expect("a full interrupt controller");
+        let sink = KvmSink::new(descriptor(&vm), injection).expect("a full interrupt controller");
         let router = Router::new(Arc::new(sink));
         let pins = LINES.map(u32::from).into_iter().chain([FENCE]);
         let routes = Routes::from_entries(pins.map(|line| (line, Route::Pin(line))));

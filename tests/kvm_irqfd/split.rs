@@ -97,7 +97,7 @@ fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
 #[test]
 fn ends_of_interrupts() {
     let Some(mut machine) = guest() else { return };
-    let kvm = KvmSink::new(Arc::clone(machine.fd()), Injection::Userspace).unwrap();
+    let kvm = KvmSink::new(vm::descriptor(machine.fd()), Injection::Userspace).unwrap();
     let kvm = Arc::new(kvm);
     let router = Router::new(Arc::new(Ioapic(Arc::clone(&kvm))));
     router.set_routes(Routes::identity(PINS)).unwrap();
@@ -135,7 +135,7 @@ fn ends_of_interrupts() {
 #[test]
 fn messages_of_no_ioapic() {
     let Some(machine) = guest() else { return };
-    let kvm = KvmSink::new(Arc::clone(machine.fd()), Injection::Kernel).unwrap();
+    let kvm = KvmSink::new(vm::descriptor(machine.fd()), Injection::Kernel).unwrap();
     let kvm = Arc::new(kvm);
     let router = Router::new(Arc::clone(&kvm));
     let route = doorbell::irqfd::Route::Msi(MESSAGE);
@@ -147,6 +147,6 @@ fn messages_of_no_ioapic() {
 
     let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
     vm.create_irq_chip().unwrap();
-    let kvm = KvmSink::new(Arc::new(vm), Injection::Userspace).unwrap();
+    let kvm = KvmSink::new(vm::descriptor(&vm), Injection::Userspace).unwrap();
     kvm.set_ioapic_message(PIN, Some(MESSAGE)).unwrap_err();
 }

@@ -100,9 +100,7 @@ fn guest() -> Vm {
 fn list_of_a_sink(injection: Injection) -> ! {
     let by_kernel = injection == Injection::Kernel;
     let mut machine = guest();
-    let router = Router::new(Arc::new(
-        KvmSink::new(Arc::clone(machine.fd()), injection).unwrap(),
-    ));
+    let router = Router::new(KvmSink::new(vm::descriptor(machine.fd()), injection).unwrap());
     let mut routes = Routes::identity(24);
     routes.set(24, Some(msi(0x41))).unwrap();
     // A pin for another GSI to have.

@@ -1,23 +1,22 @@
 //! The way back: KVM tells an eventfd of the guest's ends of interrupt, and a thread tells the router.
 
-use super::eventfd_of;
+use super::Vm;
+use super::eventfd::EventFd;
 use crate::irqfd::Eoi;
 use crate::sync::srcu;
-use kvm_ioctls::VmFd;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use vmm_sys_util::eventfd::EventFd;
 
 /// A line that KVM asserts when `raise` is written to, until the guest's end of interrupt, when it signals `resample`.
 pub(super) struct Assertion {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     gsi: u32,
     raise: EventFd,
     resample: EventFd,
@@ -37,12 +36,12 @@ struct State {
 }
 
 impl Assertion {
-    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> io::Result<Self> {
+    pub(super) fn new(vm: Arc<Vm>, gsi: u32) -> io::Result<Self> {
         let assertion = Assertion {
             vm,
             gsi,
-            raise: eventfd_of(0)?,
-            resample: eventfd_of(0)?,
+            raise: EventFd::new()?,
+            resample: EventFd::new()?,
             state: Mutex::default(),
         };
         assertion.register(&mut assertion.lock())?;
@@ -57,7 +56,7 @@ impl Assertion {
     fn register(&self, state: &mut State) -> io::Result<()> {
         if !state.registered {
             let (vm, gsi) = (&self.vm, self.gsi);
-            vm.register_irqfd_with_resample(&self.raise, &self.resample, gsi)?;
+            vm.irqfd_with_resample(&self.raise, gsi, &self.resample)?;
             state.registered = true;
         }
         Ok(())
@@ -65,7 +64,7 @@ impl Assertion {
 
     fn unregister(&self, state: &mut State) -> io::Result<()> {
         if mem::take(&mut state.registered) {
-            self.vm.unregister_irqfd(&self.raise, self.gsi)?;
+            self.vm.deassign_irqfd(&self.raise, self.gsi)?;
         }
         Ok(())
     }
@@ -74,7 +73,7 @@ impl Assertion {
         let mut state = self.lock();
         // KVM may have refused it when the line was lowered.
         self.register(&mut state)?;
-        self.raise.write(1)?;
+        self.raise.signal()?;
         state.raised = true;
         Ok(())
     }
@@ -107,7 +106,7 @@ impl Assertion {
     /// Looks whether the guest has ended an interrupt. KVM has lowered the line then, as far as is known.
     pub(super) fn take_end(&self) -> bool {
         let mut state = self.lock();
-        let ended = self.resample.read().is_ok();
+        let ended = self.resample.take();
         if ended {
             match mem::take(&mut state.unsure) {
                 true => state.suspect = state.raised,
@@ -146,7 +145,7 @@ impl Pump {
     pub(super) fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            stop: eventfd_of(0)?,
+            stop: EventFd::new()?,
             watched: Mutex::default(),
         });
         shared.add(&shared.stop, STOP)?;
@@ -190,7 +189,7 @@ impl Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         // There is room for one.
-        let _ = self.shared.stop.write(1);
+        let _ = self.shared.stop.signal();
         let Some(thread) = self.thread.take() else {
             return;
         };
@@ -203,12 +202,6 @@ impl Drop for Pump {
     }
 }
 
-/// The descriptor of an eventfd.
-fn fd(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd keeps its descriptor open, and is borrowed for as long as this is.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
@@ -216,12 +209,16 @@ impl Shared {
 
     fn add(&self, eventfd: &EventFd, number: u64) -> io::Result<()> {
         let data = epoll::EventData::new_u64(number);
-        let epoll = self.epoll.as_fd();
-        Ok(epoll::add(epoll, fd(eventfd), data, epoll::EventFlags::IN)?)
+        Ok(epoll::add(
+            &self.epoll,
+            eventfd,
+            data,
+            epoll::EventFlags::IN,
+        )?)
     }
 
     fn remove(&self, eventfd: &EventFd) -> io::Result<()> {
-        Ok(epoll::delete(self.epoll.as_fd(), fd(eventfd))?)
+        Ok(epoll::delete(&self.epoll, eventfd)?)
     }
 
     fn work(&self) {

@@ -4,16 +4,15 @@
 //! that time, and what it lowers is the level that `KVM_IRQ_LINE` may have raised meanwhile: they are one source to
 //! KVM.
 
-use super::eventfd_of;
+use super::Vm;
+use super::eventfd::EventFd;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use kvm_ioctls::VmFd;
 use std::io;
 use std::sync::Arc;
-use vmm_sys_util::eventfd::{EFD_SEMAPHORE, EventFd};
 
 /// An eventfd that KVM sends the message of a GSI for, while it is attached.
 pub(super) struct Wire {
-    vm: Arc<VmFd>,
+    vm: Arc<Vm>,
     gsi: u32,
     /// A semaphore: signals that come after it was detached are taken back one by one.
     fd: EventFd,
@@ -23,11 +22,11 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> io::Result<Self> {
+    pub(super) fn new(vm: Arc<Vm>, gsi: u32) -> io::Result<Self> {
         Ok(Wire {
             vm,
             gsi,
-            fd: eventfd_of(EFD_SEMAPHORE)?,
+            fd: EventFd::semaphore()?,
             changes: AtomicU64::new(0),
         })
     }
@@ -36,7 +35,7 @@ impl Wire {
     pub(super) fn attach(&self) -> io::Result<()> {
         let changes = self.changes.load(Ordering::Relaxed);
         if !is_attached(changes) {
-            self.vm.register_irqfd(&self.fd, self.gsi)?;
+            self.vm.irqfd(&self.fd, self.gsi)?;
             self.changes.store(changes + 1, Ordering::Relaxed);
         }
         Ok(())
@@ -47,7 +46,7 @@ impl Wire {
         let changes = self.changes.load(Ordering::Relaxed);
         if is_attached(changes) {
             self.changes.store(changes + 1, Ordering::Relaxed);
-            self.vm.unregister_irqfd(&self.fd, self.gsi)?;
+            self.vm.deassign_irqfd(&self.fd, self.gsi)?;
         }
         Ok(())
     }
@@ -55,14 +54,14 @@ impl Wire {
     /// Returns whether the message has been sent.
     pub(super) fn signal(&self) -> bool {
         let changes = self.changes.load(Ordering::Relaxed);
-        if !is_attached(changes) || self.fd.write(1).is_err() {
+        if !is_attached(changes) || self.fd.signal().is_err() {
             return false;
         }
         // Relaxed, twice: KVM attaches and detaches under the eventfd's lock, which the write takes. If KVM has not
         // seen the write, it was made after a detach that the first load has not seen, and the second load sees that.
         //
         // Nor is it enough that the wire is attached again: KVM has sent one message then for all that it found.
-        self.changes.load(Ordering::Relaxed) == changes || self.fd.read().is_err()
+        self.changes.load(Ordering::Relaxed) == changes || !self.fd.take()
     }
 }
 
