@@ -999,7 +999,8 @@ fn waiting_takes_nothing<C: Readable>() {
 
 /// The broadcast: whatever is signalled, and nobody reads it.
 fn one_signal_ends_every_wait<C: Readable>() {
-    let causes: [(fn(&C), u64); 4] = [
+    type Cause<C> = (fn(&C), u64);
+    let causes: [Cause<C>; 4] = [
         (C::signal, 1),
         (|c| c.signal_n(2), 2),
         (|c| c.write(FULL).unwrap(), FULL),

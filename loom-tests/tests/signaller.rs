@@ -57,7 +57,7 @@ fn signal_and_reader() {
 fn signal_and_wait() {
     check("signaller::signal_and_wait", None, || {
         let event = event(0, Mode::Counter);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let cargo = Shared::new(Cargo::default());
         let device = {
             let cargo = Shared::clone(&cargo);
@@ -78,7 +78,7 @@ fn signal_and_wait() {
 fn units_read_as_a_whole() {
     check("units_read_as_a_whole", None, || {
         let event = event(1, Mode::Semaphore);
-        let signaller = signaller(event.clone());
+        let signaller = signaller(handle(&event));
         let other = spawn(&event, |event| event.try_read_all());
         signaller.signal();
         let values = [

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_split_count_is_saved_whole() {
         let _ = use_membarrier();
-        let event = Event::new(3);
+        let event = std::sync::Arc::new(Event::new(3));
         let signaller = Signaller::new(&event);
         signaller.signal();
         event.signal_n(2);
