@@ -2,29 +2,17 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "common/example.rs"]
+mod example;
+
+use example::texts;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::{env, fs, process};
 
-/// Runs the example. By way of cargo, so that it is never a stale build; cargo passes the exit code on.
 fn report(arguments: &[&str]) -> Output {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["run", "--quiet", "--example", "report"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    cargo
-        .arg("--")
-        .args(arguments)
-        .output()
-        .expect("cargo runs")
-}
-
-fn texts(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
-    (text(&output.stdout), text(&output.stderr))
+    example::run("report", arguments)
 }
 
 /// A folder of its own for a test, removed afterwards.

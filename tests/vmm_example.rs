@@ -1,20 +1,13 @@
 //! The example `vmm`, run as a user runs it: its table must add up, with KVM and without, and bad options be told.
 
-use std::process::{Command, Output};
+#[path = "common/example.rs"]
+mod example;
 
-/// Runs the example. By way of cargo, so that it is never a stale build; cargo passes the exit code on.
+use std::process::Output;
+
+/// Runs the example.
 fn vmm(arguments: &[&str]) -> Output {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["run", "--quiet", "--example", "vmm"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    let output = cargo
-        .arg("--")
-        .args(arguments)
-        .output()
-        .expect("cargo runs");
+    let output = example::run("vmm", arguments);
     let (_, stderr) = texts(&output);
     assert!(
         !stderr.contains(['\r', '\x1b']),
@@ -24,13 +17,12 @@ fn vmm(arguments: &[&str]) -> Output {
 }
 
 fn texts(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    let (stdout, stderr) = example::texts(output);
     // A machine that is busy shows more lines of progress, or fewer.
-    let stderr = text(&output.stderr);
     let told = stderr
         .split_inclusive('\n')
         .filter(|line| !line.starts_with("vmm: run "));
-    (text(&output.stdout), told.collect())
+    (stdout, told.collect())
 }
 
 /// A line of the table.
