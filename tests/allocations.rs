@@ -310,7 +310,7 @@ fn a_change_of_a_route_does_not_copy_all() {
         fn signal_msi(&self, _: u32, _: MsiMessage) {}
     }
     let router = Router::new(Arc::new(Nobody));
-    let message = |data| Route::Msi(MsiMessage { address: 0, data });
+    let message = |data| Route::Msi(MsiMessage::new(0, data));
     let gsis = 0..=Routes::MAX_GSI;
     let routes = gsis.clone().map(|gsi| match gsi % 2 {
         0 => (gsi, message(gsi)),

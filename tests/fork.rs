@@ -214,10 +214,7 @@ fn a_router_with_a_worker() {
     limit("a_router_with_a_worker", || {
         let sink = Arc::new(Counts::default());
         let router = Router::with_worker(Arc::clone(&sink)).unwrap();
-        let message = MsiMessage {
-            address: 0xfee0_0000,
-            data: 0x41,
-        };
+        let message = MsiMessage::new(0xfee0_0000, 0x41);
         router.set_route(5, Some(Route::Msi(message))).unwrap();
         let (kick, other) = (event(), event());
         let irqfd = router.assign(&kick, 5).unwrap();

@@ -291,10 +291,7 @@ fn to_an_irqfd() {
     let event = event(Mode::Counter);
     let sink = Arc::new(Sink(AtomicU64::new(0)));
     let router = Router::new(Arc::clone(&sink));
-    let message = MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x41,
-    };
+    let message = MsiMessage::new(0xfee0_0000, 0x41);
     router.set_route(24, Some(Route::Msi(message))).unwrap();
     let irqfd = router.assign(&event, 24).unwrap();
     let signaller = Signaller::new(Arc::clone(&event));

@@ -1054,7 +1054,7 @@ impl InterruptSink for Nowhere {
 
 fn msi(data: u32) -> Route {
     let address = 0xfee0_0000;
-    Route::Msi(MsiMessage { address, data })
+    Route::Msi(MsiMessage::new(address, data))
 }
 
 /// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack, nor for a

@@ -68,10 +68,7 @@ impl InterruptSink for Count {
 }
 
 fn message() -> Route {
-    Route::Msi(MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x41,
-    })
+    Route::Msi(MsiMessage::new(0xfee0_0000, 0x41))
 }
 
 fn routes() -> Routes {

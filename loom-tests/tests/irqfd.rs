@@ -81,7 +81,7 @@ fn load(word: &AtomicU32) -> u32 {
 }
 
 fn message(data: u32) -> Route {
-    Route::Msi(MsiMessage { address: 0, data })
+    Route::Msi(MsiMessage::new(0, data))
 }
 
 /// A router with one route, and the line, made before there are threads.

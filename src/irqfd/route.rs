@@ -1,24 +1,88 @@
 use super::RouteError;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// What a PCI device writes to interrupt: address and data of a message-signalled interrupt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+///
+/// The GIC's ITS on Arm tells the messages of several devices apart by the device that sends them, so a message can
+/// [name the device](Self::with_devid).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct MsiMessage {
     /// Where it is written to. On x86: which CPU.
     pub address: u64,
     /// What is written. On x86: which vector, and how it is delivered.
     pub data: u32,
+    /// The complement of the device id, which is not 0. As an `Option<u32>`, it would take the message out of the
+    /// registers in which it is passed.
+    not_devid: Option<NonZeroU32>,
+}
+
+impl MsiMessage {
+    /// A message of no device in particular.
+    #[must_use]
+    pub const fn new(address: u64, data: u32) -> Self {
+        MsiMessage {
+            address,
+            data,
+            not_devid: None,
+        }
+    }
+
+    /// The same message of the device with this id, which is what the ITS knows the device by: for a PCI device the
+    /// requester id, bus, device and function in 16 bits. (`KVM_MSI_VALID_DEVID`)
+    ///
+    /// # Panics
+    ///
+    /// If the id is `u32::MAX`, which is no device's.
+    #[must_use]
+    #[doc(alias = "device_id")]
+    #[doc(alias = "requester_id")]
+    pub const fn with_devid(mut self, devid: u32) -> Self {
+        self.not_devid = NonZeroU32::new(!devid);
+        assert!(self.not_devid.is_some(), "u32::MAX is no device's id");
+        self
+    }
+
+    /// The id of the device, if the message has one.
+    #[must_use]
+    pub const fn devid(&self) -> Option<u32> {
+        match self.not_devid {
+            Some(not_devid) => Some(!not_devid.get()),
+            None => None,
+        }
+    }
+}
+
+impl fmt::Debug for MsiMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("MsiMessage");
+        shown
+            .field("address", &format_args!("{:#x}", self.address))
+            .field("data", &format_args!("{:#x}", self.data));
+        if let Some(devid) = self.devid() {
+            shown.field("devid", &format_args!("{devid:#x}"));
+        }
+        shown.finish()
+    }
 }
 
 /// Where a GSI leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Route {
     /// To a pin of the interrupt controller, which has a level. What the number means is the sink's affair.
     Pin(u32),
     /// To a CPU, by a message.
     Msi(MsiMessage),
+}
+
+impl From<MsiMessage> for Route {
+    fn from(message: MsiMessage) -> Self {
+        Route::Msi(message)
+    }
 }
 
 /// The routes of all GSIs ("global system interrupts", the numbers that devices' interrupts go by).
@@ -32,7 +96,7 @@ pub enum Route {
 /// use doorbell::irqfd::{MsiMessage, Route, RouteError, Routes};
 ///
 /// let mut routes = Routes::identity(24);
-/// let message = MsiMessage { address: 0xfee0_0000, data: 0x41 };
+/// let message = MsiMessage::new(0xfee0_0000, 0x41);
 /// routes.set(24, Some(Route::Msi(message)))?;
 /// assert_eq!(routes.get(4), Some(Route::Pin(4)));
 /// assert_eq!(routes.get(25), None);

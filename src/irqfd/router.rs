@@ -44,7 +44,7 @@ use std::sync::{Arc, PoisonError};
 ///
 /// let cpus = Arc::new(Cpus::default());
 /// let router = Router::new(cpus.clone());
-/// let message = MsiMessage { address: 0xfee0_0000, data: 0x41 };
+/// let message = MsiMessage::new(0xfee0_0000, 0x41);
 /// router.set_route(24, Some(Route::Msi(message)))?;
 ///
 /// let queue_done = Arc::new(Event::new(0));

@@ -74,35 +74,45 @@ pub trait InterruptSink: Send + Sync {
     }
 }
 
-/// The same sink.
-impl<S: InterruptSink + ?Sized> InterruptSink for Arc<S> {
-    #[inline]
-    fn set_level(&self, gsi: u32, pin: u32, level: bool) {
-        (**self).set_level(gsi, pin, level);
-    }
+/// What points to a sink is that sink. Every method is handed on, those with a default too.
+macro_rules! pointer_to_sink {
+    ($pointer:ty) => {
+        /// The same sink.
+        #[deny(clippy::missing_trait_methods)]
+        impl<S: InterruptSink + ?Sized> InterruptSink for $pointer {
+            #[inline]
+            fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+                (**self).set_level(gsi, pin, level);
+            }
 
-    #[inline]
-    fn signal_msi(&self, gsi: u32, message: MsiMessage) {
-        (**self).signal_msi(gsi, message);
-    }
+            #[inline]
+            fn signal_msi(&self, gsi: u32, message: MsiMessage) {
+                (**self).signal_msi(gsi, message);
+            }
 
-    #[inline]
-    fn pulse(&self, gsi: u32, pin: u32) {
-        (**self).pulse(gsi, pin);
-    }
+            #[inline]
+            fn pulse(&self, gsi: u32, pin: u32) {
+                (**self).pulse(gsi, pin);
+            }
 
-    fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
-        (**self).set_routes(routes, changes)
-    }
+            fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
+                (**self).set_routes(routes, changes)
+            }
 
-    fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
-        (**self).connect(line, resample)
-    }
+            fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
+                (**self).connect(line, resample)
+            }
 
-    fn disconnect(&self, gsi: u32, resample: bool) {
-        (**self).disconnect(gsi, resample);
-    }
+            fn disconnect(&self, gsi: u32, resample: bool) {
+                (**self).disconnect(gsi, resample);
+            }
+        }
+    };
 }
+
+pointer_to_sink!(&S);
+pointer_to_sink!(Arc<S>);
+pointer_to_sink!(Box<S>);
 
 /// A sink's way back to a line: the guest's end of interrupt.
 #[derive(Clone)]

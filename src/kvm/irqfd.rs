@@ -3,7 +3,7 @@ use super::ioctl::Vm;
 use crate::irqfd::{Eoi, InterruptSink, MsiMessage, Route, RouteChange, Routes};
 use crate::sync::Tally;
 use crate::sync::srcu::{Srcu, with_section};
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_msi};
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_msi};
 use pump::{Assertion, Pump};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,6 +25,7 @@ pub use table::RouteTableError;
 /// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18), but the pulse then goes by the routes of that time, so that it may
 /// be lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Injection {
     /// The VMM, by `KVM_SIGNAL_MSI`. No file descriptors. Measured, a message costs the signaller no more than a write
     /// to an irqfd of KVM's: the default.
@@ -109,7 +110,7 @@ pub enum Injection {
 /// let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
 /// let router = Router::new(KvmSink::new(vm_fd, Injection::default())?);
 /// let mut routes = Routes::identity(24);
-/// routes.set(24, Some(Route::Msi(MsiMessage { address: 0xfee0_0000, data: 0x41 })))?;
+/// routes.set(24, Some(Route::Msi(MsiMessage::new(0xfee0_0000, 0x41))))?;
 /// router.set_routes(routes)?;
 ///
 /// let queue_done = Arc::new(Event::new(0));
@@ -441,11 +442,14 @@ impl InterruptSink for KvmSink {
         if self.wire(gsi).is_some_and(|wire| wire.signal()) {
             return;
         }
+        let flags = message.devid().map_or(0, |_| KVM_MSI_VALID_DEVID);
         // Whether a CPU of the guest's takes it is between it and them.
         self.count_refusal(self.vm.signal_msi(kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
             data: message.data,
+            flags,
+            devid: message.devid().unwrap_or(0),
             ..kvm_msi::default()
         }));
     }

@@ -54,10 +54,7 @@ impl InterruptSink for Sink {
 fn each_connection_ends_once_and_after_its_interrupts() {
     let sink = Arc::new(Sink::default());
     let router = Router::new(Arc::clone(&sink));
-    let message = MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x41,
-    };
+    let message = MsiMessage::new(0xfee0_0000, 0x41);
     router.set_route(5, Some(Route::Msi(message))).unwrap();
     let [first, second, resample] = [(); 3].map(|()| Arc::new(Event::new(0)));
 
@@ -92,7 +89,7 @@ fn each_connection_ends_once_and_after_its_interrupts() {
     assert!(told.contains(&Disconnected(5, false)) && told.contains(&Disconnected(6, true)));
 }
 
-/// A sink that is chosen at run time gets all calls, those with a default included.
+/// A sink that is chosen at run time gets all calls, those with a default included, whatever points to it.
 #[test]
 fn a_sink_behind_a_dyn() {
     #[derive(Default)]
@@ -133,31 +130,41 @@ fn a_sink_behind_a_dyn() {
     }
 
     let all = Arc::new(All::default());
-    let sink: Arc<dyn InterruptSink> = all.clone();
-    let router = Router::new(sink);
-    router.set_route(5, Some(Route::Pin(5))).unwrap();
-    router.set_route(24, Some(message(0x41))).unwrap();
-    let event = Arc::new(Event::new(0));
-    let irqfd = router.assign(&event, 5).unwrap();
-    event.signal();
-    drop(irqfd);
-    router.set_level(5, true);
-    let irqfd = router.assign(&event, 24).unwrap();
-    event.signal();
-    drop(irqfd);
-    let calls = std::mem::take(&mut *all.0.lock().unwrap());
-    assert_eq!(
-        calls,
-        [
-            "set_routes",
-            "set_routes",
-            "connect",
-            "pulse",
-            "disconnect",
-            "set_level",
-            "connect",
-            "signal_msi",
-            "disconnect"
-        ]
-    );
+    let leaked: &'static All = Box::leak(Box::default());
+    let calls = |router: Router, all: &All| {
+        router.set_route(5, Some(Route::Pin(5))).unwrap();
+        router.set_route(24, Some(message(0x41))).unwrap();
+        let event = Arc::new(Event::new(0));
+        let irqfd = router.assign(&event, 5).unwrap();
+        event.signal();
+        drop(irqfd);
+        router.set_level(5, true);
+        let irqfd = router.assign(&event, 24).unwrap();
+        event.signal();
+        drop(irqfd);
+        std::mem::take(&mut *all.0.lock().unwrap())
+    };
+    let in_an_arc: Arc<dyn InterruptSink> = all.clone();
+    let in_a_box: Box<dyn InterruptSink> = Box::new(all.clone());
+    let by_reference: &'static dyn InterruptSink = leaked;
+    for calls in [
+        calls(Router::new(in_an_arc), &all),
+        calls(Router::new(in_a_box), &all),
+        calls(Router::new(by_reference), leaked),
+    ] {
+        assert_eq!(
+            calls,
+            [
+                "set_routes",
+                "set_routes",
+                "connect",
+                "pulse",
+                "disconnect",
+                "set_level",
+                "connect",
+                "signal_msi",
+                "disconnect"
+            ]
+        );
+    }
 }

@@ -49,7 +49,7 @@ impl InterruptSink for Model {
 
 fn message(data: u32) -> Route {
     let address = 0xfee0_0000;
-    Route::Msi(MsiMessage { address, data })
+    Route::Msi(MsiMessage::new(address, data))
 }
 
 fn event() -> Arc<Event> {

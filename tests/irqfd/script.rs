@@ -164,6 +164,7 @@ impl Machine {
                 gsi,
                 data: message.data,
             }),
+            _ => unreachable!("{route:?}"),
         }
     }
 
@@ -244,7 +245,7 @@ impl Machine {
             let place = match self.routes.get(&gsi) {
                 None => Place::Nowhere,
                 Some(&Route::Pin(pin)) => Place::Pin(pin),
-                Some(Route::Msi(_)) => Place::Message,
+                Some(_) => Place::Message,
             };
             if self.line(gsi).up.is_some_and(|at| at != place) {
                 self.lower(gsi);

@@ -52,8 +52,5 @@ pub fn down(gsi: u32, pin: u32) -> Call {
 }
 
 pub fn message(data: u32) -> Route {
-    Route::Msi(MsiMessage {
-        address: 0xfee0_0000,
-        data,
-    })
+    Route::Msi(MsiMessage::new(0xfee0_0000, data))
 }

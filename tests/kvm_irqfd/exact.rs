@@ -98,10 +98,7 @@ fn a_level_after_messages_stays_up() {
         };
         ours.act(&assign(0, EDGE));
         let (router, signal) = (ours.router().clone(), ours.signal(0));
-        let message = Route::Msi(MsiMessage {
-            address: 0xfee0_0000,
-            data: MESSAGE_VECTORS[0].into(),
-        });
+        let message = Route::Msi(MsiMessage::new(0xfee0_0000, MESSAGE_VECTORS[0].into()));
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -144,10 +141,7 @@ fn a_level_stays_up_when_routes_are_refused() {
     router.set_level(EDGE, true);
     device.interrupt.signal();
     ours.pass_fence();
-    let message = Route::Msi(MsiMessage {
-        address: 0xfee0_0000,
-        data: MESSAGE_VECTORS[0].into(),
-    });
+    let message = Route::Msi(MsiMessage::new(0xfee0_0000, MESSAGE_VECTORS[0].into()));
     // Too many, without a route for the two.
     let full = (0..16)
         .filter(|gsi| ![EDGE, LEVEL_GSI].contains(gsi))
@@ -378,7 +372,7 @@ fn a_deassign_waits_for_kvms_worker() {
             for vector in 0x20..0x60 {
                 let address = 0xfee0_0000 | 0xff << 12;
                 let data = vector.into();
-                let route = Route::Msi(MsiMessage { address, data });
+                let route = Route::Msi(MsiMessage::new(address, data));
                 router.set_route(24, Some(route)).unwrap();
                 let irqfd = router.assign(&event, 24).unwrap();
                 event.signal();
@@ -444,7 +438,7 @@ fn odd_messages_are_sent_as_kvm_sends_them() {
             let sink = Arc::new(KvmSink::new(descriptor(&vm), injection).unwrap());
             let router = Router::new(Arc::clone(&sink));
             let address = address.into();
-            let route = Route::Msi(MsiMessage { address, data });
+            let route = Route::Msi(MsiMessage::new(address, data));
             router.set_route(24, Some(route)).unwrap();
             let event = Arc::new(Event::new(0));
             let _irqfd = router.assign(&event, 24).unwrap();

@@ -48,12 +48,7 @@ fn beside_a_callback_that_does_not_return() {
                     router.ack(gsi);
                     router.set_level(gsi, false);
                 }
-                let message = |data| {
-                    Route::Msi(MsiMessage {
-                        address: 0xfee0_0000,
-                        data,
-                    })
-                };
+                let message = |data| Route::Msi(MsiMessage::new(0xfee0_0000, data));
                 router
                     .unmask_with_routes((24..30).map(|gsi| (gsi, message(gsi))))
                     .unwrap();

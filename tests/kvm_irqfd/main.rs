@@ -616,10 +616,7 @@ fn other_machines() {
         let router = Router::new(sink);
         let refused = router.set_routes(Routes::identity(24)).unwrap_err();
         assert!(matches!(refused, RoutingError::Refused(_)));
-        let message = MsiMessage {
-            address: 0xfee0_0000,
-            data: 0x41,
-        };
+        let message = MsiMessage::new(0xfee0_0000, 0x41);
         router.set_route(3, Some(Route::Msi(message))).unwrap();
         let events = [(); 2].map(|()| Arc::new(Event::new(0)));
         let error = router

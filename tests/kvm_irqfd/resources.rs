@@ -174,10 +174,7 @@ fn descriptors_go_with_the_last_irqfd() {
         let [first, second, third, resample] = &events;
         for (injection, of_messages) in [(Injection::Userspace, 0), (Injection::Kernel, 1)] {
             let router = router(&vm, injection);
-            let message = MsiMessage {
-                address: 0xfee0_0000,
-                data: 0x41,
-            };
+            let message = MsiMessage::new(0xfee0_0000, 0x41);
             router.set_route(24, Some(Route::Msi(message))).unwrap();
             let none = descriptors().len();
             let open = || descriptors().len() - none;

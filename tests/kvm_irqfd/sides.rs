@@ -298,12 +298,7 @@ pub fn act(router: &Router, events: &[Arc<Event>; EVENTS], op: &Op) -> Outcome {
             Outcome::Done
         }
         Op::Route { gsi, vector } => {
-            let message = |vector: u8| {
-                Route::Msi(MsiMessage {
-                    address: MSI_ADDRESS,
-                    data: vector.into(),
-                })
-            };
+            let message = |vector: u8| Route::Msi(MsiMessage::new(MSI_ADDRESS, vector.into()));
             let result = router.set_route(gsi, vector.map(message));
             outcome(result.map_err(io::Error::from))
         }

@@ -13,10 +13,7 @@ const PINS: u32 = 24;
 const PIN: u32 = 5;
 const VECTOR: u8 = 0x55;
 /// Level-triggered.
-const MESSAGE: MsiMessage = MsiMessage {
-    address: 0xfee0_0000,
-    data: 0xc000 | VECTOR as u32,
-};
+const MESSAGE: MsiMessage = MsiMessage::new(0xfee0_0000, 0xc000 | VECTOR as u32);
 
 /// The VMM's: the guest has programmed one pin.
 struct Ioapic(Arc<KvmSink>);
@@ -117,10 +114,7 @@ fn ends_of_interrupts() {
     assert_eq!(kvm.refused(), 0);
 
     // What KVM does not know of, it does not tell the end of: of a pin that is masked, or of an edge.
-    let edge = MsiMessage {
-        data: VECTOR.into(),
-        ..MESSAGE
-    };
+    let edge = MsiMessage::new(MESSAGE.address, VECTOR.into());
     for message in [None, Some(edge)] {
         kvm.set_ioapic_message(PIN, message).unwrap();
         interrupt.signal();

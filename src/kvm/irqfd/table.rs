@@ -3,7 +3,7 @@
 use crate::irqfd::Route;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, kvm_irq_routing_entry,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MSI_VALID_DEVID, kvm_irq_routing_entry,
 };
 use std::{error, fmt, io};
 
@@ -113,8 +113,44 @@ pub(super) fn entries(gsi: u32, route: Route) -> impl Iterator<Item = kvm_irq_ro
             entry.u.msi.address_lo = message.address as u32;
             entry.u.msi.address_hi = (message.address >> 32) as u32;
             entry.u.msi.data = message.data;
+            if let Some(devid) = message.devid() {
+                entry.flags = KVM_MSI_VALID_DEVID;
+                entry.u.msi.__bindgen_anon_1.devid = devid;
+            }
             (entry, None)
         }
     };
     [first].into_iter().chain(second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::irqfd::MsiMessage;
+
+    /// A message in KVM's table: address, data, flags and device id.
+    fn message(message: MsiMessage) -> (u32, u32, u32, u32, u32) {
+        let made: Vec<_> = entries(40, Route::Msi(message)).collect();
+        let [entry] = made[..] else {
+            panic!("{} entries", made.len());
+        };
+        assert_eq!((entry.gsi, entry.type_), (40, KVM_IRQ_ROUTING_MSI));
+        // SAFETY: all bits of all members are valid, and have been written.
+        let (msi, devid) = unsafe { (entry.u.msi, entry.u.msi.__bindgen_anon_1.devid) };
+        (msi.address_lo, msi.address_hi, msi.data, entry.flags, devid)
+    }
+
+    #[test]
+    fn messages_name_their_devices() {
+        let plain = MsiMessage::new(0x12_fee0_3000, 0x41);
+        assert_eq!(message(plain), (0xfee0_3000, 0x12, 0x41, 0, 0));
+        for devid in [0, 0x1234, u32::MAX - 1] {
+            let of_device = plain.with_devid(devid);
+            assert_eq!(of_device.devid(), Some(devid));
+            assert_ne!(of_device, plain);
+            let expected = (0xfee0_3000, 0x12, 0x41, KVM_MSI_VALID_DEVID, devid);
+            assert_eq!(message(of_device), expected);
+        }
+        assert_eq!(plain.devid(), None);
+    }
 }
