@@ -123,6 +123,7 @@ mod probe;
 mod probes;
 mod registered;
 mod shared;
+mod sleepers;
 mod wait_any;
 mod watch;
 
@@ -134,15 +135,29 @@ mod descriptors;
 mod epoll;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod fd_table;
+#[cfg(target_os = "linux")]
+mod poller_fd;
 
+/// Open to `loom-tests`, where an outer loop waits for it.
+#[cfg(loom)]
+#[allow(missing_docs)]
+pub mod model;
+#[cfg(all(not(target_os = "linux"), not(loom)))]
+mod no_epoll;
 #[cfg(any(loom, not(target_os = "linux")))]
 mod no_fds;
+#[cfg(loom)]
+use model as epoll;
+#[cfg(all(not(target_os = "linux"), not(loom)))]
+use no_epoll as epoll;
 #[cfg(any(loom, not(target_os = "linux")))]
-use {no_fds as bound, no_fds as epoll, no_fds as fd_table};
+use {no_fds as bound, no_fds as fd_table};
 
 pub use error::PollError;
 pub use events::{Events, Report};
 pub use poller::{PollStats, Poller};
+#[cfg(target_os = "linux")]
+pub use poller_fd::PollerFd;
 pub use probe::Probe;
 pub use wait_any::{Ready, wait_any, wait_any_deadline};
 pub use watch::Watch;

@@ -1,7 +1,6 @@
 //! What a poller takes in of the kernel's: descriptors to be watched, and eventfds to be carried over.
 
 use super::bound::Bound;
-use super::epoll::Fds;
 use super::item::{Item, What};
 use super::poller::Poller;
 use super::registered::Registration;
@@ -162,18 +161,5 @@ impl Poller {
             item.sample();
         }
         Ok(())
-    }
-
-    /// The epoll instance, made if it is not there. Under the lock.
-    pub(super) fn fds(&self) -> Result<&Fds, PollError> {
-        let shared = self.shared();
-        if let Some(fds) = shared.fds.get() {
-            return Ok(fds);
-        }
-        let made = Fds::new()?;
-        let fds = shared.fds.get_or_make(|| made);
-        // Who sleeps on the futex, or is about to, comes over.
-        shared.waiters.wake_everybody();
-        Ok(fds)
     }
 }

@@ -53,6 +53,11 @@ impl Fds {
         make().map_err(PollError::of)
     }
 
+    /// Readable while there is something to take in a [`look`](Self::look).
+    pub(super) fn epoll(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
     /// Wakes one thread that sleeps in [`sleep`](Self::sleep), or the next to come.
     pub(super) fn ring(&self) {
         // It cannot fail before it has been rung 2^64 times.

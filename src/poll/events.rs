@@ -9,6 +9,8 @@ pub struct Events {
     capacity: usize,
     /// The same key may be reported twice, which is one report then.
     merges: bool,
+    /// How often all were notified, as far as this buffer has been told.
+    pub(super) seen: u32,
 }
 
 /// That one event or file descriptor is ready, and for what.
@@ -30,6 +32,7 @@ impl Events {
             list: Vec::new(),
             capacity,
             merges: false,
+            seen: 0,
         }
     }
 

@@ -1,13 +1,9 @@
-//! What stands in for `epoll`, `fd_table` and `bound` where there is no epoll (or, under loom, nothing but the
-//! process): none of it is ever made.
+//! Stands in for `fd_table` and `bound` where descriptors cannot be registered: where there is no epoll, and under loom.
 
+use super::epoll::{Fds, Found};
 use super::place::Place;
 use super::{PollError, Watch};
 use crate::event::EventHandle;
-use crate::sync::waiters::Outcome;
-use std::time::Instant;
-
-pub(super) enum Fds {}
 
 #[derive(Default)]
 pub(super) struct FdTable;
@@ -15,27 +11,6 @@ pub(super) struct FdTable;
 pub(super) enum FdRegistration {}
 
 pub(super) enum Bound {}
-
-pub(super) enum Found {}
-
-impl Fds {
-    pub(super) fn ring(&self) {
-        match *self {}
-    }
-
-    pub(super) fn look(&self, _: usize, _: impl FnOnce(&[Found])) -> Result<(), PollError> {
-        match *self {}
-    }
-
-    pub(super) fn sleep(
-        &self,
-        _: usize,
-        _: Option<Instant>,
-        _: impl FnOnce(&[Found]),
-    ) -> Result<Outcome, PollError> {
-        match *self {}
-    }
-}
 
 impl FdTable {
     pub(super) fn modify(

@@ -6,6 +6,7 @@ use super::probe::Probe;
 use super::probes::{Asker, Probes};
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
+use super::sleepers::Seat;
 use super::{PollError, Watch};
 use crate::Spin;
 use crate::event::{EventHandle, Interest, Observation};
@@ -342,6 +343,29 @@ impl Poller {
         self.shared.notify();
     }
 
+    /// Makes every thread return from [`wait`](Self::wait), now or the next time, with or without events: for threads
+    /// that are to stop, or to look at something that has changed.
+    ///
+    /// A thread is known by its buffer: for each [`Events`], one wait returns for it. That goes for a buffer that is
+    /// used for the first time, and for the buffer of a [`look`](Self::look) or a [`PollerFd`](super::PollerFd). So a
+    /// thread cannot miss it between a look at a flag and its wait. Calls that come before the wait returns count as
+    /// one. A buffer that is used with several pollers in turn may be told more than once.
+    ///
+    /// Each thread that was asleep wakes the next when it returns. Until all have, a thread that would fall asleep
+    /// returns from `wait` instead.
+    ///
+    /// Takes a lock for a moment, so it is not for handlers of signals.
+    #[doc(alias = "broadcast")]
+    #[doc(alias = "wake_all")]
+    pub fn notify_all(&self) {
+        {
+            let mut registered = self.registered();
+            registered.sleepers.all_are_late();
+            self.shared.notify_all();
+        }
+        self.shared.wake();
+    }
+
     /// Waits until something is ready, somebody [notifies](Self::notify), or `timeout` has passed, and puts what is
     /// ready into `events`, in the place of what was there. Returns how many there are, which is 0 after a timeout, and
     /// maybe after a notification.
@@ -366,7 +390,29 @@ impl Poller {
     /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
     /// has closed a descriptor that is the poller's own.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
-        self.fill(events, |events| self.find(events, timeout))
+        self.wait_within(events, Limit::of(timeout))
+    }
+
+    /// As [`wait`](Self::wait), up to a point in time. With one in the past it never sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `wait`.
+    pub fn wait_deadline(
+        &self,
+        events: &mut Events,
+        deadline: Instant,
+    ) -> Result<usize, PollError> {
+        self.wait_within(events, Limit::Until(deadline))
+    }
+
+    fn wait_within(&self, events: &mut Events, limit: Limit) -> Result<usize, PollError> {
+        self.fill(events, |events| {
+            let result = self.find(events, limit);
+            self.hand_over(events);
+            result
+        })?;
+        Ok(events.len())
     }
 
     /// Looks once, without sleeping, and leaves descriptors alone but for one look in 32. So it makes no system call in
@@ -378,44 +424,107 @@ impl Poller {
     ///
     /// Those of `wait`.
     pub fn look(&self, events: &mut Events) -> Result<usize, PollError> {
-        self.fill(events, |events| self.look_once(events).map(drop))
+        self.fill(events, |events| {
+            let result = self.look_once(events);
+            self.hand_over(events);
+            result
+        })?;
+        Ok(events.len())
     }
 
-    fn fill(
+    /// What an outer loop does before it sleeps: see [`PollerFd::arm`](super::PollerFd::arm). Returns the seat of a
+    /// loop that may sleep; [`disarm`](Self::disarm) takes it back.
+    #[cfg(target_os = "linux")]
+    pub(super) fn arm(&self, events: &mut Events) -> Result<Option<Seat>, PollError> {
+        self.fill(events, |events| {
+            let result = self.try_arm(events);
+            // A loop that sleeps reports nothing, and all is cold.
+            if !matches!(result, Ok(Some(_))) {
+                self.hand_over(events);
+            }
+            result
+        })
+    }
+
+    /// As [`sleep`](Self::sleep) up to the sleep itself, which is the outer loop's: in the same epoll instance.
+    #[cfg(target_os = "linux")]
+    fn try_arm(&self, events: &mut Events) -> Result<Option<Seat>, PollError> {
+        if self.look_once(events)? {
+            return Ok(None);
+        }
+        // What is to wake the outer loop may be among those.
+        wake_queue::let_go();
+        let waiters = &self.shared.waiters;
+        let Some(seat) = self.take_seat() else {
+            return Ok(None);
+        };
+        waiters.enter();
+        // What the bell tells, the attempt below finds. So the bell is silent when the loop falls asleep, unless it
+        // rings after the announcement. If it told another thread, this one stands among the waiters by now.
+        self.busy_waits.store(0, Ordering::Relaxed);
+        let looked = self.fds_there().look(events.room(), |found| {
+            self.registered().take_over(events, found);
+        });
+        waiters.announce();
+        let awake = match looked {
+            Ok(()) => self.attempt(events),
+            Err(error) => Some(Awake::Failed(error)),
+        };
+        let Some(awake) = awake else {
+            return Ok(Some(seat));
+        };
+        self.disarm(seat);
+        match awake {
+            Awake::Ready => Ok(None),
+            Awake::Binding(binding) => {
+                binding.carry();
+                self.harvest(events, None);
+                Ok(None)
+            }
+            Awake::Failed(error) => Err(error),
+            Awake::Panicked(payload) => panic::resume_unwind(payload),
+        }
+    }
+
+    /// The outer loop does not sleep any more.
+    #[cfg(target_os = "linux")]
+    pub(super) fn disarm(&self, seat: Seat) {
+        self.registered().sleepers.leave(seat);
+        self.shared.waiters.leave(false, || self.hand_on());
+    }
+
+    /// Counts a thread or an outer loop that is about to sleep, unless it is to go on because others have yet to hear
+    /// that all were notified.
+    fn take_seat(&self) -> Option<Seat> {
+        self.registered().sleepers.enter()
+    }
+
+    fn fill<T>(
         &self,
         events: &mut Events,
-        find: impl FnOnce(&mut Events) -> Result<(), PollError>,
-    ) -> Result<usize, PollError> {
+        find: impl FnOnce(&mut Events) -> Result<T, PollError>,
+    ) -> Result<T, PollError> {
         events.clear();
         if events.capacity() == 0 {
             return Err(PollError::NoCapacity);
         }
         events.merge(self.probes.are_there());
-        let filled = panic::catch_unwind(AssertUnwindSafe(|| {
-            let result = find(events);
-            self.hand_over(events);
-            result
-        }));
-        let result = filled.unwrap_or_else(|payload| {
+        let filled = panic::catch_unwind(AssertUnwindSafe(|| find(events)));
+        filled.unwrap_or_else(|payload| {
             // Those that sleep may rely on this one. One that is woken ends what is hot.
             if self.probes.are_there() {
                 self.shared.wake();
             }
             panic::resume_unwind(payload)
-        });
-        result?;
-        Ok(events.len())
+        })
     }
 
-    fn find(&self, events: &mut Events, timeout: Option<Duration>) -> Result<(), PollError> {
+    fn find(&self, events: &mut Events, limit: Limit) -> Result<(), PollError> {
         if self.look_once(events)? {
             return Ok(());
         }
-        if timeout == Some(Duration::ZERO) {
+        let Ok(deadline) = limit.deadline() else {
             self.look_at_fds(events)?;
-            return Ok(());
-        }
-        let Ok(deadline) = Limit::of(timeout).deadline() else {
             return Ok(());
         };
         // Who is to end the wait may be among those.
@@ -505,7 +614,7 @@ impl Poller {
                 self.probes.try_ask(events);
             }
             let done = !events.is_empty()
-                || !self.seems_quiet() && self.harvest(events, deadline)
+                || !self.seems_quiet(events) && self.harvest(events, deadline)
                 || beat == Beat::LookEverywhere && self.look_at_fds(events)?;
             if done {
                 break true;
@@ -525,6 +634,11 @@ impl Poller {
     /// Sleeps until there is something, and returns whether there is.
     fn sleep(&self, events: &mut Events, deadline: Option<Instant>) -> Result<bool, PollError> {
         self.tally.sleeps.fetch_add(1, Ordering::Relaxed);
+        let Some(seat) = self.take_seat() else {
+            return Ok(true);
+        };
+        // An observer of what is carried over may panic.
+        let _seated = Seated { poller: self, seat };
         loop {
             let sleep = Sleep {
                 poller: self,
@@ -556,6 +670,28 @@ impl Poller {
         }
     }
 
+    /// What a thread does between announcement and sleep. `None` if it may sleep.
+    fn attempt(&self, events: &mut Events) -> Option<Awake> {
+        if self.probes.are_there() {
+            if let Err(payload) = self.probes.rest(events) {
+                return Some(Awake::Panicked(payload));
+            }
+        }
+        // What else there is has its turn in the next wait.
+        let bindings = if events.is_empty() {
+            self.report(events)
+        } else {
+            0
+        };
+        if self.take_notice(events) || !events.is_empty() {
+            return Some(Awake::Ready);
+        }
+        if bindings == 0 {
+            return None;
+        }
+        self.take_binding().map(Awake::Binding)
+    }
+
     /// Before a report: what is in it gets hot, unless another thread sleeps, which nobody would wake then.
     fn hand_over(&self, events: &mut Events) {
         if !self.probes.are_there() {
@@ -575,7 +711,13 @@ impl Poller {
             // What was carried may have gone to events that are watched here.
             self.report(events);
         }
-        self.shared.take_notice() || !events.is_empty()
+        self.take_notice(events) || !events.is_empty()
+    }
+
+    /// Whether the thread with this buffer is to return from `wait` because of a notification. One for all comes before
+    /// one for any.
+    fn take_notice(&self, events: &mut Events) -> bool {
+        self.shared.take_notice(&mut events.seen)
     }
 
     /// Looks at each watched item in the queue, once. Returns how many bindings are in it.
@@ -678,7 +820,12 @@ impl Poller {
 
     /// A thread leaves that was or may have been woken, and others stay.
     fn hand_on(&self) -> Release {
-        let left = self.registered().queued() != 0
+        let (queued, are_late) = {
+            let registered = self.registered();
+            (registered.queued() != 0, registered.sleepers.are_late())
+        };
+        let left = queued
+            || are_late
             || !self.shared.incoming.is_empty()
             || self.shared.is_notified();
         if left {
@@ -689,8 +836,8 @@ impl Poller {
     }
 
     /// A glance, for who spins.
-    fn seems_quiet(&self) -> bool {
-        self.shared.seems_quiet() && self.backlog.load(Ordering::Relaxed) == 0
+    fn seems_quiet(&self, events: &Events) -> bool {
+        self.shared.seems_quiet(events.seen) && self.backlog.load(Ordering::Relaxed) == 0
     }
 
     /// How often threads have looked and slept so far. A snapshot.
@@ -721,11 +868,25 @@ impl Poller {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For who has a descriptor's registration.
-    fn fds_there(&self) -> &Fds {
+    /// The epoll instance, made if it is not there. Under the lock.
+    #[cfg(target_os = "linux")]
+    pub(super) fn fds(&self) -> Result<&Fds, PollError> {
+        let shared = &self.shared;
+        if let Some(fds) = shared.fds.get() {
+            return Ok(fds);
+        }
+        let made = Fds::new()?;
+        let fds = shared.fds.get_or_make(|| made);
+        // A thread that sleeps on the futex, or is about to, comes over.
+        shared.waiters.wake_everybody();
+        Ok(fds)
+    }
+
+    /// The epoll instance, if something that needs it has been made: the registration of a descriptor, a [`PollerFd`].
+    pub(super) fn fds_there(&self) -> &Fds {
         match self.shared.fds.get() {
             Some(fds) => fds,
-            None => unreachable!("a descriptor is registered, but nowhere"),
+            None => unreachable!("it was made before what needs it"),
         }
     }
 }
@@ -743,6 +904,18 @@ fn hear_and_look(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut VecDeq
             }
             Found::Nothing | Found::Hot(_) | Found::Armed(_) => {}
         }
+    }
+}
+
+/// Gives a seat back.
+struct Seated<'a> {
+    poller: &'a Poller,
+    seat: Seat,
+}
+
+impl Drop for Seated<'_> {
+    fn drop(&mut self) {
+        self.poller.registered().sleepers.leave(self.seat);
     }
 }
 
@@ -774,26 +947,7 @@ impl Sleep<'_> {
         if let Some(error) = self.failed.get() {
             return Some(Awake::Failed(error));
         }
-        let poller = self.poller;
-        let mut events = self.events.borrow_mut();
-        if poller.probes.are_there() {
-            if let Err(payload) = poller.probes.rest(&mut events) {
-                return Some(Awake::Panicked(payload));
-            }
-        }
-        // What else there is has its turn in the next wait.
-        let bindings = if events.is_empty() {
-            poller.report(&mut events)
-        } else {
-            0
-        };
-        if poller.shared.take_notice() || !events.is_empty() {
-            return Some(Awake::Ready);
-        }
-        if bindings == 0 {
-            return None;
-        }
-        poller.take_binding().map(Awake::Binding)
+        self.poller.attempt(&mut self.events.borrow_mut())
     }
 
     fn sleep(&self, key: u32) -> Outcome {

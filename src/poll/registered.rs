@@ -7,6 +7,7 @@ use super::fd_table::{FdRegistration, FdTable};
 use super::item::{Item, What};
 use super::place::Place;
 use super::shared::Shared;
+use super::sleepers::Sleepers;
 use crate::event::Observation;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(super) struct Registered {
     /// Deleted items that may be in one of them.
     pub(super) deleted: usize,
     pub(super) fds: FdTable,
+    pub(super) sleepers: Sleepers,
 }
 
 /// What stands under a key.

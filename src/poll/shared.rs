@@ -3,16 +3,20 @@
 use super::epoll::Fds;
 use super::incoming::{Incoming, Linked};
 use crate::sync::DEKKER;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
 use crate::sync::waiters::{Release, Waiters};
 use crate::sync::wake_queue::{self, Sleeper};
 use std::sync::Arc;
 
+/// One thread is to return from `wait`.
+const ONE: u32 = 1;
+
 pub(super) struct Shared<T> {
     pub(super) incoming: Incoming<T>,
-    /// Somebody has asked for a return from `wait`.
-    notified: AtomicBool,
+    /// Who is to return from `wait` for no other reason: [`ONE`] for any one thread, and above it the number of times
+    /// that all were notified, which each buffer of events compares with its own.
+    notices: AtomicU32,
     pub(super) waiters: Waiters,
     /// Once it is there, threads sleep in it and no longer on the futex of `waiters`.
     pub(super) fds: Lazy<Fds>,
@@ -22,7 +26,7 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
     pub(super) fn new() -> Self {
         Shared {
             incoming: Incoming::new(),
-            notified: AtomicBool::new(false),
+            notices: AtomicU32::new(0),
             waiters: Waiters::new(),
             fds: Lazy::new(),
         }
@@ -37,21 +41,32 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
     }
 
     pub(super) fn notify(&self) {
-        self.notified.swap(true, DEKKER);
+        self.notices.fetch_or(ONE, DEKKER);
         self.wake();
     }
 
-    pub(super) fn take_notice(&self) -> bool {
-        self.notified.load(DEKKER) && self.notified.swap(false, DEKKER)
+    /// The caller then wakes a thread.
+    pub(super) fn notify_all(&self) {
+        self.notices.fetch_add(2 * ONE, DEKKER);
+    }
+
+    /// `seen` is the number of times of which the caller knows.
+    pub(super) fn take_notice(&self, seen: &mut u32) -> bool {
+        let notices = self.notices.load(DEKKER);
+        if notices & !ONE != *seen {
+            *seen = notices & !ONE;
+            return true;
+        }
+        notices & ONE != 0 && self.notices.fetch_and(!ONE, DEKKER) & ONE != 0
     }
 
     pub(super) fn is_notified(&self) -> bool {
-        self.notified.load(DEKKER)
+        self.notices.load(DEKKER) & ONE != 0
     }
 
-    /// A glance, for who spins.
-    pub(super) fn seems_quiet(&self) -> bool {
-        self.incoming.seems_empty() && !self.notified.load(Ordering::Relaxed)
+    /// A relaxed check for the loop that spins; it may be out of date.
+    pub(super) fn seems_quiet(&self, seen: u32) -> bool {
+        self.incoming.seems_empty() && self.notices.load(Ordering::Relaxed) == seen
     }
 
     /// Wakes one thread, if any is announced.
