@@ -133,7 +133,7 @@ pub enum Mode {
 ///         if STOP.readiness().is_readable() {
 ///             break;
 ///         }
-///         KICK.try_read();
+///         KICK.try_read(); // and serve the queue
 ///     }
 /// });
 /// let monitors = [(); 3].map(|()| thread::spawn(|| STOP.wait_readable()));
@@ -201,6 +201,10 @@ pub enum Mode {
 /// assert_eq!(KICK.try_read(), Some(3)); // signals add up
 /// assert_eq!(KICK.try_read(), None);
 /// ```
+#[doc(alias = "eventfd")]
+#[doc(alias = "condvar")]
+#[doc(alias = "semaphore")]
+#[doc(alias = "notify")]
 #[repr(C)]
 pub struct Event {
     /// Aligns the event to cache lines of its own: a neighbour's writes must not slow down a signal.
@@ -229,6 +233,7 @@ impl Event {
         /// An event that a read empties, with `initial` in it.
         ///
         /// An eventfd takes 32 bits here; this takes any value. `u64::MAX` is the overflow state.
+        #[must_use]
         pub fn new(initial: u64) -> Self {
             Self::with_mode(initial, Mode::Counter)
         }
@@ -244,6 +249,9 @@ impl Event {
         /// assert_eq!(slots.try_read(), Some(1));
         /// assert_eq!(slots.try_read(), None);
         /// ```
+        #[doc(alias = "EFD_SEMAPHORE")]
+        #[doc(alias = "permits")]
+        #[must_use]
         pub fn semaphore(initial: u64) -> Self {
             Self::with_mode(initial, Mode::Semaphore)
         }
@@ -251,6 +259,7 @@ impl Event {
 
     maybe_const! {
         /// An event in the mode given, with `initial` in it.
+        #[must_use]
         pub fn with_mode(initial: u64, mode: Mode) -> Self {
             Event {
                 _line: [],
@@ -266,6 +275,7 @@ impl Event {
 
     maybe_const! {
         /// The same event with another [`Spin`] policy for its blocking calls.
+        #[must_use = "the event is moved into the result"]
         pub fn with_spin(mut self, spin: Spin) -> Self {
             self.spin = Spinner::new(spin);
             self
@@ -273,6 +283,14 @@ impl Event {
     }
 
     /// Adds 1. Shorthand for [`signal_n(1)`](Self::signal_n).
+    #[doc(alias = "notify")]
+    #[doc(alias = "notify_one")]
+    #[doc(alias = "post")]
+    #[doc(alias = "release")]
+    #[doc(alias = "kick")]
+    #[doc(alias = "ring")]
+    #[doc(alias = "set")]
+    #[doc(alias = "eventfd_signal")]
     #[inline]
     pub fn signal(&self) {
         self.signal_n(1);
@@ -295,6 +313,9 @@ impl Event {
     /// assert!(event.readiness().is_error());
     /// assert_eq!(event.read(), u64::MAX);
     /// ```
+    #[doc(alias = "post_n")]
+    #[doc(alias = "release_n")]
+    #[doc(alias = "eventfd_signal")]
     #[inline]
     pub fn signal_n(&self, n: u64) {
         self.counter.signal(n, self);
@@ -307,6 +328,7 @@ impl Event {
     /// # Errors
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`, at once, whatever the count.
+    #[doc(alias = "eventfd_write")]
     #[inline]
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
         self.counter.write_until(n, Limit::Forever, self)
@@ -354,6 +376,10 @@ impl Event {
     }
 
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
+    #[doc(alias = "wait")]
+    #[doc(alias = "acquire")]
+    #[doc(alias = "park")]
+    #[doc(alias = "eventfd_read")]
     #[inline]
     pub fn read(&self) -> u64 {
         match self.counter.read_until(Limit::Forever, self) {
@@ -363,6 +389,10 @@ impl Event {
     }
 
     /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
+    #[doc(alias = "try_wait")]
+    #[doc(alias = "try_acquire")]
+    #[doc(alias = "clear")]
+    #[doc(alias = "reset")]
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
         self.counter.try_read(self)
@@ -373,11 +403,16 @@ impl Event {
     /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
     /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps. The clock is read only if the call
     /// has to wait.
+    #[doc(alias = "wait_timeout")]
+    #[doc(alias = "acquire_timeout")]
+    #[must_use = "`None` is a timeout"]
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
         self.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
+    #[doc(alias = "wait_deadline")]
+    #[must_use = "`None` is a timeout"]
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
         self.counter.read_until(Limit::Until(deadline), self)
     }
@@ -439,6 +474,9 @@ impl Event {
     }
 
     /// The count now. Another thread may change it before the caller looks at the result.
+    #[doc(alias = "value")]
+    #[doc(alias = "available_permits")]
+    #[must_use]
     pub fn count(&self) -> u64 {
         self.counter.load()
     }
@@ -447,6 +485,9 @@ impl Event {
     ///
     /// A glance without ordering, as the kernel's is: what was written before the signal is visible to who reads the
     /// event, not to who only looks.
+    #[doc(alias = "is_readable")]
+    #[doc(alias = "is_signalled")]
+    #[must_use]
     pub fn readiness(&self) -> Readiness {
         Readiness::of(self.count())
     }
@@ -487,11 +528,13 @@ impl Event {
     }
 
     /// Whether reads take all or one.
+    #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
     /// How blocking calls wait.
+    #[must_use]
     pub fn spin(&self) -> Spin {
         self.spin.policy()
     }

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | [`wait_any()`] | a few events: which can be read? | `poll(2)` |
 //! | [`Poller`] | many events by keys, level- or edge-triggered or one-shot; file descriptors too | `epoll(7)`, `ep_poll_callback()` |
-//! | [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async), [`Event::readings`](crate::Event::readings) | async code, on any runtime | |
+//! | [`Event::wait_readable`](crate::Event::wait_readable) | one event, without taking anything | |
+//! | [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async), [`Event::wait_readable_async`](crate::Event::wait_readable_async), [`Event::readings`](crate::Event::readings) | async code, on any runtime | |
 //!
 //! # How a poller works
 //!

@@ -283,12 +283,17 @@ impl SharedEvent {
     }
 
     /// The same event with another [`Spin`] policy for the blocking calls of this process.
+    #[must_use = "the event is moved into the result"]
     pub fn with_spin(mut self, spin: Spin) -> Self {
         self.spin = Spinner::new(spin);
         self
     }
 
     /// Adds 1. See [`Event::signal`](crate::Event::signal).
+    #[doc(alias = "notify")]
+    #[doc(alias = "post")]
+    #[doc(alias = "release")]
+    #[doc(alias = "kick")]
     #[inline]
     pub fn signal(&self) {
         self.signal_n(1);
@@ -343,6 +348,8 @@ impl SharedEvent {
     /// Takes the count, or one unit of a semaphore, blocking while the count is 0. Never returns 0.
     ///
     /// A peer that is gone signals no more: with peers that may die, prefer the forms with a time limit.
+    #[doc(alias = "wait")]
+    #[doc(alias = "acquire")]
     pub fn read(&self) -> u64 {
         match self.place.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
@@ -351,17 +358,21 @@ impl SharedEvent {
     }
 
     /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
+    #[doc(alias = "try_wait")]
+    #[doc(alias = "try_acquire")]
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
         self.place.counter.try_read(self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
+    #[must_use = "`None` is a timeout"]
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
         self.place.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
+    #[must_use = "`None` is a timeout"]
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
         self.place.counter.read_until(Limit::Until(deadline), self)
     }
@@ -400,21 +411,25 @@ impl SharedEvent {
     }
 
     /// The count now. Another thread or process may change it before the caller looks at the result.
+    #[must_use]
     pub fn count(&self) -> u64 {
         self.place.counter.load()
     }
 
     /// What `poll(2)` would report of an eventfd now. See [`Event::readiness`](crate::Event::readiness).
+    #[must_use]
     pub fn readiness(&self) -> Readiness {
         Readiness::of(self.count())
     }
 
     /// Whether reads take all or one.
+    #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
     /// How blocking calls of this process wait.
+    #[must_use]
     pub fn spin(&self) -> Spin {
         self.spin.policy()
     }

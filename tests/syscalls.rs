@@ -626,7 +626,7 @@ fn eventfds_given_out_behind_filters() {
     let futex = (libc::SYS_futex, with(1, &[WAIT, WAKE]));
     let all_three = || write.clone().into_iter().chain([futex.clone()]).collect();
     // The process's first call that blocks has counted the CPUs.
-    Event::new(0).read_timeout(NAP);
+    let _ = Event::new(0).read_timeout(NAP);
     under_filters([
         // Nobody else has to do with these, nor sleeps: `write` alone.
         filtered(write.clone().into_iter().collect(), move || {
@@ -804,7 +804,7 @@ fn the_list_of_fd_is_complete() {
             event.signal();
             event.try_read();
             // Threads that sleep and wake each other.
-            event.read_timeout(NAP / 10);
+            let _ = event.read_timeout(NAP / 10);
             let poll_only = seen.poll_only().unwrap();
             assert!(poll_only.as_raw_fd() >= 0);
 
@@ -1782,7 +1782,7 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
     let bells: Arc<[Event; 129]> = Arc::new([const { Event::new(0) }; 129]);
     let answers = Arc::new(Event::new(0));
     // The process's first call that blocks has counted the CPUs.
-    answers.read_timeout(NAP);
+    let _ = answers.read_timeout(NAP);
     thread::spawn({
         let (bells, answers, allowed) = (Arc::clone(&bells), Arc::clone(&answers), allowed.clone());
         move || {

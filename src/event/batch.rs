@@ -73,6 +73,7 @@ use std::{fmt, mem, thread};
 /// assert_eq!(queues[1].read(), 1);
 /// # Ok::<(), doorbell::event::Unwritten>(())
 /// ```
+#[must_use = "a batch does nothing until it is committed"]
 pub struct Batch {
     /// One for each index; those of events that were removed are vacant until [`add`](Self::add) finds them.
     entries: Vec<Entry>,
@@ -242,6 +243,7 @@ impl Batch {
     /// # Panics
     ///
     /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
+    #[must_use]
     pub fn event(&self, index: usize) -> &EventHandle {
         self.entries[index].event.as_ref().expect(GONE)
     }
@@ -370,6 +372,7 @@ impl Batch {
     }
 
     /// The writes that did not fit, as index and number, and those that have come since the last commit.
+    #[must_use]
     pub fn unwritten(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         self.pending
             .iter()

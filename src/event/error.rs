@@ -62,6 +62,7 @@ pub struct Unwritten {
 
 impl Unwritten {
     /// How many events had no room for what was to be written.
+    #[must_use]
     pub fn events(self) -> usize {
         self.events
     }

@@ -37,6 +37,8 @@ impl Event {
     /// assert_eq!(event.read_async().await, 2);
     /// # })
     /// ```
+    #[doc(alias = "acquire")]
+    #[doc(alias = "notified")]
     pub fn read_async(&self) -> ReadFuture<'_> {
         ReadFuture {
             place: Place::new(self, Change::Signalled),
@@ -77,6 +79,7 @@ impl Event {
     /// stop.wait_readable_async().await; // it still is
     /// # })
     /// ```
+    #[doc(alias = "readable")]
     pub fn wait_readable_async(&self) -> WaitReadableFuture<'_> {
         WaitReadableFuture {
             place: Place::new(self, Change::Signalled),
@@ -103,6 +106,7 @@ impl Event {
     /// assert_eq!(event.count(), 1);
     /// # })
     /// ```
+    #[doc(alias = "stream")]
     pub fn readings(&self) -> Readings<'_> {
         Readings {
             place: Box::pin(Place::new(self, Change::Signalled)),

@@ -674,6 +674,7 @@ impl Calls<'_, '_> {
 /// assert_eq!(calls.load(Ordering::Relaxed), 2);
 /// assert_eq!(event.read(), 3); // an observer takes nothing away unless it reads
 /// ```
+#[must_use = "dropping it detaches the observer"]
 pub struct Observation {
     event: EventHandle,
     entry: Arc<Entry>,
@@ -752,6 +753,7 @@ impl Observation {
     }
 
     /// The event that is observed.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }

@@ -23,17 +23,20 @@ impl Readiness {
     }
 
     /// A read would not block (`POLLIN`).
+    #[must_use]
     pub fn is_readable(self) -> bool {
         self.readable
     }
 
     /// A write of 1 would not block (`POLLOUT`).
+    #[must_use]
     pub fn is_writable(self) -> bool {
         self.writable
     }
 
     /// The count has overflowed (`POLLERR`). Only [`Event::signal`](crate::Event::signal) gets it there; a read ends
     /// it.
+    #[must_use]
     pub fn is_error(self) -> bool {
         self.error
     }

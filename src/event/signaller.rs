@@ -138,11 +138,13 @@ impl Signaller {
     }
 
     /// Whether its signals do without a locked instruction.
+    #[must_use]
     pub fn has_lane(&self) -> bool {
         self.lane.is_some()
     }
 
     /// The event.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }

@@ -31,6 +31,7 @@ pub struct EventState {
 
 impl EventState {
     /// The state of an event with `count` in it.
+    #[must_use]
     pub fn new(count: u64, mode: Mode) -> Self {
         EventState {
             version: VERSION,
@@ -52,6 +53,7 @@ impl Event {
     ///
     /// A signal that comes afterwards is not in it: stop the threads that signal before the snapshot is taken. The
     /// state does not include who waits for the event or observes it, signallers, and the [`Spin`](super::Spin) policy.
+    #[doc(alias = "snapshot")]
     #[must_use]
     pub fn save(&self) -> EventState {
         EventState::new(self.count(), self.mode())
@@ -74,6 +76,7 @@ mod tests {
     use super::*;
     use crate::event::Signaller;
     use crate::use_membarrier;
+    use std::sync::Arc;
 
     const COUNTS: [u64; 5] = [0, 1, 1 << 63, u64::MAX - 1, u64::MAX];
     const MODES: [Mode; 2] = [Mode::Counter, Mode::Semaphore];
@@ -98,7 +101,7 @@ mod tests {
     #[test]
     fn a_split_count_is_saved_whole() {
         let _ = use_membarrier();
-        let event = std::sync::Arc::new(Event::new(3));
+        let event = Arc::new(Event::new(3));
         let signaller = Signaller::new(&event);
         signaller.signal();
         event.signal_n(2);

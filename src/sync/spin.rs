@@ -96,6 +96,7 @@ mod lesson;
 /// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the
 /// vCPU would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Spin {
     /// Sleep at once.
     Never,

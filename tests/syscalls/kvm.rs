@@ -201,7 +201,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
                     router.mask(LEVEL);
                     router.unmask(LEVEL);
                 } else {
-                    resample.read_timeout(NAP);
+                    let _ = resample.read_timeout(NAP);
                 }
             }
         }
