@@ -14,7 +14,7 @@ mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    use cases::turns::{self, Samples, Turns, median, take_turns};
+    use cases::interleave::{self, Samples, Turns, median, take_turns};
     use std::time::Duration;
 
     let mut turns = Turns {
@@ -64,7 +64,7 @@ fn main() {
                 .1
         };
         let (over, under) = (of(ratio.over), of(ratio.under));
-        let ratios = turns::ratios(over, under);
+        let ratios = interleave::ratios(over, under);
         let shortest = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
         let what = format!("{} / {}", ratio.over, ratio.under);
         println!(

@@ -38,7 +38,7 @@ fn main() {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::cases::turns::{median, ratios};
+    use super::cases::interleave::{median, ratios};
     use super::device::{self, Backend, Effort, Sample};
     use std::thread;
     use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The event: the same work done by an [`Event`], by the kernel's eventfd, by its peers in other crates and by bare
 //! atomics.
 
-use super::bells::{self, for_each_asked, for_each_peer};
+use super::peers::{self, for_each_asked, for_each_peer};
 use super::{Case, Ratio, Run, alone, two};
 use doorbell::{Event, Spin};
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,8 +25,8 @@ pub fn all() -> Vec<Case> {
     );
     let event = Event::new(0);
     case(SIGNAL, DOORBELL, alone(move || event.signal()));
-    case(SIGNAL, EVENTFD, bells::ring(Eventfd::new));
-    for (who, run) in for_each_peer!(bells::ring) {
+    case(SIGNAL, EVENTFD, peers::ring(Eventfd::new));
+    for (who, run) in for_each_peer!(peers::ring) {
         case(SIGNAL, who, run);
     }
 
@@ -83,8 +83,8 @@ pub fn all() -> Vec<Case> {
             event.read()
         }),
     );
-    case(SIGNAL_READ, EVENTFD, bells::ring_and_wait(Eventfd::new));
-    for (who, run) in for_each_peer!(bells::ring_and_wait) {
+    case(SIGNAL_READ, EVENTFD, peers::ring_and_wait(Eventfd::new));
+    for (who, run) in for_each_peer!(peers::ring_and_wait) {
         case(SIGNAL_READ, who, run);
     }
 
@@ -96,8 +96,8 @@ pub fn all() -> Vec<Case> {
         let event = Event::new(0);
         two(move |_| event.signal())
     });
-    case(PRODUCERS, EVENTFD, bells::ring_by_two(Eventfd::new));
-    for (who, run) in for_each_peer!(bells::ring_by_two) {
+    case(PRODUCERS, EVENTFD, peers::ring_by_two(Eventfd::new));
+    for (who, run) in for_each_peer!(peers::ring_by_two) {
         case(PRODUCERS, who, run);
     }
 
@@ -119,18 +119,18 @@ pub fn all() -> Vec<Case> {
         })
     });
     case(PING_PONG_SPINNING, DOORBELL, ping_pong(Spin::Always));
-    for (who, run) in for_each_asked!(bells::ping_pong, Spinning) {
+    for (who, run) in for_each_asked!(peers::ping_pong, Spinning) {
         case(PING_PONG_SPINNING, who, run);
     }
 
     case(PING_PONG_ADAPTIVE, DOORBELL, ping_pong(Spin::DEFAULT));
-    for (who, run) in for_each_asked!(bells::ping_pong, SpinThenSleep) {
+    for (who, run) in for_each_asked!(peers::ping_pong, SpinThenSleep) {
         case(PING_PONG_ADAPTIVE, who, run);
     }
 
     case(PING_PONG_PARKED, DOORBELL, ping_pong(Spin::Never));
-    case(PING_PONG_PARKED, EVENTFD, bells::ping_pong(Eventfd::new));
-    for (who, run) in for_each_peer!(bells::ping_pong) {
+    case(PING_PONG_PARKED, EVENTFD, peers::ping_pong(Eventfd::new));
+    for (who, run) in for_each_peer!(peers::ping_pong) {
         case(PING_PONG_PARKED, who, run);
     }
     cases
@@ -162,7 +162,7 @@ pub const PING_PONG_ADAPTIVE: &str = "ping-pong, spinning up to 20 µs";
 pub const PING_PONG_PARKED: &str = "ping-pong, parked";
 
 const DOORBELL: &str = "doorbell";
-const EVENTFD: &str = <Eventfd as bells::Bell>::NAME;
+const EVENTFD: &str = <Eventfd as peers::Bell>::NAME;
 pub const FETCH_ADD: &str = "fetch_add";
 const TWO_LOCKED: &str = "fetch_add + swap";
 const RAW_SPIN: &str = "raw spin";

@@ -8,7 +8,7 @@
 //!     sleeper    wait() ── asleep ········└────▶ wait() returns    the wake-up: from before ring()
 //! ```
 
-use super::bells::{Bell, Eventfd, Sleeping, for_each_peer};
+use super::peers::{Bell, Eventfd, Sleeping, for_each_peer};
 use super::{cpu_time, pin};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};

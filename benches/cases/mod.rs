@@ -4,20 +4,20 @@
 #![allow(dead_code)]
 
 pub mod batch;
-pub mod bells;
 pub mod event;
 pub mod futures;
+pub mod interleave;
 pub mod ioeventfd;
 pub mod irqfd;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod latency;
+pub mod peers;
 pub mod poll;
 #[cfg(target_arch = "x86_64")]
 pub mod round_trip;
 pub mod signaller;
 pub mod spin;
-pub mod turns;
 pub mod wait_any;
 pub mod window;
 

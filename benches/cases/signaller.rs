@@ -1,8 +1,8 @@
 //! Signallers: what they save, and what they cost who sleeps. `use_membarrier` must have been called.
 
-use super::bells::{self, Bell, for_each_peer};
 use super::event::Eventfd;
 use super::ioeventfd::{self, RW_LOCK};
+use super::peers::{self, Bell, for_each_peer};
 use super::{Case, Ratio, Run, alone, pin, two_with};
 use doorbell::event::{Batch, Signaller};
 use doorbell::poll::{Events, Poller, Watch};
@@ -32,7 +32,7 @@ pub fn all() -> Vec<Case> {
     case(SIGNAL, SIGNALLER, alone(move || signaller.signal()));
     let event = Event::new(0);
     case(SIGNAL, PLAIN, alone(move || event.signal()));
-    for (who, run) in for_each_peer!(bells::ring) {
+    for (who, run) in for_each_peer!(peers::ring) {
         case(SIGNAL, who, run);
     }
 
@@ -68,7 +68,7 @@ pub fn all() -> Vec<Case> {
             event.read()
         }),
     );
-    case(SIGNAL_READ, EVENTFD, bells::ring_and_wait(Eventfd::new));
+    case(SIGNAL_READ, EVENTFD, peers::ring_and_wait(Eventfd::new));
 
     let (signaller, event) = pair();
     case(
@@ -163,7 +163,7 @@ pub fn all() -> Vec<Case> {
 
     case(PING_PONG, SIGNALLER, ping_pong(true));
     case(PING_PONG, PLAIN, ping_pong(false));
-    case(PING_PONG, EVENTFD, bells::ping_pong(Eventfd::new));
+    case(PING_PONG, EVENTFD, peers::ping_pong(Eventfd::new));
     cases
 }
 
@@ -171,9 +171,9 @@ pub fn all() -> Vec<Case> {
 pub fn ratios() -> Vec<Ratio> {
     [
         (SIGNAL, SIGNALLER, FETCH_ADD, "<= 0.25"),
-        (SIGNAL, bells::Parking::NAME, SIGNALLER, ">= 3.5"),
-        (SIGNAL, bells::Semaphore::NAME, SIGNALLER, ">= 3.5"),
-        (SIGNAL, bells::Notify::NAME, SIGNALLER, ">= 3.5"),
+        (SIGNAL, peers::Parking::NAME, SIGNALLER, ">= 3.5"),
+        (SIGNAL, peers::Semaphore::NAME, SIGNALLER, ">= 3.5"),
+        (SIGNAL, peers::Notify::NAME, SIGNALLER, ">= 3.5"),
         (TO_SPINNING, PLAIN, SIGNALLER, ">= 8"),
         (SIGNAL_READ, EVENTFD, SIGNALLER, ">= 30"),
         (SIGNAL_READ, SIGNALLER, PLAIN, ""),

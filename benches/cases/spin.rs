@@ -1,8 +1,8 @@
 //! What spinning earns and costs.
 
 use super::event::Eventfd;
+use super::interleave::median;
 use super::latency::{BURST, Sample, sample};
-use super::turns::median;
 use super::{cpu_time, pin_to};
 use doorbell::{Event, Spin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

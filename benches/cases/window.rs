@@ -2,7 +2,7 @@
 //! the device asks for it, the device interrupts through another if the driver asks for it.
 
 use super::event::Eventfd;
-use super::turns::median;
+use super::interleave::median;
 use super::{cpu_time, pin_to};
 use doorbell::Spin;
 use doorbell::poll::{Events, Poller, Probe, Watch};

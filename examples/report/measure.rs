@@ -1,8 +1,8 @@
 //! Takes all the samples.
 
 use crate::backend;
+use crate::cases::interleave::{Samples, Turns, take_turns};
 use crate::cases::latency::{self, Sampler};
-use crate::cases::turns::{Samples, Turns, take_turns};
 use crate::cases::{self, Case};
 use crate::device;
 use crate::machine::{self, Machine};

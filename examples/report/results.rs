@@ -1,6 +1,6 @@
 //! What came of it, as it is in report.json.
 
-use crate::cases::turns::{Samples, median, quantile, ratios};
+use crate::cases::interleave::{Samples, median, quantile, ratios};
 use crate::device::Sample;
 use crate::machine::Machine;
 use serde::Serialize;

@@ -372,7 +372,6 @@ impl Batch {
     }
 
     /// The writes that did not fit, as index and number, and those that have come since the last commit.
-    #[must_use]
     pub fn unwritten(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         self.pending
             .iter()

@@ -824,10 +824,8 @@ impl Poller {
             let registered = self.registered();
             (registered.queued() != 0, registered.sleepers.are_late())
         };
-        let left = queued
-            || are_late
-            || !self.shared.incoming.is_empty()
-            || self.shared.is_notified();
+        let left =
+            queued || are_late || !self.shared.incoming.is_empty() || self.shared.is_notified();
         if left {
             self.shared.wake();
         }

@@ -41,7 +41,7 @@ pub trait TryBell: Bell {
 /// A list with a value made for each peer, except [`Eventfd`].
 macro_rules! for_each_peer {
     ($make:path) => {{
-        use $crate::cases::bells::*;
+        use $crate::cases::peers::*;
         [
             (Listeners::NAME, $make(Listeners::default)),
             (Parking::NAME, $make(Parking::default)),
@@ -57,7 +57,7 @@ pub(crate) use for_each_peer;
 /// The same of those that can be asked, wrapped in what asks them, and with [`Eventfd`].
 macro_rules! for_each_asked {
     ($make:path, $wrap:ident) => {{
-        use $crate::cases::bells::*;
+        use $crate::cases::peers::*;
         [
             (Eventfd::NAME, $make($wrap::<Eventfd>::default)),
             (Listeners::NAME, $make($wrap::<Listeners>::default)),
