@@ -9,8 +9,8 @@ mod watchdog;
 
 use doorbell::Event;
 use doorbell::event::{self, Interest, Observation};
-use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Listener, ListenerCall, Region};
+use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Latest, Target};
 use doorbell::kvm::{Error, InKernel, KernelCount, KvmListener, Occupied, Unsupported};
 use doorbell::poll::{Events, Poller};
 use iced_x86::IcedError;
@@ -156,7 +156,7 @@ impl Device {
         device
     }
 
-    fn place(&self, space: &AddressSpace, place: u64) -> Report {
+    fn place(&self, space: &AddressSpace, place: u64) -> CommitReport {
         let transaction = space.begin();
         clean(self.memory.map(address(place)));
         clean(self.ports.map(port(place)));
@@ -175,7 +175,7 @@ impl Device {
     }
 }
 
-fn clean(report: Result<Report, impl std::error::Error>) {
+fn clean(report: Result<CommitReport, impl std::error::Error>) {
     let report = report.unwrap();
     assert!(report.is_clean(), "{report:?}");
 }
@@ -269,7 +269,7 @@ fn what_kvm_refuses_is_served() {
         let mut report = device.place(&space, place);
         let refusal = report.refusals.pop().unwrap();
         assert!(report.is_clean());
-        assert_eq!((refusal.listener, refusal.change), ("KVM", Change::Add));
+        assert_eq!((refusal.listener, refusal.call), ("KVM", ListenerCall::Add));
         assert_eq!(refusal.doorbell, space.doorbells()[0]);
         let error = refusal.error.downcast::<Error>().unwrap();
         assert_eq!(error.call(), "KVM_IOEVENTFD");
@@ -351,12 +351,7 @@ fn every_key_reaches_kvm_as_it_is() {
     };
     let (space, _kvm) = listening(machine.fd());
     let collides = |bus, address, length, value| {
-        let key = Key {
-            bus,
-            address,
-            length,
-            datamatch: Some(value),
-        };
+        let key = Key::new(bus, address, length).with_datamatch(value);
         collides(machine.fd(), &key)
     };
     let event = Arc::new(Event::new(0));
@@ -392,10 +387,10 @@ fn every_key_reaches_kvm_as_it_is() {
     }
 }
 
-/// A range of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
+/// An array of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
 /// refused with a word of why.
 #[test]
-fn ranges_reach_kvm_and_payloads_do_not() {
+fn arrays_reach_kvm_and_payloads_do_not() {
     let Some(machine) = machine(&[]) else {
         return;
     };
@@ -404,9 +399,9 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     clean(region.map(0x1000));
     let event = Arc::new(Event::new(0));
     let taken = || (0..5).map(|slot| collides(machine.fd(), &Key::mmio(0x1010 + 8 * slot, 2)));
-    let range = Range::mmio(0x10, 8, 4).with_length(2);
+    let array = DoorbellArray::mmio(0x10, 8, 4).with_length(2);
 
-    let events = Doorbell::range(range, [&event; 4]);
+    let events = Doorbell::array(array, [&event; 4]);
     clean(region.add(events.clone()));
     assert!(taken().eq([true, true, true, true, false]));
     let shown = format!("{kvm:?}");
@@ -428,7 +423,7 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     let event = Target::from(event);
     for doorbell in [
         Doorbell::new(Key::mmio(0x10, 2), &latest),
-        Doorbell::range(range, [&event, &event, &event, &latest]),
+        Doorbell::array(array, [&event, &event, &event, &latest]),
     ] {
         let mut report = region.add(doorbell.clone()).unwrap();
         let refusal = report.refusals.pop().unwrap();
@@ -440,6 +435,34 @@ fn ranges_reach_kvm_and_payloads_do_not() {
         // KVM is not asked to let go of what it has not got.
         clean(region.del(&doorbell));
     }
+}
+
+/// The queues of a virtio-pci device whose `notify_off_multiplier` is 0 have one address: KVM gets a datamatch for each,
+/// and a guest's kick of the last one does not exit.
+#[test]
+fn an_array_without_a_stride_is_a_datamatch_for_each_slot() {
+    let Some(mut machine) = machine(&program(1, 5, next_place)) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let region = space.region(Bus::Mmio, 0x1000);
+    let queues = [0; KICK as usize + 1].map(|count| Arc::new(Event::new(count)));
+    let array = DoorbellArray::virtio_pci(0, 0, queues.len() as u32);
+    let doorbell = Doorbell::array(array, &queues);
+    clean(region.add(doorbell.clone()));
+    let exits = run(&mut machine, &space, |place| {
+        clean(region.map(address(place)))
+    });
+    for queue in 0..=u64::from(KICK) {
+        let key = Key::mmio(address(1), 2).with_datamatch(queue);
+        assert!(collides(machine.fd(), &key), "{queue}");
+    }
+    // Those by port are nobody's.
+    assert_eq!((exits.taken, exits.refused), (0, 5));
+    clean(region.del(&doorbell));
+    let kicks = queues.each_ref().map(|queue| queue.count());
+    assert_eq!(kicks, [0, 0, 0, 0, 0, 0, 0, 5]);
+    assert!(!collides(machine.fd(), &Key::mmio(address(1), 2)));
 }
 
 /// The eventfd of an event is the same wherever its doorbells go, and it is closed some time after the event has gone.
@@ -670,12 +693,7 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 there,
                 "{address:#x} {length}: {report:?}"
             );
-            let key = Key {
-                bus,
-                address,
-                length,
-                datamatch: None,
-            };
+            let key = Key::new(bus, address, length);
             assert_eq!(
                 collides(machine.fd(), &key),
                 !there,
@@ -688,11 +706,11 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 assert_eq!(errno, Some(libc::EBUSY));
             }
         }
-        // One slot of a range is enough.
+        // One slot of an array is enough.
         let ports = space.region(Bus::Pio, 0x100);
         clean(ports.map(0));
-        let range = Doorbell::range(Range::pio(0x10, 0x10, 2), [&event; 2]);
-        assert_eq!(ports.add(range).unwrap().is_clean(), !pic);
+        let array = Doorbell::array(DoorbellArray::pio(0x10, 0x10, 2), [&event; 2]);
+        assert_eq!(ports.add(array).unwrap().is_clean(), !pic);
         assert_eq!(collides(machine.fd(), &Key::pio(0x10, 0)), !pic);
     }
 }
@@ -709,8 +727,8 @@ fn an_observer_that_panics() {
     let ways: [fn(&AddressSpace, &Region, KvmListener); 3] = [
         |_, region, kvm| {
             for doorbell in region.doorbells() {
-                let doorbell = Doorbell::range(
-                    Range::mmio(0x1010, 8, SLOTS as u32).with_length(2),
+                let doorbell = Doorbell::array(
+                    DoorbellArray::mmio(0x1010, 8, SLOTS as u32).with_length(2),
                     doorbell.targets(),
                 );
                 kvm.eventfd_del(&doorbell).unwrap();
@@ -725,8 +743,8 @@ fn an_observer_that_panics() {
         let region = space.region(Bus::Mmio, 0x100);
         clean(region.map(0x1000));
         let events = [(); SLOTS as usize].map(|()| Arc::new(Event::new(0)));
-        let range = Range::mmio(0x10, 8, SLOTS as u32).with_length(2);
-        clean(region.add(Doorbell::range(range, &events)));
+        let array = DoorbellArray::mmio(0x10, 8, SLOTS as u32).with_length(2);
+        clean(region.add(Doorbell::array(array, &events)));
         kvm.eventfd_add(&space.doorbells()[0]).unwrap();
         assert!(taken().eq([true; SLOTS as usize]));
         let counts = events.each_ref().map(|event| kvm.count_of(event).unwrap());

@@ -5,7 +5,7 @@
 
 use doorbell::Event;
 use doorbell::ioeventfd::space::Listener;
-use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Region};
 use doorbell::ioeventfd::{Bus, Doorbell, Key};
 use doorbell::kvm::KvmListener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -27,7 +27,7 @@ fn limit_to(more: Option<usize>) {
 }
 
 /// A device with a doorbell for each queue, all events of its own.
-fn plug(space: &AddressSpace, base: u64) -> (Region, Report) {
+fn plug(space: &AddressSpace, base: u64) -> (Region, CommitReport) {
     let bar = space.region(Bus::Mmio, 0x1000);
     let transaction = space.begin();
     assert!(bar.map(base).unwrap().is_clean());

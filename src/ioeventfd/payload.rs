@@ -23,7 +23,7 @@ use std::fmt;
 /// assert_eq!(kick.read(), 2);
 /// assert_eq!(tail.value(), 9);
 /// # drop(registration);
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 pub struct Latest {
     value: AtomicU64,
@@ -73,55 +73,65 @@ impl fmt::Debug for Latest {
     }
 }
 
-/// One write that a [`Queue`] holds.
+/// One write that a [`ValueQueue`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Kick {
-    /// The slot of a [`Range`](super::Range) that was written to; 0 for a single doorbell.
+    /// The slot of a [`DoorbellArray`](super::DoorbellArray) that was written to; 0 for a single doorbell.
     pub slot: u32,
     /// What was written, zero-extended.
     pub value: u64,
+}
+
+impl Kick {
+    /// A write of `value` to slot `slot`.
+    #[must_use]
+    pub const fn new(slot: u32, value: u64) -> Self {
+        Kick { slot, value }
+    }
 }
 
 /// A doorbell that queues the values written to it, and signals an event.
 ///
 /// It never loses a value silently. A write that finds the queue full is not taken: the lookup returns false, as for an
 /// address without a doorbell, and the VMM offers the write to the device model, which should first [`pop`](Self::pop)
-/// what came before it. One queue may stand under many doorbells, in a [`Range`](super::Range) above all, and tells
+/// what came before it. One queue may stand under many doorbells, in a [`DoorbellArray`](super::DoorbellArray) above all, and tells
 /// their writes apart by the slot.
 ///
 /// ```
-/// use doorbell::{Event, ioeventfd::{Bus, Kick, Queue, Range, Table}};
+/// use doorbell::{Event, ioeventfd::{Bus, DoorbellArray, Kick, Table, ValueQueue}};
 /// use std::sync::Arc;
 ///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
-/// let queue = Arc::new(Queue::new(&kick, 2));
-/// let registration = table.assign_range(Range::mmio(0xf000_1000, 4, 32), [&queue; 32])?;
+/// let queue = Arc::new(ValueQueue::new(&kick, 2));
+/// let registration = table.assign_array(DoorbellArray::mmio(0xf000_1000, 4, 32), [&queue; 32])?;
 ///
 /// assert!(table.write(Bus::Mmio, 0xf000_1008, &7_u32.to_ne_bytes()));
 /// assert!(table.write(Bus::Mmio, 0xf000_1000, &1_u32.to_ne_bytes()));
 /// assert!(!table.write(Bus::Mmio, 0xf000_1000, &2_u32.to_ne_bytes())); // full
 ///
 /// assert_eq!(kick.read(), 2);
-/// assert_eq!(queue.pop(), Some(Kick { slot: 2, value: 7 }));
-/// assert_eq!(queue.pop(), Some(Kick { slot: 0, value: 1 }));
+/// assert_eq!(queue.pop(), Some(Kick::new(2, 7)));
+/// assert_eq!(queue.pop(), Some(Kick::new(0, 1)));
 /// assert_eq!(queue.pop(), None);
 /// # drop(registration);
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
-pub struct Queue {
+pub struct ValueQueue {
     kicks: ArrayQueue<Kick>,
     event: EventHandle,
 }
 
-impl Queue {
+impl ValueQueue {
     /// A queue of up to `capacity` writes.
     ///
     /// # Panics
     ///
     /// If `capacity` is 0.
     pub fn new(event: impl Into<EventHandle>, capacity: usize) -> Self {
-        Queue {
+        ValueQueue {
             kicks: ArrayQueue::new(capacity),
             event: event.into(),
         }
@@ -163,9 +173,9 @@ impl Queue {
     }
 }
 
-impl fmt::Debug for Queue {
+impl fmt::Debug for ValueQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue")
+        f.debug_struct("ValueQueue")
             .field("len", &self.len())
             .field("capacity", &self.kicks.capacity())
             .field("event", &self.event)

@@ -28,13 +28,13 @@
 //! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
 //! one of the two, and never both. The table changes in one step: a doorbell that moves, or is exchanged for another at
 //! its own address, is there at every moment, once. A listener that refuses a doorbell costs speed and nothing else,
-//! and the [`Report`] says so.
+//! and the [`CommitReport`] says so.
 //!
 //! # Regions that overlap
 //!
 //! Guests can map regions over each other, so that is no error. Each address belongs to the region with the highest
 //! priority there, or among equals the one mapped last. A doorbell is in force if its first address belongs to its
-//! region; a range of doorbells, if all its addresses do. This is QEMU's rule, except that QEMU has no ranges, and also
+//! region; an array of doorbells, if all its addresses do. This is QEMU's rule, except that QEMU has no arrays, and also
 //! keeps a doorbell that has only its tail in sight, which no guest write could tell from the registers in front of it.
 //! Doorbells of two regions thus never collide, and doorbells of one region are checked when they are added.
 //!
@@ -101,7 +101,7 @@ mod flat;
 mod listener;
 
 pub use error::{AddError, MapError};
-pub use listener::{Change, Listener, Refusal, RefusalError, Report};
+pub use listener::{CommitReport, Listener, ListenerCall, Refusal, RefusalError};
 
 use super::doorbell::Spot;
 use super::{Bus, DeassignError, Doorbell, Key, Registration, Table, Target};
@@ -229,7 +229,7 @@ impl AddressSpace {
     /// Has `listener` told of all doorbells in force, and of what changes from then on. (`memory_listener_register`)
     ///
     /// Among listeners of the same priority, this one comes last. Like every change, it waits for the outermost commit.
-    pub fn add_listener(&self, listener: Arc<dyn Listener>) -> Report {
+    pub fn add_listener(&self, listener: Arc<dyn Listener>) -> CommitReport {
         // Before anything is borrowed: what the listener does is its own affair.
         let priority = listener.priority();
         self.change(|map| map.listeners.add(listener, priority))
@@ -239,7 +239,7 @@ impl AddressSpace {
     /// space. (`memory_listener_unregister`)
     ///
     /// Like every change, this waits for the outermost commit.
-    pub fn remove_listener(&self, listener: &dyn Listener) -> Report {
+    pub fn remove_listener(&self, listener: &dyn Listener) -> CommitReport {
         self.change(|map| map.listeners.remove(listener))
     }
 
@@ -316,7 +316,7 @@ impl AddressSpace {
         self.shared.state.lock().map.borrow().in_force.clone()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Map)) -> Report {
+    fn change(&self, change: impl FnOnce(&mut Map)) -> CommitReport {
         let Ok(report) = self.try_change(|map| {
             change(map);
             Ok::<_, Infallible>(())
@@ -325,7 +325,10 @@ impl AddressSpace {
     }
 
     /// A transaction of one change, which is made as a whole or fails as a whole.
-    fn try_change<E>(&self, change: impl FnOnce(&mut Map) -> Result<(), E>) -> Result<Report, E> {
+    fn try_change<E>(
+        &self,
+        change: impl FnOnce(&mut Map) -> Result<(), E>,
+    ) -> Result<CommitReport, E> {
         let transaction = self.begin();
         let state = &transaction.open.state;
         change(&mut state.map.borrow_mut())?;
@@ -345,8 +348,8 @@ impl Map {
 impl Shared {
     /// Puts in force what has changed, as often as listeners make further changes when they are told. If a listener
     /// panics, all is put in force nevertheless.
-    fn apply(&self, state: &State, told: &mut Told) -> Report {
-        let mut report = Report::default();
+    fn apply(&self, state: &State, told: &mut Told) -> CommitReport {
+        let mut report = CommitReport::default();
         let mut panicked = None;
         while state.changed.replace(false) {
             self.apply_once(&state.map, &mut report, told, &mut panicked);
@@ -358,7 +361,7 @@ impl Shared {
     fn apply_once(
         &self,
         map: &RefCell<Map>,
-        report: &mut Report,
+        report: &mut CommitReport,
         told: &mut Told,
         panicked: &mut Option<Payload>,
     ) {
@@ -469,7 +472,7 @@ impl Transaction<'_> {
     ///
     /// When this returns, guest writes find the doorbells where they should be and nowhere else, and what a listener
     /// has let go of is signalled. The report of an inner transaction is empty.
-    pub fn commit(mut self) -> Report {
+    pub fn commit(mut self) -> CommitReport {
         self.committed = true;
         self.open.end(&mut self.told)
     }
@@ -484,11 +487,11 @@ impl Drop for Transaction<'_> {
 }
 
 impl Open<'_> {
-    fn end(&self, told: &mut Told) -> Report {
+    fn end(&self, told: &mut Told) -> CommitReport {
         match self.state.depth.get() {
             // Still counted as open, so that changes made by listeners nest.
             1 => self.shared.apply(&self.state, told),
-            _ => Report::default(),
+            _ => CommitReport::default(),
         }
     }
 }
@@ -527,7 +530,7 @@ impl Region {
     /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the
     /// last that there is; nothing was changed. A guest that finds out a BAR's size
     /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
-    pub fn map(&self, base: u64) -> Result<Report, MapError> {
+    pub fn map(&self, base: u64) -> Result<CommitReport, MapError> {
         self.space.try_change(|map| {
             let now = map.mapped + 1;
             let region = map.region(self.id);
@@ -542,13 +545,13 @@ impl Region {
     }
 
     /// Takes the region out of the guest's sight. It keeps its doorbells. (`memory_region_del_subregion`)
-    pub fn unmap(&self) -> Report {
+    pub fn unmap(&self) -> CommitReport {
         self.change(|region| region.base = None)
     }
 
     /// Switches the region off or on, wherever it is mapped: a PCI command register's memory or I/O bit.
     /// (`memory_region_set_enabled`)
-    pub fn set_enabled(&self, enabled: bool) -> Report {
+    pub fn set_enabled(&self, enabled: bool) -> CommitReport {
         self.change(|region| region.enabled = enabled)
     }
 
@@ -566,7 +569,7 @@ impl Region {
         length: u32,
         datamatch: Option<u64>,
         event: impl Into<Target>,
-    ) -> Result<Report, AddError> {
+    ) -> Result<CommitReport, AddError> {
         let target = event.into();
         self.space.try_change(|map| {
             let region = map.region(self.id);
@@ -587,7 +590,7 @@ impl Region {
         length: u32,
         datamatch: Option<u64>,
         event: impl Into<Target>,
-    ) -> Result<Report, DeassignError> {
+    ) -> Result<CommitReport, DeassignError> {
         let target = event.into();
         self.space.try_change(|map| {
             let region = map.region(self.id);
@@ -595,15 +598,15 @@ impl Region {
         })
     }
 
-    /// Hangs any doorbell that a [`Table`] can hold on the region, a range or one that keeps what was written too. Its
+    /// Hangs any doorbell that a [`Table`] can hold on the region, an array or one that keeps what was written too. Its
     /// address is the offset in the region, and where the region goes, it goes.
     ///
     /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says; the
-    /// table serves it then. A range stands as a whole or not at all: it is in force while all its addresses belong to
+    /// table serves it then. An array stands as a whole or not at all: it is in force while all its addresses belong to
     /// the region.
     ///
     /// ```
-    /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, space::AddressSpace};
+    /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, DoorbellArray, space::AddressSpace};
     /// use doorbell::Event;
     /// use std::sync::Arc;
     ///
@@ -613,7 +616,7 @@ impl Region {
     ///
     /// // virtio-pci: 64 queues, `notify_off_multiplier` = 4. Here one thread serves them all.
     /// let kick = Arc::new(Event::new(0));
-    /// bar.add(Doorbell::range(Range::mmio(0x3000, 4, 64), [&kick; 64]))?;
+    /// bar.add(Doorbell::array(DoorbellArray::mmio(0x3000, 4, 64), [&kick; 64]))?;
     /// // NVMe: the tail of submission queue 0.
     /// let tail = Arc::new(Latest::new(&kick, 0));
     /// bar.add(Doorbell::new(Key::mmio(0x1000, 4), &tail))?;
@@ -629,7 +632,7 @@ impl Region {
     ///
     /// Nothing was added: the doorbell is not inside the region, not valid, or collides with another of this region by
     /// the table's rules.
-    pub fn add(&self, doorbell: Doorbell) -> Result<Report, AddError> {
+    pub fn add(&self, doorbell: Doorbell) -> Result<CommitReport, AddError> {
         self.space
             .try_change(|map| map.region(self.id).add(doorbell))
     }
@@ -639,13 +642,13 @@ impl Region {
     /// # Errors
     ///
     /// The region has no such doorbell.
-    pub fn del(&self, doorbell: &Doorbell) -> Result<Report, DeassignError> {
+    pub fn del(&self, doorbell: &Doorbell) -> Result<CommitReport, DeassignError> {
         self.space
             .try_change(|map| map.region(self.id).del(doorbell))
     }
 
     /// Removes the region, as dropping it does, and says what the listeners had to say.
-    pub fn remove(self) -> Report {
+    pub fn remove(self) -> CommitReport {
         let space = self.space.clone();
         let transaction = space.begin();
         drop(self);
@@ -687,18 +690,14 @@ impl Region {
         look(&state.map.borrow().regions[&self.id])
     }
 
-    fn change(&self, change: impl FnOnce(&mut Placed)) -> Report {
+    fn change(&self, change: impl FnOnce(&mut Placed)) -> CommitReport {
         self.space.change(|map| change(map.region(self.id)))
     }
 }
 
 fn single(bus: Bus, offset: u64, length: u32, datamatch: Option<u64>, target: Target) -> Doorbell {
-    let key = Key {
-        bus,
-        address: offset,
-        length,
-        datamatch,
-    };
+    let mut key = Key::new(bus, offset, length);
+    key.datamatch = datamatch;
     Doorbell::new(key, target)
 }
 

@@ -28,8 +28,8 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// are in two places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost
 /// between the two: when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
-/// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
-/// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table
+/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
+/// that keeps what was written, is refused with [`Unsupported`], an array with such a target as a whole; the table
 /// serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it.
 /// What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
 ///
@@ -303,20 +303,14 @@ fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &EventHandle)>, Unsupported>
     fn entry(key: Key, target: &Target) -> Result<(Key, &EventHandle), Unsupported> {
         match target {
             Target::Event(event) => Ok((key, event)),
-            Target::Latest(_) | Target::Queue(_) => Err(Unsupported),
+            Target::Latest(_) | Target::ValueQueue(_) => Err(Unsupported),
         }
     }
     match doorbell {
         Doorbell::Single { key, target } => Ok(vec![entry(*key, target)?]),
-        Doorbell::Range { range, targets } => {
-            let addresses =
-                (0..u64::from(range.slots)).map(|slot| range.address + slot * range.stride);
-            let keys = addresses.map(|address| Key {
-                bus: range.bus,
-                address,
-                length: range.length,
-                datamatch: None,
-            });
+        Doorbell::Array { array, targets } => {
+            // A valid array has all its slots.
+            let keys = (0..array.slots).map_while(|slot| array.slot(slot));
             keys.zip(&**targets)
                 .map(|(key, target)| entry(key, target))
                 .collect()

@@ -1,7 +1,7 @@
 use super::{Counter, Doorbells};
 use crate::map::{BUSES, QUEUES, bar};
 use anyhow::Context;
-use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Region};
 use doorbell::ioeventfd::{Bus, Key};
 use doorbell::poll::{PollError, Poller, Watch};
 use doorbell::{Event, Spin};
@@ -82,7 +82,7 @@ impl InSpace {
     fn change(
         &self,
         doorbells: &[(Key, usize)],
-        change: impl Fn(&Region, u64, &Key, &Arc<Event>) -> anyhow::Result<Report>,
+        change: impl Fn(&Region, u64, &Key, &Arc<Event>) -> anyhow::Result<CommitReport>,
     ) -> anyhow::Result<()> {
         let transaction = self.space.begin();
         for (key, queue) in doorbells {
@@ -98,7 +98,7 @@ impl InSpace {
 }
 
 /// What a listener does not take, the table does. It costs exits, so somebody should know.
-fn complain(report: &Report) {
+fn complain(report: &CommitReport) {
     for refusal in &report.refusals {
         eprintln!("vmm: slower than it could be: {refusal}");
     }
