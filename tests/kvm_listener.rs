@@ -288,6 +288,43 @@ fn what_kvm_refuses_is_served() {
     assert!(other.read().is_err(), "the other one was signalled");
 }
 
+/// What KVM refused because of somebody else's ioeventfd is KVM's when it is asked again after that has gone; before,
+/// the report says that it still refuses.
+#[test]
+fn what_kvm_refused_is_asked_for_again() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let key = Key::mmio(address(0), 2);
+    vm::assign(machine.fd(), &key, &other).unwrap();
+    let device = Device::new(&space);
+    let errno = |mut report: CommitReport| {
+        let refusal = report.refusals.pop().unwrap();
+        assert!(report.is_clean());
+        assert_eq!(refusal.doorbell.address(), address(0));
+        let error = refusal.error.downcast::<Error>().unwrap();
+        io::Error::from(*error).raw_os_error().unwrap()
+    };
+    assert_eq!(errno(device.place(&space, 0)), libc::EEXIST);
+    assert_eq!(errno(space.retry_refused()), libc::EEXIST);
+    assert!(space.write(Bus::Mmio, address(0), &[0; 2]));
+
+    vm::deassign(machine.fd(), &key, &other).unwrap();
+    assert!(!collides(machine.fd(), &key));
+    let transaction = space.begin();
+    assert!(space.retry_refused().is_clean());
+    assert!(!collides(machine.fd(), &key), "before the commit");
+    assert!(transaction.commit().is_clean());
+    assert!(collides(machine.fd(), &key));
+    // There is nothing left to ask for.
+    assert!(space.retry_refused().is_clean());
+    device.unmap(&space);
+    assert!(!collides(machine.fd(), &key));
+    assert_eq!(device.received(), [1, 0]);
+}
+
 /// A dropped listener has taken its doorbells out of KVM, and moved what was pending to the events.
 #[test]
 fn dropping_the_listener_unregisters() {

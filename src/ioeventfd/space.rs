@@ -69,7 +69,7 @@
 //! let transaction = space.begin();
 //! for (offset, queue) in [0x3000, 0x3004].into_iter().zip(&queues) {
 //!     // What it reports is empty, as the transaction around it is not over.
-//!     let _ = bar.add_eventfd(offset, 0, None, queue)?;
+//!     bar.add_eventfd(offset, 0, None, queue)?;
 //! }
 //! let report = transaction.commit();
 //! for refusal in &report.refusals {
@@ -88,9 +88,9 @@
 //! // It resets the device. A kick that came before the doorbell went is still there.
 //! let transaction = space.begin();
 //! for (offset, queue) in [0x3000, 0x3004].into_iter().zip(&queues) {
-//!     let _ = bar.del_eventfd(offset, 0, None, queue)?;
+//!     bar.del_eventfd(offset, 0, None, queue)?;
 //! }
-//! let _ = transaction.commit();
+//! transaction.commit();
 //! assert_eq!(queues[0].try_read(), Some(1));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -154,6 +154,8 @@ struct State {
     depth: Cell<u32>,
     /// Whether there is something to commit.
     changed: Cell<bool>,
+    /// Whether that includes to ask the listeners again for what they have not got.
+    retry: Cell<bool>,
     map: RefCell<Map>,
 }
 
@@ -241,6 +243,56 @@ impl AddressSpace {
     /// Like every change, this waits for the outermost commit.
     pub fn remove_listener(&self, listener: &dyn Listener) -> CommitReport {
         self.change(|map| map.listeners.remove(listener))
+    }
+
+    /// Asks each listener again for the doorbells in force that it has refused, and reports what it still refuses.
+    ///
+    /// It is meant for refusals that may have passed: another ioeventfd was at the address and is gone (`EEXIST`),
+    /// descriptors had run out (`EMFILE`), a device of KVM's was there. What a listener has no means for is refused
+    /// again. A doorbell that a listener takes now is served by it from then on; no write is lost or signalled twice.
+    ///
+    /// Like every change, it waits for the outermost commit, whose report has the refusals.
+    ///
+    /// ```
+    /// use doorbell::ioeventfd::space::{AddressSpace, Listener, RefusalError};
+    /// use doorbell::ioeventfd::{Bus, Doorbell};
+    /// use doorbell::Event;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// /// An accelerator with no room, for now.
+    /// struct Accelerator(AtomicBool);
+    ///
+    /// impl Listener for Accelerator {
+    ///     fn name(&self) -> &'static str {
+    ///         "accelerator"
+    ///     }
+    ///     fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
+    ///         if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err("no room".into()) }
+    ///     }
+    ///     fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let accelerator = Arc::new(Accelerator(AtomicBool::new(false)));
+    /// let space = AddressSpace::new();
+    /// space.add_listener(accelerator.clone());
+    /// let bar = space.region(Bus::Mmio, 0x1000);
+    /// bar.map(0xd000_0000)?;
+    /// let report = bar.add_eventfd(0x50, 2, None, Arc::new(Event::new(0)))?;
+    /// assert_eq!(report.refusals.len(), 1);
+    ///
+    /// accelerator.0.store(true, Ordering::Relaxed);
+    /// assert!(space.retry_refused().is_clean());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn retry_refused(&self) -> CommitReport {
+        let transaction = self.begin();
+        let state = &transaction.open.state;
+        state.retry.set(true);
+        state.changed.set(true);
+        transaction.commit()
     }
 
     /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks
@@ -352,7 +404,8 @@ impl Shared {
         let mut report = CommitReport::default();
         let mut panicked = None;
         while state.changed.replace(false) {
-            self.apply_once(&state.map, &mut report, told, &mut panicked);
+            let retry = state.retry.replace(false);
+            self.apply_once(&state.map, retry, &mut report, told, &mut panicked);
         }
         go_on_unless_panicking(panicked);
         report
@@ -361,6 +414,7 @@ impl Shared {
     fn apply_once(
         &self,
         map: &RefCell<Map>,
+        retry: bool,
         report: &mut CommitReport,
         told: &mut Told,
         panicked: &mut Option<Payload>,
@@ -393,7 +447,7 @@ impl Shared {
         let calls = map
             .borrow_mut()
             .listeners
-            .taking(&difference.added, &wanted);
+            .taking(&difference.added, &wanted, retry);
         for call in calls {
             match catch(panicked, || call.add()) {
                 Some(Ok(())) => map.borrow_mut().listeners.took(call),

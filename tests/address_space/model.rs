@@ -52,6 +52,7 @@ enum Step {
     Commit,
     Listen(usize),
     Forget(usize),
+    Retry,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -84,6 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Commit),
         1 => (0..LISTENERS.len()).prop_map(Step::Listen),
         1 => (0..LISTENERS.len()).prop_map(Step::Forget),
+        1 => Just(Step::Retry),
     ]
 }
 
@@ -132,6 +134,7 @@ struct Test<'a> {
     listeners: Vec<Told>,
     log: Arc<Mutex<Vec<Asked>>>,
     in_force: Vec<Doorbell>,
+    retry: bool,
     targets: [Target; TARGETS],
 }
 
@@ -145,6 +148,7 @@ impl<'a> Test<'a> {
             listeners: Vec::new(),
             log: Arc::default(),
             in_force: Vec::new(),
+            retry: false,
             targets: std::array::from_fn(|target| {
                 let event = Arc::new(Event::new(0));
                 match target {
@@ -301,6 +305,10 @@ impl<'a> Test<'a> {
                 told.leaving = true;
                 self.space.remove_listener(&*told.accelerator)
             }
+            Step::Retry => {
+                self.retry = true;
+                self.space.retry_refused()
+            }
         };
         if self.open.is_empty() {
             self.committed(&report);
@@ -319,6 +327,7 @@ impl<'a> Test<'a> {
 
     fn committed(&mut self, report: &CommitReport) {
         let old = std::mem::replace(&mut self.in_force, in_sight(&self.regions));
+        let retry = std::mem::take(&mut self.retry);
         assert_eq!(self.space.doorbells(), self.in_force);
 
         let mut expected: Vec<Asked> = Vec::new();
@@ -335,7 +344,8 @@ impl<'a> Test<'a> {
         self.listeners.retain(|told| !told.leaving);
         for told in &mut self.listeners {
             for doorbell in &self.in_force {
-                if !old.contains(doorbell) || told.new {
+                let again = retry && !told.holds.contains(doorbell);
+                if !old.contains(doorbell) || told.new || again {
                     expected.push((told.kind.0, ListenerCall::Add, doorbell.clone()));
                     if !told.kind.2(ListenerCall::Add, doorbell) {
                         told.holds.push(doorbell.clone());

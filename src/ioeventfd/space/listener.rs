@@ -29,7 +29,8 @@ pub trait Listener: Send + Sync {
     /// # Errors
     ///
     /// It does not take this one, which may be of a kind that it has no means for: an array, a target that keeps what
-    /// was written. It will not be asked to delete it, nor asked again while the doorbell stays in place.
+    /// was written. It will not be asked to delete it. While the doorbell stays in place, it will be asked again only by
+    /// [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused).
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
@@ -218,16 +219,21 @@ impl Listeners {
         (calls, left)
     }
 
-    /// The calls by which the listeners take `added`, and the new ones `all`.
-    pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell]) -> Vec<Call> {
+    /// The calls by which the listeners take `added`; the new ones `all`, and everyone what it has not got of `all` if
+    /// `retry`.
+    pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell], retry: bool) -> Vec<Call> {
         let mut calls = Vec::new();
         for slot in &mut self.slots {
             let doorbells = match slot.phase {
                 Phase::New => all,
+                Phase::Told if retry => all,
                 Phase::Told => added,
                 Phase::Leaving => &[],
             };
-            calls.extend(doorbells.iter().cloned().map(|doorbell| Call {
+            let missing = doorbells
+                .iter()
+                .filter(|doorbell| !slot.held.contains_key(&doorbell.place()));
+            calls.extend(missing.cloned().map(|doorbell| Call {
                 slot: slot.id,
                 listener: Arc::clone(&slot.listener),
                 doorbell,
