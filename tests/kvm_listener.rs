@@ -9,6 +9,7 @@ mod watchdog;
 
 use doorbell::Event;
 use doorbell::event::{self, Interest, Observation};
+use doorbell::fd::Forward;
 use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Listener, ListenerCall, Region};
 use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Latest, Target};
 use doorbell::kvm::{Error, InKernel, KernelCount, KvmListener, Occupied, Unsupported};
@@ -182,7 +183,7 @@ fn clean(report: Result<CommitReport, impl std::error::Error>) {
 
 fn listening(vm: &VmFd) -> (AddressSpace, Arc<KvmListener>) {
     let space = AddressSpace::new();
-    let kvm = Arc::new(KvmListener::new(vm).unwrap());
+    let kvm = Arc::new(KvmListener::new(vm::descriptor(vm)).unwrap());
     assert!(space.add_listener(kvm.clone()).is_clean());
     (space, kvm)
 }
@@ -325,6 +326,94 @@ fn what_kvm_refused_is_asked_for_again() {
     assert_eq!(device.received(), [1, 0]);
 }
 
+/// A peer that reads a count's eventfd, as vhost does, gets all kicks from it if the event is forwarded there: those
+/// that KVM took, those that the table took, and those that were pending when the doorbell moved; a drain leaves them.
+/// KVM's part, which is to write to the eventfd, is played by the test.
+#[test]
+fn a_peer_reads_all_kicks_from_one_descriptor() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, kvm) = listening(machine.fd());
+    let device = Device::new(&space);
+    assert!(device.place(&space, 0).is_clean());
+    let event = &device.events[0];
+    event.signal(); // before there is anything else
+    let count = kvm.count_of(event).unwrap();
+    let peer = doorbell::fd::EventFd::from(count.as_fd().try_clone_to_owned().unwrap());
+    let forward = Forward::with_fd(event, count.as_fd().try_clone_to_owned().unwrap());
+    assert_eq!(peer.read().unwrap(), 1);
+    let kick = || {
+        rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+    };
+
+    kick();
+    assert!(space.write(Bus::Mmio, address(0), &KICK.to_ne_bytes()));
+    assert_eq!(peer.read().unwrap(), 2);
+    kick();
+    assert!(device.place(&space, 1).is_clean());
+    assert_eq!(peer.read().unwrap(), 1);
+    kick();
+    space.drain();
+    device.unmap(&space);
+    assert_eq!(peer.read().unwrap(), 1);
+    assert_eq!((event.count(), forward.pending()), (0, 0));
+    assert_eq!(peer.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+/// mio watches a count, and what else wants a raw descriptor can.
+#[cfg(feature = "mio")]
+#[test]
+fn a_count_is_a_source_of_mio() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (_space, kvm) = listening(machine.fd());
+    let mut count = kvm.count_of(Arc::new(Event::new(0))).unwrap();
+    assert_eq!(count.as_raw_fd(), count.as_fd().as_raw_fd());
+    let mut poll = mio::Poll::new().unwrap();
+    let mut events = mio::Events::with_capacity(4);
+    let token = mio::Token(7);
+    let registry = poll.registry();
+    registry
+        .register(&mut count, token, mio::Interest::READABLE)
+        .unwrap();
+    rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+    poll.poll(&mut events, None).unwrap();
+    assert_eq!(
+        events.iter().map(|event| event.token()).collect::<Vec<_>>(),
+        [token]
+    );
+    assert_eq!(count.drain(), 1);
+    poll.registry().deregister(&mut count).unwrap();
+    assert_eq!(count.event().count(), 1);
+}
+
+/// Any descriptor of the VM will do; one of something else is refused by KVM, doorbell by doorbell.
+#[test]
+fn a_listener_takes_any_descriptor() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let owned = vm::descriptor(machine.fd()).try_clone_to_owned().unwrap();
+    let key = Key::mmio(0x1000, 2);
+    let doorbell = Doorbell::new(key, Arc::new(Event::new(0)));
+    for kvm in [
+        KvmListener::new(&owned),
+        KvmListener::new(std::fs::File::from(owned.try_clone().unwrap())),
+    ] {
+        let kvm = kvm.unwrap();
+        kvm.eventfd_add(&doorbell).unwrap();
+        assert!(collides(machine.fd(), &key));
+        kvm.eventfd_del(&doorbell).unwrap();
+    }
+    let other = KvmListener::new(std::fs::File::open("/dev/null").unwrap()).unwrap();
+    let error = other.eventfd_add(&doorbell).unwrap_err();
+    let error = error.downcast::<Error>().unwrap();
+    assert_eq!(error.call(), "KVM_IOEVENTFD");
+    assert_eq!(io::Error::from(*error).raw_os_error(), Some(libc::ENOTTY));
+}
+
 /// A dropped listener has taken its doorbells out of KVM, and moved what was pending to the events.
 #[test]
 fn dropping_the_listener_unregisters() {
@@ -332,7 +421,7 @@ fn dropping_the_listener_unregisters() {
     let Some(mut machine) = machine(&program) else {
         return;
     };
-    let kvm = KvmListener::new(machine.fd()).unwrap();
+    let kvm = KvmListener::new(vm::descriptor(machine.fd())).unwrap();
     let space = AddressSpace::new();
     let device = Device::new(&space);
     // The listener is called by hand, so that it can be dropped while there are doorbells.
@@ -775,7 +864,7 @@ fn an_observer_that_panics() {
         |_, _, kvm| _ = kvm.drain(),
     ];
     for (number, way) in ways.into_iter().enumerate() {
-        let kvm = KvmListener::new(machine.fd()).unwrap();
+        let kvm = KvmListener::new(vm::descriptor(machine.fd())).unwrap();
         let space = AddressSpace::new();
         let region = space.region(Bus::Mmio, 0x100);
         clean(region.map(0x1000));

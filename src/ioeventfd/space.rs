@@ -316,11 +316,14 @@ impl AddressSpace {
     /// # #[cfg(feature = "kvm")] {
     /// use doorbell::ioeventfd::space::AddressSpace;
     /// use doorbell::kvm::KvmListener;
+    /// use std::os::fd::{AsRawFd, BorrowedFd};
     /// use std::sync::Arc;
     ///
     /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+    /// // SAFETY: `vm` keeps its descriptor open. (`VmFd` has no `AsFd` as of kvm-ioctls 0.25.)
+    /// let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
     /// let space = AddressSpace::new();
-    /// assert!(space.add_listener(Arc::new(KvmListener::new(&vm)?)).is_clean());
+    /// space.add_listener(Arc::new(KvmListener::new(vm_fd)?));
     /// // … the vCPUs and the devices have been paused.
     /// space.drain();
     /// for doorbell in space.doorbells() {

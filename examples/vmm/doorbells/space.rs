@@ -33,7 +33,10 @@ impl InSpace {
     /// With KVM in front.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub fn with_listener(vm: &kvm_ioctls::VmFd) -> anyhow::Result<Self> {
+        use std::os::fd::{AsRawFd, BorrowedFd};
         let space = AddressSpace::new();
+        // SAFETY: `vm` keeps its descriptor open. (It is not `AsFd` as of kvm-ioctls 0.25.)
+        let vm = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
         let listener = Arc::new(doorbell::kvm::KvmListener::new(vm)?);
         complain(&space.add_listener(listener.clone()));
         let events = std::array::from_fn(|_| Arc::new(Event::new(0)));
