@@ -40,6 +40,7 @@ mod key;
 mod lines;
 mod payload;
 pub mod space;
+mod state;
 mod table;
 
 pub use array::DoorbellArray;
@@ -47,4 +48,7 @@ pub use doorbell::{Doorbell, Target};
 pub use error::{BatchError, DeassignError, DoorbellError};
 pub use key::{Bus, Key};
 pub use payload::{Kick, Latest, ValueQueue};
+pub use state::{
+    DoorbellState, DoorbellStateError, LatestState, TableState, TargetState, ValueQueueState,
+};
 pub use table::{Reader, Registration, Table};

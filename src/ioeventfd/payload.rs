@@ -1,7 +1,11 @@
 use crate::event::{EventHandle, Signallers};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crossbeam_queue::ArrayQueue;
+use std::collections::VecDeque;
 use std::fmt;
+use std::iter;
+use std::sync::PoisonError;
 
 /// A doorbell that keeps the value last written to it, and signals an event.
 ///
@@ -119,44 +123,129 @@ impl Kick {
 /// # drop(registration);
 /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
+#[doc(alias = "Queue")]
 pub struct ValueQueue {
     kicks: ArrayQueue<Kick>,
+    /// Older than those in `kicks`: what a snapshot has taken out to look at. Locked by those that take writes out, so
+    /// that a snapshot sees all of them in their order.
+    oldest: Mutex<VecDeque<Kick>>,
+    /// How many there are in `oldest`, for guest writes, which take no lock. In all there are no more than the capacity,
+    /// or about twice as many if writes come while a snapshot is taken.
+    set_aside: AtomicU64,
     event: EventHandle,
 }
 
 impl ValueQueue {
-    /// A queue of up to `capacity` writes.
+    /// The greatest capacity.
+    pub const MAX_CAPACITY: usize = 1 << 20;
+
+    /// A queue of up to `capacity` writes, for which it allocates memory at once.
     ///
     /// # Panics
     ///
-    /// If `capacity` is 0.
+    /// If `capacity` is 0, or greater than [`MAX_CAPACITY`](Self::MAX_CAPACITY).
     pub fn new(event: impl Into<EventHandle>, capacity: usize) -> Self {
+        assert!(
+            capacity <= Self::MAX_CAPACITY,
+            "a queue of {capacity} writes is too large"
+        );
         ValueQueue {
             kicks: ArrayQueue::new(capacity),
+            oldest: Mutex::default(),
+            set_aside: AtomicU64::new(0),
             event: event.into(),
         }
     }
 
     /// Takes the oldest write. To be called until it returns `None` after each read of the event, which counts the
     /// writes but may have counted some that were popped before.
+    ///
+    /// Threads that take writes out wait for each other, for a moment; guest writes wait for none of them.
     pub fn pop(&self) -> Option<Kick> {
-        self.kicks.pop()
+        let mut oldest = self.oldest();
+        let Some(kick) = oldest.pop_front() else {
+            return self.kicks.pop();
+        };
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+        Some(kick)
+    }
+
+    /// Takes writes, the oldest first, until none is left: what to do after each read of the event.
+    ///
+    /// ```
+    /// # use doorbell::{Event, ioeventfd::{Kick, ValueQueue}};
+    /// let kick = std::sync::Arc::new(Event::new(1));
+    /// let queue = ValueQueue::new(&kick, 8);
+    /// assert!(queue.push(Kick::new(2, 7)));
+    ///
+    /// kick.read();
+    /// for Kick { slot, value, .. } in queue.drain() {
+    ///     println!("queue {slot}: {value}");
+    /// }
+    /// assert!(queue.is_empty());
+    /// ```
+    #[must_use = "writes are taken as the iterator goes on"]
+    #[doc(alias = "try_iter")]
+    pub fn drain(&self) -> impl Iterator<Item = Kick> + '_ {
+        iter::from_fn(|| self.pop())
+    }
+
+    /// The writes that wait, the oldest first. They stay in the queue.
+    ///
+    /// It is meant for snapshots and monitors, and may be called at any time. A write that comes or is taken while it runs
+    /// is among them or not.
+    pub fn iter(&self) -> impl Iterator<Item = Kick> + use<> {
+        let mut oldest = self.oldest();
+        // So many, as guest writes may fill the room that this makes.
+        let new = self.kicks.len();
+        oldest.extend(iter::from_fn(|| self.kicks.pop()).take(new));
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+        let kicks = oldest.clone();
+        kicks.into_iter()
+    }
+
+    /// Has these be the writes that wait, before others.
+    pub(super) fn set_aside(&self, kicks: &[Kick]) {
+        let mut oldest = self.oldest();
+        oldest.extend(kicks);
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether writes that are set aside take up the room that `kicks` has left.
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        // It decides whether there is room, and nothing that is read relies on it.
+        let set_aside = self.set_aside.load(Ordering::Relaxed);
+        set_aside != 0 && set_aside + self.kicks.len() as u64 >= self.kicks.capacity() as u64
+    }
+
+    fn oldest(&self) -> MutexGuard<'_, VecDeque<Kick>> {
+        // A panic cannot have left it wrong: each change is one call.
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends a write without a signal, to restore a snapshot. Returns whether there was room.
     #[must_use = "a full queue has not taken it"]
     pub fn push(&self, kick: Kick) -> bool {
-        self.kicks.push(kick).is_ok()
+        !self.is_full() && self.kicks.push(kick).is_ok()
     }
 
-    /// How many writes wait. A snapshot.
+    /// How many writes wait. Others may come or be taken before the caller looks at the result.
+    #[must_use]
     pub fn len(&self) -> usize {
-        self.kicks.len()
+        self.oldest().len() + self.kicks.len()
     }
 
-    /// Whether no write waits. A snapshot.
+    /// Whether no write waits. One may come before the caller looks at the result.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.kicks.is_empty()
+        self.len() == 0
+    }
+
+    /// How many writes there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.kicks.capacity()
     }
 
     /// What is signalled after each write.
@@ -177,7 +266,7 @@ impl fmt::Debug for ValueQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ValueQueue")
             .field("len", &self.len())
-            .field("capacity", &self.kicks.capacity())
+            .field("capacity", &self.capacity())
             .field("event", &self.event)
             .finish()
     }

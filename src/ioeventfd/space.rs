@@ -101,8 +101,10 @@ mod error;
 mod flat;
 mod listener;
 mod region;
+mod state;
 
 pub use address_space::{AddressSpace, Transaction};
 pub use error::{AddError, MapError};
 pub use listener::{CommitReport, Listener, ListenerCall, Refusal, RefusalError};
 pub use region::Region;
+pub use state::{AddressSpaceState, RegionState, SpaceStateError};

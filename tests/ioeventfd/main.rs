@@ -7,6 +7,7 @@
 #[path = "../common/errors.rs"]
 mod errors;
 mod script;
+mod state;
 mod threads;
 
 use arbitrary::{Arbitrary, Unstructured};

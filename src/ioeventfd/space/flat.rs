@@ -10,7 +10,7 @@ use std::sync::Arc;
 const PORTS: u64 = 0x1_0000;
 
 /// A region as the address space knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub bus: Bus,
     /// [`end_at`](Placed::end_at) this there is an end.
