@@ -4,7 +4,8 @@
 use crate::accelerator::{Accelerator, Asked, addresses, collide, order, rung};
 use doorbell::Event;
 use doorbell::ioeventfd::space::{
-    AddError, AddressSpace, CommitReport, ListenerCall, MapError, Region, Transaction,
+    AddError, AddressSpace, AddressSpaceState, CommitReport, ListenerCall, MapError, Region,
+    Transaction,
 };
 use doorbell::ioeventfd::{
     Bus, Doorbell, DoorbellArray, DoorbellError, Key, Kick, Latest, Target, ValueQueue,
@@ -374,6 +375,89 @@ impl<'a> Test<'a> {
         self.probe();
     }
 
+    /// An address space that went through JSON has the same regions with the same doorbells in force, also when regions
+    /// that hid others are gone, and what was pending; and it is saved as it was.
+    fn goes_through_a_snapshot(&self) {
+        let number = |event: &Event| {
+            let mut targets = self.targets.iter();
+            targets
+                .position(|target| target.event().ptr_eq(event))
+                .unwrap() as u64
+        };
+        if let Target::ValueQueue(queue) = &self.targets[4] {
+            assert!(queue.push(Kick::new(1, 2)));
+        }
+        let state = self.space.save(number);
+        let json = serde_json::to_string(&state).unwrap();
+        let read: AddressSpaceState = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, state);
+
+        let events: [_; TARGETS] = std::array::from_fn(|_| Arc::new(Event::new(0)));
+        let find = |number: u64| Some((&events[number as usize]).into());
+        let again = AddressSpace::new();
+        let log = Arc::default();
+        let accelerator = Arc::new(Accelerator::with("restored", 0, &log, |_, _| false));
+        again.add_listener(accelerator.clone());
+        let (regions, report) = again.restore(&read, find).unwrap();
+        assert!(report.is_clean());
+        let name = |event: &Event| {
+            let mut events = events.iter();
+            events
+                .position(|other| std::ptr::eq(&**other, event))
+                .unwrap() as u64
+        };
+        assert_eq!(again.save(name), state);
+        assert!(
+            again.restore(&read, find).is_err() || regions.is_empty(),
+            "numbers are taken"
+        );
+        assert_eq!(accelerator.holds(), again.doorbells());
+
+        // In the same order of regions, as they are in the state.
+        let mut old: Vec<&Region> = self.regions.iter().map(|(region, _)| region).collect();
+        old.sort_by_key(|region| region.id());
+        let same = || {
+            let (now, again) = (self.space.doorbells(), again.doorbells());
+            let places = |doorbells: &[Doorbell]| doorbells.iter().map(order).collect::<Vec<_>>();
+            assert_eq!(places(&now), places(&again));
+            for (now, again) in now.iter().zip(&again) {
+                let numbers = now.targets().iter().map(|target| number(target.event()));
+                assert!(numbers.eq(again.targets().iter().map(|target| name(target.event()))));
+                for target in again.targets() {
+                    match target {
+                        Target::ValueQueue(queue) => assert_eq!(queue.len(), 1),
+                        Target::Latest(latest) => {
+                            let Target::Latest(old) = &self.targets[3] else {
+                                unreachable!()
+                            };
+                            assert_eq!(latest.value(), old.value());
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        };
+        same();
+        // What regions hide is the same, too.
+        for (old, new) in old.iter().zip(&regions) {
+            let enabled = old.is_enabled();
+            old.set_enabled(false);
+            new.set_enabled(false);
+            same();
+            old.set_enabled(enabled);
+            new.set_enabled(enabled);
+        }
+        self.log.lock().unwrap().clear();
+        assert!(
+            old.iter()
+                .map(|region| region.id())
+                .eq(regions.iter().map(|region| region.id()))
+        );
+        if let Target::ValueQueue(queue) = &self.targets[4] {
+            assert_eq!(queue.drain().count(), 1);
+        }
+    }
+
     /// Each write rings the target it should, once, or none.
     fn probe(&self) {
         for bus in BUSES {
@@ -505,6 +589,7 @@ proptest! {
         while !test.open.is_empty() {
             test.step(Step::Commit);
         }
+        test.goes_through_a_snapshot();
         while !test.regions.is_empty() {
             test.step(Step::Remove(0));
         }
