@@ -13,7 +13,7 @@ const A: u64 = 0xe000_3000;
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// Ends the process if a test hangs.
-fn watchdog() -> impl Drop {
+pub fn watchdog() -> impl Drop {
     struct Alive(Arc<AtomicBool>);
     impl Drop for Alive {
         fn drop(&mut self) {
