@@ -65,7 +65,7 @@ mod kernel;
 #[allow(missing_docs)]
 pub mod kernel;
 #[cfg(all(feature = "mio", not(loom)))]
-mod mio;
+pub(crate) mod mio;
 mod mirror;
 mod notifier;
 #[cfg(all(feature = "vmm-sys-util", not(loom)))]

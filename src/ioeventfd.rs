@@ -12,8 +12,7 @@
 //!     true: taken, back to the guest; false: not a doorbell, go on to the device models
 //! ```
 //!
-//! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when
-//! ranges overlap.
+//! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when//! ranges overlap.
 //!
 //! # When to use it
 //!
@@ -23,8 +22,8 @@
 //! steps, one by one, and has the same in code. The table, which has all doorbells too, serves what the kernel does not
 //! take:
 //!
-//! * **payload doorbells** ([`Latest`], [`Queue`]), which keep what was written: NVMe's and SPDK's;
-//! * **stride doorbells** ([`Range`]), an array as one entry. KVM can be given one with plain events slot by slot;
+//! * **payload doorbells** ([`Latest`], [`ValueQueue`]), which keep what was written: NVMe's and SPDK's;
+//! * **stride doorbells** ([`DoorbellArray`]), an array as one entry. KVM can be given one with plain events slot by slot;
 //! * kicks through virtio's **`PCI_CFG` window**, which arrive as accesses to configuration space: the VMM offers them
 //!   to the table at the address that they mean;
 //! * **confidential guests**, whose data the kernel cannot see to compare with a datamatch;
@@ -33,19 +32,23 @@
 //! * **device to device**: what one device of a process rings at another, without a guest or a kernel in between.
 
 mod addresses;
+mod array;
 mod doorbell;
 mod error;
 mod hints;
 mod key;
 mod lines;
 mod payload;
-mod range;
 pub mod space;
+mod state;
 mod table;
 
+pub use array::DoorbellArray;
 pub use doorbell::{Doorbell, Target};
-pub use error::{AssignError, BatchError, DeassignError};
+pub use error::{BatchError, DeassignError, DoorbellError};
 pub use key::{Bus, Key};
-pub use payload::{Kick, Latest, Queue};
-pub use range::Range;
+pub use payload::{Kick, Latest, ValueQueue};
+pub use state::{
+    DoorbellState, DoorbellStateError, LatestState, TableState, TargetState, ValueQueueState,
+};
 pub use table::{Reader, Registration, Table};

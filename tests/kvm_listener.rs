@@ -9,8 +9,9 @@ mod watchdog;
 
 use doorbell::Event;
 use doorbell::event::{self, Interest, Observation};
-use doorbell::ioeventfd::space::{AddressSpace, Change, Listener, Region, Report};
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, Range, Target};
+use doorbell::fd::Forward;
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Listener, ListenerCall, Region};
+use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Latest, Target};
 use doorbell::kvm::{Error, InKernel, KernelCount, KvmListener, Occupied, Unsupported};
 use doorbell::poll::{Events, Poller};
 use iced_x86::IcedError;
@@ -156,7 +157,7 @@ impl Device {
         device
     }
 
-    fn place(&self, space: &AddressSpace, place: u64) -> Report {
+    fn place(&self, space: &AddressSpace, place: u64) -> CommitReport {
         let transaction = space.begin();
         clean(self.memory.map(address(place)));
         clean(self.ports.map(port(place)));
@@ -175,14 +176,14 @@ impl Device {
     }
 }
 
-fn clean(report: Result<Report, impl std::error::Error>) {
+fn clean(report: Result<CommitReport, impl std::error::Error>) {
     let report = report.unwrap();
     assert!(report.is_clean(), "{report:?}");
 }
 
 fn listening(vm: &VmFd) -> (AddressSpace, Arc<KvmListener>) {
     let space = AddressSpace::new();
-    let kvm = Arc::new(KvmListener::new(vm).unwrap());
+    let kvm = Arc::new(KvmListener::new(vm::descriptor(vm)).unwrap());
     assert!(space.add_listener(kvm.clone()).is_clean());
     (space, kvm)
 }
@@ -269,7 +270,7 @@ fn what_kvm_refuses_is_served() {
         let mut report = device.place(&space, place);
         let refusal = report.refusals.pop().unwrap();
         assert!(report.is_clean());
-        assert_eq!((refusal.listener, refusal.change), ("KVM", Change::Add));
+        assert_eq!((refusal.listener, refusal.call), ("KVM", ListenerCall::Add));
         assert_eq!(refusal.doorbell, space.doorbells()[0]);
         let error = refusal.error.downcast::<Error>().unwrap();
         assert_eq!(error.call(), "KVM_IOEVENTFD");
@@ -288,6 +289,131 @@ fn what_kvm_refuses_is_served() {
     assert!(other.read().is_err(), "the other one was signalled");
 }
 
+/// What KVM refused because of somebody else's ioeventfd is KVM's when it is asked again after that has gone; before,
+/// the report says that it still refuses.
+#[test]
+fn what_kvm_refused_is_asked_for_again() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let key = Key::mmio(address(0), 2);
+    vm::assign(machine.fd(), &key, &other).unwrap();
+    let device = Device::new(&space);
+    let errno = |mut report: CommitReport| {
+        let refusal = report.refusals.pop().unwrap();
+        assert!(report.is_clean());
+        assert_eq!(refusal.doorbell.address(), address(0));
+        let error = refusal.error.downcast::<Error>().unwrap();
+        io::Error::from(*error).raw_os_error().unwrap()
+    };
+    assert_eq!(errno(device.place(&space, 0)), libc::EEXIST);
+    assert_eq!(errno(space.retry_refused()), libc::EEXIST);
+    assert!(space.write(Bus::Mmio, address(0), &[0; 2]));
+
+    vm::deassign(machine.fd(), &key, &other).unwrap();
+    assert!(!collides(machine.fd(), &key));
+    let transaction = space.begin();
+    assert!(space.retry_refused().is_clean());
+    assert!(!collides(machine.fd(), &key), "before the commit");
+    assert!(transaction.commit().is_clean());
+    assert!(collides(machine.fd(), &key));
+    // There is nothing left to ask for.
+    assert!(space.retry_refused().is_clean());
+    device.unmap(&space);
+    assert!(!collides(machine.fd(), &key));
+    assert_eq!(device.received(), [1, 0]);
+}
+
+/// A peer that reads a count's eventfd, as vhost does, gets all kicks from it if the event is forwarded there: those
+/// that KVM took, those that the table took, and those that were pending when the doorbell moved; a drain leaves them.
+/// KVM's part, which is to write to the eventfd, is played by the test.
+#[test]
+fn a_peer_reads_all_kicks_from_one_descriptor() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (space, kvm) = listening(machine.fd());
+    let device = Device::new(&space);
+    assert!(device.place(&space, 0).is_clean());
+    let event = &device.events[0];
+    event.signal(); // before there is anything else
+    let count = kvm.count_of(event).unwrap();
+    let peer = doorbell::fd::EventFd::from(count.as_fd().try_clone_to_owned().unwrap());
+    let forward = Forward::with_fd(event, count.as_fd().try_clone_to_owned().unwrap());
+    assert_eq!(peer.read().unwrap(), 1);
+    let kick = || {
+        rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+    };
+
+    kick();
+    assert!(space.write(Bus::Mmio, address(0), &KICK.to_ne_bytes()));
+    assert_eq!(peer.read().unwrap(), 2);
+    kick();
+    assert!(device.place(&space, 1).is_clean());
+    assert_eq!(peer.read().unwrap(), 1);
+    kick();
+    space.drain();
+    device.unmap(&space);
+    assert_eq!(peer.read().unwrap(), 1);
+    assert_eq!((event.count(), forward.pending()), (0, 0));
+    assert_eq!(peer.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+/// mio watches a count, and what else wants a raw descriptor can.
+#[cfg(feature = "mio")]
+#[test]
+fn a_count_is_a_source_of_mio() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let (_space, kvm) = listening(machine.fd());
+    let mut count = kvm.count_of(Arc::new(Event::new(0))).unwrap();
+    assert_eq!(count.as_raw_fd(), count.as_fd().as_raw_fd());
+    let mut poll = mio::Poll::new().unwrap();
+    let mut events = mio::Events::with_capacity(4);
+    let token = mio::Token(7);
+    let registry = poll.registry();
+    registry
+        .register(&mut count, token, mio::Interest::READABLE)
+        .unwrap();
+    rustix::io::write(&count, &1_u64.to_ne_bytes()).unwrap();
+    poll.poll(&mut events, None).unwrap();
+    assert_eq!(
+        events.iter().map(|event| event.token()).collect::<Vec<_>>(),
+        [token]
+    );
+    assert_eq!(count.drain(), 1);
+    poll.registry().deregister(&mut count).unwrap();
+    assert_eq!(count.event().count(), 1);
+}
+
+/// Any descriptor of the VM will do; one of something else is refused by KVM, doorbell by doorbell.
+#[test]
+fn a_listener_takes_any_descriptor() {
+    let Some(machine) = machine(&[]) else {
+        return;
+    };
+    let owned = vm::descriptor(machine.fd()).try_clone_to_owned().unwrap();
+    let key = Key::mmio(0x1000, 2);
+    let doorbell = Doorbell::new(key, Arc::new(Event::new(0)));
+    for kvm in [
+        KvmListener::new(&owned),
+        KvmListener::new(std::fs::File::from(owned.try_clone().unwrap())),
+    ] {
+        let kvm = kvm.unwrap();
+        kvm.eventfd_add(&doorbell).unwrap();
+        assert!(collides(machine.fd(), &key));
+        kvm.eventfd_del(&doorbell).unwrap();
+    }
+    let other = KvmListener::new(std::fs::File::open("/dev/null").unwrap()).unwrap();
+    let error = other.eventfd_add(&doorbell).unwrap_err();
+    let error = error.downcast::<Error>().unwrap();
+    assert_eq!(error.call(), "KVM_IOEVENTFD");
+    assert_eq!(io::Error::from(*error).raw_os_error(), Some(libc::ENOTTY));
+}
+
 /// A dropped listener has taken its doorbells out of KVM, and moved what was pending to the events.
 #[test]
 fn dropping_the_listener_unregisters() {
@@ -295,7 +421,7 @@ fn dropping_the_listener_unregisters() {
     let Some(mut machine) = machine(&program) else {
         return;
     };
-    let kvm = KvmListener::new(machine.fd()).unwrap();
+    let kvm = KvmListener::new(vm::descriptor(machine.fd())).unwrap();
     let space = AddressSpace::new();
     let device = Device::new(&space);
     // The listener is called by hand, so that it can be dropped while there are doorbells.
@@ -351,12 +477,7 @@ fn every_key_reaches_kvm_as_it_is() {
     };
     let (space, _kvm) = listening(machine.fd());
     let collides = |bus, address, length, value| {
-        let key = Key {
-            bus,
-            address,
-            length,
-            datamatch: Some(value),
-        };
+        let key = Key::new(bus, address, length).with_datamatch(value);
         collides(machine.fd(), &key)
     };
     let event = Arc::new(Event::new(0));
@@ -392,10 +513,10 @@ fn every_key_reaches_kvm_as_it_is() {
     }
 }
 
-/// A range of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
+/// An array of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
 /// refused with a word of why.
 #[test]
-fn ranges_reach_kvm_and_payloads_do_not() {
+fn arrays_reach_kvm_and_payloads_do_not() {
     let Some(machine) = machine(&[]) else {
         return;
     };
@@ -404,9 +525,9 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     clean(region.map(0x1000));
     let event = Arc::new(Event::new(0));
     let taken = || (0..5).map(|slot| collides(machine.fd(), &Key::mmio(0x1010 + 8 * slot, 2)));
-    let range = Range::mmio(0x10, 8, 4).with_length(2);
+    let array = DoorbellArray::mmio(0x10, 8, 4).with_length(2);
 
-    let events = Doorbell::range(range, [&event; 4]);
+    let events = Doorbell::array(array, [&event; 4]);
     clean(region.add(events.clone()));
     assert!(taken().eq([true, true, true, true, false]));
     let shown = format!("{kvm:?}");
@@ -428,7 +549,7 @@ fn ranges_reach_kvm_and_payloads_do_not() {
     let event = Target::from(event);
     for doorbell in [
         Doorbell::new(Key::mmio(0x10, 2), &latest),
-        Doorbell::range(range, [&event, &event, &event, &latest]),
+        Doorbell::array(array, [&event, &event, &event, &latest]),
     ] {
         let mut report = region.add(doorbell.clone()).unwrap();
         let refusal = report.refusals.pop().unwrap();
@@ -440,6 +561,34 @@ fn ranges_reach_kvm_and_payloads_do_not() {
         // KVM is not asked to let go of what it has not got.
         clean(region.del(&doorbell));
     }
+}
+
+/// The queues of a virtio-pci device whose `notify_off_multiplier` is 0 have one address: KVM gets a datamatch for each,
+/// and a guest's kick of the last one does not exit.
+#[test]
+fn an_array_without_a_stride_is_a_datamatch_for_each_slot() {
+    let Some(mut machine) = machine(&program(1, 5, next_place)) else {
+        return;
+    };
+    let (space, _kvm) = listening(machine.fd());
+    let region = space.region(Bus::Mmio, 0x1000);
+    let queues = [0; KICK as usize + 1].map(|count| Arc::new(Event::new(count)));
+    let array = DoorbellArray::virtio_pci(0, 0, queues.len() as u32);
+    let doorbell = Doorbell::array(array, &queues);
+    clean(region.add(doorbell.clone()));
+    let exits = run(&mut machine, &space, |place| {
+        clean(region.map(address(place)))
+    });
+    for queue in 0..=u64::from(KICK) {
+        let key = Key::mmio(address(1), 2).with_datamatch(queue);
+        assert!(collides(machine.fd(), &key), "{queue}");
+    }
+    // Those by port are nobody's.
+    assert_eq!((exits.taken, exits.refused), (0, 5));
+    clean(region.del(&doorbell));
+    let kicks = queues.each_ref().map(|queue| queue.count());
+    assert_eq!(kicks, [0, 0, 0, 0, 0, 0, 0, 5]);
+    assert!(!collides(machine.fd(), &Key::mmio(address(1), 2)));
 }
 
 /// The eventfd of an event is the same wherever its doorbells go, and it is closed some time after the event has gone.
@@ -670,12 +819,7 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 there,
                 "{address:#x} {length}: {report:?}"
             );
-            let key = Key {
-                bus,
-                address,
-                length,
-                datamatch: None,
-            };
+            let key = Key::new(bus, address, length);
             assert_eq!(
                 collides(machine.fd(), &key),
                 !there,
@@ -688,11 +832,11 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 assert_eq!(errno, Some(libc::EBUSY));
             }
         }
-        // One slot of a range is enough.
+        // One slot of an array is enough.
         let ports = space.region(Bus::Pio, 0x100);
         clean(ports.map(0));
-        let range = Doorbell::range(Range::pio(0x10, 0x10, 2), [&event; 2]);
-        assert_eq!(ports.add(range).unwrap().is_clean(), !pic);
+        let array = Doorbell::array(DoorbellArray::pio(0x10, 0x10, 2), [&event; 2]);
+        assert_eq!(ports.add(array).unwrap().is_clean(), !pic);
         assert_eq!(collides(machine.fd(), &Key::pio(0x10, 0)), !pic);
     }
 }
@@ -709,8 +853,8 @@ fn an_observer_that_panics() {
     let ways: [fn(&AddressSpace, &Region, KvmListener); 3] = [
         |_, region, kvm| {
             for doorbell in region.doorbells() {
-                let doorbell = Doorbell::range(
-                    Range::mmio(0x1010, 8, SLOTS as u32).with_length(2),
+                let doorbell = Doorbell::array(
+                    DoorbellArray::mmio(0x1010, 8, SLOTS as u32).with_length(2),
                     doorbell.targets(),
                 );
                 kvm.eventfd_del(&doorbell).unwrap();
@@ -720,13 +864,13 @@ fn an_observer_that_panics() {
         |_, _, kvm| _ = kvm.drain(),
     ];
     for (number, way) in ways.into_iter().enumerate() {
-        let kvm = KvmListener::new(machine.fd()).unwrap();
+        let kvm = KvmListener::new(vm::descriptor(machine.fd())).unwrap();
         let space = AddressSpace::new();
         let region = space.region(Bus::Mmio, 0x100);
         clean(region.map(0x1000));
         let events = [(); SLOTS as usize].map(|()| Arc::new(Event::new(0)));
-        let range = Range::mmio(0x10, 8, SLOTS as u32).with_length(2);
-        clean(region.add(Doorbell::range(range, &events)));
+        let array = DoorbellArray::mmio(0x10, 8, SLOTS as u32).with_length(2);
+        clean(region.add(Doorbell::array(array, &events)));
         kvm.eventfd_add(&space.doorbells()[0]).unwrap();
         assert!(taken().eq([true; SLOTS as usize]));
         let counts = events.each_ref().map(|event| kvm.count_of(event).unwrap());

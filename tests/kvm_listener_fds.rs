@@ -5,11 +5,12 @@
 
 use doorbell::Event;
 use doorbell::ioeventfd::space::Listener;
-use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Region};
 use doorbell::ioeventfd::{Bus, Doorbell, Key};
 use doorbell::kvm::KvmListener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 const QUEUES: u64 = 100;
@@ -27,7 +28,7 @@ fn limit_to(more: Option<usize>) {
 }
 
 /// A device with a doorbell for each queue, all events of its own.
-fn plug(space: &AddressSpace, base: u64) -> (Region, Report) {
+fn plug(space: &AddressSpace, base: u64) -> (Region, CommitReport) {
     let bar = space.region(Bus::Mmio, 0x1000);
     let transaction = space.begin();
     assert!(bar.map(base).unwrap().is_clean());
@@ -49,7 +50,9 @@ fn descriptors_go_with_the_events() {
         Ok(vm) => vm,
         Err(error) => return eprintln!("skipped: no usable /dev/kvm ({error})"),
     };
-    let listener = Arc::new(KvmListener::new(&vm).unwrap());
+    // SAFETY: `vm` keeps its descriptor open.
+    let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    let listener = Arc::new(KvmListener::new(vm_fd).unwrap());
     let space = AddressSpace::new();
     assert!(space.add_listener(listener.clone()).is_clean());
     let before = open();

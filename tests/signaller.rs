@@ -12,7 +12,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::watchdog::Watchdog;
 use doorbell::event::{Batch, Change, EventHandle, Interest, Observation, Signaller};
 use doorbell::fd::Mirror;
-use doorbell::ioeventfd::{Bus, Key, Latest, Queue, Table};
+use doorbell::ioeventfd::{Bus, Key, Latest, Table, ValueQueue};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router};
 use doorbell::poll::{Events, Poller, Watch, wait_any};
 use doorbell::{Event, Mode, Spin, WriteError, use_membarrier};
@@ -523,7 +523,7 @@ fn doorbells_of_a_reader() {
     let table = Table::new();
     let events = [(); 3].map(|()| event(Mode::Counter));
     let latest = Arc::new(Latest::new(&events[1], 0));
-    let queue = Arc::new(Queue::new(&events[2], 4));
+    let queue = Arc::new(ValueQueue::new(&events[2], 4));
     table.assign(Key::mmio(A, 4), &events[0]).unwrap().keep();
     table.assign(Key::mmio(A + 4, 4), &latest).unwrap().keep();
     table.assign(Key::mmio(A + 8, 4), &queue).unwrap().keep();

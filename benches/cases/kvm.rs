@@ -66,7 +66,7 @@ fn in_space(key: &Key, listener: bool) -> Option<Run> {
     let vm = guest(key.bus)?;
     let space = AddressSpace::new();
     if listener {
-        let kvm = KvmListener::new(vm.fd()).expect("a descriptor");
+        let kvm = KvmListener::new(vm::descriptor(vm.fd())).expect("a descriptor");
         assert!(space.add_listener(Arc::new(kvm)).is_clean());
     }
     let region = assign(&space, key, &Arc::new(Event::new(0)));

@@ -162,7 +162,7 @@ impl Group {
     fn listener(&self) -> Option<Run> {
         let vm = self.guest()?;
         let space = AddressSpace::new();
-        let kvm = Arc::new(KvmListener::new(vm.fd()).expect("a descriptor"));
+        let kvm = Arc::new(KvmListener::new(vm::descriptor(vm.fd())).expect("a descriptor"));
         assert!(space.add_listener(kvm.clone()).is_clean());
         let event = Arc::new(Event::new(0));
         let region = assign(&space, &self.key, &event);

@@ -1,39 +1,41 @@
 //! What has a file descriptor as a source of mio's events.
 
 use super::{EventConsumer, EventFd, Forward, Mirror};
-use mio::event::Source;
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
-use std::io;
-use std::os::fd::AsRawFd;
 
+/// Implements `mio::event::Source` for a type that is `AsRawFd`.
 macro_rules! source {
     ($type:ty) => {
-        impl Source for $type {
+        impl ::mio::event::Source for $type {
             fn register(
                 &mut self,
-                registry: &Registry,
-                token: Token,
-                interests: Interest,
-            ) -> io::Result<()> {
-                SourceFd(&self.as_raw_fd()).register(registry, token, interests)
+                registry: &::mio::Registry,
+                token: ::mio::Token,
+                interests: ::mio::Interest,
+            ) -> std::io::Result<()> {
+                let fd = std::os::fd::AsRawFd::as_raw_fd(self);
+                ::mio::unix::SourceFd(&fd).register(registry, token, interests)
             }
 
             fn reregister(
                 &mut self,
-                registry: &Registry,
-                token: Token,
-                interests: Interest,
-            ) -> io::Result<()> {
-                SourceFd(&self.as_raw_fd()).reregister(registry, token, interests)
+                registry: &::mio::Registry,
+                token: ::mio::Token,
+                interests: ::mio::Interest,
+            ) -> std::io::Result<()> {
+                let fd = std::os::fd::AsRawFd::as_raw_fd(self);
+                ::mio::unix::SourceFd(&fd).reregister(registry, token, interests)
             }
 
-            fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-                SourceFd(&self.as_raw_fd()).deregister(registry)
+            fn deregister(&mut self, registry: &::mio::Registry) -> std::io::Result<()> {
+                let fd = std::os::fd::AsRawFd::as_raw_fd(self);
+                ::mio::unix::SourceFd(&fd).deregister(registry)
             }
         }
     };
 }
+
+#[cfg_attr(not(feature = "kvm"), allow(unused_imports))]
+pub(crate) use source;
 
 source!(EventFd);
 source!(EventConsumer);

@@ -1,4 +1,4 @@
-use super::{AssignError, Bus, Key, Latest, Queue, Range};
+use super::{Bus, DoorbellArray, DoorbellError, Key, Latest, ValueQueue};
 use crate::Event;
 use crate::event::EventHandle;
 use std::slice;
@@ -13,7 +13,7 @@ pub enum Target {
     /// Keeps the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
     Latest(Arc<Latest>),
     /// Queues the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
-    Queue(Arc<Queue>),
+    ValueQueue(Arc<ValueQueue>),
 }
 
 impl Target {
@@ -22,7 +22,7 @@ impl Target {
         match self {
             Target::Event(event) => event,
             Target::Latest(latest) => latest.event(),
-            Target::Queue(queue) => queue.event(),
+            Target::ValueQueue(queue) => queue.event(),
         }
     }
 
@@ -31,7 +31,7 @@ impl Target {
         match (self, other) {
             (Target::Event(a), Target::Event(b)) => a.ptr_eq(b),
             (Target::Latest(a), Target::Latest(b)) => Arc::ptr_eq(a, b),
-            (Target::Queue(a), Target::Queue(b)) => Arc::ptr_eq(a, b),
+            (Target::ValueQueue(a), Target::ValueQueue(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -53,7 +53,7 @@ macro_rules! target_from {
     )*};
 }
 
-target_from!(Latest Queue);
+target_from!(Latest ValueQueue);
 
 macro_rules! target_from_event {
     ($($handle:ty)*) => {$(
@@ -76,6 +76,7 @@ impl From<&Target> for Target {
 
 /// An entry of a [`Table`](super::Table): which writes, and what they do.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Doorbell {
     /// One address.
     Single {
@@ -85,9 +86,9 @@ pub enum Doorbell {
         target: Target,
     },
     /// Many.
-    Range {
+    Array {
         /// What rings them.
-        range: Range,
+        array: DoorbellArray,
         /// What each slot does.
         targets: Arc<[Target]>,
     },
@@ -102,10 +103,13 @@ impl Doorbell {
         }
     }
 
-    /// A range of doorbells, with a target for each slot.
-    pub fn range(range: Range, targets: impl IntoIterator<Item = impl Into<Target>>) -> Self {
-        Doorbell::Range {
-            range,
+    /// An array of doorbells, with a target for each slot.
+    pub fn array(
+        array: DoorbellArray,
+        targets: impl IntoIterator<Item = impl Into<Target>>,
+    ) -> Self {
+        Doorbell::Array {
+            array,
             targets: targets.into_iter().map(Into::into).collect(),
         }
     }
@@ -114,7 +118,7 @@ impl Doorbell {
     pub fn bus(&self) -> Bus {
         match self {
             Doorbell::Single { key, .. } => key.bus,
-            Doorbell::Range { range, .. } => range.bus,
+            Doorbell::Array { array, .. } => array.bus,
         }
     }
 
@@ -122,7 +126,7 @@ impl Doorbell {
     pub fn address(&self) -> u64 {
         match self {
             Doorbell::Single { key, .. } => key.address,
-            Doorbell::Range { range, .. } => range.address,
+            Doorbell::Array { array, .. } => array.address,
         }
     }
 
@@ -130,17 +134,17 @@ impl Doorbell {
     pub fn targets(&self) -> &[Target] {
         match self {
             Doorbell::Single { target, .. } => slice::from_ref(target),
-            Doorbell::Range { targets, .. } => targets,
+            Doorbell::Array { targets, .. } => targets,
         }
     }
 
-    pub(super) fn validate(&self) -> Result<(), AssignError> {
+    pub(super) fn validate(&self) -> Result<(), DoorbellError> {
         match self {
             Doorbell::Single { key, .. } => key.validate(),
-            Doorbell::Range { range, targets } => {
-                range.validate()?;
-                if targets.len() != range.slots as usize {
-                    return Err(AssignError::Slots);
+            Doorbell::Array { array, targets } => {
+                array.validate()?;
+                if targets.len() != array.slots as usize {
+                    return Err(DoorbellError::Slots);
                 }
                 Ok(())
             }
@@ -149,22 +153,22 @@ impl Doorbell {
 
     /// Whether a write could ring both, or one stands inside the other, so that only one of them may be registered.
     pub(super) fn collides(&self, other: &Doorbell) -> bool {
-        use Doorbell::{Range, Single};
+        use Doorbell::{Array, Single};
         self.bus() == other.bus()
             && match (self, other) {
                 (Single { key: a, .. }, Single { key: b, .. }) => a.collides(b),
-                (Range { range, .. }, other) if range.contains(other.address()) => true,
-                (other, Range { range, .. }) => range.contains(other.address()),
+                (Array { array, .. }, other) if array.contains(other.address()) => true,
+                (other, Array { array, .. }) => array.contains(other.address()),
                 _ => false,
             }
     }
 
     /// Whether both say the same: the same writes, the same targets.
     pub(super) fn is(&self, other: &Doorbell) -> bool {
-        use Doorbell::{Range, Single};
+        use Doorbell::{Array, Single};
         let same_writes = match (self, other) {
             (Single { key: a, .. }, Single { key: b, .. }) => a == b,
-            (Range { range: a, .. }, Range { range: b, .. }) => a == b,
+            (Array { array: a, .. }, Array { array: b, .. }) => a == b,
             _ => false,
         };
         let (a, b) = (self.targets(), other.targets());
@@ -184,9 +188,9 @@ impl Doorbell {
                 length: key.length as u8,
                 datamatch: key.datamatch,
             },
-            Doorbell::Range { range, .. } => Spot {
-                address: range.address,
-                length: range.length as u8,
+            Doorbell::Array { array, .. } => Spot {
+                address: array.address,
+                length: array.length as u8,
                 datamatch: None,
             },
         }

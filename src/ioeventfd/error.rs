@@ -4,21 +4,21 @@ use std::{error, fmt, io};
 /// Why [`Table::assign`](super::Table::assign) registered nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum AssignError {
+pub enum DoorbellError {
     /// The length is not 0, 1, 2, 4 or 8 (`EINVAL`).
     Length,
     /// Address + length is 2^64 or more (`EINVAL`).
     Wrap,
-    /// A wildcard length with a datamatch (`EINVAL`).
+    /// A wildcard length with a datamatch, or with a stride of 0, which is a datamatch for each slot (`EINVAL`).
     WildcardDatamatch,
     /// A datamatch that needs more bytes than the length has, so no write could ever match it (`EINVAL`). KVM accepts
-    /// it.
+    /// it. Of an array of stride 0, the last slot's number is such a datamatch.
     DatamatchWidth,
-    /// A stride that is not a power of two (`EINVAL`).
+    /// A stride that is neither a power of two nor 0 (`EINVAL`).
     Stride,
-    /// A range without slots, or with another number of slots than of targets (`EINVAL`).
+    /// An array without slots, or with another number of slots than of targets (`EINVAL`).
     Slots,
-    /// A registered doorbell takes writes that this one would take, or stands inside a range (`EEXIST`).
+    /// A registered doorbell takes writes that this one would take, or stands inside an array (`EEXIST`).
     Collision,
 }
 
@@ -37,16 +37,16 @@ pub struct BatchError<E> {
     pub error: E,
 }
 
-impl fmt::Display for AssignError {
+impl fmt::Display for DoorbellError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            AssignError::Length => "a doorbell's length must be 0, 1, 2, 4 or 8",
-            AssignError::Wrap => "the doorbell reaches beyond the end of the address space",
-            AssignError::WildcardDatamatch => "a doorbell of any length cannot have a datamatch",
-            AssignError::DatamatchWidth => "the datamatch is wider than the doorbell's length",
-            AssignError::Stride => "the stride must be a power of two",
-            AssignError::Slots => "a range must have slots, and a target for each",
-            AssignError::Collision => "another doorbell takes these writes",
+            DoorbellError::Length => "a doorbell's length must be 0, 1, 2, 4 or 8",
+            DoorbellError::Wrap => "the doorbell reaches beyond the end of the address space",
+            DoorbellError::WildcardDatamatch => "a doorbell with a datamatch, or an array of stride 0, needs a length of 1, 2, 4 or 8",
+            DoorbellError::DatamatchWidth => "the datamatch is wider than the doorbell's length",
+            DoorbellError::Stride => "an array's stride must be a power of two, or 0 for slots told apart by the value written",
+            DoorbellError::Slots => "an array must have slots, and a target for each",
+            DoorbellError::Collision => "another doorbell takes these writes",
         })
     }
 }
@@ -63,14 +63,14 @@ impl<E: fmt::Display> fmt::Display for BatchError<E> {
     }
 }
 
-impl error::Error for AssignError {}
+impl error::Error for DoorbellError {}
 impl error::Error for DeassignError {}
 impl<E: error::Error> error::Error for BatchError<E> {}
 
-impl From<AssignError> for io::Error {
-    fn from(error: AssignError) -> Self {
+impl From<DoorbellError> for io::Error {
+    fn from(error: DoorbellError) -> Self {
         match error {
-            AssignError::Collision => Errno::Exists,
+            DoorbellError::Collision => Errno::Exists,
             _ => Errno::Invalid,
         }
         .into()

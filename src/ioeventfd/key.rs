@@ -1,7 +1,8 @@
-use super::AssignError;
+use super::DoorbellError;
 
 /// The guest's address spaces that doorbells stand in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Bus {
     /// Memory-mapped I/O.
     Mmio,
@@ -20,6 +21,8 @@ pub enum Bus {
 /// let notify0 = Key::mmio(0xe000_3000, 0);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Key {
     /// The address space.
     pub bus: Bus,
@@ -32,39 +35,43 @@ pub struct Key {
 }
 
 impl Key {
-    /// Writes of `length` bytes, or of any length if it is 0, to a memory address.
-    pub const fn mmio(address: u64, length: u32) -> Self {
+    /// Writes of `length` bytes, or of any length if it is 0, to an address of either kind.
+    #[must_use]
+    pub const fn new(bus: Bus, address: u64, length: u32) -> Self {
         Key {
-            bus: Bus::Mmio,
+            bus,
             address,
             length,
             datamatch: None,
         }
     }
 
+    /// Writes of `length` bytes, or of any length if it is 0, to a memory address.
+    #[must_use]
+    pub const fn mmio(address: u64, length: u32) -> Self {
+        Self::new(Bus::Mmio, address, length)
+    }
+
     /// Writes of `length` bytes, or of any length if it is 0, to a port.
+    #[must_use]
     pub const fn pio(port: u64, length: u32) -> Self {
-        Key {
-            bus: Bus::Pio,
-            address: port,
-            length,
-            datamatch: None,
-        }
+        Self::new(Bus::Pio, port, length)
     }
 
     /// The same, of `value` only.
+    #[must_use]
     pub const fn with_datamatch(mut self, value: u64) -> Self {
         self.datamatch = Some(value);
         self
     }
 
     /// KVM's checks in KVM's order, then one of ours.
-    pub(super) fn validate(&self) -> Result<(), AssignError> {
+    pub(super) fn validate(&self) -> Result<(), DoorbellError> {
         validate_place(self.address, self.length, self.length.into())?;
         match self.datamatch {
-            Some(_) if self.length == 0 => Err(AssignError::WildcardDatamatch),
+            Some(_) if self.length == 0 => Err(DoorbellError::WildcardDatamatch),
             Some(value) if self.length < 8 && value >> (8 * self.length) != 0 => {
-                Err(AssignError::DatamatchWidth)
+                Err(DoorbellError::DatamatchWidth)
             }
             _ => Ok(()),
         }
@@ -82,13 +89,13 @@ impl Key {
 }
 
 /// KVM's checks of a doorbell that takes `size` bytes of the address space, in KVM's order.
-pub(super) fn validate_place(address: u64, length: u32, size: u64) -> Result<(), AssignError> {
+pub(super) fn validate_place(address: u64, length: u32, size: u64) -> Result<(), DoorbellError> {
     if !matches!(length, 0 | 1 | 2 | 4 | 8) {
-        return Err(AssignError::Length);
+        return Err(DoorbellError::Length);
     }
     // As in KVM, an end of exactly 2^64 counts as a wrap.
     match address.checked_add(size) {
         Some(_) => Ok(()),
-        None => Err(AssignError::Wrap),
+        None => Err(DoorbellError::Wrap),
     }
 }

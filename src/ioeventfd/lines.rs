@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!     addresses   [ 0xd0000050  0xd0000050  0xe0003000  0xf0001000 ]    searched: see addresses.rs
-//!     entries     [ 4, 0 ─▶ E   4, 1 ─▶ E   0 ─▶ E      range ─▶ slots ]  what to compare and what to ring
+//!     entries     [ 4, 0 ─▶ E   4, 1 ─▶ E   0 ─▶ E      array ─▶ slots ]  what to compare and what to ring
 //!     doorbells   [ ...                                            ]    the whole, for writers
 //! ```
 //!
-//! The one search is for the first address that is not below the write's. A range owns all addresses up to its end, so
+//! The one search is for the first address that is not below the write's. An array owns all addresses up to its end, so
 //! if the write falls into one but not to its beginning, it is the one before.
 
 use super::addresses::Addresses;
 use super::doorbell::{Doorbell, Spot, Target};
 use super::hints::Hint;
-use super::payload::{Kick, Latest, Queue};
+use super::payload::{Kick, Latest, ValueQueue};
 use crate::Event;
 use crate::event::Signallers;
 use std::borrow::Cow;
@@ -24,9 +24,9 @@ pub(super) struct Registered {
     slots: Slots,
 }
 
-/// The slots of a range; of a single doorbell, none.
+/// The slots of an array; of a single doorbell, none.
 struct Slots {
-    /// log2 of the stride.
+    /// log2 of the stride, if that is not 0.
     shift: u32,
     actions: Box<[Action]>,
 }
@@ -36,7 +36,7 @@ struct Slots {
 enum Action {
     Event(*const Event),
     Latest(*const Latest),
-    Queue(*const Queue),
+    ValueQueue(*const ValueQueue),
 }
 
 /// Two to a cache line.
@@ -56,9 +56,11 @@ struct Entry {
 enum Kind {
     Event,
     Latest,
-    Queue,
-    /// [`Slots`].
-    Range,
+    ValueQueue,
+    /// [`Slots`], told apart by address.
+    Array,
+    /// [`Slots`], told apart by the value written.
+    ArrayByValue,
 }
 
 /// A guest's write, but for its address. Few doorbells ask for its value, so it is read when one does.
@@ -96,8 +98,9 @@ impl Registered {
                 shift: 0,
                 actions: Box::default(),
             },
-            Doorbell::Range { range, targets } => Slots {
-                shift: range.stride.trailing_zeros(),
+            Doorbell::Array { array, targets } => Slots {
+                // With a stride of 0 it is not used.
+                shift: array.stride.trailing_zeros(),
                 actions: targets.iter().map(Action::of).collect(),
             },
         };
@@ -110,9 +113,15 @@ impl Registered {
             Doorbell::Single { target, .. } => match Action::of(target) {
                 Action::Event(event) => (Kind::Event, event.cast()),
                 Action::Latest(latest) => (Kind::Latest, latest.cast()),
-                Action::Queue(queue) => (Kind::Queue, queue.cast()),
+                Action::ValueQueue(queue) => (Kind::ValueQueue, queue.cast()),
             },
-            Doorbell::Range { .. } => (Kind::Range, (&raw const self.slots).cast()),
+            Doorbell::Array { array, .. } => {
+                let kind = match array.stride {
+                    0 => Kind::ArrayByValue,
+                    _ => Kind::Array,
+                };
+                (kind, (&raw const self.slots).cast())
+            }
         };
         Entry {
             address: spot.address,
@@ -130,7 +139,7 @@ impl Action {
         match target {
             Target::Event(event) => Action::Event(&raw const **event),
             Target::Latest(latest) => Action::Latest(Arc::as_ptr(latest)),
-            Target::Queue(queue) => Action::Queue(Arc::as_ptr(queue)),
+            Target::ValueQueue(queue) => Action::ValueQueue(Arc::as_ptr(queue)),
         }
     }
 
@@ -150,7 +159,7 @@ impl Action {
                 unsafe { (*latest).ring(value, signallers) };
                 true
             }),
-            Action::Queue(queue) => access.value().is_some_and(|(_, value)| {
+            Action::ValueQueue(queue) => access.value().is_some_and(|(_, value)| {
                 // SAFETY: the registered target holds it.
                 unsafe { (*queue).ring(Kick { slot, value }, signallers) }
             }),
@@ -162,11 +171,30 @@ impl Slots {
     /// # Safety
     ///
     /// The [`Registered`] that this is part of lives.
-    unsafe fn ring(&self, offset: u64, access: Access<'_>, signallers: &Signallers) -> bool {
+    unsafe fn ring_at(&self, offset: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         let slot = offset >> self.shift;
         if slot << self.shift != offset {
             return false;
         }
+        // SAFETY: as promised.
+        unsafe { self.ring(slot, access, signallers) }
+    }
+
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    unsafe fn ring_by_value(&self, access: Access<'_>, signallers: &Signallers) -> bool {
+        // SAFETY: as promised.
+        access
+            .value()
+            .is_some_and(|(_, slot)| unsafe { self.ring(slot, access, signallers) })
+    }
+
+    /// # Safety
+    ///
+    /// The [`Registered`] that this is part of lives.
+    #[inline(always)]
+    unsafe fn ring(&self, slot: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         // The conversions lose nothing: there are at most u32::MAX slots.
         match usize::try_from(slot).ok().and_then(|i| self.actions.get(i)) {
             // SAFETY: as promised.
@@ -216,12 +244,18 @@ impl Entry {
         let action = match self.kind {
             Kind::Event => Action::Event(self.target.cast()),
             Kind::Latest => Action::Latest(self.target.cast()),
-            Kind::Queue => Action::Queue(self.target.cast()),
-            Kind::Range => {
+            Kind::ValueQueue => Action::ValueQueue(self.target.cast()),
+            Kind::ArrayByValue => {
                 // SAFETY: as promised; the kind says so.
                 let slots: &Slots = unsafe { &*self.target.cast() };
                 // SAFETY: as promised.
-                return unsafe { slots.ring(address - self.address, access, signallers) };
+                return unsafe { slots.ring_by_value(access, signallers) };
+            }
+            Kind::Array => {
+                // SAFETY: as promised; the kind says so.
+                let slots: &Slots = unsafe { &*self.target.cast() };
+                // SAFETY: as promised.
+                return unsafe { slots.ring_at(address - self.address, access, signallers) };
             }
         };
         // SAFETY: as promised.
@@ -240,8 +274,8 @@ pub(super) struct Lines {
     addresses: Addresses,
     entries: Box<[Entry]>,
     doorbells: Box<[*const Registered]>,
-    /// Whether any is a range.
-    has_ranges: bool,
+    /// Whether any is an array.
+    has_arrays: bool,
 }
 
 // SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync`
@@ -280,7 +314,7 @@ impl Lines {
                 // SAFETY: as promised.
                 unsafe { entry.ring(address, access, signallers) }
             }
-            _ if !is_there && !self.has_ranges && self.is_place(place, address) => false,
+            _ if !is_there && !self.has_arrays && self.is_place(place, address) => false,
             // SAFETY: as promised.
             _ => unsafe { self.search_and_ring(address, access, hint, signallers) },
         }
@@ -307,7 +341,7 @@ impl Lines {
         let Some(found) = self.find(first, address, access) else {
             return false;
         };
-        // A range is found from the place behind it.
+        // An array is found from the place behind it.
         hint.set(address, found.max(first));
         // SAFETY: as promised.
         unsafe { self.entries[found].ring(address, access, signallers) }
@@ -343,7 +377,7 @@ impl Lines {
         place <= self.entries.len() && !below(place) & (place == 0 || below(place.wrapping_sub(1)))
     }
 
-    /// The place of the entry that a write matches, or that of a range that begins below it. `first` is the place of
+    /// The place of the entry that a write matches, or that of an array that begins below it. `first` is the place of
     /// the first address that is not below the write's.
     #[inline(always)]
     fn find(&self, first: usize, address: u64, access: Access<'_>) -> Option<usize> {
@@ -353,8 +387,8 @@ impl Lines {
             }
             return self.find_beside(first, access);
         }
-        if self.has_ranges {
-            return self.find_range(first, access);
+        if self.has_arrays {
+            return self.find_array(first, access);
         }
         None
     }
@@ -373,11 +407,11 @@ impl Lines {
             .map(|place| first + place)
     }
 
-    /// The place of the range that begins before `place`, if what does is one.
-    fn find_range(&self, place: usize, access: Access<'_>) -> Option<usize> {
+    /// The place of the array that begins before `place`, if what does is one.
+    fn find_array(&self, place: usize, access: Access<'_>) -> Option<usize> {
         let place = place.checked_sub(1)?;
         let entry = &self.entries[place];
-        (entry.kind == Kind::Range && entry.matches(access)).then_some(place)
+        (entry.kind == Kind::Array && entry.matches(access)).then_some(place)
     }
 
     /// The entries with the address of the one at `first`, which is the first.
@@ -460,7 +494,7 @@ impl Lines {
     fn new(entries: Box<[Entry]>, doorbells: Box<[*const Registered]>) -> Self {
         Lines {
             addresses: Addresses::of(&entries, |entry| entry.address),
-            has_ranges: entries.iter().any(|entry| entry.kind == Kind::Range),
+            has_arrays: entries.iter().any(|entry| entry.kind == Kind::Array),
             entries,
             doorbells,
         }

@@ -1,7 +1,11 @@
 use crate::event::{EventHandle, Signallers};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crossbeam_queue::ArrayQueue;
+use std::collections::VecDeque;
 use std::fmt;
+use std::iter;
+use std::sync::PoisonError;
 
 /// A doorbell that keeps the value last written to it, and signals an event.
 ///
@@ -23,7 +27,7 @@ use std::fmt;
 /// assert_eq!(kick.read(), 2);
 /// assert_eq!(tail.value(), 9);
 /// # drop(registration);
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 pub struct Latest {
     value: AtomicU64,
@@ -73,80 +77,175 @@ impl fmt::Debug for Latest {
     }
 }
 
-/// One write that a [`Queue`] holds.
+/// One write that a [`ValueQueue`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Kick {
-    /// The slot of a [`Range`](super::Range) that was written to; 0 for a single doorbell.
+    /// The slot of a [`DoorbellArray`](super::DoorbellArray) that was written to; 0 for a single doorbell.
     pub slot: u32,
     /// What was written, zero-extended.
     pub value: u64,
+}
+
+impl Kick {
+    /// A write of `value` to slot `slot`.
+    #[must_use]
+    pub const fn new(slot: u32, value: u64) -> Self {
+        Kick { slot, value }
+    }
 }
 
 /// A doorbell that queues the values written to it, and signals an event.
 ///
 /// It never loses a value silently. A write that finds the queue full is not taken: the lookup returns false, as for an
 /// address without a doorbell, and the VMM offers the write to the device model, which should first [`pop`](Self::pop)
-/// what came before it. One queue may stand under many doorbells, in a [`Range`](super::Range) above all, and tells
+/// what came before it. One queue may stand under many doorbells, in a [`DoorbellArray`](super::DoorbellArray) above all, and tells
 /// their writes apart by the slot.
 ///
 /// ```
-/// use doorbell::{Event, ioeventfd::{Bus, Kick, Queue, Range, Table}};
+/// use doorbell::{Event, ioeventfd::{Bus, DoorbellArray, Kick, Table, ValueQueue}};
 /// use std::sync::Arc;
 ///
 /// let table = Table::new();
 /// let kick = Arc::new(Event::new(0));
-/// let queue = Arc::new(Queue::new(&kick, 2));
-/// let registration = table.assign_range(Range::mmio(0xf000_1000, 4, 32), [&queue; 32])?;
+/// let queue = Arc::new(ValueQueue::new(&kick, 2));
+/// let registration = table.assign_array(DoorbellArray::mmio(0xf000_1000, 4, 32), [&queue; 32])?;
 ///
 /// assert!(table.write(Bus::Mmio, 0xf000_1008, &7_u32.to_ne_bytes()));
 /// assert!(table.write(Bus::Mmio, 0xf000_1000, &1_u32.to_ne_bytes()));
 /// assert!(!table.write(Bus::Mmio, 0xf000_1000, &2_u32.to_ne_bytes())); // full
 ///
 /// assert_eq!(kick.read(), 2);
-/// assert_eq!(queue.pop(), Some(Kick { slot: 2, value: 7 }));
-/// assert_eq!(queue.pop(), Some(Kick { slot: 0, value: 1 }));
+/// assert_eq!(queue.pop(), Some(Kick::new(2, 7)));
+/// assert_eq!(queue.pop(), Some(Kick::new(0, 1)));
 /// assert_eq!(queue.pop(), None);
 /// # drop(registration);
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
-pub struct Queue {
+#[doc(alias = "Queue")]
+pub struct ValueQueue {
     kicks: ArrayQueue<Kick>,
+    /// Older than those in `kicks`: what a snapshot has taken out to look at. Locked by those that take writes out, so
+    /// that a snapshot sees all of them in their order.
+    oldest: Mutex<VecDeque<Kick>>,
+    /// How many there are in `oldest`, for guest writes, which take no lock. In all there are no more than the capacity,
+    /// or about twice as many if writes come while a snapshot is taken.
+    set_aside: AtomicU64,
     event: EventHandle,
 }
 
-impl Queue {
-    /// A queue of up to `capacity` writes.
+impl ValueQueue {
+    /// The greatest capacity.
+    pub const MAX_CAPACITY: usize = 1 << 20;
+
+    /// A queue of up to `capacity` writes, for which it allocates memory at once.
     ///
     /// # Panics
     ///
-    /// If `capacity` is 0.
+    /// If `capacity` is 0, or greater than [`MAX_CAPACITY`](Self::MAX_CAPACITY).
     pub fn new(event: impl Into<EventHandle>, capacity: usize) -> Self {
-        Queue {
+        assert!(
+            capacity <= Self::MAX_CAPACITY,
+            "a queue of {capacity} writes is too large"
+        );
+        ValueQueue {
             kicks: ArrayQueue::new(capacity),
+            oldest: Mutex::default(),
+            set_aside: AtomicU64::new(0),
             event: event.into(),
         }
     }
 
     /// Takes the oldest write. To be called until it returns `None` after each read of the event, which counts the
     /// writes but may have counted some that were popped before.
+    ///
+    /// Threads that take writes out wait for each other, for a moment; guest writes wait for none of them.
     pub fn pop(&self) -> Option<Kick> {
-        self.kicks.pop()
+        let mut oldest = self.oldest();
+        let Some(kick) = oldest.pop_front() else {
+            return self.kicks.pop();
+        };
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+        Some(kick)
+    }
+
+    /// Takes writes, the oldest first, until none is left: what to do after each read of the event.
+    ///
+    /// ```
+    /// # use doorbell::{Event, ioeventfd::{Kick, ValueQueue}};
+    /// let kick = std::sync::Arc::new(Event::new(1));
+    /// let queue = ValueQueue::new(&kick, 8);
+    /// assert!(queue.push(Kick::new(2, 7)));
+    ///
+    /// kick.read();
+    /// for Kick { slot, value, .. } in queue.drain() {
+    ///     println!("queue {slot}: {value}");
+    /// }
+    /// assert!(queue.is_empty());
+    /// ```
+    #[must_use = "writes are taken as the iterator goes on"]
+    #[doc(alias = "try_iter")]
+    pub fn drain(&self) -> impl Iterator<Item = Kick> + '_ {
+        iter::from_fn(|| self.pop())
+    }
+
+    /// The writes that wait, the oldest first. They stay in the queue.
+    ///
+    /// It is meant for snapshots and monitors, and may be called at any time. A write that comes or is taken while it runs
+    /// is among them or not.
+    pub fn iter(&self) -> impl Iterator<Item = Kick> + use<> {
+        let mut oldest = self.oldest();
+        // So many, as guest writes may fill the room that this makes.
+        let new = self.kicks.len();
+        oldest.extend(iter::from_fn(|| self.kicks.pop()).take(new));
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+        let kicks = oldest.clone();
+        kicks.into_iter()
+    }
+
+    /// Has these be the writes that wait, before others.
+    pub(super) fn set_aside(&self, kicks: &[Kick]) {
+        let mut oldest = self.oldest();
+        oldest.extend(kicks);
+        self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether writes that are set aside take up the room that `kicks` has left.
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        // It decides whether there is room, and nothing that is read relies on it.
+        let set_aside = self.set_aside.load(Ordering::Relaxed);
+        set_aside != 0 && set_aside + self.kicks.len() as u64 >= self.kicks.capacity() as u64
+    }
+
+    fn oldest(&self) -> MutexGuard<'_, VecDeque<Kick>> {
+        // A panic cannot have left it wrong: each change is one call.
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends a write without a signal, to restore a snapshot. Returns whether there was room.
     #[must_use = "a full queue has not taken it"]
     pub fn push(&self, kick: Kick) -> bool {
-        self.kicks.push(kick).is_ok()
+        !self.is_full() && self.kicks.push(kick).is_ok()
     }
 
-    /// How many writes wait. A snapshot.
+    /// How many writes wait. Others may come or be taken before the caller looks at the result.
+    #[must_use]
     pub fn len(&self) -> usize {
-        self.kicks.len()
+        self.oldest().len() + self.kicks.len()
     }
 
-    /// Whether no write waits. A snapshot.
+    /// Whether no write waits. One may come before the caller looks at the result.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.kicks.is_empty()
+        self.len() == 0
+    }
+
+    /// How many writes there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.kicks.capacity()
     }
 
     /// What is signalled after each write.
@@ -163,11 +262,11 @@ impl Queue {
     }
 }
 
-impl fmt::Debug for Queue {
+impl fmt::Debug for ValueQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue")
+        f.debug_struct("ValueQueue")
             .field("len", &self.len())
-            .field("capacity", &self.kicks.capacity())
+            .field("capacity", &self.capacity())
             .field("event", &self.event)
             .finish()
     }

@@ -1,7 +1,7 @@
 use super::doorbell::{Doorbell, Target};
 use super::hints::{Hint, Hints};
 use super::lines::{Access, Lines, Registered};
-use super::{AssignError, BatchError, Bus, DeassignError, Key, Range};
+use super::{BatchError, Bus, DeassignError, DoorbellArray, DoorbellError, Key};
 use crate::event::Signallers;
 use crate::sync::srcu::{self, Light, Section, Srcu, Writer};
 use std::collections::BTreeSet;
@@ -42,7 +42,7 @@ use std::sync::Arc;
 ///
 /// drop(registration);
 /// assert!(!table.write(Bus::Pio, 0xc050, &[1, 0]));
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 #[derive(Clone, Default)]
 pub struct Table {
@@ -110,31 +110,35 @@ impl Table {
     /// Has guest writes that match `key` signal an event, until the registration is dropped or the key deassigned.
     ///
     /// `target` is an `Arc` of an [`Event`](crate::Event), or of a [`Latest`](super::Latest) or a
-    /// [`Queue`](super::Queue), which keep what was written. One may stand under any number of keys. When this returns,
+    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One may stand under any number of keys. When this returns,
     /// every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
     ///
     /// # Errors
     ///
     /// The key is invalid or collides with a registered doorbell, in the order in which KVM checks; whichever targets
     /// the two have. Nothing was registered then.
-    pub fn assign(&self, key: Key, target: impl Into<Target>) -> Result<Registration, AssignError> {
+    pub fn assign(
+        &self,
+        key: Key,
+        target: impl Into<Target>,
+    ) -> Result<Registration, DoorbellError> {
         self.assign_one(Doorbell::new(key, target))
     }
 
-    /// Registers a range of doorbells, with a target for each slot.
+    /// Registers an array of doorbells, with a target for each slot.
     ///
     /// # Errors
     ///
-    /// The range is invalid, has another number of targets than of slots, or collides with a registered doorbell.
-    pub fn assign_range(
+    /// The array is invalid, has another number of targets than of slots, or collides with a registered doorbell.
+    pub fn assign_array(
         &self,
-        range: Range,
+        array: DoorbellArray,
         targets: impl IntoIterator<Item = impl Into<Target>>,
-    ) -> Result<Registration, AssignError> {
-        self.assign_one(Doorbell::range(range, targets))
+    ) -> Result<Registration, DoorbellError> {
+        self.assign_one(Doorbell::array(array, targets))
     }
 
-    fn assign_one(&self, doorbell: Doorbell) -> Result<Registration, AssignError> {
+    fn assign_one(&self, doorbell: Doorbell) -> Result<Registration, DoorbellError> {
         let mut registrations = self.assign_all([doorbell]).map_err(|batch| batch.error)?;
         match registrations.pop() {
             Some(registration) => Ok(registration),
@@ -152,7 +156,7 @@ impl Table {
     pub fn assign_all(
         &self,
         doorbells: impl IntoIterator<Item = Doorbell>,
-    ) -> Result<Vec<Registration>, BatchError<AssignError>> {
+    ) -> Result<Vec<Registration>, BatchError<DoorbellError>> {
         let mut registrations = Vec::new();
         self.replace(&mut registrations, doorbells)?;
         Ok(registrations)
@@ -173,7 +177,7 @@ impl Table {
         &self,
         registrations: &mut Vec<Registration>,
         doorbells: impl IntoIterator<Item = Doorbell>,
-    ) -> Result<(), BatchError<AssignError>> {
+    ) -> Result<(), BatchError<DoorbellError>> {
         let doorbells = doorbells.into_iter();
         let mut additions = Vec::with_capacity(doorbells.size_hint().0);
         for (index, doorbell) in doorbells.enumerate() {
@@ -253,7 +257,7 @@ impl Table {
     /// Offers the table a guest's write of `data`, in the byte order of the host, at `address`.
     ///
     /// Rings the doorbell that it matches, and returns whether there was one (and, if it is a
-    /// [`Queue`](super::Queue), whether that had room). If not, the write is for somebody else: the caller's device
+    /// [`ValueQueue`](super::ValueQueue), whether that had room). If not, the write is for somebody else: the caller's device
     /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only, and those of no bytes match
     /// nothing: no guest makes one.
     #[must_use = "a write that no doorbell took is for the device models"]
@@ -291,7 +295,7 @@ impl Table {
     ///     println!("{:?} {:#x}: {pending:?}", doorbell.bus(), doorbell.address());
     /// }
     /// # assert_eq!(table.doorbells()[0].targets()[0].event().count(), 3);
-    /// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+    /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
     /// ```
     pub fn doorbells(&self) -> Vec<Doorbell> {
         let writer = self.inner.buses.write();
@@ -324,7 +328,7 @@ fn change(
     writer: Writer<'_, Buses, Light>,
     removals: Removals,
     additions: &[Arc<Registered>],
-) -> Result<(), BatchError<AssignError>> {
+) -> Result<(), BatchError<DoorbellError>> {
     if removals.is_empty() && additions.is_empty() {
         return Ok(());
     }
@@ -340,7 +344,7 @@ fn change(
             // SAFETY: the doorbells of the current snapshot live.
             unsafe { old[bus as usize].edited(&places, additions) }.map_err(|index| BatchError {
                 index,
-                error: AssignError::Collision,
+                error: DoorbellError::Collision,
             })
         };
         let buses = [edited(Bus::Mmio, mmio)?, edited(Bus::Pio, pio)?];
@@ -385,7 +389,7 @@ impl fmt::Debug for Table {
 ///     doorbells.write(Bus::Mmio, 0xd000_0050, &[0, 0, 0, 0])
 /// });
 /// assert!(vcpu.join().unwrap());
-/// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+/// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 pub struct Reader {
     table: Table,
@@ -437,7 +441,7 @@ impl Reader {
     /// let doorbells = table.reader().with_signallers(64);
     /// assert!(doorbells.write(Bus::Mmio, 0xd000_0050, &[0, 0, 0, 0]));
     /// assert_eq!(kick.try_read(), Some(1));
-    /// # Ok::<(), doorbell::ioeventfd::AssignError>(())
+    /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
     /// ```
     #[must_use = "the reader that it was is gone"]
     pub fn with_signallers(mut self, doorbells: usize) -> Self {

@@ -8,13 +8,12 @@ use kvm_bindings::{
     KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
     kvm_ioeventfd_flag_nr_pio,
 };
-use kvm_ioctls::VmFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -28,8 +27,8 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// are in two places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost
 /// between the two: when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
-/// A [range](crate::ioeventfd::Range) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
-/// that keeps what was written, is refused with [`Unsupported`], a range with such a target as a whole; the table
+/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
+/// that keeps what was written, is refused with [`Unsupported`], an array with such a target as a whole; the table
 /// serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it.
 /// What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
 ///
@@ -56,22 +55,26 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ///
 /// # Waiting
 ///
-/// A device thread sleeps on the eventfd, then moves what is there to the event and reads that. It must read the event
-/// before it sleeps for the first time, and sleep with a time limit if the table may take a kick meanwhile: in the
-/// moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search overlooks it because doorbells
-/// of several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell is in the second half, which
-/// KVM does not look at. A limit that is shorter than the kernel's next tick makes each sleep dearer.
+/// A device thread waits for both parts of a count: the event, and its [`KernelCount`]. A [`Poller`](crate::poll::Poller) watches both, as in
+/// the example below, or has the kernel's part bound to the event under one key
+/// ([`Poller::add_bound`](crate::poll::Poller::add_bound)). A thread that waits for the eventfd alone misses the kicks
+/// that the table takes: in the moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search
+/// overlooks it because doorbells of several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell
+/// is in the second half, which KVM does not look at.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
+/// use doorbell::poll::{Events, Poller, Watch};
 /// use doorbell::{Event, kvm::KvmListener};
-/// use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// use std::os::fd::{AsRawFd, BorrowedFd};
 /// use std::sync::Arc;
 ///
 /// let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+/// // SAFETY: `vm` keeps its descriptor open. (`VmFd` has no `AsFd` as of kvm-ioctls 0.25.)
+/// let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+/// let kvm = Arc::new(KvmListener::new(vm_fd)?);
 /// let space = AddressSpace::new();
-/// let kvm = Arc::new(KvmListener::new(&vm)?);
-/// assert!(space.add_listener(kvm.clone()).is_clean());
+/// space.add_listener(kvm.clone());
 ///
 /// let bar = space.region(Bus::Mmio, 0x1000);
 /// bar.map(0xe000_0000)?;
@@ -81,15 +84,21 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// }
 ///
 /// // The device thread.
+/// const QUEUE: usize = 0;
+/// const IN_KERNEL: usize = 1;
 /// let in_kernel = kvm.count_of(&queue)?;
-/// let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// let poller = Poller::new();
+/// poller.add(&queue, QUEUE, Watch::READABLE)?;
+/// poller.add_fd(&in_kernel, IN_KERNEL, Watch::READABLE)?;
+/// let mut events = Events::with_capacity(8);
 /// loop {
-///     while let Some(kicks) = queue.try_read() {
+///     poller.wait(&mut events, None)?;
+///     in_kernel.drain();
+///     if let Some(kicks) = queue.try_read() {
 ///         println!("kicked {kicks} times");
 ///     }
-///     poll(&mut [PollFd::new(&in_kernel, PollFlags::IN)], Some(&limit))?;
-///     in_kernel.drain();
 /// }
+/// # #[allow(unreachable_code)]
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct KvmListener {
@@ -107,15 +116,17 @@ struct State {
 }
 
 impl KvmListener {
-    /// For a VM, whose file descriptor is duplicated.
+    /// For a VM, whose file descriptor is duplicated: of any crate's type that is [`AsFd`], or a [`BorrowedFd`].
+    ///
+    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self#waiting) shows how to borrow its
+    /// descriptor.
     ///
     /// # Errors
     ///
-    /// There is no descriptor left (`EMFILE`, `ENFILE`).
-    pub fn new(vm: &VmFd) -> Result<Self, Error> {
-        // SAFETY: `vm` keeps its descriptor open, and is borrowed for as long as this is.
-        let vm = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-        let vm = vm.try_clone_to_owned().map_err(|source| Error {
+    /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first doorbell,
+    /// which is refused with `ENOTTY` if it is not.
+    pub fn new(vm: impl AsFd) -> Result<Self, Error> {
+        let vm = vm.as_fd().try_clone_to_owned().map_err(|source| Error {
             call: "fcntl(F_DUPFD_CLOEXEC)",
             source,
         })?;
@@ -303,20 +314,14 @@ fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &EventHandle)>, Unsupported>
     fn entry(key: Key, target: &Target) -> Result<(Key, &EventHandle), Unsupported> {
         match target {
             Target::Event(event) => Ok((key, event)),
-            Target::Latest(_) | Target::Queue(_) => Err(Unsupported),
+            Target::Latest(_) | Target::ValueQueue(_) => Err(Unsupported),
         }
     }
     match doorbell {
         Doorbell::Single { key, target } => Ok(vec![entry(*key, target)?]),
-        Doorbell::Range { range, targets } => {
-            let addresses =
-                (0..u64::from(range.slots)).map(|slot| range.address + slot * range.stride);
-            let keys = addresses.map(|address| Key {
-                bus: range.bus,
-                address,
-                length: range.length,
-                datamatch: None,
-            });
+        Doorbell::Array { array, targets } => {
+            // A valid array has all its slots.
+            let keys = (0..array.slots).map_while(|slot| array.slot(slot));
             keys.zip(&**targets)
                 .map(|(key, target)| entry(key, target))
                 .collect()
@@ -341,11 +346,33 @@ impl fmt::Debug for KvmListener {
     }
 }
 
-/// The kicks of an [`Event`](crate::Event) that KVM took: an eventfd, to be waited for and drained.
+/// The kicks of an [`Event`](crate::Event) that KVM took: an eventfd that KVM adds to.
 ///
-/// The descriptor ([`AsFd`]) does not block. It becomes readable when KVM takes a kick, and is to be read by
-/// [`drain`](Self::drain) only, or by a [`Poller`](crate::poll::Poller) that it is [bound](crate::poll::Poller::bind)
-/// to its [`event`](Self::event) with. What has no room in the event is left with such a poller until there is room.
+/// The descriptor does not block, is closed on exec, and becomes readable when KVM takes a kick. It can be
+///
+/// * watched, by a [`Poller`](crate::poll::Poller), epoll, `event-manager`, tokio's `AsyncFd` or mio (feature `mio`), with
+///   a [`drain`](Self::drain) when it is readable;
+/// * [bound](crate::poll::Poller::bind) to its [`event`](Self::event) by a poller, which moves the kicks itself. What has
+///   no room in the event is left with such a poller until there is room;
+/// * given to a peer that reads the kicks, such as vhost in the kernel or a vhost-user process. A
+///   [`Forward`](crate::fd::Forward) of the event to the same eventfd passes on what the table takes, so that the peer
+///   gets all kicks from one descriptor, and keeps them when the doorbell moves:
+///
+/// ```no_run
+/// # fn kick_fd(kvm: &doorbell::kvm::KvmListener) -> Result<(), Box<dyn std::error::Error>> {
+/// use doorbell::{Event, fd::Forward};
+/// use std::os::fd::AsFd;
+/// use std::sync::Arc;
+///
+/// let queue = Arc::new(Event::new(0));
+/// let count = kvm.count_of(&queue)?;
+/// let _to_vhost = Forward::with_fd(&queue, count.as_fd().try_clone_to_owned()?);
+/// // … and the descriptor goes to VHOST_SET_VRING_KICK.
+/// # Ok(())
+/// # }
+/// ```
+///
+/// [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) then leaves the kicks where the peer reads them.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
     event: EventHandle,
@@ -383,3 +410,12 @@ impl AsFd for KernelCount {
         self.fd.as_fd()
     }
 }
+
+impl AsRawFd for KernelCount {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+#[cfg(feature = "mio")]
+crate::fd::mio::source!(KernelCount);

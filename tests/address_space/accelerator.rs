@@ -1,10 +1,10 @@
 use doorbell::event::EventHandle;
-use doorbell::ioeventfd::space::{Change, Listener, RefusalError};
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Range, Target};
+use doorbell::ioeventfd::space::{Listener, ListenerCall, RefusalError};
+use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Target};
 use std::sync::{Arc, Mutex};
 
 /// What a listener was asked.
-pub type Asked = (&'static str, Change, Doorbell);
+pub type Asked = (&'static str, ListenerCall, Doorbell);
 
 /// Stands in for KVM: takes doorbells, checks that it is asked for nothing senseless, and takes writes.
 pub struct Accelerator {
@@ -14,7 +14,7 @@ pub struct Accelerator {
     log: Arc<Mutex<Vec<Asked>>>,
     /// With each doorbell, the events that have not been told of its writes.
     held: Mutex<Vec<(Doorbell, Vec<EventHandle>)>>,
-    refuses: fn(Change, &Doorbell) -> bool,
+    refuses: fn(ListenerCall, &Doorbell) -> bool,
 }
 
 impl Accelerator {
@@ -27,7 +27,7 @@ impl Accelerator {
         name: &'static str,
         priority: i32,
         log: &Arc<Mutex<Vec<Asked>>>,
-        refuses: fn(Change, &Doorbell) -> bool,
+        refuses: fn(ListenerCall, &Doorbell) -> bool,
     ) -> Self {
         Accelerator {
             name,
@@ -57,10 +57,10 @@ impl Accelerator {
         hit.is_some()
     }
 
-    fn answer(&self, change: Change, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        let asked = (self.name, change, doorbell.clone());
+    fn answer(&self, call: ListenerCall, doorbell: &Doorbell) -> Result<(), RefusalError> {
+        let asked = (self.name, call, doorbell.clone());
         self.log.lock().unwrap().push(asked);
-        match (self.refuses)(change, doorbell) {
+        match (self.refuses)(call, doorbell) {
             true => Err("as told".into()),
             false => Ok(()),
         }
@@ -77,7 +77,7 @@ impl Listener for Accelerator {
     }
 
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
-        self.answer(Change::Add, doorbell)?;
+        self.answer(ListenerCall::Add, doorbell)?;
         let mut held = self.held.lock().unwrap();
         for (other, _) in &*held {
             assert!(!collide(other, doorbell), "{doorbell:?} and {other:?}");
@@ -94,7 +94,7 @@ impl Listener for Accelerator {
             held.remove(place).1
         };
         kicks.iter().for_each(|event| event.signal());
-        self.answer(Change::Delete, doorbell)
+        self.answer(ListenerCall::Delete, doorbell)
     }
 }
 
@@ -102,19 +102,21 @@ impl Listener for Accelerator {
 pub fn order(doorbell: &Doorbell) -> (Bus, u64, u32, Option<u64>) {
     let (length, datamatch) = match doorbell {
         Doorbell::Single { key, .. } => (key.length, key.datamatch),
-        Doorbell::Range { range, .. } => (range.length, None),
+        Doorbell::Array { array, .. } => (array.length, None),
+        other => unreachable!("{other:?}"),
     };
     (doorbell.bus(), doorbell.address(), length, datamatch)
 }
 
-/// The addresses that a range has to itself.
-pub fn addresses(range: &Range) -> std::ops::Range<u64> {
-    range.address..range.address + range.stride * u64::from(range.slots)
+/// The addresses that an array has to itself.
+pub fn addresses(array: &DoorbellArray) -> std::ops::Range<u64> {
+    let size = array.stride * u64::from(array.slots);
+    array.address..array.address + size.max(1)
 }
 
-/// KVM's collision rule, and the table's for ranges.
+/// KVM's collision rule, and the table's for arrays.
 pub fn collide(a: &Doorbell, b: &Doorbell) -> bool {
-    use Doorbell::{Range, Single};
+    use Doorbell::{Array, Single};
     if a.bus() != b.bus() {
         return false;
     }
@@ -125,12 +127,13 @@ pub fn collide(a: &Doorbell, b: &Doorbell) -> bool {
             a.address == b.address
                 && (a.length == 0 || b.length == 0 || a.length == b.length && same_data)
         }
-        (Range { range: a, .. }, Range { range: b, .. }) => {
+        (Array { array: a, .. }, Array { array: b, .. }) => {
             addresses(a).any(|address| addresses(b).contains(&address))
         }
-        (Range { range, .. }, Single { key, .. }) | (Single { key, .. }, Range { range, .. }) => {
-            addresses(range).contains(&key.address)
+        (Array { array, .. }, Single { key, .. }) | (Single { key, .. }, Array { array, .. }) => {
+            addresses(array).contains(&key.address)
         }
+        other => unreachable!("{other:?}"),
     }
 }
 
@@ -147,19 +150,16 @@ pub fn rung<'a>(doorbell: &'a Doorbell, bus: Bus, address: u64, data: &[u8]) -> 
     };
     match doorbell {
         Doorbell::Single { key, target } => matches(key).then_some(target),
-        Doorbell::Range { range, targets } => {
-            let mut slots = addresses(range)
-                .step_by(range.stride as usize)
-                .zip(&**targets);
-            let slot = slots.find(|&(address, _)| {
-                matches(&Key {
-                    bus: range.bus,
-                    address,
-                    length: range.length,
-                    datamatch: None,
-                })
+        Doorbell::Array { array, targets } => {
+            let mut slots = (0..).zip(&**targets);
+            let slot = slots.find(|&(slot, _)| {
+                let address = array.address + array.stride * slot;
+                let mut key = Key::new(array.bus, address, array.length);
+                key.datamatch = (array.stride == 0).then_some(slot);
+                matches(&key)
             });
             slot.map(|(_, target)| target)
         }
+        other => unreachable!("{other:?}"),
     }
 }

@@ -10,6 +10,7 @@ mod errors;
 mod freed;
 mod model;
 mod rules;
+mod state;
 mod threads;
 #[path = "../common/watchdog.rs"]
 mod watchdog;

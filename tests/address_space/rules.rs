@@ -4,9 +4,9 @@ use crate::freed::wait_until_alone;
 use crate::watchdog::limit;
 use doorbell::Event;
 use doorbell::ioeventfd::space::{
-    AddError, AddressSpace, Change, Listener, MapError, RefusalError, Region, Report,
+    AddError, AddressSpace, CommitReport, Listener, ListenerCall, MapError, RefusalError, Region,
 };
-use doorbell::ioeventfd::{AssignError, Bus, Doorbell, Key, Kick, Queue, Range};
+use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, DoorbellError, Key, Kick, ValueQueue};
 use std::error::Error;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,7 +167,7 @@ fn what_a_listener_changes_is_in_force_when_the_commit_returns() {
     let [refusal] = &report.refusals[..] else {
         panic!("{report:?}")
     };
-    assert_eq!(refusal.change, Change::Delete);
+    assert_eq!(refusal.call, ListenerCall::Delete);
     // Its region is dropped outside of the listener's own lock, as dropping it tells the listener.
     let region = listener.0.lock().unwrap().take();
     drop(region);
@@ -190,7 +190,7 @@ fn a_refused_doorbell_is_served_and_reported() {
         panic!("{report:?}")
     };
     assert_eq!(refusal.listener, "picky");
-    assert_eq!(refusal.change, Change::Add);
+    assert_eq!(refusal.call, ListenerCall::Add);
     assert_eq!(refusal.doorbell, space.doorbells()[0]);
     assert_eq!(refusal.source().unwrap().to_string(), "as told");
     assert_eq!(
@@ -254,7 +254,7 @@ fn errors_carry_the_errno() {
     assert_eq!(add(0xffd, 4), AddError::Outside);
     assert_eq!(add(0x1000, 0), AddError::Outside);
     assert_becomes(add(0x1000, 0), ErrorKind::InvalidInput);
-    assert_eq!(add(0x10, 0), AddError::Assign(AssignError::Collision));
+    assert_eq!(add(0x10, 0), AddError::Assign(DoorbellError::Collision));
     assert_becomes(add(0x10, 0), ErrorKind::AlreadyExists);
     assert_eq!(region.map(u64::MAX - 0xfff).err(), Some(MapError));
     assert_becomes(MapError, ErrorKind::InvalidInput);
@@ -268,15 +268,18 @@ fn errors_carry_the_errno() {
     }
 }
 
-/// A range goes with its region, is out of the way as a whole where another region covers a part of it, and keeps the
+/// An array goes with its region, is out of the way as a whole where another region covers a part of it, and keeps the
 /// numbers of its slots.
 #[test]
 fn a_range_stands_as_a_whole() {
     let space = AddressSpace::new();
     let bar = space.region(Bus::Mmio, 0x1000);
     let event = Arc::new(Event::new(0));
-    let queue = Arc::new(Queue::new(&event, 4));
-    let slots = Doorbell::range(Range::mmio(0x100, 4, 16).with_length(4), [&queue; 16]);
+    let queue = Arc::new(ValueQueue::new(&event, 4));
+    let slots = Doorbell::array(
+        DoorbellArray::mmio(0x100, 4, 16).with_length(4),
+        [&queue; 16],
+    );
     assert!(bar.map(BASE).unwrap().is_clean());
     assert!(bar.add(slots.clone()).unwrap().is_clean());
     let slot_5 = 0x100 + 4 * 5;
@@ -285,7 +288,7 @@ fn a_range_stands_as_a_whole() {
     assert!(!kick(&space, BASE + slot_5));
     assert!(kick(&space, 2 * BASE + slot_5));
 
-    // It covers the last slot only, then nothing of the range.
+    // It covers the last slot only, then nothing of the array.
     let above = space.region_with_priority(Bus::Mmio, 0x100, 1);
     assert!(above.map(2 * BASE + 0x13c).unwrap().is_clean());
     assert!(!kick(&space, 2 * BASE + slot_5));
@@ -301,7 +304,7 @@ fn a_range_stands_as_a_whole() {
     assert!(bar.del(&slots).is_err());
     assert_eq!(event.try_read(), Some(4));
     let kicks: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-    assert_eq!(kicks, [Kick { slot: 5, value: 0 }; 4]);
+    assert_eq!(kicks, [Kick::new(5, 0); 4]);
 }
 
 #[test]
@@ -358,7 +361,7 @@ fn an_empty_write_is_no_doorbells() {
     assert!(region.map(BASE).unwrap().is_clean());
     for doorbell in [
         Doorbell::new(Key::mmio(0x10, 0), &event),
-        Doorbell::range(Range::mmio(0x20, 4, 4), [&event; 4]),
+        Doorbell::array(DoorbellArray::mmio(0x20, 4, 4), [&event; 4]),
     ] {
         assert!(region.add(doorbell).unwrap().is_clean());
     }
@@ -475,12 +478,12 @@ fn listeners_drain_and_hear_the_end() {
 #[test]
 fn a_listener_that_panics() {
     struct Panics {
-        when: Change,
+        when: ListenerCall,
         priority: i32,
     }
     impl Panics {
-        fn told(&self, change: Change) -> Result<(), RefusalError> {
-            assert_ne!(self.when, change, "for the test");
+        fn told(&self, call: ListenerCall) -> Result<(), RefusalError> {
+            assert_ne!(self.when, call, "for the test");
             Ok(())
         }
     }
@@ -492,25 +495,25 @@ fn a_listener_that_panics() {
             self.priority
         }
         fn eventfd_add(&self, _: &Doorbell) -> Result<(), RefusalError> {
-            self.told(Change::Add)
+            self.told(ListenerCall::Add)
         }
         fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
-            self.told(Change::Delete)
+            self.told(ListenerCall::Delete)
         }
     }
-    for when in [Change::Add, Change::Delete] {
+    for when in [ListenerCall::Add, ListenerCall::Delete] {
         // Before the other listener, whether doorbells come or go, and behind it.
         for priority in [-1, 1] {
             let space = AddressSpace::new();
             let other = Arc::new(Accelerator::new());
             assert!(space.add_listener(Arc::clone(&other) as _).is_clean());
             let (region, event) = region(&space);
-            let panics = |call: &dyn Fn() -> Report| {
+            let panics = |call: &dyn Fn() -> CommitReport| {
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
             };
             let listener = Arc::new(Panics { when, priority });
             let added = panics(&|| space.add_listener(Arc::clone(&listener) as _));
-            assert_eq!(added, when == Change::Add);
+            assert_eq!(added, when == ListenerCall::Add);
             for base in [0x1000, 0x2000, 0x3000] {
                 assert!(panics(&|| region.map(base).unwrap()));
                 let expected = [Doorbell::new(Key::mmio(base + 0x10, 4), &event)];
@@ -522,7 +525,7 @@ fn a_listener_that_panics() {
             assert_eq!(event.try_read(), Some(3));
             let remove = std::panic::AssertUnwindSafe(|| region.remove());
             let removed = std::panic::catch_unwind(remove);
-            assert_eq!(removed.is_err(), when == Change::Delete);
+            assert_eq!(removed.is_err(), when == ListenerCall::Delete);
             assert_eq!(other.holds(), []);
         }
     }

@@ -7,13 +7,14 @@
 #[path = "../common/errors.rs"]
 mod errors;
 mod script;
+mod state;
 mod threads;
 
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Event;
 use doorbell::ioeventfd::{
-    AssignError, BatchError, Bus, DeassignError, Doorbell, Key, Kick, Latest, Queue, Range,
-    Registration, Table,
+    BatchError, Bus, DeassignError, Doorbell, DoorbellArray, DoorbellError, Key, Kick, Latest,
+    Registration, Table, Target, ValueQueue,
 };
 use errors::assert_becomes;
 use proptest::prelude::*;
@@ -49,17 +50,14 @@ fn a_reader_remembers_less_than_there_is() {
         let reader = table.reader();
         let mut there = BTreeMap::new();
         if with_range {
-            let range = Range::mmio(1 << 20, 4, 64);
+            let array = DoorbellArray::mmio(1 << 20, 4, 64);
             let targets = (0..64).map(|_| &event);
-            table.assign_range(range, targets).unwrap().keep();
+            table.assign_array(array, targets).unwrap().keep();
         }
         for _ in 0..200 {
             for _ in 0..20 {
                 let bus = [Bus::Mmio, Bus::Pio][random.usize(..2)];
-                let key = Key {
-                    bus,
-                    ..Key::mmio(random.u64(..1000), 4)
-                };
+                let key = Key::new(bus, random.u64(..1000), 4);
                 match there.remove(&key) {
                     Some(registration) => drop::<Registration>(registration),
                     None => _ = there.insert(key, table.assign(key, &event).unwrap()),
@@ -67,10 +65,7 @@ fn a_reader_remembers_less_than_there_is() {
             }
             for _ in 0..500 {
                 let bus = [Bus::Mmio, Bus::Pio][random.usize(..2)];
-                let key = Key {
-                    bus,
-                    ..Key::mmio(random.u64(..1000), 4)
-                };
+                let key = Key::new(bus, random.u64(..1000), 4);
                 // Another length is another matter.
                 let length = [4, 4, 4, 2][random.usize(..4)];
                 let expected = u64::from(length == 4 && there.contains_key(&key));
@@ -148,19 +143,19 @@ fn batches_are_all_or_nothing() {
         (
             vec![at(A, 4), at(A, 3)],
             1,
-            AssignError::Length,
+            DoorbellError::Length,
             ErrorKind::InvalidInput,
         ),
         (
             vec![at(A, 4), at(A + 8, 4)],
             1,
-            AssignError::Collision,
+            DoorbellError::Collision,
             ErrorKind::AlreadyExists,
         ),
         (
             vec![at(A, 4), at(A + 4, 4), at(A, 0)],
             2,
-            AssignError::Collision,
+            DoorbellError::Collision,
             ErrorKind::AlreadyExists,
         ),
     ];
@@ -207,7 +202,7 @@ fn replace_moves() {
         result,
         Err(BatchError {
             index: 1,
-            error: AssignError::Collision
+            error: DoorbellError::Collision
         })
     );
     assert!(table.write(Bus::Mmio, A, &[0; 4]));
@@ -219,13 +214,13 @@ fn replace_moves() {
     drop(other);
 }
 
-/// A range rings the slot that a write starts at, whatever is between the slots or beyond the last being nobody's.
+/// An array rings the slot that a write starts at, whatever is between the slots or beyond the last being nobody's.
 #[test]
 fn range_slots() {
     let table = Table::new();
     let events: [Arc<Event>; 3] = std::array::from_fn(|_| event());
-    let range = Range::pio(0xc000, 4, 3).with_length(2);
-    let registration = table.assign_range(range, &events).unwrap();
+    let array = DoorbellArray::pio(0xc000, 4, 3).with_length(2);
+    let registration = table.assign_array(array, &events).unwrap();
     for (offset, slot) in [
         (0, Some(0)),
         (4, Some(1)),
@@ -246,60 +241,166 @@ fn range_slots() {
     assert!(!table.write(Bus::Pio, 0xc004, &[0; 2]));
 }
 
-/// Nothing else may start inside a range, and a range may not enclose what is there.
+/// Nothing else may start inside an array, and an array may not enclose what is there.
 #[test]
 fn range_collisions() {
     let table = Table::new();
     let event = event();
     let _range = table
-        .assign_range(Range::mmio(A, 8, 4), [&event; 4])
+        .assign_array(DoorbellArray::mmio(A, 8, 4), [&event; 4])
         .unwrap();
     let single = |address| table.assign(Key::mmio(address, 8), &event).map(drop);
-    let range = |address, slots| {
+    let array = |address, slots| {
         table
-            .assign_range(Range::mmio(address, 8, slots), vec![&event; slots as usize])
+            .assign_array(
+                DoorbellArray::mmio(address, 8, slots),
+                vec![&event; slots as usize],
+            )
             .map(drop)
     };
     for inside in [A, A + 1, A + 24, A + 31] {
-        assert_eq!(single(inside), Err(AssignError::Collision), "{inside:#x}");
-        assert_eq!(range(inside, 1), Err(AssignError::Collision), "{inside:#x}");
+        assert_eq!(single(inside), Err(DoorbellError::Collision), "{inside:#x}");
+        assert_eq!(
+            array(inside, 1),
+            Err(DoorbellError::Collision),
+            "{inside:#x}"
+        );
     }
-    assert_eq!(range(A - 8, 2), Err(AssignError::Collision));
-    assert_eq!(range(A - 64, 64), Err(AssignError::Collision));
+    assert_eq!(array(A - 8, 2), Err(DoorbellError::Collision));
+    assert_eq!(array(A - 64, 64), Err(DoorbellError::Collision));
     // What starts outside may reach in, as with single doorbells.
     for outside in [A - 8, A - 1, A + 32] {
         assert_eq!(single(outside), Ok(()), "{outside:#x}");
     }
-    assert_eq!(range(A - 8, 1), Ok(()));
-    assert_eq!(range(A + 32, 1), Ok(()));
+    assert_eq!(array(A - 8, 1), Ok(()));
+    assert_eq!(array(A + 32, 1), Ok(()));
 }
 
-/// What a range must be.
+/// What an array must be.
 #[test]
-fn range_validation() {
+fn array_validation() {
     let table = Table::new();
     let event = event();
-    let assign = |range, targets| {
-        let result = table.assign_range(range, vec![&event; targets]).map(drop);
+    let assign = |array, targets| {
+        let result = table.assign_array(array, vec![&event; targets]).map(drop);
         result.inspect_err(|&error| assert_becomes(error, ErrorKind::InvalidInput))
     };
-    assert_eq!(assign(Range::mmio(A, 0, 1), 1), Err(AssignError::Stride));
-    assert_eq!(assign(Range::mmio(A, 12, 1), 1), Err(AssignError::Stride));
-    assert_eq!(assign(Range::mmio(A, 4, 0), 0), Err(AssignError::Slots));
-    assert_eq!(assign(Range::mmio(A, 4, 2), 3), Err(AssignError::Slots));
     assert_eq!(
-        assign(Range::mmio(A, 1 << 63, 2), 2),
-        Err(AssignError::Wrap)
+        assign(DoorbellArray::mmio(A, 12, 1), 1),
+        Err(DoorbellError::Stride)
     );
     assert_eq!(
-        assign(Range::mmio(u64::MAX - 7, 4, 2), 2),
-        Err(AssignError::Wrap)
+        assign(DoorbellArray::mmio(A, 4, 0), 0),
+        Err(DoorbellError::Slots)
     );
-    assert_eq!(assign(Range::mmio(u64::MAX - 8, 4, 2), 2), Ok(()));
     assert_eq!(
-        assign(Range::mmio(A, 4, 1).with_length(3), 1),
-        Err(AssignError::Length)
+        assign(DoorbellArray::mmio(A, 4, 2), 3),
+        Err(DoorbellError::Slots)
     );
+    assert_eq!(
+        assign(DoorbellArray::mmio(A, 1 << 63, 2), 2),
+        Err(DoorbellError::Wrap)
+    );
+    assert_eq!(
+        assign(DoorbellArray::mmio(u64::MAX - 7, 4, 2), 2),
+        Err(DoorbellError::Wrap)
+    );
+    assert_eq!(assign(DoorbellArray::mmio(u64::MAX - 8, 4, 2), 2), Ok(()));
+    assert_eq!(
+        assign(DoorbellArray::mmio(A, 4, 1).with_length(3), 1),
+        Err(DoorbellError::Length)
+    );
+}
+
+/// With a `notify_off_multiplier` of 0, all queues have one address, which nobody else may have, and a write of 2 bytes
+/// says which queue is meant. The table and a reader find the same.
+#[test]
+fn an_array_without_a_stride_goes_by_the_value_written() {
+    let table = Table::new();
+    let reader = table.reader();
+    let kick = event();
+    let queue = Arc::new(ValueQueue::new(&kick, 8));
+    let events: [Arc<Event>; 3] = std::array::from_fn(|_| event());
+    let array = DoorbellArray::virtio_pci(A, 0, 4);
+    assert_eq!((array.stride, array.slots, array.length), (0, 4, 2));
+    let mut targets: Vec<Target> = events.iter().map(Target::from).collect();
+    targets.push((&queue).into());
+    let registration = table.assign_array(array, &targets).unwrap();
+
+    type Write<'a> = &'a dyn Fn(u64, &[u8]) -> bool;
+    let by_table: Write = &|address, data| table.write(Bus::Mmio, address, data);
+    let by_reader: Write = &|address, data| reader.write(Bus::Mmio, address, data);
+    for write in [by_table, by_reader, by_reader] {
+        for (slot, event) in (0_u16..).zip(&events) {
+            assert!(write(A, &slot.to_ne_bytes()));
+            assert_eq!(event.try_read(), Some(1), "{slot}");
+        }
+        assert!(write(A, &3_u16.to_ne_bytes()));
+        assert_eq!(queue.pop(), Some(Kick::new(3, 3)));
+        assert_eq!(kick.try_read(), Some(1));
+        for other in [4_u16, 0x100, 0x103, u16::MAX] {
+            assert!(!write(A, &other.to_ne_bytes()), "{other:#x}");
+        }
+        assert!(!write(A, &[0]) && !write(A, &[0; 4]) && !write(A, &[0; 8]));
+        assert!(!write(A + 1, &[0; 2]) && !write(A + 2, &[0; 2]) && !write(A - 2, &[0; 2]));
+    }
+    assert_eq!(events.each_ref().map(|event| event.count()), [0; 3]);
+
+    // The address is taken, for all lengths; the next one is not.
+    let single = |key| table.assign(key, &kick).map(drop);
+    for length in [0, 1, 2, 4, 8] {
+        let key = Key::mmio(A, length);
+        assert_eq!(single(key), Err(DoorbellError::Collision), "{length}");
+    }
+    assert_eq!(single(Key::mmio(A + 1, 2)), Ok(()));
+    let spread = table.assign_array(DoorbellArray::mmio(A - 8, 8, 2), [&kick; 2]);
+    assert_eq!(spread.map(drop), Err(DoorbellError::Collision));
+    drop(registration);
+    assert_eq!(single(Key::mmio(A, 8)), Ok(()));
+
+    // Slot by slot, it is what KVM would be given.
+    let keys: Vec<_> = (0..5).map(|slot| array.slot(slot)).collect();
+    let key = |slot| Some(Key::mmio(A, 2).with_datamatch(slot));
+    assert_eq!(keys, [key(0), key(1), key(2), key(3), None]);
+    let spread = DoorbellArray::virtio_pci(A, 4, 2);
+    let keys = [0, 1, 2].map(|slot| spread.slot(slot));
+    assert_eq!(
+        keys,
+        [Some(Key::mmio(A, 0)), Some(Key::mmio(A + 4, 0)), None]
+    );
+}
+
+/// What an array without a stride must be, and what the errors say to do.
+#[test]
+fn an_array_without_a_stride_needs_a_length() {
+    let table = Table::new();
+    let event = event();
+    let assign = |array: DoorbellArray| {
+        let targets = vec![&event; array.slots as usize];
+        table.assign_array(array, targets).map(drop)
+    };
+    let array = DoorbellArray::mmio(A, 0, 256);
+    let error = assign(array).unwrap_err();
+    assert_eq!(error, DoorbellError::WildcardDatamatch);
+    assert!(
+        error.to_string().contains("stride 0, needs a length"),
+        "{error}"
+    );
+    let error = assign(DoorbellArray::mmio(A, 3, 1)).unwrap_err();
+    assert!(error.to_string().contains("or 0"), "{error}");
+    assert_eq!(assign(array.with_length(1)), Ok(()));
+    let wide = DoorbellArray::mmio(A, 0, 257);
+    assert_eq!(
+        assign(wide.with_length(1)),
+        Err(DoorbellError::DatamatchWidth)
+    );
+    assert_eq!(assign(wide.with_length(2)), Ok(()));
+    let none = DoorbellArray::mmio(A, 0, 0);
+    assert_eq!(assign(none.with_length(2)), Err(DoorbellError::Slots));
+    assert_eq!(assign(wide.with_length(3)), Err(DoorbellError::Length));
+    let end = DoorbellArray::mmio(u64::MAX - 2, 0, 2);
+    assert_eq!(assign(end.with_length(2)), Ok(()));
+    assert_eq!(assign(end.with_length(4)), Err(DoorbellError::Wrap));
 }
 
 /// The value is there when the event is, of each width; one event serves many cells.
@@ -308,7 +409,9 @@ fn latest_values() {
     let table = Table::new();
     let kick = event();
     let cells: [Arc<Latest>; 2] = std::array::from_fn(|_| Arc::new(Latest::new(&kick, 99)));
-    let _range = table.assign_range(Range::mmio(A, 8, 2), &cells).unwrap();
+    let _range = table
+        .assign_array(DoorbellArray::mmio(A, 8, 2), &cells)
+        .unwrap();
     let reader = table.reader();
     assert_eq!(cells[1].value(), 99);
     let value = 0x8182_8384_8586_8788_u64;
@@ -334,18 +437,18 @@ fn latest_values() {
 fn queue_refuses_when_full() {
     let table = Table::new();
     let kick = event();
-    let queue = Arc::new(Queue::new(&kick, 2));
+    let queue = Arc::new(ValueQueue::new(&kick, 2));
     let _range = table
-        .assign_range(Range::mmio(A, 4, 3), [&queue; 3])
+        .assign_array(DoorbellArray::mmio(A, 4, 3), [&queue; 3])
         .unwrap();
     let write = |slot: u64, value: u8| table.write(Bus::Mmio, A + 4 * slot, &[value]);
     assert!(write(2, 7) && write(0, 8));
     assert!(!write(1, 9));
     assert_eq!(kick.read(), 2);
-    assert_eq!(queue.pop(), Some(Kick { slot: 2, value: 7 }));
+    assert_eq!(queue.pop(), Some(Kick::new(2, 7)));
     assert!(write(1, 9));
-    assert_eq!(queue.pop(), Some(Kick { slot: 0, value: 8 }));
-    assert_eq!(queue.pop(), Some(Kick { slot: 1, value: 9 }));
+    assert_eq!(queue.pop(), Some(Kick::new(0, 8)));
+    assert_eq!(queue.pop(), Some(Kick::new(1, 9)));
     assert_eq!((queue.pop(), kick.read()), (None, 1));
 }
 
@@ -357,7 +460,7 @@ fn snapshot_and_restore() {
     let _registrations = table
         .assign_all([
             Doorbell::new(Key::pio(0xc050, 2).with_datamatch(1), &events[1]),
-            Doorbell::range(Range::mmio(A, 4, 2), &events[..2]),
+            Doorbell::array(DoorbellArray::mmio(A, 4, 2), &events[..2]),
             Doorbell::new(Key::mmio(A - 4, 0), &events[2]),
         ])
         .unwrap();

@@ -4,8 +4,8 @@
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Event;
 use doorbell::ioeventfd::{
-    AssignError, BatchError, Bus, Doorbell, Key, Kick, Latest, Queue, Range, Reader, Registration,
-    Table, Target,
+    BatchError, Bus, Doorbell, DoorbellArray, DoorbellError, Key, Kick, Latest, Reader,
+    Registration, Table, Target, ValueQueue,
 };
 use std::array;
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ struct Sketch {
     place: u8,
     length: u8,
     datamatch: Option<u8>,
-    range: Option<(u8, u8)>,
+    array: Option<(u8, u8)>,
     target: u8,
 }
 
@@ -91,7 +91,7 @@ const QUEUE: usize = 3;
 struct Targets {
     events: [Arc<Event>; EVENTS],
     latest: [Arc<Latest>; PAYLOADS],
-    queues: [Arc<Queue>; PAYLOADS],
+    queues: [Arc<ValueQueue>; PAYLOADS],
 }
 
 impl Targets {
@@ -99,7 +99,7 @@ impl Targets {
         let events = array::from_fn(|_| Arc::new(Event::new(0)));
         Targets {
             latest: array::from_fn(|i| Arc::new(Latest::new(&events[i], 0))),
-            queues: array::from_fn(|i| Arc::new(Queue::new(&events[i], QUEUE))),
+            queues: array::from_fn(|i| Arc::new(ValueQueue::new(&events[i], QUEUE))),
             events,
         }
     }
@@ -127,40 +127,36 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Key(Key),
-    Range(Range),
+    Array(DoorbellArray),
 }
 
 impl Sketch {
     fn entry(&self, id: usize) -> Entry {
         let length = LENGTHS[usize::from(self.length % 16)];
         let first = usize::from(self.target);
-        match self.range.filter(|_| self.place % 4 == 0) {
-            None => Entry {
-                id,
-                place: Place::Key(Key {
-                    bus: bus(self.mmio),
-                    address: address(self.place),
-                    length,
-                    datamatch: self.datamatch.map(value),
-                }),
-                targets: vec![first],
-            },
+        match self.array.filter(|_| self.place % 4 == 0) {
+            None => {
+                let mut key = Key::new(bus(self.mmio), address(self.place), length);
+                key.datamatch = self.datamatch.map(value);
+                Entry {
+                    id,
+                    place: Place::Key(key),
+                    targets: vec![first],
+                }
+            }
             Some((stride, slots)) => {
-                let range = Range {
-                    bus: bus(self.mmio),
-                    address: address(self.place),
-                    stride: match stride % 8 {
-                        stride @ 0..=4 => stride.into(),
-                        5 => 1 << 62,
-                        _ => 8,
-                    },
-                    slots: (slots % 6).into(),
-                    length,
+                let stride = match stride % 8 {
+                    stride @ 0..=4 => stride.into(),
+                    5 => 1 << 62,
+                    _ => 8,
                 };
+                let (bus, address) = (bus(self.mmio), address(self.place));
+                let array = DoorbellArray::new(bus, address, stride, (slots % 6).into());
+                let array = array.with_length(length);
                 let targets = usize::from(slots % 6) + usize::from(slots > 0xf0);
                 Entry {
                     id,
-                    place: Place::Range(range),
+                    place: Place::Array(array),
                     targets: (first..first + targets).collect(),
                 }
             }
@@ -172,8 +168,8 @@ impl Entry {
     fn doorbell(&self, targets: &Targets) -> Doorbell {
         match self.place {
             Place::Key(key) => Doorbell::new(key, targets.get(self.targets[0])),
-            Place::Range(range) => {
-                Doorbell::range(range, self.targets.iter().map(|&n| targets.get(n)))
+            Place::Array(array) => {
+                Doorbell::array(array, self.targets.iter().map(|&n| targets.get(n)))
             }
         }
     }
@@ -181,66 +177,71 @@ impl Entry {
     fn bus(&self) -> Bus {
         match self.place {
             Place::Key(key) => key.bus,
-            Place::Range(range) => range.bus,
+            Place::Array(array) => array.bus,
         }
     }
 
     fn address(&self) -> u64 {
         match self.place {
             Place::Key(key) => key.address,
-            Place::Range(range) => range.address,
+            Place::Array(array) => array.address,
         }
     }
 
     fn end(&self) -> u128 {
         let size = match self.place {
             Place::Key(key) => key.length.into(),
-            Place::Range(range) => u128::from(range.stride) * u128::from(range.slots),
+            Place::Array(array) if array.stride == 0 => array.length.into(),
+            Place::Array(array) => u128::from(array.stride) * u128::from(array.slots),
         };
         u128::from(self.address()) + size
     }
 
-    fn validate(&self) -> Result<(), AssignError> {
+    fn validate(&self) -> Result<(), DoorbellError> {
         let length = match self.place {
-            Place::Range(range) if ![1, 2, 4, 8, 16, 1 << 62].contains(&range.stride) => {
-                return Err(AssignError::Stride);
+            Place::Array(array) if ![0, 1, 2, 4, 8, 16, 1 << 62].contains(&array.stride) => {
+                return Err(DoorbellError::Stride);
             }
-            Place::Range(range) if range.slots == 0 => return Err(AssignError::Slots),
+            Place::Array(array) if array.slots == 0 => return Err(DoorbellError::Slots),
             // Too large for any address: told before the length is looked at.
-            Place::Range(range)
-                if (u128::from(range.stride) * u128::from(range.slots)) >> 64 != 0 =>
+            Place::Array(array)
+                if (u128::from(array.stride) * u128::from(array.slots)) >> 64 != 0 =>
             {
-                return Err(AssignError::Wrap);
+                return Err(DoorbellError::Wrap);
             }
-            Place::Range(range) => range.length,
+            Place::Array(array) => array.length,
             Place::Key(key) => key.length,
         };
         if ![0, 1, 2, 4, 8].contains(&length) {
-            return Err(AssignError::Length);
+            return Err(DoorbellError::Length);
         }
         if self.end() > u64::MAX.into() {
-            return Err(AssignError::Wrap);
+            return Err(DoorbellError::Wrap);
         }
         match self.place {
             Place::Key(key) => match key.datamatch {
-                Some(_) if length == 0 => Err(AssignError::WildcardDatamatch),
+                Some(_) if length == 0 => Err(DoorbellError::WildcardDatamatch),
                 Some(value) if u128::from(value) >= 1 << (8 * length) => {
-                    Err(AssignError::DatamatchWidth)
+                    Err(DoorbellError::DatamatchWidth)
                 }
                 _ => Ok(()),
             },
-            Place::Range(range) if range.slots as usize != self.targets.len() => {
-                Err(AssignError::Slots)
+            Place::Array(array) if array.stride == 0 && length == 0 => {
+                Err(DoorbellError::WildcardDatamatch)
             }
-            Place::Range(_) => Ok(()),
+            Place::Array(array) if array.slots as usize != self.targets.len() => {
+                Err(DoorbellError::Slots)
+            }
+            Place::Array(_) => Ok(()),
         }
     }
 
     fn collides(&self, other: &Entry) -> bool {
-        let inside = |range: &Entry, other: &Entry| {
-            matches!(range.place, Place::Range(_))
-                && range.address() <= other.address()
-                && u128::from(other.address()) < range.end()
+        let inside = |array: &Entry, other: &Entry| {
+            matches!(array.place, Place::Array(_))
+                && array.address() <= other.address()
+                && (other.address() == array.address()
+                    || !array.is_by_value() && u128::from(other.address()) < array.end())
         };
         let both = match (self.place, other.place) {
             (Place::Key(a), Place::Key(b)) => {
@@ -256,18 +257,25 @@ impl Entry {
         self.bus() == other.bus() && (both || inside(self, other) || inside(other, self))
     }
 
+    fn is_by_value(&self) -> bool {
+        matches!(self.place, Place::Array(array) if array.stride == 0)
+    }
+
     /// The slot that a write rings.
     fn slot(&self, bus: Bus, address: u64, data: &[u8]) -> Option<usize> {
         let (length, value) = match self.place {
             Place::Key(key) => (key.length, key.datamatch),
-            Place::Range(range) => (range.length, None),
+            Place::Array(array) => (array.length, None),
         };
         let rings = bus == self.bus()
             && (length == 0 || length as usize == data.len())
             && (value.is_none() || value == payload(data));
         let starts = |slot: &usize| match self.place {
             Place::Key(key) => key.address == address,
-            Place::Range(range) => range.address + range.stride * *slot as u64 == address,
+            Place::Array(array) if array.stride == 0 => {
+                array.address == address && payload(data) == Some(*slot as u64)
+            }
+            Place::Array(array) => array.address + array.stride * *slot as u64 == address,
         };
         (0..self.targets.len()).find(starts).filter(|_| rings)
     }
@@ -306,7 +314,7 @@ impl Held {
                 if self.queues[queue].len() == QUEUE {
                     return false;
                 }
-                self.queues[queue].push_back(Kick { slot, value });
+                self.queues[queue].push_back(Kick::new(slot, value));
                 queue
             }
         };
@@ -367,16 +375,17 @@ impl Both {
                 let expected = entry.validate().and_then(|()| {
                     let collides = self.entries.iter().any(|old| old.collides(&entry));
                     if collides {
-                        Err(AssignError::Collision)
+                        Err(DoorbellError::Collision)
                     } else {
                         Ok(())
                     }
                 });
                 let result = match entry.doorbell(&self.targets) {
                     Doorbell::Single { key, target } => self.table.assign(key, target),
-                    Doorbell::Range { range, targets } => {
-                        self.table.assign_range(range, targets.iter())
+                    Doorbell::Array { array, targets } => {
+                        self.table.assign_array(array, targets.iter())
                     }
+                    other => unreachable!("{other:?}"),
                 };
                 assert_eq!(result.as_ref().err(), expected.err().as_ref(), "{entry:?}");
                 if let Ok(registration) = result {
@@ -476,7 +485,7 @@ impl Both {
     fn deassign(&mut self, entry: &Entry) {
         let result = match entry.doorbell(&self.targets) {
             Doorbell::Single { key, target } => self.table.deassign(key, target).is_ok(),
-            range => self.table.deassign_all([range]).is_ok(),
+            array => self.table.deassign_all([array]).is_ok(),
         };
         assert_eq!(result, self.take(entry), "{entry:?}");
     }
@@ -562,7 +571,7 @@ impl Both {
 }
 
 /// Whether a batch should have failed, and has with the right doorbell.
-fn check_batch(old: &[Entry], new: &[Entry], error: Option<&BatchError<AssignError>>) {
+fn check_batch(old: &[Entry], new: &[Entry], error: Option<&BatchError<DoorbellError>>) {
     for (index, entry) in new.iter().enumerate() {
         if let Err(invalid) = entry.validate() {
             assert_eq!(
@@ -588,7 +597,7 @@ fn check_batch(old: &[Entry], new: &[Entry], error: Option<&BatchError<AssignErr
     match error {
         None => assert!(!(0..new.len()).any(collides)),
         Some(error) => {
-            assert_eq!(error.error, AssignError::Collision);
+            assert_eq!(error.error, DoorbellError::Collision);
             assert!(collides(error.index));
         }
     }

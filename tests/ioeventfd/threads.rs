@@ -1,7 +1,7 @@
 //! Many threads at one table.
 
 use doorbell::Event;
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Range, Table};
+use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Table};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -13,7 +13,7 @@ const A: u64 = 0xe000_3000;
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// Ends the process if a test hangs.
-fn watchdog() -> impl Drop {
+pub fn watchdog() -> impl Drop {
     struct Alive(Arc<AtomicBool>);
     impl Drop for Alive {
         fn drop(&mut self) {
@@ -69,20 +69,21 @@ fn events_that_go_at_once() {
         let mut rounds = 0_u32;
         while start.elapsed() < A_WHILE || rounds < 1000 {
             let event = Arc::new(Event::new(0));
-            // In turns: a range that only the table holds, and a single doorbell that its registration holds too.
-            let range = (rounds % 2 == 0).then(|| Doorbell::range(Range::mmio(A, 4, 1), [&event]));
-            let registration = match &range {
-                Some(range) => table.assign_all([range.clone()]).unwrap().remove(0),
+            // In turns: an array that only the table holds, and a single doorbell that its registration holds too.
+            let array =
+                (rounds % 2 == 0).then(|| Doorbell::array(DoorbellArray::mmio(A, 4, 1), [&event]));
+            let registration = match &array {
+                Some(array) => table.assign_all([array.clone()]).unwrap().remove(0),
                 None => table.assign(Key::mmio(A, 4), &event).unwrap(),
             };
             if rounds % 8 < 2 {
                 // Until somebody has rung it.
                 signals += event.read();
             }
-            match range {
-                Some(range) => {
+            match array {
+                Some(array) => {
                     registration.keep();
-                    table.deassign_all([range]).unwrap();
+                    table.deassign_all([array]).unwrap();
                 }
                 None => drop(registration),
             }

@@ -208,10 +208,13 @@ fn i23_all_pairs_at_one_address() {
                     },
                 };
                 let expected = if meet { Err(EEXIST) } else { Ok(()) };
-                assert_eq!(sides.assign(Key { address, ..first }, 0), Ok(()));
+                let mut first = first;
+                first.address = address;
+                assert_eq!(sides.assign(first, 0), Ok(()));
                 // Which event the other one has makes no difference.
                 for event in [0, 1] {
-                    let second = Key { address, ..second };
+                    let mut second = second;
+                    second.address = address;
                     let answer = sides.assign(second, event);
                     assert_eq!(answer, expected, "{second:?} after {first:?}");
                     if answer == Ok(()) {
@@ -327,10 +330,7 @@ fn i35_refused_by_us_alone(sides: &mut Sides, wide: Key) {
     }
     // It is another value than the one that its low bytes are. (I27)
     let low = value & (u64::MAX >> (64 - 8 * wide.length));
-    let narrow = Key {
-        datamatch: Some(low),
-        ..wide
-    };
+    let narrow = wide.with_datamatch(low);
     assert_eq!(sides.assign(narrow, 1), Ok(()));
     assert_eq!(sides.deassign(narrow, 1), Ok(()));
 

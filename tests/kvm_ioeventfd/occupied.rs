@@ -100,12 +100,7 @@ fn outcome(row: &Row, vm: &mut Vm, length: u32, size: usize) -> Outcome {
         return Outcome::None;
     }
     let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    let key = Key {
-        bus,
-        address,
-        length,
-        datamatch: None,
-    };
+    let key = Key::new(bus, address, length);
     let place = |vm: &Vm| (row.place)(vm.fd());
     if !row.later {
         place(vm);

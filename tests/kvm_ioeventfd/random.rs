@@ -44,13 +44,12 @@ fn bus() -> impl Strategy<Value = Bus> {
 /// A key that can be registered at one of the slots.
 fn key(slots: Vec<Slot>) -> impl Strategy<Value = Key> {
     let value = prop::option::weighted(0.5, select(&VALUES[..]));
-    (bus(), select(slots), value).prop_map(|(bus, (address, length), value)| Key {
-        bus,
-        address,
-        length,
-        datamatch: value
+    (bus(), select(slots), value).prop_map(|(bus, (address, length), value)| {
+        let mut key = Key::new(bus, address, length);
+        key.datamatch = value
             .filter(|_| length > 0)
-            .map(|value| value & (u64::MAX >> (64 - 8 * length))),
+            .map(|value| value & (u64::MAX >> (64 - 8 * length)));
+        key
     })
 }
 
@@ -59,11 +58,10 @@ fn odd_key() -> impl Strategy<Value = Key> {
     let length = prop_oneof![select(vec![0, 1, 2, 4, 8]), 0..20_u32, any::<u32>()];
     let address = (0..20_u64).prop_map(|n| u64::MAX - n);
     let zero = prop::option::weighted(0.3, Just(0));
-    (bus(), address, length, zero).prop_map(|(bus, address, length, datamatch)| Key {
-        bus,
-        address,
-        length,
-        datamatch,
+    (bus(), address, length, zero).prop_map(|(bus, address, length, datamatch)| {
+        let mut key = Key::new(bus, address, length);
+        key.datamatch = datamatch;
+        key
     })
 }
 

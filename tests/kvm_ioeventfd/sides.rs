@@ -229,12 +229,7 @@ impl fmt::Debug for Write {
 }
 
 pub fn key_at(bus: Bus, address: u64, length: u32) -> Key {
-    Key {
-        bus,
-        address,
-        length,
-        datamatch: None,
-    }
+    Key::new(bus, address, length)
 }
 
 pub fn mmio(address: u64, size: usize, value: u64) -> Write {

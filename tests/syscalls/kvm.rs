@@ -296,7 +296,7 @@ fn the_list_of_a_listener_is_complete() {
     vm.create_irq_chip().unwrap();
     vm.create_pit2(kvm_pit_config::default()).unwrap();
     let space = AddressSpace::new();
-    let listener = Arc::new(KvmListener::new(&vm).unwrap());
+    let listener = Arc::new(KvmListener::new(vm::descriptor(&vm)).unwrap());
     assert!(space.add_listener(listener.clone()).is_clean());
     let ports = space.region(Bus::Pio, 0x1000);
     assert!(ports.map(0).unwrap().is_clean());
@@ -324,7 +324,7 @@ fn the_list_of_a_listener_is_complete() {
         let vm = Arc::clone(&vm);
         filtered(allowed, move || {
             for _ in 0..ROUNDS {
-                drop(KvmListener::new(&vm).unwrap());
+                drop(KvmListener::new(vm::descriptor(&vm)).unwrap());
             }
             std::mem::forget(vm);
         })

@@ -1,7 +1,7 @@
 use super::{Counter, Doorbells};
 use crate::map::{BUSES, QUEUES, bar};
 use anyhow::Context;
-use doorbell::ioeventfd::space::{AddressSpace, Region, Report};
+use doorbell::ioeventfd::space::{AddressSpace, CommitReport, Region};
 use doorbell::ioeventfd::{Bus, Key};
 use doorbell::poll::{PollError, Poller, Watch};
 use doorbell::{Event, Spin};
@@ -33,7 +33,10 @@ impl InSpace {
     /// With KVM in front.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub fn with_listener(vm: &kvm_ioctls::VmFd) -> anyhow::Result<Self> {
+        use std::os::fd::{AsRawFd, BorrowedFd};
         let space = AddressSpace::new();
+        // SAFETY: `vm` keeps its descriptor open. (It is not `AsFd` as of kvm-ioctls 0.25.)
+        let vm = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
         let listener = Arc::new(doorbell::kvm::KvmListener::new(vm)?);
         complain(&space.add_listener(listener.clone()));
         let events = std::array::from_fn(|_| Arc::new(Event::new(0)));
@@ -82,7 +85,7 @@ impl InSpace {
     fn change(
         &self,
         doorbells: &[(Key, usize)],
-        change: impl Fn(&Region, u64, &Key, &Arc<Event>) -> anyhow::Result<Report>,
+        change: impl Fn(&Region, u64, &Key, &Arc<Event>) -> anyhow::Result<CommitReport>,
     ) -> anyhow::Result<()> {
         let transaction = self.space.begin();
         for (key, queue) in doorbells {
@@ -98,7 +101,7 @@ impl InSpace {
 }
 
 /// What a listener does not take, the table does. It costs exits, so somebody should know.
-fn complain(report: &Report) {
+fn complain(report: &CommitReport) {
     for refusal in &report.refusals {
         eprintln!("vmm: slower than it could be: {refusal}");
     }

@@ -1,4 +1,4 @@
-use super::super::AssignError;
+use super::super::DoorbellError;
 use crate::errno::Errno;
 use std::{error, fmt, io};
 
@@ -11,7 +11,7 @@ pub enum AddError {
     /// The doorbell is of another bus than the region (`EINVAL`).
     Bus,
     /// Not even a table would take it, wherever the region is.
-    Assign(AssignError),
+    Assign(DoorbellError),
 }
 
 /// Why [`Region::map`](super::Region::map) left the region where it was: it would reach the end of the 64-bit
@@ -38,8 +38,8 @@ impl fmt::Display for MapError {
 impl error::Error for AddError {}
 impl error::Error for MapError {}
 
-impl From<AssignError> for AddError {
-    fn from(error: AssignError) -> Self {
+impl From<DoorbellError> for AddError {
+    fn from(error: DoorbellError) -> Self {
         AddError::Assign(error)
     }
 }

@@ -1,6 +1,6 @@
 //! From regions with doorbells at offsets to doorbells at addresses, and what changes from one such list to the next.
 
-use super::super::{AssignError, Bus, DeassignError, Doorbell, Key, Range};
+use super::super::{Bus, DeassignError, Doorbell, DoorbellArray, DoorbellError, Key};
 use super::AddError;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 const PORTS: u64 = 0x1_0000;
 
 /// A region as the address space knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub bus: Bus,
     /// [`end_at`](Placed::end_at) this there is an end.
@@ -60,7 +60,7 @@ impl Placed {
         // If it collides with any, then with one beside it: what stands between them would collide with that.
         let beside = &self.doorbells[place.saturating_sub(1)..self.doorbells.len().min(place + 1)];
         if beside.iter().any(|other| other.collides(&doorbell)) {
-            return Err(AssignError::Collision.into());
+            return Err(DoorbellError::Collision.into());
         }
         self.doorbells.insert(place, doorbell);
         Ok(())
@@ -93,9 +93,7 @@ impl Placed {
 fn extent(doorbell: &Doorbell) -> u64 {
     match doorbell {
         Doorbell::Single { key, .. } => key.length.max(1).into(),
-        Doorbell::Range { range, .. } => {
-            range.size() - range.stride + range.stride.max(range.length.into())
-        }
+        Doorbell::Array { array, .. } => array.extent(),
     }
 }
 
@@ -106,10 +104,10 @@ fn placed_at(base: u64, doorbell: &Doorbell) -> Doorbell {
             let address = base + key.address;
             Doorbell::new(Key { address, ..*key }, target)
         }
-        Doorbell::Range { range, targets } => Doorbell::Range {
-            range: Range {
-                address: base + range.address,
-                ..*range
+        Doorbell::Array { array, targets } => Doorbell::Array {
+            array: DoorbellArray {
+                address: base + array.address,
+                ..*array
             },
             targets: Arc::clone(targets),
         },
@@ -179,7 +177,7 @@ pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Door
             .iter()
             .filter(|doorbell| match doorbell {
                 Doorbell::Single { .. } => true,
-                Doorbell::Range { range, .. } => range.address + range.size() <= to,
+                Doorbell::Array { array, .. } => array.address + array.size() <= to,
             });
         flat.extend(in_sight.map(|doorbell| placed_at(run.base, doorbell)));
     }

@@ -28,8 +28,9 @@ pub trait Listener: Send + Sync {
     ///
     /// # Errors
     ///
-    /// It does not take this one, which may be of a kind that it has no means for: a range, a target that keeps what
-    /// was written. It will not be asked to delete it, nor asked again while the doorbell stays in place.
+    /// It does not take this one, which may be of a kind that it has no means for: an array, a target that keeps what
+    /// was written. It will not be asked to delete it. While the doorbell stays in place, it will be asked again only by
+    /// [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused).
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
@@ -64,14 +65,15 @@ pub type RefusalError = Box<dyn Error + Send + Sync>;
 
 /// What became of a commit. The doorbells are in force in any case.
 #[derive(Debug, Default)]
-#[must_use = "a listener may have refused a doorbell"]
-pub struct Report {
+#[non_exhaustive]
+pub struct CommitReport {
     /// What the listeners did not do, in the order in which they were asked.
     pub refusals: Vec<Refusal>,
 }
 
-impl Report {
+impl CommitReport {
     /// Whether the listeners did all that they were asked.
+    #[must_use]
     pub fn is_clean(&self) -> bool {
         self.refusals.is_empty()
     }
@@ -83,11 +85,12 @@ impl Report {
 /// [`AddressSpace::write`](super::AddressSpace::write) serves them; unless the error says that somebody else takes
 /// them, as `kvm::Occupied` does.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Refusal {
     /// The listener's [name](Listener::name).
     pub listener: &'static str,
     /// What it was asked.
-    pub change: Change,
+    pub call: ListenerCall,
     /// With which doorbell.
     pub doorbell: Doorbell,
     /// Why it refused.
@@ -96,7 +99,7 @@ pub struct Refusal {
 
 /// What happens to a doorbell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Change {
+pub enum ListenerCall {
     /// It comes.
     Add,
     /// It goes.
@@ -105,13 +108,13 @@ pub enum Change {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change = match self.change {
-            Change::Add => "add",
-            Change::Delete => "delete",
+        let call = match self.call {
+            ListenerCall::Add => "add",
+            ListenerCall::Delete => "delete",
         };
         write!(
             f,
-            "{} did not {change} the doorbell at {:?} {:#x}: {}",
+            "{} did not {call} the doorbell at {:?} {:#x}: {}",
             self.listener,
             self.doorbell.bus(),
             self.doorbell.address(),
@@ -216,16 +219,21 @@ impl Listeners {
         (calls, left)
     }
 
-    /// The calls by which the listeners take `added`, and the new ones `all`.
-    pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell]) -> Vec<Call> {
+    /// The calls by which the listeners take `added`; the new ones `all`, and everyone what it has not got of `all` if
+    /// `retry`.
+    pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell], retry: bool) -> Vec<Call> {
         let mut calls = Vec::new();
         for slot in &mut self.slots {
             let doorbells = match slot.phase {
                 Phase::New => all,
+                Phase::Told if retry => all,
                 Phase::Told => added,
                 Phase::Leaving => &[],
             };
-            calls.extend(doorbells.iter().cloned().map(|doorbell| Call {
+            let missing = doorbells
+                .iter()
+                .filter(|doorbell| !slot.held.contains_key(&doorbell.place()));
+            calls.extend(missing.cloned().map(|doorbell| Call {
                 slot: slot.id,
                 listener: Arc::clone(&slot.listener),
                 doorbell,
@@ -252,18 +260,18 @@ impl Call {
 
     pub fn add(&self) -> Result<(), Refusal> {
         let done = self.listener.eventfd_add(&self.doorbell);
-        done.map_err(|error| self.refusal(Change::Add, error))
+        done.map_err(|error| self.refusal(ListenerCall::Add, error))
     }
 
     pub fn delete(&self) -> Result<(), Refusal> {
         let done = self.listener.eventfd_del(&self.doorbell);
-        done.map_err(|error| self.refusal(Change::Delete, error))
+        done.map_err(|error| self.refusal(ListenerCall::Delete, error))
     }
 
-    fn refusal(&self, change: Change, error: RefusalError) -> Refusal {
+    fn refusal(&self, call: ListenerCall, error: RefusalError) -> Refusal {
         Refusal {
             listener: self.listener.name(),
-            change,
+            call,
             doorbell: self.doorbell.clone(),
             error,
         }

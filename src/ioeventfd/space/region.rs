@@ -1,0 +1,238 @@
+use super::super::{Bus, DeassignError, Doorbell, Key, Target};
+use super::address_space::{AddressSpace, RegionId};
+use super::error::{AddError, MapError};
+use super::flat::Placed;
+use super::listener::CommitReport;
+use std::fmt;
+
+impl AddressSpace {
+    /// Makes a region of `size` addresses: enabled, not mapped yet, with priority 0.
+    pub fn region(&self, bus: Bus, size: u64) -> Region {
+        self.region_with_priority(bus, size, 0)
+    }
+
+    /// Makes a region that hides those of lower priority where they overlap, whichever was mapped last.
+    pub fn region_with_priority(&self, bus: Bus, size: u64, priority: i32) -> Region {
+        let id = self.with_map(|map| map.make_region(Placed::new(bus, size, priority)));
+        Region {
+            space: self.clone(),
+            id,
+        }
+    }
+}
+
+/// A range of guest addresses with doorbells at offsets: a BAR, a block of device registers, a set of ports.
+///
+/// It is removed from its [`AddressSpace`] when it is dropped. Each change is a transaction, or part of one that the
+/// thread has open, and returns what that transaction's commit reported.
+pub struct Region {
+    pub(super) space: AddressSpace,
+    pub(super) id: RegionId,
+}
+
+impl Region {
+    /// Maps the region at `base`, wherever it was before: its doorbells go along. (`memory_region_set_address`)
+    ///
+    /// It becomes the last mapped of its priority, unless it is at `base` already.
+    ///
+    /// # Errors
+    ///
+    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the
+    /// last that there is; nothing was changed. A guest that finds out a BAR's size
+    /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
+    pub fn map(&self, base: u64) -> Result<CommitReport, MapError> {
+        self.space.try_change(|map| {
+            let now = map.mapped + 1;
+            let region = map.region(self.id);
+            region.end_at(base).ok_or(MapError)?;
+            if region.base != Some(base) {
+                region.base = Some(base);
+                region.mapped = now;
+                map.mapped = now;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes the region out of the guest's sight. It keeps its doorbells. (`memory_region_del_subregion`)
+    pub fn unmap(&self) -> CommitReport {
+        self.change(|region| region.base = None)
+    }
+
+    /// Switches the region off or on, wherever it is mapped: a PCI command register's memory or I/O bit.
+    /// (`memory_region_set_enabled`)
+    pub fn set_enabled(&self, enabled: bool) -> CommitReport {
+        self.change(|region| region.enabled = enabled)
+    }
+
+    /// Has guest writes at `offset`, of `length` bytes or any if that is 0, of the value `datamatch` or any if that is
+    /// `None`, signal `event`. One event may stand at any number of places. (`memory_region_add_eventfd`)
+    ///
+    /// This is [`add`](Self::add) in QEMU's words. `event` may be a target that keeps what was written as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    pub fn add_eventfd(
+        &self,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: impl Into<Target>,
+    ) -> Result<CommitReport, AddError> {
+        let target = event.into();
+        self.space.try_change(|map| {
+            let region = map.region(self.id);
+            region.add(single(region.bus, offset, length, datamatch, target))
+        })
+    }
+
+    /// Ends what [`add_eventfd`](Self::add_eventfd) with the same arguments began. (`memory_region_del_eventfd`)
+    ///
+    /// What has been signalled stays in the event: read it once more after the commit, and no kick is lost.
+    ///
+    /// # Errors
+    ///
+    /// The region has no such doorbell.
+    pub fn del_eventfd(
+        &self,
+        offset: u64,
+        length: u32,
+        datamatch: Option<u64>,
+        event: impl Into<Target>,
+    ) -> Result<CommitReport, DeassignError> {
+        let target = event.into();
+        self.space.try_change(|map| {
+            let region = map.region(self.id);
+            region.del(&single(region.bus, offset, length, datamatch, target))
+        })
+    }
+
+    /// Hangs any doorbell that a [`Table`] can hold on the region, an array or one that keeps what was written too. Its
+    /// address is the offset in the region, and where the region goes, it goes.
+    ///
+    /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says; the
+    /// table serves it then. An array stands as a whole or not at all: it is in force while all its addresses belong to
+    /// the region.
+    ///
+    /// ```
+    /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, DoorbellArray, space::AddressSpace};
+    /// use doorbell::Event;
+    /// use std::sync::Arc;
+    ///
+    /// let space = AddressSpace::new();
+    /// let bar = space.region(Bus::Mmio, 0x4000);
+    /// bar.map(0xe000_0000)?;
+    ///
+    /// // virtio-pci: 64 queues, `notify_off_multiplier` = 4. Here one thread serves them all.
+    /// let kick = Arc::new(Event::new(0));
+    /// bar.add(Doorbell::array(DoorbellArray::mmio(0x3000, 4, 64), [&kick; 64]))?;
+    /// // NVMe: the tail of submission queue 0.
+    /// let tail = Arc::new(Latest::new(&kick, 0));
+    /// bar.add(Doorbell::new(Key::mmio(0x1000, 4), &tail))?;
+    ///
+    /// bar.map(0xe800_0000)?;
+    /// assert!(space.write(Bus::Mmio, 0xe800_30fc, &[63, 0]));
+    /// assert!(space.write(Bus::Mmio, 0xe800_1000, &9_u32.to_ne_bytes()));
+    /// assert_eq!((kick.read(), tail.value()), (2, 9));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Nothing was added: the doorbell is not inside the region, not valid, or collides with another of this region by
+    /// the table's rules.
+    pub fn add(&self, doorbell: Doorbell) -> Result<CommitReport, AddError> {
+        self.space
+            .try_change(|map| map.region(self.id).add(doorbell))
+    }
+
+    /// Ends what [`add`](Self::add) of an equal doorbell began.
+    ///
+    /// # Errors
+    ///
+    /// The region has no such doorbell.
+    pub fn del(&self, doorbell: &Doorbell) -> Result<CommitReport, DeassignError> {
+        self.space
+            .try_change(|map| map.region(self.id).del(doorbell))
+    }
+
+    /// Removes the region, as dropping it does, and says what the listeners had to say.
+    pub fn remove(self) -> CommitReport {
+        let space = self.space.clone();
+        let transaction = space.begin();
+        drop(self);
+        transaction.commit()
+    }
+
+    /// The number of the region in its address space. No two regions of an address space have had the same number, and
+    /// a [restored](AddressSpace::restore) region has the number that it was saved with.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Which kind of address it has.
+    #[must_use]
+    pub fn bus(&self) -> Bus {
+        self.look(|region| region.bus)
+    }
+
+    /// How many addresses it covers.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.look(|region| region.size)
+    }
+
+    /// Where regions overlap, the highest priority wins.
+    #[must_use]
+    pub fn priority(&self) -> i32 {
+        self.look(|region| region.priority)
+    }
+
+    /// Where it is mapped, enabled or not. An open transaction's changes count.
+    #[must_use]
+    pub fn base(&self) -> Option<u64> {
+        self.look(|region| region.base)
+    }
+
+    /// Whether it is enabled, mapped or not. An open transaction's changes count.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.look(|region| region.enabled)
+    }
+
+    /// Its doorbells, in force or not, sorted, with their offsets as addresses. An open transaction's changes count.
+    #[must_use]
+    pub fn doorbells(&self) -> Vec<Doorbell> {
+        self.look(|region| region.doorbells.clone())
+    }
+
+    fn look<R>(&self, look: impl FnOnce(&Placed) -> R) -> R {
+        self.space.with_map(|map| look(map.region(self.id)))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Placed)) -> CommitReport {
+        self.space.change(|map| change(map.region(self.id)))
+    }
+}
+
+fn single(bus: Bus, offset: u64, length: u32, datamatch: Option<u64>, target: Target) -> Doorbell {
+    let mut key = Key::new(bus, offset, length);
+    key.datamatch = datamatch;
+    Doorbell::new(key, target)
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let _ = self.space.change(|map| {
+            map.regions.remove(&self.id);
+        });
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.look(|region| fmt::Debug::fmt(region, f))
+    }
+}
