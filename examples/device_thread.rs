@@ -3,7 +3,7 @@
 use doorbell::Event;
 use doorbell::ioeventfd::{Bus, DoorbellArray, Table};
 use doorbell::poll::{Events, Poller, Watch};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create};
+use rustix::time::{self, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use std::io::{Read, Write};
 use std::{error, os::unix::net::UnixStream, sync::Arc, thread};
 
@@ -24,14 +24,14 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     for (key, queue) in queues.iter().enumerate() {
         poller.add(queue, key, Watch::READABLE)?;
     }
-    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+    let timer = time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
     poller.add_fd(&timer, TIMER, Watch::READABLE)?;
     let (mut client, mut socket) = UnixStream::pair()?;
     poller.add_fd(&socket, SOCKET, Watch::READABLE)?;
     poller.add(&STOP, STOPPED, Watch::READABLE)?;
-    let mut soon = Itimerspec::default();
+    let mut soon = time::timerfd_gettime(&timer)?;
     soon.it_value.tv_nsec = 1_000_000;
-    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &soon)?;
+    time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &soon)?;
 
     let device = thread::spawn(move || {
         let (mut events, mut seen) = (Events::with_capacity(8), [0; 6]);

@@ -100,7 +100,10 @@ fn writes() -> impl Strategy<Value = Vec<(Bus, u64, Vec<u8>)>> {
     proptest::collection::vec((bus, 0..30_u64, data), 0..60)
 }
 
-fn case() -> impl Strategy<Value = (Arc<Device>, Vec<Doorbell>, [Vec<(Bus, u64, Vec<u8>)>; 2])> {
+/// A guest's write: where, and of which bytes.
+type Write = (Bus, u64, Vec<u8>);
+
+fn case() -> impl Strategy<Value = (Arc<Device>, Vec<Doorbell>, [Vec<Write>; 2])> {
     let device = Arc::new(Device::new());
     let doorbells = proptest::collection::vec(doorbell(&device), 0..20);
     (Just(device), doorbells, [writes(), writes()])

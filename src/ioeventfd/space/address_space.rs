@@ -461,6 +461,7 @@ impl fmt::Debug for Transaction<'_> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::RefusalError;
     use super::*;
     use crate::Event;
     use crate::sync::srcu::with_section;
