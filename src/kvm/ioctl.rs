@@ -4,7 +4,7 @@
 //! have in common is the descriptor. It is duplicated, so the VM's own type is neither kept nor named here.
 
 use super::Error;
-use kvm_bindings::KVMIO;
+use kvm_bindings::{KVMIO, kvm_ioeventfd};
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use std::fmt;
 use std::io;
@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// A VM of KVM's, which stays as long as this does.
 pub(super) struct Vm(OwnedFd);
+
+const IOEVENTFD: Opcode = write::<kvm_ioeventfd>(0x79);
 
 /// The opcode of an ioctl that reads a `T`.
 const fn write<T>(number: u8) -> Opcode {
@@ -28,6 +30,12 @@ impl Vm {
                 source,
             }),
         }
+    }
+
+    /// `KVM_IOEVENTFD`
+    pub(super) fn ioeventfd(&self, argument: kvm_ioeventfd) -> io::Result<()> {
+        // SAFETY: the ioctl reads this structure.
+        unsafe { self.set::<IOEVENTFD, _>(argument) }
     }
 
     /// An ioctl that reads its argument.
@@ -52,7 +60,7 @@ mod x86 {
     use super::{Vm, write};
     use kvm_bindings::{
         KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVMIO, KvmIrqRouting, kvm_irq_level,
-        kvm_irq_routing, kvm_irqchip, kvm_irqfd, kvm_msi,
+        kvm_irq_routing, kvm_irqchip, kvm_irqfd, kvm_msi, kvm_pit_state2,
     };
     use rustix::ioctl::{IntegerSetter, Opcode, Updater, ioctl, opcode};
     use std::io;
@@ -62,6 +70,7 @@ mod x86 {
     const GET_IRQCHIP: Opcode = opcode::read_write::<kvm_irqchip>(KVMIO as u8, 0x62);
     const SET_GSI_ROUTING: Opcode = write::<kvm_irq_routing>(0x6a);
     const IRQFD: Opcode = write::<kvm_irqfd>(0x76);
+    const GET_PIT2: Opcode = opcode::read::<kvm_pit_state2>(KVMIO as u8, 0x9f);
     const SIGNAL_MSI: Opcode = write::<kvm_msi>(0xa5);
 
     fn number(fd: &impl AsFd) -> u32 {
@@ -87,6 +96,13 @@ mod x86 {
             };
             // SAFETY: the ioctl reads and writes this structure, all bits of which are valid.
             unsafe { self.update::<GET_IRQCHIP, _>(&mut chip) }.is_ok()
+        }
+
+        /// Whether KVM has a timer. (`KVM_GET_PIT2`)
+        pub(in crate::kvm) fn has_pit(&self) -> bool {
+            let mut pit = kvm_pit_state2::default();
+            // SAFETY: the ioctl writes this structure, all bits of which are valid.
+            unsafe { self.update::<GET_PIT2, _>(&mut pit) }.is_ok()
         }
 
         /// `KVM_SET_GSI_ROUTING`

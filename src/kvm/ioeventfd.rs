@@ -1,3 +1,4 @@
+use super::ioctl::Vm;
 use super::occupied::check_vacant;
 use super::{Error, Unsupported};
 use crate::event::{EventHandle, WeakEventHandle, transfer};
@@ -5,21 +6,16 @@ use crate::ioeventfd::space::{Listener, RefusalError};
 use crate::ioeventfd::{Bus, Doorbell, Key, Target};
 use crate::panics::{catch, go_on_unless_panicking};
 use kvm_bindings::{
-    KVMIO, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
     kvm_ioeventfd_flag_nr_pio,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
-
-ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
 /// Has KVM take guest writes to doorbells, so that they do not exit to the VMM.
 ///
@@ -102,7 +98,7 @@ ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct KvmListener {
-    vm: OwnedFd,
+    vm: Vm,
     state: Mutex<State>,
 }
 
@@ -126,12 +122,8 @@ impl KvmListener {
     /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first doorbell,
     /// which is refused with `ENOTTY` if it is not.
     pub fn new(vm: impl AsFd) -> Result<Self, Error> {
-        let vm = vm.as_fd().try_clone_to_owned().map_err(|source| Error {
-            call: "fcntl(F_DUPFD_CLOEXEC)",
-            source,
-        })?;
         Ok(KvmListener {
-            vm,
+            vm: Vm::new(vm)?,
             state: Mutex::default(),
         })
     }
@@ -201,14 +193,10 @@ impl KvmListener {
             flags,
             ..Default::default()
         };
-        // SAFETY: the kernel reads the structure, which is what this ioctl takes, and keeps no pointer to it.
-        match unsafe { ioctl_with_ref(&self.vm, KVM_IOEVENTFD(), &argument) } {
-            0 => Ok(()),
-            _ => Err(Error {
-                call: "KVM_IOEVENTFD",
-                source: io::Error::last_os_error(),
-            }),
-        }
+        self.vm.ioeventfd(argument).map_err(|source| Error {
+            call: "KVM_IOEVENTFD",
+            source,
+        })
     }
 }
 
@@ -268,7 +256,7 @@ impl Listener for KvmListener {
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
         let entries = entries(doorbell)?;
         for (key, _) in &entries {
-            check_vacant(self.vm.as_fd(), key)?;
+            check_vacant(&self.vm, key)?;
         }
         for (place, (key, event)) in entries.iter().enumerate() {
             if let Err(error) = self.register(*key, event) {

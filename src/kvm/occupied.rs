@@ -4,8 +4,8 @@
 //! it fits into. `KVM_IOEVENTFD` knows of no collision with a device, so an ioeventfd inside of one is registered, and
 //! then either is never reached or takes the device's writes.
 
+use super::ioctl::Vm;
 use crate::ioeventfd::Key;
-use std::os::fd::BorrowedFd;
 use std::{error, fmt, io};
 
 /// A device that KVM emulates itself.
@@ -59,7 +59,7 @@ impl From<Occupied> for io::Error {
 
 /// Fails if a device of KVM's would take the writes of the doorbell, or the doorbell the device's.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn check_vacant(vm: BorrowedFd<'_>, key: &Key) -> Result<(), Occupied> {
+pub(super) fn check_vacant(vm: &Vm, key: &Key) -> Result<(), Occupied> {
     match x86::device_at(key).filter(|&device| x86::is_there(vm, device)) {
         Some(device) => Err(Occupied { device }),
         None => Ok(()),
@@ -68,7 +68,7 @@ pub(super) fn check_vacant(vm: BorrowedFd<'_>, key: &Key) -> Result<(), Occupied
 
 /// Elsewhere, devices of KVM's stand where the VMM has put them.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn check_vacant(_: BorrowedFd<'_>, _: &Key) -> Result<(), Occupied> {
+pub(super) fn check_vacant(_: &Vm, _: &Key) -> Result<(), Occupied> {
     Ok(())
 }
 
@@ -76,13 +76,8 @@ pub(super) fn check_vacant(_: BorrowedFd<'_>, _: &Key) -> Result<(), Occupied> {
 mod x86 {
     use super::InKernel;
     use crate::ioeventfd::{Bus, Key};
-    use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVMIO, kvm_irqchip, kvm_pit_state2};
-    use std::os::fd::BorrowedFd;
-    use vmm_sys_util::ioctl::ioctl_with_mut_ref;
-    use vmm_sys_util::{ioctl_ior_nr, ioctl_iowr_nr};
-
-    ioctl_iowr_nr!(KVM_GET_IRQCHIP, KVMIO, 0x62, kvm_irqchip);
-    ioctl_ior_nr!(KVM_GET_PIT2, KVMIO, 0x9f, kvm_pit_state2);
+    use crate::kvm::ioctl::Vm;
+    use kvm_bindings::KVM_IRQCHIP_IOAPIC;
 
     /// Where they are, if they are: each with a bus, a first address and a size.
     const DEVICES: [(InKernel, Bus, u64, u64); 6] = [
@@ -106,21 +101,12 @@ mod x86 {
     }
 
     /// Whether KVM has the device. What cannot be asked for is not there: KVM gives no device's state but its own.
-    pub(super) fn is_there(vm: BorrowedFd<'_>, device: InKernel) -> bool {
+    pub(super) fn is_there(vm: &Vm, device: InKernel) -> bool {
         match device {
-            InKernel::Pit => {
-                let mut pit = kvm_pit_state2::default();
-                // SAFETY: the kernel writes the structure, which is what this ioctl gives, and nothing else.
-                unsafe { ioctl_with_mut_ref(&vm, KVM_GET_PIT2(), &mut pit) == 0 }
-            }
+            InKernel::Pit => vm.has_pit(),
             // KVM makes all of these at once, or none.
             InKernel::Pic | InKernel::IoApic | InKernel::LocalApic => {
-                let mut chip = kvm_irqchip {
-                    chip_id: KVM_IRQCHIP_IOAPIC,
-                    ..Default::default()
-                };
-                // SAFETY: as above.
-                unsafe { ioctl_with_mut_ref(&vm, KVM_GET_IRQCHIP(), &mut chip) == 0 }
+                vm.has_irqchip(KVM_IRQCHIP_IOAPIC)
             }
         }
     }
