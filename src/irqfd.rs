@@ -79,9 +79,10 @@ mod lines;
 mod route;
 mod router;
 mod sink;
+mod state;
 mod worker;
 
-pub use error::{AssignError, RouteError, RoutingError};
+pub use error::{AssignError, RestoreError, RouteError, RoutingError};
 pub use injector::IrqfdCounters;
 pub use level::LevelSource;
 pub use line::LineCounters;
@@ -90,3 +91,4 @@ pub use line::model;
 pub use route::{MsiMessage, Route, RouteChange, Routes};
 pub use router::{Irqfd, Router};
 pub use sink::{Eoi, InterruptSink};
+pub use state::{IrqfdState, LineState, Restored, RouterState};

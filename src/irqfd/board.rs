@@ -85,8 +85,8 @@ impl Board {
     }
 
     /// Asks a line for something, and sees to it that it happens.
-    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) {
-        with_section(|section| _ = self.ask_inside(section, line, request));
+    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) -> Signalled {
+        with_section(|section| self.ask_inside(section, line, request))
     }
 
     fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> Signalled {

@@ -1,4 +1,5 @@
 use crate::errno::Errno;
+use crate::state::UnknownVersion;
 use std::{error, fmt, io};
 
 /// Why [`Router::assign`](super::Router::assign) and its like assigned nothing.
@@ -36,6 +37,27 @@ pub enum RoutingError {
     Refused(io::Error),
 }
 
+/// Why a [`RouterState`](super::RouterState) was not restored.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The state is of a version that this one does not know.
+    Version(UnknownVersion),
+    /// The router has routes or irqfds already.
+    InUse,
+    /// There is no event of this number.
+    Event(u64),
+    /// The routes are invalid, or the sink refuses them.
+    Routes(RoutingError),
+    /// An irqfd cannot be assigned.
+    Irqfd {
+        /// Its GSI.
+        gsi: u32,
+        /// The reason.
+        error: AssignError,
+    },
+}
+
 impl fmt::Display for AssignError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,6 +88,35 @@ impl fmt::Display for RoutingError {
                 write!(f, "the interrupt sink cannot route like this: {error}")
             }
         }
+    }
+}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RestoreError::Version(error) => error.fmt(f),
+            RestoreError::InUse => f.write_str("the router has routes or irqfds already"),
+            RestoreError::Event(id) => write!(f, "there is no event {id}"),
+            RestoreError::Routes(error) => error.fmt(f),
+            RestoreError::Irqfd { gsi, error } => write!(f, "an irqfd of GSI {gsi}: {error}"),
+        }
+    }
+}
+
+impl error::Error for RestoreError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            RestoreError::Version(error) => Some(error),
+            RestoreError::Routes(error) => Some(error),
+            RestoreError::Irqfd { error, .. } => Some(error),
+            RestoreError::InUse | RestoreError::Event(_) => None,
+        }
+    }
+}
+
+impl From<UnknownVersion> for RestoreError {
+    fn from(error: UnknownVersion) -> Self {
+        RestoreError::Version(error)
     }
 }
 

@@ -45,6 +45,16 @@ pub(super) struct Injector {
 
 const NOT_YET: u64 = u64::MAX;
 
+/// An irqfd that is saved, before its events have names.
+pub(super) struct SavedIrqfd {
+    pub(super) gsi: u32,
+    pub(super) event: EventHandle,
+    pub(super) resample: Option<EventHandle>,
+    pub(super) count: u64,
+    pub(super) covered: u64,
+    pub(super) pending: bool,
+}
+
 #[derive(Default)]
 pub(super) struct Counters {
     signals: Tally,
@@ -117,6 +127,41 @@ impl Injector {
         }
     }
 
+    /// Instead of [`look`](Self::look), for an irqfd that was saved with `count` in its event, of which so much was
+    /// `covered`. Injects if the event has been signalled since.
+    pub(super) fn resume(&self, count: u64, covered: u64) {
+        let now = self.event.count_after_asking();
+        let _ = self
+            .covered
+            .compare_exchange(NOT_YET, covered, DEKKER, Ordering::Relaxed);
+        if now != count {
+            self.inject();
+        }
+    }
+
+    /// The irqfd as it is now; `pending` is the pending bit of its line.
+    pub(super) fn save(&self, pending: Option<Pending>) -> SavedIrqfd {
+        let newest = self.pending.load(Ordering::Relaxed).checked_sub(1);
+        SavedIrqfd {
+            gsi: self.line.gsi,
+            event: self.event.clone(),
+            resample: self.resampler.clone(),
+            count: self.event.count(),
+            covered: match self.covered.load(Ordering::Relaxed) {
+                NOT_YET => 0,
+                covered => covered,
+            },
+            pending: pending.is_some() && newest.map(Pending) == pending,
+        }
+    }
+
+    /// The irqfd's newest signal is in this pending bit.
+    #[inline]
+    pub(super) fn set_pending(&self, Pending(number): Pending) {
+        // The newest of those that several threads have. Relaxed: looked at when there is no signal any more.
+        self.pending.fetch_max(number + 1, Ordering::Relaxed);
+    }
+
     #[inline]
     fn inject(&self) {
         let trigger = match self.resampler {
@@ -128,10 +173,13 @@ impl Injector {
         if signalled.coalesced {
             self.counters.coalesced.add_one();
         }
-        if let Some(Pending(number)) = signalled.pending {
-            // The newest of those that several threads have. Relaxed: looked at when there is no signal any more.
-            self.pending.fetch_max(number + 1, Ordering::Relaxed);
+        if let Some(pending) = signalled.pending {
+            self.set_pending(pending);
         }
+    }
+
+    pub(super) fn line(&self) -> &Line {
+        &self.line
     }
 
     /// One unit has been taken from a semaphore. What is left of it now is covered by the interrupt to come.

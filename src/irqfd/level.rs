@@ -52,6 +52,15 @@ impl LevelSource {
         }
     }
 
+    /// One that holds the line up already, for a line of which the number of such sources has been restored.
+    pub(super) fn restored(core: Arc<Core>, line: Arc<Line>) -> Self {
+        LevelSource {
+            core,
+            line,
+            level: AtomicBool::new(true),
+        }
+    }
+
     /// Holds the line up, or no more. To say so again changes nothing.
     ///
     /// If another thread is driving the line at the moment, that one tells the sink, soon; this does not wait.

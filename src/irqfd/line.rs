@@ -58,7 +58,7 @@
 //!
 //! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
 
-use super::{InterruptSink, Route};
+use super::{InterruptSink, LineState, Route};
 use crate::event::{EventHandle, WeakEventHandle};
 use crate::panics::{catch, go_on};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -114,6 +114,11 @@ pub(super) enum Request {
     Hold(bool),
     Mask,
     Unmask,
+    /// The mask goes that was there while the line was restored. The message of the line's level has been `sent`, by
+    /// the router that the line was saved from.
+    Resume {
+        sent: bool,
+    },
     Reroute,
 }
 
@@ -132,6 +137,8 @@ impl Request {
             // The level may be stale: its owner is asked before the guest is interrupted for nothing.
             Request::Unmask if state & ASSERTED != 0 => state & !MASKED | ACKED,
             Request::Unmask => state & !MASKED,
+            Request::Resume { sent: true } => state & !MASKED | UP,
+            Request::Resume { sent: false } => state & !MASKED,
             // All others find the new route when they are due.
             Request::Reroute if state & (UP | BUSY) == 0 => state,
             Request::Reroute => state | REROUTED,
@@ -354,6 +361,40 @@ impl Line {
 
     pub(super) fn take_pending(&self) -> bool {
         self.take().is_some()
+    }
+
+    /// Whether the sink has been told that the line is up.
+    pub(super) fn is_up(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & ON_PIN != 0
+    }
+
+    /// Whether anything holds the line up, masked or not.
+    pub(super) fn is_asserted(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & (ASSERTED | HELD) != 0
+    }
+
+    /// The line as it is now, and its pending bit.
+    pub(super) fn save(&self) -> (LineState, Option<Pending>) {
+        // Acquire pairs with the step in which the driver stops: `told` is of that time.
+        let state = self.state.load(Ordering::Acquire);
+        let told = self.told.load(Ordering::Relaxed);
+        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved = LineState {
+            gsi: self.gsi,
+            masked: state & MASKED != 0,
+            pending: state & PENDING != 0,
+            asserted: state & ASSERTED != 0,
+            level: holders.vmm,
+            sources: holders.sources,
+            sent: state & UP != 0 && told == MESSAGE,
+        };
+        (saved, Pending::of(state))
+    }
+
+    /// Says where the level stands that [`Request::Resume`] says to be up. Nobody drives the line: it is masked, and
+    /// nothing is due.
+    pub(super) fn set_sent(&self) {
+        self.told.store(MESSAGE, Ordering::Relaxed);
     }
 
     fn take(&self) -> Option<Pending> {

@@ -38,6 +38,20 @@ impl Lines {
         }
     }
 
+    /// All that have been made, by GSI.
+    pub(super) fn all(&self) -> Vec<&Arc<Line>> {
+        let mut lines = Vec::new();
+        let mut places = vec![&self.0];
+        while let Some(place) = places.pop() {
+            if let Some(node) = place.get() {
+                lines.push(&node.line);
+                places.extend(&node.next);
+            }
+        }
+        lines.sort_unstable_by_key(|line| line.gsi);
+        lines
+    }
+
     /// Ends: when all digits have been used, no other GSI has come the same way.
     fn walk<'a>(
         &'a self,
@@ -87,6 +101,11 @@ mod tests {
             assert!(Arc::ptr_eq(found, lines.get(gsi)));
         }
         assert!(lines.find(5_001).is_none());
+        let mut expected: Vec<u32> = gsis().collect();
+        expected.sort_unstable();
+        expected.dedup();
+        let all: Vec<u32> = lines.all().iter().map(|line| line.gsi).collect();
+        assert_eq!(all, expected);
     }
 
     /// A lookup takes as many steps as a number of lines needs, not as many as there are lines.

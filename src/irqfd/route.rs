@@ -9,6 +9,11 @@ use std::sync::Arc;
 /// The GIC's ITS on Arm tells the messages of several devices apart by the device that sends them, so a message can
 /// [name the device](Self::with_devid).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(into = "serial::Message", try_from = "serial::Message")
+)]
 #[non_exhaustive]
 pub struct MsiMessage {
     /// Where it is written to. On x86: which CPU.
@@ -56,6 +61,43 @@ impl MsiMessage {
     }
 }
 
+#[cfg(feature = "serde")]
+mod serial {
+    use super::MsiMessage;
+
+    /// A message as it is written.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename = "MsiMessage")]
+    pub(super) struct Message {
+        address: u64,
+        data: u32,
+        devid: Option<u32>,
+    }
+
+    impl From<MsiMessage> for Message {
+        fn from(message: MsiMessage) -> Self {
+            Message {
+                address: message.address,
+                data: message.data,
+                devid: message.devid(),
+            }
+        }
+    }
+
+    impl TryFrom<Message> for MsiMessage {
+        type Error = &'static str;
+
+        fn try_from(message: Message) -> Result<Self, Self::Error> {
+            let plain = MsiMessage::new(message.address, message.data);
+            match message.devid {
+                None => Ok(plain),
+                Some(u32::MAX) => Err("u32::MAX is no device's id"),
+                Some(devid) => Ok(plain.with_devid(devid)),
+            }
+        }
+    }
+}
+
 impl fmt::Debug for MsiMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("MsiMessage");
@@ -71,6 +113,7 @@ impl fmt::Debug for MsiMessage {
 
 /// Where a GSI leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Route {
     /// To a pin of the interrupt controller, which has a level. What the number means is the sink's affair.

@@ -1,7 +1,7 @@
 use super::backlog::Backlog;
 use super::board::Board;
-use super::injector::{Core, Counters, Injector};
-use super::line::Request;
+use super::injector::{Core, Counters, Injector, SavedIrqfd};
+use super::line::{Pending, Request};
 use super::worker::Worker;
 use super::{
     AssignError, Eoi, InterruptSink, IrqfdCounters, LevelSource, LineCounters, Route, RouteError,
@@ -15,7 +15,7 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::ptr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 /// The interrupt lines of one virtual machine: which events interrupt, and where to. Clones are handles to the same
 /// one.
@@ -76,6 +76,8 @@ struct Inner {
 struct Assigned {
     gsi: u32,
     counters: Arc<Counters>,
+    /// What the observation has.
+    injector: Weak<Injector>,
     /// Its drop is the deassigning, and waits, so it comes when the lock has been released.
     _observation: Observation,
 }
@@ -134,7 +136,7 @@ impl Router {
     ///
     /// The event has an irqfd already, or the sink refuses. Nothing was assigned then.
     pub fn assign(&self, event: impl Into<EventHandle>, gsi: u32) -> Result<Irqfd, AssignError> {
-        self.assign_irqfd(event.into(), gsi, None)
+        self.assign_irqfd(event.into(), gsi, None, Injector::look)
     }
 
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
@@ -198,14 +200,16 @@ impl Router {
         if event.ptr_eq(&resample) {
             return Err(AssignError::SameEvent);
         }
-        self.assign_irqfd(event, gsi, Some(resample))
+        self.assign_irqfd(event, gsi, Some(resample), Injector::look)
     }
 
-    fn assign_irqfd(
+    /// `begin` is called when the event's signals interrupt, before this returns.
+    pub(super) fn assign_irqfd(
         &self,
         event: EventHandle,
         gsi: u32,
         resample: Option<EventHandle>,
+        begin: impl FnOnce(&Injector),
     ) -> Result<Irqfd, AssignError> {
         let claim = Claim::on(&event).ok_or(AssignError::Busy)?;
         let core = &self.inner.core;
@@ -227,7 +231,8 @@ impl Router {
             Interest::Signals,
             Arc::clone(&injector) as Arc<_>,
         );
-        injector.look();
+        begin(&injector);
+        let in_observation = Arc::downgrade(&injector);
         // The observation has the last handle when somebody can drop it.
         drop(injector);
         self.lock().insert(
@@ -235,6 +240,7 @@ impl Router {
             Assigned {
                 gsi,
                 counters: Arc::clone(&counters),
+                injector: in_observation,
                 _observation: observation,
             },
         );
@@ -400,6 +406,14 @@ impl Router {
         Ok(())
     }
 
+    /// Whether `gsi` is [masked](Self::mask). A glance.
+    #[must_use]
+    #[doc(alias = "msix_is_masked")]
+    pub fn is_masked(&self, gsi: u32) -> bool {
+        let line = self.board().lines().find(gsi);
+        line.is_some_and(|line| line.is_masked())
+    }
+
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
     /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call
@@ -413,13 +427,31 @@ impl Router {
     ///
     /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of
     /// a vector that is no longer in use ends in QEMU. A change of routes leaves it, and irqfds leave the mask.
+    #[must_use]
+    #[doc(alias = "msix_is_pending")]
     pub fn is_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.is_pending())
     }
 
+    /// Sets the pending bit, as a signal of an irqfd does: a masked GSI keeps it, and one that is not masked interrupts
+    /// at once, by a message or an edge of its pin. (A line that is up has no edge, and drops it.)
+    ///
+    /// For a VMM that restores a pending bit array which it has saved itself, before the unmask, or that interrupts
+    /// without an event. [`restore`](Self::restore) sets the bits itself.
+    #[doc(alias = "inject")]
+    #[doc(alias = "trigger")]
+    #[doc(alias = "notify")]
+    #[doc(alias = "msix_set_pending")]
+    pub fn set_pending(&self, gsi: u32) {
+        let board = self.board();
+        board.ask(board.lines().get(gsi), Request::Edge);
+    }
+
     /// Takes the pending bit out, for a VMM that keeps the pending bit array itself: it is the VMM's to inject on
     /// unmask.
+    #[doc(alias = "clear_pending")]
+    #[doc(alias = "msix_clr_pending")]
     pub fn take_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.take_pending())
@@ -436,6 +468,10 @@ impl Router {
 
     /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up to
     /// begin with.
+    ///
+    /// Devices that share a pin, as PCI functions share INTx, have one each: [`set_level`](Self::set_level) is one
+    /// holder for all of its callers, so one device's `false` would lower what another one still holds up.
+    #[doc(alias = "intx")]
     pub fn level_source(&self, gsi: u32) -> LevelSource {
         let core = &self.inner.core;
         LevelSource::new(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
@@ -454,14 +490,53 @@ impl Router {
         }
     }
 
+    /// Whether the line of `gsi` is up at its pin, as the sink has been told last. A glance.
+    ///
+    /// It is not, whoever [holds it up](Self::is_asserted), while it is masked or has no route to a pin.
+    #[must_use]
+    pub fn level(&self, gsi: u32) -> bool {
+        let line = self.board().lines().find(gsi);
+        line.is_some_and(|line| line.is_up())
+    }
+
+    /// Whether anything holds the line of `gsi` up, masked or not: [`set_level`](Self::set_level), a
+    /// [level source](Self::level_source), or a resampling irqfd whose signal the guest has not acked. It is what the
+    /// interrupt status bit of a PCI function says. A glance.
+    #[must_use]
+    #[doc(alias = "interrupt_status")]
+    pub fn is_asserted(&self, gsi: u32) -> bool {
+        let line = self.board().lines().find(gsi);
+        line.is_some_and(|line| line.is_asserted())
+    }
+
     /// What has happened on the line of `gsi`.
+    #[must_use]
     pub fn line_counters(&self, gsi: u32) -> LineCounters {
         let line = self.board().lines().find(gsi);
         line.map(|line| line.counters()).unwrap_or_default()
     }
 
-    fn board(&self) -> &Board {
+    pub(super) fn board(&self) -> &Board {
         &self.inner.core.board
+    }
+
+    /// All irqfds as they are now, in no order. `pending` finds the pending bit of a line.
+    pub(super) fn save_irqfds(&self, pending: impl Fn(u32) -> Option<Pending>) -> Vec<SavedIrqfd> {
+        let irqfds = self.lock();
+        let injectors = irqfds.values().filter_map(|irqfd| irqfd.injector.upgrade());
+        // Not the last handles: the observations are in the map.
+        injectors
+            .map(|injector| injector.save(pending(injector.line().gsi)))
+            .collect()
+    }
+
+    pub(super) fn has_irqfds(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    pub(super) fn restored_source(&self, gsi: u32) -> LevelSource {
+        let core = &self.inner.core;
+        LevelSource::restored(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<usize, Assigned>> {

@@ -72,6 +72,13 @@ pub trait InterruptSink: Send + Sync {
     fn disconnect(&self, gsi: u32, resample: bool) {
         let _ = (gsi, resample);
     }
+
+    /// Waits until the guest's interrupt controllers have everything that the sink was told before, for a sink that
+    /// hands it on to somebody else who carries it out later. [`Router::save`] and [`Router::restore`] call this.
+    ///
+    /// [`Router::save`]: super::Router::save
+    /// [`Router::restore`]: super::Router::restore
+    fn flush(&self) {}
 }
 
 /// What points to a sink is that sink. Every method is handed on, those with a default too.
@@ -105,6 +112,10 @@ macro_rules! pointer_to_sink {
 
             fn disconnect(&self, gsi: u32, resample: bool) {
                 (**self).disconnect(gsi, resample);
+            }
+
+            fn flush(&self) {
+                (**self).flush();
             }
         }
     };

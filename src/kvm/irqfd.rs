@@ -529,6 +529,31 @@ impl InterruptSink for KvmSink {
         Ok(())
     }
 
+    /// Waits for the workers of KVM's that carry out rises of lines with resampling irqfds, and messages if the kernel
+    /// injects, and for ends of interrupt that the router has not been told of.
+    ///
+    /// Each line that is up, and each GSI with an irqfd if the kernel injects, costs `KVM_IRQFD`s that wait for a grace
+    /// period of KVM's.
+    fn flush(&self) {
+        let in_flight = self.state().pump.as_ref().and_then(Pump::in_flight);
+        if let Some(in_flight) = in_flight {
+            in_flight.wait();
+        }
+        let ended = self.state().pump.as_ref().map(Pump::take_ends);
+        // No lock is held that a call to this may want. A device may raise its line again.
+        ended.into_iter().flatten().for_each(|line| line.ack());
+        let state = &*self.state();
+        for (&gsi, line) in &state.lines {
+            if let Some(assertion) = &line.assertion {
+                self.count_refusal(assertion.flush());
+            }
+            if let Some(wire) = &line.wire {
+                self.count_refusal(wire.detach());
+                self.attach_wire(state, gsi);
+            }
+        }
+    }
+
     fn disconnect(&self, gsi: u32, resample: bool) {
         let writer = (self.injection == Injection::Kernel).then(|| self.wires.write());
         let mut guard = self.state();

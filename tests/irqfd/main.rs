@@ -12,6 +12,7 @@ mod routes;
 mod rules;
 mod script;
 mod sink;
+mod state;
 mod threads;
 mod waits;
 #[path = "../common/watchdog.rs"]

@@ -98,6 +98,24 @@ impl Assertion {
         Ok(raised)
     }
 
+    /// Waits until KVM's worker has raised the line, if it has been raised.
+    ///
+    /// KVM waits for the worker when an irqfd goes. Another irqfd keeps the line up meanwhile, and tells the same eventfd
+    /// of ends of interrupt.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        if !state.raised || !state.registered {
+            return Ok(());
+        }
+        let stand_in = EventFd::new()?;
+        let (vm, gsi) = (&self.vm, self.gsi);
+        vm.irqfd_with_resample(&stand_in, gsi, &self.resample)?;
+        self.unregister(&mut state)?;
+        let registered = self.register(&mut state);
+        vm.deassign_irqfd(&stand_in, gsi)?;
+        registered
+    }
+
     /// KVM lowers the line, and has nothing to do with it any more.
     pub(super) fn close(&self) -> io::Result<()> {
         self.unregister(&mut self.lock())
@@ -128,6 +146,8 @@ struct Shared {
     /// Stays open until the thread has seen it: a descriptor that is closed leaves the epoll.
     stop: EventFd,
     watched: Mutex<Watched>,
+    /// Held by the thread from before it takes an end of interrupt until it has told the line of it.
+    in_flight: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -147,6 +167,7 @@ impl Pump {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             stop: EventFd::new()?,
             watched: Mutex::default(),
+            in_flight: Mutex::default(),
         });
         shared.add(&shared.stop, STOP)?;
         let thread = {
@@ -158,6 +179,23 @@ impl Pump {
             shared,
             thread: Some(thread),
         })
+    }
+
+    /// `None` where the caller must not wait for them: in a callback, which those of a resample event may wait for.
+    pub(super) fn in_flight(&self) -> Option<InFlight> {
+        let thread = self.thread.as_ref()?.thread();
+        let may_wait = thread.id() != thread::current().id() && srcu::may_wait();
+        may_wait.then(|| InFlight(Arc::clone(&self.shared)))
+    }
+
+    /// The lines whose guest has ended an interrupt that the router has not been told of.
+    pub(super) fn take_ends(&self) -> Vec<Eoi> {
+        let watched = self.shared.lock();
+        let ended = watched
+            .lines
+            .values()
+            .filter(|(assertion, _)| assertion.take_end());
+        ended.map(|(_, line)| line.clone()).collect()
     }
 
     /// For a GSI that is not watched.
@@ -183,6 +221,21 @@ impl Pump {
         // The thread may hold the assertion, so its closing does not take it out.
         self.shared.remove(&assertion.resample)?;
         Ok(Some(line))
+    }
+}
+
+/// The ends of interrupt that the thread is telling the router of.
+pub(super) struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    /// Waits until the router has been told. The caller is not the thread, and in no callback.
+    pub(super) fn wait(self) {
+        drop(
+            self.0
+                .in_flight
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 }
 
@@ -234,6 +287,10 @@ impl Shared {
                 if number == STOP {
                     return;
                 }
+                let _in_flight = self
+                    .in_flight
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 let Some((assertion, line)) = self.lock().lines.get(&number).cloned() else {
                     continue;
                 };
