@@ -58,6 +58,6 @@ pub mod sync;
 pub use event::{Event, Mode, Readiness, Spin, WriteError};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub use shared::{AttachError, SharedEvent, WakerError};
+pub use sync::cpus::prepare_for_seccomp;
 pub use sync::membarrier::{MembarrierError, use_membarrier};
-pub use sync::spin::prepare_for_seccomp;
 pub use sync::srcu::reclaim;

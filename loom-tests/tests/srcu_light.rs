@@ -1,6 +1,6 @@
 //! Light sections of `sync::srcu`, with `membarrier` in the place of the reader's fence: nothing is freed in use.
 //!
-//! loom cannot run these, so the steps are written down here. Each is an access of `src/sync/srcu.rs` or
+//! loom cannot run these, so the steps are written down here. Each is an access of `src/sync/srcu/` or
 //! `src/sync/membarrier.rs`, and says of which function. The breakages are protocols of this file with steps left out
 //! or exchanged.
 
@@ -193,11 +193,14 @@ fn breakages_of_a_barrier_left_to_others() {
 /// as well.
 #[test]
 fn the_code_has_these_steps() {
-    let srcu = include_str!("../../src/sync/srcu.rs");
+    let reader = include_str!("../../src/sync/srcu/reader.rs");
+    let slots = include_str!("../../src/sync/srcu/slots.rs");
+    let piles = include_str!("../../src/sync/srcu/piles.rs");
+    let grace = include_str!("../../src/sync/srcu/grace.rs");
     let membarrier = include_str!("../../src/sync/membarrier.rs");
     for (file, function, steps) in [
         (
-            srcu,
+            reader,
             "fn begin<K: Kind>",
             &[
                 "slot.seq.load(Ordering::Relaxed).wrapping_add(INSIDE)",
@@ -208,32 +211,32 @@ fn the_code_has_these_steps() {
             ][..],
         ),
         (
-            srcu,
+            reader,
             "fn publish(&self)",
             &["slot.seq.load(", "slot.seq.swap(seq, DEKKER)"],
         ),
         (
-            srcu,
+            reader,
             "fn leave(&self) {",
             &["release_store(&self.slot.seq, seq)"],
         ),
         (
-            srcu,
+            grace,
             "fn wait_for_readers(&self, light: bool)",
             &["membarrier::heavy()", "slot.wait_for_end()"],
         ),
         (
-            srcu,
+            slots,
             "fn wait_for_end(&self)",
             &["dekker_load(&self.seq)", "dekker_load(&self.seq) == seq"],
         ),
         (
-            srcu,
+            grace,
             "fn synchronize<K: Kind>",
             &["self.wait_for_readers(K::LIGHT)", "free(due)"],
         ),
         (
-            srcu,
+            grace,
             "fn leave<K: Kind>",
             &[
                 "self.lock()",
@@ -242,7 +245,7 @@ fn the_code_has_these_steps() {
             ],
         ),
         (
-            srcu,
+            piles,
             "fn begin_to_wait(",
             &[
                 "membarrier::ended_since(self.barriers)",

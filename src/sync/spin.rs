@@ -9,12 +9,16 @@
 //! to the signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning
 //! threads.
 
-use self::lesson::{Lesson, Terms};
-use super::atomic::{AtomicU64, Ordering};
-use super::wake_queue;
-use std::time::{Duration, Instant};
-
 mod lesson;
+mod pace;
+
+pub(crate) use pace::{Beat, Pace, spin_until};
+
+use super::atomic::{AtomicU64, Ordering};
+use super::cpus::single_cpu;
+use super::wake_queue;
+use lesson::{Lesson, Terms};
+use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
 ///
@@ -247,164 +251,6 @@ impl Spinner {
     }
 }
 
-/// The beat of a thread that spins: the end of the spin, and turns for others in between.
-pub(crate) struct Pace {
-    start: Instant,
-    end: Option<Instant>,
-    /// When the last turn of others was.
-    turn: Instant,
-    /// When the last beat was.
-    last: Instant,
-    single_cpu: bool,
-    looked: bool,
-}
-
-/// What the beat says, after one that is due.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beat {
-    Look,
-    /// Look, and at what is dearer to look at too.
-    LookEverywhere,
-}
-
-impl Pace {
-    /// For so long, `None` being for ever, but no longer than the deadline.
-    pub(crate) fn new(window: Option<Duration>, deadline: Option<Instant>) -> Self {
-        let start = Instant::now();
-        Pace {
-            start,
-            end: earlier(
-                window.and_then(|window| start.checked_add(window)),
-                deadline,
-            ),
-            turn: start,
-            last: start,
-            single_cpu: single_cpu(),
-            looked: false,
-        }
-    }
-
-    /// Whether the last beat came after a turn of others.
-    fn others_ran(&self) -> bool {
-        self.last == self.turn && self.last != self.start
-    }
-
-    /// From the start to the last beat.
-    fn spun(&self) -> Duration {
-        self.last - self.start
-    }
-
-    /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
-    /// comes after one look.
-    pub(crate) fn next(&mut self) -> Option<Beat> {
-        if cfg!(loom) {
-            return (!std::mem::replace(&mut self.looked, true)).then_some(Beat::Look);
-        }
-        if self.single_cpu {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
-        }
-        let now = Instant::now();
-        self.last = now;
-        if self.end.is_some_and(|end| now >= end) {
-            return None;
-        }
-        if now - self.turn <= TURN {
-            return Some(Beat::Look);
-        }
-        std::thread::yield_now();
-        self.turn = now;
-        Some(Beat::LookEverywhere)
-    }
-}
-
-/// Looks for `ready`, a relaxed load, for as long as it takes, but no longer than `limit`. Returns whether it came.
-/// Makes no system call, whatever the number of CPUs.
-pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
-    // Time does not pass in a model of loom's.
-    let limit = if cfg!(loom) { Duration::ZERO } else { limit };
-    let start = Instant::now();
-    while !ready() {
-        if start.elapsed() >= limit {
-            return false;
-        }
-        std::hint::spin_loop();
-    }
-    true
-}
-
-/// How long a spin that knows no end keeps others from the CPU.
-const TURN: Duration = Duration::from_micros(50);
-
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
-/// Does now what the first blocking call of the process would do that spins: opens `/sys/devices/system/cpu/online`,
-/// reads it and closes it, to see whether there is more than one CPU.
-///
-/// Call it before threads get seccomp filters that do not allow that. After it, a blocking call makes no system calls
-/// but those that wait, wake and yield, on any thread. It need not be called: what cannot be read counts as many CPUs,
-/// but a filter may kill who tries. Calling it again does nothing. [`use_membarrier`](crate::use_membarrier) is the
-/// other call that has its place there.
-///
-/// ```
-/// doorbell::prepare_for_seccomp();
-/// // From here on threads may be started, and filters installed.
-/// ```
-pub fn prepare_for_seccomp() {
-    single_cpu();
-}
-
-/// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
-/// once, or by each of several threads that meet here: none waits for another, which a fork may have left behind.
-pub(crate) fn single_cpu() -> bool {
-    const UNKNOWN: u8 = 0;
-    const ONE: u8 = 1;
-    const SEVERAL: u8 = 2;
-    // It orders nothing: std's under loom too.
-    static CPUS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(UNKNOWN);
-    let known = CPUS.load(std::sync::atomic::Ordering::Relaxed);
-    if known != UNKNOWN {
-        return known == ONE;
-    }
-    let single = online_cpus() == 1;
-    let known = if single { ONE } else { SEVERAL };
-    CPUS.store(known, std::sync::atomic::Ordering::Relaxed);
-    single
-}
-
-/// How many CPUs run; a great many if the system does not tell.
-///
-/// Not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that is 1,
-/// and says nothing about where the signaller runs.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn online_cpus() -> usize {
-    let ranges = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    count_cpus(&ranges).unwrap_or(usize::MAX)
-}
-
-/// The number of CPUs in a list such as `0-3,8`.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn count_cpus(ranges: &str) -> Option<usize> {
-    let mut cpus = 0;
-    for range in ranges.trim_end().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-        cpus += last.checked_sub(first)? + 1;
-    }
-    Some(cpus)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn online_cpus() -> usize {
-    std::thread::available_parallelism().map_or(usize::MAX, |cpus| cpus.get())
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -535,37 +381,5 @@ mod tests {
         assert_eq!(spinner.lesson(), Lesson::FIRST);
         assert!(!spinner.learns() && !Spinner::new(Spin::Never).learns());
         assert_eq!(Spinner::new(Spin::DEFAULT).learns(), !single_cpu());
-    }
-
-    #[test]
-    fn the_earlier_end_counts() {
-        let now = Instant::now();
-        let later = now + MAX;
-        assert_eq!(earlier(Some(now), Some(later)), Some(now));
-        assert_eq!(earlier(Some(later), Some(now)), Some(now));
-        assert_eq!(earlier(None, Some(now)), Some(now));
-        assert_eq!(earlier(Some(now), None), Some(now));
-        assert_eq!(earlier(None, None), None);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn cpus_are_counted() {
-        assert_eq!(count_cpus("0\n"), Some(1));
-        assert_eq!(count_cpus("0-3,8\n"), Some(5));
-        assert_eq!(count_cpus("0-1,4-5,7"), Some(5));
-        assert_eq!(count_cpus(""), None);
-        assert_eq!(count_cpus("3-1"), None);
-        assert_eq!(count_cpus("a"), None);
-        // A pinned thread has one CPU to itself, and the machine has as many as before.
-        let before = online_cpus();
-        std::thread::spawn(move || {
-            let mut one = rustix::thread::CpuSet::new();
-            one.set(0);
-            rustix::thread::sched_setaffinity(None, &one).expect("CPU 0 is there");
-            assert_eq!(online_cpus(), before);
-        })
-        .join()
-        .unwrap();
     }
 }
