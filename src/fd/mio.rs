@@ -1,6 +1,7 @@
 //! What has a file descriptor as a source of mio's events.
 
 use super::{EventConsumer, EventFd, Forward, Mirror};
+use crate::poll::PollerFd;
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -39,3 +40,4 @@ source!(EventFd);
 source!(EventConsumer);
 source!(Mirror);
 source!(Forward);
+source!(PollerFd);
