@@ -37,9 +37,9 @@ use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
-use doorbell::poll::{Events, Poller, Probe, Watch, wait_any, wait_any_deadline};
+use doorbell::poll::{Events, Poller, PollerFd, Probe, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, epoll};
 use rustix::io::Errno;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -1630,6 +1630,55 @@ fn one_write_for_64_signals_to_a_poller_with_descriptors() {
     }
 }
 
+/// A poller in an outer loop is written to once for each time that it was armed, and never while that loop is awake.
+#[test]
+fn one_write_for_each_sleep_of_an_outer_loop() {
+    const SLEEPS: usize = 64;
+    let test = "one_write_for_each_sleep_of_an_outer_loop";
+    let calls = calls_between_marks(test, || {
+        let events = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let poller = poller(&events, Watch::READABLE);
+        let fd = PollerFd::new(poller).unwrap();
+        let outer = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&outer, &fd, data, epoll::EventFlags::IN).unwrap();
+        let mut found = Events::with_capacity(4);
+        let mut buffer = Vec::with_capacity(4);
+        let signals = || (0..32).for_each(|number| events[number % 2].signal());
+        signals();
+        assert!(!fd.arm(&mut found).unwrap());
+        mark();
+        for _ in 0..SLEEPS {
+            events.iter().for_each(|event| _ = event.try_read());
+            assert!(fd.arm(&mut found).unwrap());
+            signals();
+            buffer.clear();
+            let spare = rustix::buffer::spare_capacity(&mut buffer);
+            assert_eq!(epoll::wait(&outer, spare, None).unwrap(), 1);
+            fd.disarm();
+            for _ in 0..3 {
+                signals();
+                assert!(!fd.arm(&mut found).unwrap());
+                assert_eq!(found.len(), 2);
+                fd.disarm();
+            }
+        }
+        mark();
+    });
+    let Some(calls) = calls else {
+        return;
+    };
+    let is_epoll = |call: &&String| call.starts_with("epoll_");
+    assert_eq!(
+        calls.iter().filter(is_epoll).count(),
+        2 * SLEEPS,
+        "{calls:?}"
+    );
+    let is_write = |call: &&String| call.starts_with("write(");
+    assert_eq!(calls.iter().filter(is_write).count(), SLEEPS, "{calls:?}");
+    assert_eq!(calls.len(), 3 * SLEEPS, "{calls:?}");
+}
+
 /// What an allocator calls in a thread that may be new.
 const MEMORY: [libc::c_long; 6] = [
     libc::SYS_brk,
@@ -1689,8 +1738,8 @@ fn the_list_of_calls_is_complete() {
     allow_system_calls(allowed);
 
     let event = Arc::new(Event::new(0));
-    let mut found = Events::with_capacity(4);
     for with_fd in [false, true] {
+        let mut found = Events::with_capacity(4);
         let poller = poller(&[Arc::clone(&event)], Watch::READABLE);
         if with_fd {
             poller.add_fd(&fd, 1, Watch::READABLE).unwrap();
@@ -1703,9 +1752,17 @@ fn the_list_of_calls_is_complete() {
         }
         wait(&poller, &mut found, Some(NAP));
         to_sleeper.send(Arc::clone(&poller)).unwrap();
+        if with_fd {
+            let fd = PollerFd::new(Arc::clone(&poller)).unwrap();
+            while !fd.arm(&mut found).unwrap() {}
+            event.signal();
+            fd.disarm();
+            event.read();
+        }
         // It sleeps in one of these, or is still on its way.
         for _ in 0..100 {
             poller.notify();
+            poller.notify_all();
             event.signal();
             wait(&poller, &mut found, None);
             event.read();

@@ -1,6 +1,7 @@
 //! What has a file descriptor as a source of mio's events.
 
 use super::{EventConsumer, EventFd, Forward, Mirror};
+use crate::poll::PollerFd;
 
 /// Implements `mio::event::Source` for a type that is `AsRawFd`.
 macro_rules! source {
@@ -41,3 +42,4 @@ source!(EventFd);
 source!(EventConsumer);
 source!(Mirror);
 source!(Forward);
+source!(PollerFd);

@@ -9,8 +9,27 @@ pub struct Events {
     capacity: usize,
     /// The same key may be reported twice, which is one report then.
     merges: bool,
-    /// How often all were notified, as far as this buffer has been told.
-    pub(super) seen: u32,
+    told: Told,
+}
+
+/// Of which notifications of all a buffer has been told: the poller's [`Shared::notices`](super::shared::Shared).
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    /// The address of the poller's shared part, or 0 for a buffer that has not been used.
+    poller: usize,
+    pub(super) notices: u32,
+}
+
+impl Told {
+    /// The buffer is used with this poller, for which there are so many notices. If it comes from another poller, it is
+    /// told of those to come only: a buffer that is used with two in turn would be told again and again.
+    pub(super) fn turn_to(&mut self, poller: usize, notices: u32) {
+        if self.poller != poller {
+            let is_new = self.poller == 0;
+            self.poller = poller;
+            self.notices = if is_new { 0 } else { notices };
+        }
+    }
 }
 
 /// That one event or file descriptor is ready, and for what.
@@ -32,7 +51,7 @@ impl Events {
             list: Vec::new(),
             capacity,
             merges: false,
-            seen: 0,
+            told: Told::default(),
         }
     }
 
@@ -54,6 +73,10 @@ impl Events {
     /// What is ready, those that have waited longest first.
     pub fn iter(&self) -> impl Iterator<Item = Report> + '_ {
         self.list.iter().copied()
+    }
+
+    pub(super) fn told(&mut self) -> &mut Told {
+        &mut self.told
     }
 
     pub(super) fn clear(&mut self) {

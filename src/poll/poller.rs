@@ -349,7 +349,7 @@ impl Poller {
     /// A thread is known by its buffer: for each [`Events`], one wait returns for it. That goes for a buffer that is
     /// used for the first time, and for the buffer of a [`look`](Self::look) or a [`PollerFd`](super::PollerFd). So a
     /// thread cannot miss it between a look at a flag and its wait. Calls that come before the wait returns count as
-    /// one. A buffer that is used with several pollers in turn may be told more than once.
+    /// one. A buffer that is used with several pollers in turn is told only while it is in a wait.
     ///
     /// Each thread that was asleep wakes the next when it returns. Until all have, a thread that would fall asleep
     /// returns from `wait` instead.
@@ -452,6 +452,7 @@ impl Poller {
         if self.look_once(events)? {
             return Ok(None);
         }
+        self.shared.turn_to_this(events.told());
         // What is to wake the outer loop may be among those.
         wake_queue::let_go();
         let waiters = &self.shared.waiters;
@@ -523,6 +524,7 @@ impl Poller {
         if self.look_once(events)? {
             return Ok(());
         }
+        self.shared.turn_to_this(events.told());
         let Ok(deadline) = limit.deadline() else {
             self.look_at_fds(events)?;
             return Ok(());
@@ -717,7 +719,7 @@ impl Poller {
     /// Whether the thread with this buffer is to return from `wait` because of a notification. One for all comes before
     /// one for any.
     fn take_notice(&self, events: &mut Events) -> bool {
-        self.shared.take_notice(&mut events.seen)
+        self.shared.take_notice(events.told())
     }
 
     /// Looks at each watched item in the queue, once. Returns how many bindings are in it.
@@ -834,8 +836,8 @@ impl Poller {
     }
 
     /// A glance, for who spins.
-    fn seems_quiet(&self, events: &Events) -> bool {
-        self.shared.seems_quiet(events.seen) && self.backlog.load(Ordering::Relaxed) == 0
+    fn seems_quiet(&self, events: &mut Events) -> bool {
+        self.shared.seems_quiet(*events.told()) && self.backlog.load(Ordering::Relaxed) == 0
     }
 
     /// How often threads have looked and slept so far. A snapshot.

@@ -1,12 +1,14 @@
 //! What the observers of a poller reach: its queue, and the threads that sleep.
 
 use super::epoll::Fds;
+use super::events::Told;
 use super::incoming::{Incoming, Linked};
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lazy::Lazy;
 use crate::sync::waiters::{Release, Waiters};
 use crate::sync::wake_queue::{self, Sleeper};
+use std::ptr;
 use std::sync::Arc;
 
 /// One thread is to return from `wait`.
@@ -50,14 +52,25 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
         self.notices.fetch_add(2 * ONE, DEKKER);
     }
 
-    /// `seen` is the number of times of which the caller knows.
-    pub(super) fn take_notice(&self, seen: &mut u32) -> bool {
+    /// For a thread that has found nothing at first, before it looks on.
+    pub(super) fn turn_to_this(&self, told: &mut Told) {
+        let notices = self.notices.load(Ordering::Relaxed) & !ONE;
+        told.turn_to(ptr::from_ref(self).addr(), notices);
+    }
+
+    /// Whether a thread is to return from `wait`. A notification of all comes first, and leaves that of one to others.
+    pub(super) fn take_notice(&self, told: &mut Told) -> bool {
         let notices = self.notices.load(DEKKER);
-        if notices & !ONE != *seen {
-            *seen = notices & !ONE;
+        if notices & !ONE != told.notices && self.tell_of_all(told, notices & !ONE) {
             return true;
         }
         notices & ONE != 0 && self.notices.fetch_and(!ONE, DEKKER) & ONE != 0
+    }
+
+    #[cold]
+    fn tell_of_all(&self, told: &mut Told, notices: u32) -> bool {
+        self.turn_to_this(told);
+        std::mem::replace(&mut told.notices, notices) != notices
     }
 
     pub(super) fn is_notified(&self) -> bool {
@@ -65,8 +78,8 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
     }
 
     /// A relaxed check for the loop that spins; it may be out of date.
-    pub(super) fn seems_quiet(&self, seen: u32) -> bool {
-        self.incoming.seems_empty() && self.notices.load(Ordering::Relaxed) == seen
+    pub(super) fn seems_quiet(&self, told: Told) -> bool {
+        self.incoming.seems_empty() && self.notices.load(Ordering::Relaxed) == told.notices
     }
 
     /// Wakes one thread, if any is announced.

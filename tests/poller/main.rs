@@ -9,6 +9,7 @@ mod cases;
 mod common;
 mod fds;
 mod limits;
+mod outer;
 mod probe_panics;
 mod probe_stress;
 mod probes;
