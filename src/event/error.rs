@@ -6,7 +6,7 @@ use std::{error, fmt, io};
 /// Converts into the [`io::Error`] that `write(2)` to an eventfd gives:
 ///
 /// ```
-/// use doorbell::{Event, WriteError};
+/// use doorbell::Event;
 /// use std::io;
 ///
 /// fn ring(event: &Event) -> io::Result<()> {

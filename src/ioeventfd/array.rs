@@ -21,6 +21,7 @@ use super::{Bus, DoorbellError, Key};
 /// assert_eq!(notify, DoorbellArray::mmio(0xe000_3000, 4, 64));
 /// // NVMe: tail and head doorbells of 16 queue pairs, CAP.DSTRD = 0, 4 bytes each.
 /// let nvme = DoorbellArray::mmio(0xf000_1000, 4, 32).with_length(4);
+/// assert_eq!(nvme.slots, 32);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

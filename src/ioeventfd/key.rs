@@ -19,6 +19,7 @@ pub enum Bus {
 /// let queue1 = Key::mmio(0xd000_0050, 4).with_datamatch(1);
 /// // virtio-pci: each queue has an address of its own, and any width of write will do.
 /// let notify0 = Key::mmio(0xe000_3000, 0);
+/// assert_eq!((queue1.datamatch, notify0.datamatch), (Some(1), None));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

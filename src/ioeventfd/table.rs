@@ -382,7 +382,7 @@ impl fmt::Debug for Table {
 /// # use std::{sync::Arc, thread};
 /// # let table = Table::new();
 /// # let kick = Arc::new(Event::new(0));
-/// # let registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
+/// # let _registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
 /// let doorbells = table.reader();
 /// let vcpu = thread::spawn(move || {
 ///     // On a KVM_EXIT_MMIO:
@@ -437,7 +437,7 @@ impl Reader {
     ///
     /// let table = Table::new();
     /// let kick = Arc::new(Event::new(0));
-    /// let registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
+    /// let _registration = table.assign(Key::mmio(0xd000_0050, 4), &kick)?;
     /// let doorbells = table.reader().with_signallers(64);
     /// assert!(doorbells.write(Bus::Mmio, 0xd000_0050, &[0, 0, 0, 0]));
     /// assert_eq!(kick.try_read(), Some(1));

@@ -169,10 +169,10 @@ impl Router {
     /// router.set_routes(Routes::identity(24))?;
     ///
     /// let (interrupt, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
-    /// let irqfd = router.assign_with_resample(&interrupt, 10, &resample)?;
+    /// let _irqfd = router.assign_with_resample(&interrupt, 10, &resample)?;
     /// // The device: raise the line again as long as there is something for the guest to do.
     /// let requests = Arc::new(AtomicU32::new(2));
-    /// let device = Observation::new(Arc::clone(&resample), Interest::Signals, {
+    /// let _device = Observation::new(Arc::clone(&resample), Interest::Signals, {
     ///     let (interrupt, requests) = (Arc::clone(&interrupt), Arc::clone(&requests));
     ///     Arc::new(move |_: Change| {
     ///         resample.try_read();

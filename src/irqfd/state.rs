@@ -145,7 +145,7 @@ impl Router {
     /// let router = Router::new(Cpus::default());
     /// router.set_route(24, Some(MsiMessage::new(0xfee0_0000, 0x41).into()))?;
     /// let done = Arc::new(Event::new(0));
-    /// let irqfd = router.assign(&done, 24)?;
+    /// let _irqfd = router.assign(&done, 24)?;
     /// router.mask(24);
     /// done.signal();
     ///
@@ -158,7 +158,7 @@ impl Router {
     /// let done = done?;
     /// let cpus = Arc::new(Cpus::default());
     /// let router = Router::new(cpus.clone());
-    /// let restored = router.restore(&state, |id| (id == 0).then(|| (&done).into()))?;
+    /// let _irqfds = router.restore(&state, |id| (id == 0).then(|| (&done).into()))?;
     /// assert!(router.is_masked(24) && router.is_pending(24));
     /// router.unmask(24);
     /// assert_eq!(*cpus.0.lock().unwrap(), [0x41]);

@@ -347,6 +347,7 @@ impl fmt::Debug for KvmListener {
 ///   gets all kicks from one descriptor, and keeps them when the doorbell moves:
 ///
 /// ```no_run
+/// # #[allow(dead_code)]
 /// # fn kick_fd(kvm: &doorbell::kvm::KvmListener) -> Result<(), Box<dyn std::error::Error>> {
 /// use doorbell::{Event, fd::Forward};
 /// use std::os::fd::AsFd;

@@ -114,7 +114,7 @@ pub enum Injection {
 /// router.set_routes(routes)?;
 ///
 /// let queue_done = Arc::new(Event::new(0));
-/// let irqfd = router.assign(&queue_done, 24)?;
+/// let _irqfd = router.assign(&queue_done, 24)?; // until it is dropped
 /// queue_done.signal(); // interrupts CPU 0
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -16,6 +16,7 @@ const PINS: u32 = 24;
 /// [`RoutingError::Refused`](crate::irqfd::RoutingError::Refused) has [inside](io::Error::get_ref).
 ///
 /// ```no_run
+/// # #[allow(dead_code)]
 /// # fn example(router: &doorbell::irqfd::Router, routes: doorbell::irqfd::Routes) {
 /// use doorbell::irqfd::RoutingError;
 /// use doorbell::kvm::RouteTableError;
