@@ -21,7 +21,8 @@
 //! (`AsFd` of an `Event` itself could not fail, and would leave open who closes the descriptor, and what keeps the
 //! event in its place for the observer that is to light it.)
 //!
-//! A descriptor that exists already, and that a peer or the kernel signals, is no matter of this module but of pollers.
+//! For a descriptor that exists already, and that a peer or the kernel signals, use
+//! [`Poller::bind`](crate::poll::Poller::bind) or [`Poller::add_fd`](crate::poll::Poller::add_fd).
 //!
 //! # Peers and children
 //!
@@ -29,6 +30,57 @@
 //! with that, and what there is for such peers, is said at [`Mirror`](Mirror#peers-that-are-not-trusted) and
 //! [`Forward`](Forward#peers-that-are-not-trusted); what a child made by `fork` shares with its parent, there and at
 //! [`EventFd`](EventFd#child-processes).
+//!
+//! # The types of vmm-sys-util
+//!
+//! kvm-ioctls, vhost, vhost-user-backend and others have `vmm_sys_util::eventfd::EventFd` in their signatures. With the
+//! feature `vmm-sys-util`:
+//!
+//! | from | to | system calls |
+//! |---|---|---|
+//! | an original | ours: `From` | none |
+//! | one of ours | an original: `From` | the count moves, see [`EventFd`]; the descriptor is the same |
+//! | `&` one of ours | an original of its own: `TryFrom` | likewise, and `fcntl(F_DUPFD_CLOEXEC)` |
+//! | `&` one of ours | `&` an original: `as_original` | likewise, without the `fcntl` |
+//! | `&Forward`, `&Mirror` | an original of its own, or lent: `TryFrom`, `as_original` | `fcntl(F_DUPFD_CLOEXEC)`, or none |
+//!
+//! After each of the conversions of an [`EventFd`], [`EventNotifier`] or [`EventConsumer`], the count is in the kernel,
+//! and shared by all handles, ours and theirs. An original that is made of a [`Mirror`] is to be polled only.
+//!
+#![cfg_attr(feature = "vmm-sys-util", doc = "```")]
+#![cfg_attr(not(feature = "vmm-sys-util"), doc = "```ignore")]
+//! use doorbell::fd::EventFd;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let ours = EventFd::new(0)?;
+//! ours.write(3)?;
+//! let theirs = vmm_sys_util::eventfd::EventFd::try_from(&ours)?; // to be kept
+//! theirs.write(4)?;
+//! let register_irqfd = |fd: &vmm_sys_util::eventfd::EventFd| fd.write(5); // stands for VmFd::register_irqfd
+//! register_irqfd(&ours.as_original())?;
+//! assert_eq!(ours.read()?, 12);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15. Code that owns one turns it into an [`EventFd`] of
+//! ours (with the feature, or by its raw descriptor), which is. Code that does not, borrows its descriptor:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use doorbell::{Event, poll::Poller};
+//! use std::os::fd::{AsRawFd, BorrowedFd};
+//! use std::sync::Arc;
+//!
+//! let theirs = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK)?;
+//! let kick = Arc::new(Event::new(0));
+//! let poller = Poller::new();
+//! // SAFETY: `theirs` is open for longer than its descriptor is borrowed.
+//! let fd = unsafe { BorrowedFd::borrow_raw(theirs.as_raw_fd()) };
+//! poller.bind(fd, &kick, 0)?;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # System calls
 //!

@@ -36,6 +36,7 @@ pub struct Error {
 
 impl Error {
     /// Its name: that of the ioctl, if it was one.
+    #[must_use]
     pub fn call(&self) -> &'static str {
         self.call
     }

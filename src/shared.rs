@@ -139,6 +139,26 @@ use waker::Waker;
 /// assert_eq!(yours.read(), 2);
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// A child that runs another program: the descriptor is closed on exec, except where it becomes one of the child's
+/// standard ones. (Another way is to clear `FD_CLOEXEC` with `fcntl(F_SETFD)` and to tell the child the number; then each
+/// program that another thread starts meanwhile has the descriptor as well.)
+///
+/// ```no_run
+/// use doorbell::{Mode, SharedEvent};
+/// use std::process::Command;
+///
+/// // In the parent:
+/// let (kick, memfd) = SharedEvent::create(0, Mode::Counter)?;
+/// let mut child = Command::new("/usr/libexec/device").stdin(memfd).spawn()?;
+/// kick.signal();
+///
+/// // In the program that the child runs:
+/// let kick = SharedEvent::attach(std::io::stdin(), 0)?;
+/// assert_eq!(kick.read(), 1);
+/// # child.wait()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct SharedEvent {
     place: Place,
     mode: Mode,

@@ -93,6 +93,7 @@ use std::sync::{Arc, PoisonError};
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "signals are passed on until this is dropped"]
 pub struct Forward {
     // Before the sender: it is detached before what it still has goes back.
     observation: Observation,
@@ -129,6 +130,7 @@ impl Forward {
     }
 
     /// The event that is forwarded.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         self.observation.event()
     }
@@ -146,6 +148,7 @@ impl Forward {
     /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
     /// event, nor what a thread is writing at this moment. `u64::MAX` says that or more: several threads that find no
     /// room at once can each leave a whole count.
+    #[must_use]
     pub fn pending(&self) -> u64 {
         self.sender.pending()
     }

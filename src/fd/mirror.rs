@@ -92,6 +92,7 @@ use std::sync::{Arc, PoisonError};
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "the descriptor goes with the mirror"]
 pub struct Mirror {
     // Before the lamp: it is put out of use, then closed.
     observation: Observation,
@@ -121,6 +122,7 @@ impl Mirror {
     }
 
     /// The event that is mirrored.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         self.observation.event()
     }

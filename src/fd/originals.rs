@@ -1,31 +1,7 @@
 //! Conversions from and to vmm-sys-util's types, which kvm-ioctls, vhost, vhost-user-backend and others have in their
-//! signatures.
-//!
-//! | from | to | system calls |
-//! |---|---|---|
-//! | an original | ours | none |
-//! | one of ours | an original | the count moves, see [`EventFd`]; the descriptor is the same |
-//! | `&` one of ours | an original of its own | likewise, and `fcntl(F_DUPFD_CLOEXEC)` |
-//! | `&` one of ours | `&` an original: [`EventFd::as_original`] | likewise, without the `fcntl` |
-//!
-//! After each of them the count is in the kernel, and shared by all handles, ours and theirs.
-//!
-//! ```
-//! use doorbell::fd::EventFd;
-//!
-//! # fn main() -> std::io::Result<()> {
-//! let ours = EventFd::new(0)?;
-//! ours.write(3)?;
-//! let theirs = vmm_sys_util::eventfd::EventFd::try_from(&ours)?; // to be kept
-//! theirs.write(4)?;
-//! let register_irqfd = |fd: &vmm_sys_util::eventfd::EventFd| fd.write(5); // stands for VmFd::register_irqfd
-//! register_irqfd(&ours.as_original())?;
-//! assert_eq!(ours.read()?, 12);
-//! # Ok(())
-//! # }
-//! ```
+//! signatures. The page of the module above lists them.
 
-use super::{EventConsumer, EventFd, EventNotifier, Forward};
+use super::{EventConsumer, EventFd, EventNotifier, Forward, Mirror};
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -120,6 +96,28 @@ impl TryFrom<&Forward> for eventfd::EventFd {
     /// Another descriptor of what the signals are passed on to.
     fn try_from(forward: &Forward) -> io::Result<Self> {
         Ok(original(forward.as_fd().try_clone_to_owned()?))
+    }
+}
+
+impl Mirror {
+    /// The descriptor as an original, for calls that borrow one and poll it only.
+    ///
+    /// A read or write by the original is one by a peer: see [above](Self#peers-that-are-not-trusted).
+    pub fn as_original(&self) -> AsOriginal<'_, eventfd::EventFd> {
+        AsOriginal::new(self.as_fd())
+    }
+}
+
+impl TryFrom<&Mirror> for eventfd::EventFd {
+    type Error = io::Error;
+
+    /// Another descriptor that is readable when the event is, for code that hands its `EventFd` to an epoll, such as
+    /// `event-manager`'s or vhost-user-backend's.
+    ///
+    /// It is to be polled only; the event itself is what is read. `read` of the original takes the descriptor's
+    /// readiness and no kick, and `write` makes it readable and signals nothing: see [`Mirror`].
+    fn try_from(mirror: &Mirror) -> io::Result<Self> {
+        Ok(original(mirror.as_fd().try_clone_to_owned()?))
     }
 }
 

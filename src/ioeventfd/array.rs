@@ -103,6 +103,7 @@ impl DoorbellArray {
     /// ```
     #[must_use]
     #[doc(alias = "notify_off_multiplier")]
+    #[doc(alias = "queue_notify_off")]
     pub const fn virtio_pci(base: u64, notify_off_multiplier: u32, queues: u32) -> Self {
         let array = Self::mmio(base, notify_off_multiplier as u64, queues);
         match notify_off_multiplier {

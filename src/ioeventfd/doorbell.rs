@@ -18,6 +18,7 @@ pub enum Target {
 
 impl Target {
     /// The event that is signalled in the end.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         match self {
             Target::Event(event) => event,
@@ -96,6 +97,7 @@ pub enum Doorbell {
 
 impl Doorbell {
     /// A doorbell at one address.
+    #[must_use]
     pub fn new(key: Key, target: impl Into<Target>) -> Self {
         Doorbell::Single {
             key,
@@ -104,6 +106,7 @@ impl Doorbell {
     }
 
     /// An array of doorbells, with a target for each slot.
+    #[must_use]
     pub fn array(
         array: DoorbellArray,
         targets: impl IntoIterator<Item = impl Into<Target>>,
@@ -115,6 +118,7 @@ impl Doorbell {
     }
 
     /// The address space.
+    #[must_use]
     pub fn bus(&self) -> Bus {
         match self {
             Doorbell::Single { key, .. } => key.bus,
@@ -123,6 +127,7 @@ impl Doorbell {
     }
 
     /// Where it begins.
+    #[must_use]
     pub fn address(&self) -> u64 {
         match self {
             Doorbell::Single { key, .. } => key.address,
@@ -131,6 +136,7 @@ impl Doorbell {
     }
 
     /// What it does, or what each slot of it does.
+    #[must_use]
     pub fn targets(&self) -> &[Target] {
         match self {
             Doorbell::Single { target, .. } => slice::from_ref(target),

@@ -36,6 +36,7 @@ pub struct Latest {
 
 impl Latest {
     /// A cell with `value` in it. Any number of cells may share an event.
+    #[must_use]
     pub fn new(event: impl Into<EventHandle>, value: u64) -> Self {
         Latest {
             value: AtomicU64::new(value),
@@ -46,6 +47,7 @@ impl Latest {
     /// The value last written, zero-extended.
     ///
     /// Who reads the event first sees the values of all the signals it consumed, or newer ones.
+    #[must_use]
     pub fn value(&self) -> u64 {
         // Pairs with the Release in `ring`, for those who look without reading the event.
         self.value.load(Ordering::Acquire)
@@ -57,6 +59,7 @@ impl Latest {
     }
 
     /// What is signalled after each write.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }
@@ -144,6 +147,7 @@ impl ValueQueue {
     /// # Panics
     ///
     /// If `capacity` is 0, or greater than [`MAX_CAPACITY`](Self::MAX_CAPACITY).
+    #[must_use]
     pub fn new(event: impl Into<EventHandle>, capacity: usize) -> Self {
         assert!(
             capacity <= Self::MAX_CAPACITY,
@@ -249,6 +253,7 @@ impl ValueQueue {
     }
 
     /// What is signalled after each write.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }

@@ -139,6 +139,7 @@ impl ValueQueueState {
 
 impl Latest {
     /// The value as plain data. `name` gives the VMM's number for the event.
+    #[must_use]
     pub fn save(&self, name: impl FnOnce(&Event) -> u64) -> LatestState {
         LatestState::new(name(self.event()), self.value())
     }
@@ -159,6 +160,7 @@ impl Latest {
 impl ValueQueue {
     /// The queue with the writes that wait as plain data. `name` gives the VMM's number for the event. The writes stay in
     /// the queue, as with [`iter`](Self::iter).
+    #[must_use]
     pub fn save(&self, name: impl FnOnce(&Event) -> u64) -> ValueQueueState {
         ValueQueueState {
             kicks: self.iter().collect(),
@@ -226,6 +228,7 @@ impl Table {
     /// assert_eq!(queue.pop().map(|kick| kick.value), Some(7));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[must_use]
     pub fn save(&self, mut name: impl FnMut(&Event) -> u64) -> TableState {
         let mut targets = SavedTargets::default();
         let doorbells = self.doorbells();

@@ -45,6 +45,8 @@ use std::sync::Arc;
 /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 #[derive(Clone, Default)]
+#[doc(alias = "bus")]
+#[doc(alias = "ioeventfd")]
 pub struct Table {
     inner: Arc<Inner>,
 }
@@ -103,6 +105,7 @@ impl Inner {
 
 impl Table {
     /// A table without doorbells.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -117,6 +120,8 @@ impl Table {
     ///
     /// The key is invalid or collides with a registered doorbell, in the order in which KVM checks; whichever targets
     /// the two have. Nothing was registered then.
+    #[doc(alias = "KVM_IOEVENTFD")]
+    #[doc(alias = "register")]
     pub fn assign(
         &self,
         key: Key,
@@ -215,6 +220,7 @@ impl Table {
     /// # Errors
     ///
     /// No doorbell has this key with this target.
+    #[doc(alias = "unregister")]
     pub fn deassign(&self, key: Key, target: impl Into<Target>) -> Result<(), DeassignError> {
         self.deassign_all([Doorbell::new(key, target)])
             .map_err(|batch| batch.error)
@@ -271,6 +277,7 @@ impl Table {
     }
 
     /// Means to look up faster, for one thread at a time.
+    #[must_use]
     pub fn reader(&self) -> Reader {
         Reader {
             table: self.clone(),
@@ -297,6 +304,7 @@ impl Table {
     /// # assert_eq!(table.doorbells()[0].targets()[0].event().count(), 3);
     /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
     /// ```
+    #[must_use]
     pub fn doorbells(&self) -> Vec<Doorbell> {
         let writer = self.inner.buses.write();
         let buses = writer.read();
@@ -450,6 +458,7 @@ impl Reader {
     }
 
     /// What it looks up in.
+    #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
     }
@@ -474,6 +483,7 @@ pub struct Registration {
 
 impl Registration {
     /// What was registered.
+    #[must_use]
     pub fn doorbell(&self) -> &Doorbell {
         &self.registered.doorbell
     }

@@ -97,6 +97,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// # #[allow(unreachable_code)]
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "KVM_IOEVENTFD")]
 pub struct KvmListener {
     vm: Vm,
     state: Mutex<State>,
@@ -389,6 +390,7 @@ impl KernelCount {
     }
 
     /// What it is drained to.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }

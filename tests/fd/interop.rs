@@ -322,6 +322,48 @@ fn originals() {
 }
 
 /// Ours where originals are borrowed: the same descriptor, which stays open.
+/// An original made of a mirror shows what the event is ready for, to the original's epoll. What is read from it or
+/// written to it is not the event's.
+#[cfg(feature = "vmm-sys-util")]
+#[test]
+fn a_mirror_as_an_original() {
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+    use vmm_sys_util::eventfd;
+
+    let event = Arc::new(Event::new(0));
+    let mirror = Mirror::new(&event).unwrap();
+    let kept = eventfd::EventFd::try_from(&mirror).unwrap();
+    assert_ne!(kept.as_raw_fd(), mirror.as_raw_fd());
+    assert_eq!(mirror.as_original().as_raw_fd(), mirror.as_raw_fd());
+    let epoll = Epoll::new().unwrap();
+    let watched = EpollEvent::new(EventSet::IN, 7);
+    epoll
+        .ctl(ControlOperation::Add, kept.as_raw_fd(), watched)
+        .unwrap();
+    let ready = || {
+        let mut events = [EpollEvent::default(); 2];
+        epoll.wait(0, &mut events).unwrap()
+    };
+    assert_eq!(ready(), 0);
+    event.signal_n(5);
+    assert_eq!(ready(), 1);
+    assert_eq!(event.read(), 5);
+    assert_eq!(ready(), 0);
+    // Poll only.
+    kept.write(3).unwrap();
+    assert_eq!((ready(), event.count()), (1, 0));
+    assert_eq!(kept.read().unwrap(), 3);
+    event.signal();
+    kept.read().unwrap();
+    assert_eq!((ready(), event.count()), (0, 1));
+    // It stays as it was when the mirror goes.
+    event.read();
+    event.signal();
+    drop(mirror);
+    event.read();
+    assert_eq!(ready(), 1);
+}
+
 #[cfg(feature = "vmm-sys-util")]
 #[test]
 fn lent_as_originals() {

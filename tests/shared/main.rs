@@ -11,6 +11,7 @@ mod common;
 mod attach;
 mod c;
 mod epoll;
+mod exec;
 mod hostile;
 mod huge;
 mod killed;

@@ -71,6 +71,7 @@ pub(super) type RegionId = u64;
 
 impl AddressSpace {
     /// Without regions and listeners.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -244,6 +245,7 @@ impl AddressSpace {
     /// assert_eq!(space.doorbells()[0].targets()[0].event().count(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[must_use]
     pub fn doorbells(&self) -> Vec<Doorbell> {
         self.with_map(|map| map.in_force.clone())
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 ///
 /// If a call panics, the listener counts as one who has not got the doorbell, the commit goes on, and then panics with
 /// the first payload.
+#[doc(alias = "MemoryListener")]
 pub trait Listener: Send + Sync {
     /// What it is called in a [`Refusal`].
     fn name(&self) -> &'static str;

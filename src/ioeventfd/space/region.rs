@@ -25,6 +25,8 @@ impl AddressSpace {
 ///
 /// It is removed from its [`AddressSpace`] when it is dropped. Each change is a transaction, or part of one that the
 /// thread has open, and returns what that transaction's commit reported.
+#[doc(alias = "MemoryRegion")]
+#[doc(alias = "BAR")]
 pub struct Region {
     pub(super) space: AddressSpace,
     pub(super) id: RegionId,

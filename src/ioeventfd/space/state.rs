@@ -158,6 +158,7 @@ impl AddressSpace {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "snapshot")]
+    #[must_use]
     pub fn save(&self, mut name: impl FnMut(&Event) -> u64) -> AddressSpaceState {
         let regions: Vec<(u64, Placed)> = self.with_map(|map| {
             let regions = map.regions.iter();
