@@ -5,12 +5,15 @@ use crate::guest::{self, MESSAGE_VECTORS, Machine, MachineState};
 use crate::stay;
 use crate::vm::{VECTORS, descriptor};
 use doorbell::Event;
-use doorbell::event::{EventHandle, EventState};
-use doorbell::irqfd::{MsiMessage, Restored, Router, RouterState, Routes};
+use doorbell::event::{Change, EventHandle, EventState, Interest, Observation};
+use doorbell::irqfd::{InterruptSink, MsiMessage, Restored, Router, RouterState, Routes};
 use doorbell::kvm::{Injection, KvmSink};
 use serde::{Deserialize, Serialize};
 use std::array;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
 
@@ -243,4 +246,47 @@ fn a_save_waits_for_what_is_under_way() {
             assert_eq!(devices.resample.count(), round, "{injection:?}");
         }
     }
+}
+
+/// It waits, too, for an end of interrupt that the sink's thread is telling the router of. (In a call that the thread
+/// makes itself it does not.)
+#[test]
+fn a_flush_waits_for_the_thread() {
+    let Some(mut machine) = Machine::new() else {
+        return;
+    };
+    machine.open_ioapic_pin(IOAPIC_PIN as usize, LEVEL);
+    let sink = Arc::new(KvmSink::new(descriptor(machine.vm()), Injection::Userspace).unwrap());
+    let router = Router::new(Arc::clone(&sink));
+    router.set_routes(Routes::identity(24)).unwrap();
+    let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+    let _irqfd = router
+        .assign_with_resample(&event, IOAPIC_PIN, &resample)
+        .unwrap();
+    let (entered, told) = (Arc::new(Event::new(0)), Arc::new(AtomicBool::new(false)));
+    let gate = Arc::new(Event::new(0));
+    let _device = Observation::new(&resample, Interest::Signals, {
+        let (entered, told, gate) = (Arc::clone(&entered), Arc::clone(&told), Arc::clone(&gate));
+        let sink = Arc::clone(&sink);
+        Arc::new(move |_: Change| {
+            sink.flush();
+            entered.signal();
+            gate.read();
+            told.store(true, Ordering::Relaxed);
+        })
+    });
+    event.signal();
+    router.save(|_| 0).lines.first().expect("it is up");
+    assert_eq!(taken(&mut machine, Machine::run), [LEVEL]);
+    entered.read();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| {
+            sink.flush();
+            told.load(Ordering::Relaxed)
+        });
+        // Time for a flush that does not wait.
+        thread::sleep(Duration::from_millis(50));
+        gate.signal();
+        assert!(flush.join().unwrap(), "the device has not been told");
+    });
 }
