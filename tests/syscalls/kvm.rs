@@ -241,7 +241,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
             for _ in 0..ROUNDS {
                 level.signal();
                 let state = router.save(|_| 0);
-                assert_eq!(state.irqfds.len(), 3);
+                assert!(state.irqfds.len() >= 3);
             }
         }
     };
