@@ -38,7 +38,7 @@
 //! |---|---|
 //! | [`Router::set_routes`], [`set_route`](Router::set_route), [`change_routes`](Router::change_routes) | if a route changes |
 //! | [`Router::deassign`], drop of an [`Irqfd`], drop of the last handle to a router | if it was assigned; if the router has a [worker](Router::with_worker), always |
-//! | [`Router::synchronize`] | always |
+//! | [`Router::synchronize`], [`save`](Router::save), [`restore`](Router::restore) | always |
 //! | drop of an [`Observation`](crate::event::Observation), and of what has one: `Mirror`, `Forward`, a `Poller`, a bound descriptor; `Poller::delete` | always |
 //! | `deassign`, `deassign_all` and `replace` of a [`Table`](crate::ioeventfd::Table), drop of a `Registration` | if a doorbell goes |
 //! | the end of a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace) | if a doorbell goes |
@@ -64,6 +64,36 @@
 //! (A line that another thread is driving at the moment is left to that one.) Changes of routes come one at a time, so
 //! one waits for the sink's `set_routes` of another: a lock that this takes must not be held by who changes routes
 //! either.
+//!
+//! # Snapshots
+//!
+//! [`Router::save`] takes a router down as plain data, and [`Router::restore`] makes a new router of it: routes, irqfds,
+//! masks, pending bits, and the levels that resampling irqfds, [level sources](LevelSource) and
+//! [`set_level`](Router::set_level) hold up. In this order, each interrupt that is on its way at the time comes once.
+//! To save a VM:
+//!
+//! 1. Stop the vCPUs.
+//! 2. Stop the devices, and let none of their threads signal an event any more.
+//! 3. [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), if KVM takes kicks.
+//! 4. [`Router::save`]. It waits until every signal made so far has reached the sink, and until the sink has
+//!    [handed it on](InterruptSink::flush). It may signal resample events.
+//! 5. [`Event::save`](crate::Event::save) of all events, the resample events included.
+//! 6. The interrupt controllers: the VMM's own, or with KVM `KVM_GET_IRQCHIP`, and of each vCPU `KVM_GET_LAPIC`,
+//!    `KVM_GET_VCPU_EVENTS` and the rest. What KVM has taken is in there.
+//!
+//! To restore it:
+//!
+//! 1. Make the VM, its vCPUs and its interrupt controllers, and give those their saved states (`KVM_SET_IRQCHIP`,
+//!    `KVM_SET_LAPIC`, `KVM_SET_VCPU_EVENTS`).
+//! 2. Make the sink, and a new router.
+//! 3. [`Event::restore`](crate::Event::restore) of all events.
+//! 4. [`Router::restore`]. The sink is told again of the levels that are up; an interrupt controller that has its saved
+//!    state sees no change. With KVM, the levels are there when this returns.
+//! 5. Give each device its irqfds, and its level source if it holds a line up. Attach observers. A resample event that
+//!    has a count was signalled before the save, and its device has not looked yet.
+//! 6. Start the devices, and then the vCPUs.
+//!
+//! A device's threads read what is in the events, as if the signals had just come.
 //!
 //! Where it differs from KVM: a line of several sources is kept consistent when the routes change under it (KVM leaves
 //! the old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own

@@ -11,6 +11,9 @@
 //! show them. So: pause the vCPUs, pause the devices, then
 //! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down
 //! the counts of the events. The method's page has the steps in code.
+//!
+//! Interrupts are in the router and in KVM's interrupt controllers. [In which order](crate::irqfd#snapshots) to save and
+//! restore the two is said with the router.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioctl;

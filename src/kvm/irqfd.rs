@@ -89,6 +89,7 @@ pub enum Injection {
 /// | a resampling one is | also `eventfd2`, `ioctl` (`KVM_IRQFD`) and `epoll_ctl`, if it is the GSI's first; `epoll_create1`, `eventfd2`, `epoll_ctl` and those of a thread's start, if it is the sink's first |
 /// | an irqfd is deassigned | `ioctl` (`KVM_IRQFD`) and `close`, if it is the last of one kind or the other; if it is the last resampling one, also `read`, `epoll_ctl` and those of a change of the level |
 /// | the routes change | `ioctl` (`KVM_SET_GSI_ROUTING`, and `KVM_IRQFD` for a GSI that changes between a message and a pin); those of a change of the level for a pin that is up; `close`, if an irqfd is deassigned at the time |
+/// | the router is saved or restored | for each line that is up and has resampling irqfds: `eventfd2`, `ioctl` (`KVM_IRQFD`), `close`; for each GSI with an irqfd, if the kernel injects: `ioctl` (`KVM_IRQFD`); `read`, and those of an end of interrupt that the router has not been told of |
 /// | the guest ends an interrupt of a line with resampling irqfds | on the sink's thread: `epoll_pwait`, `read`, `close`; those of a change of a level; those of a signal of the resample events |
 ///
 /// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private), and so does a message where

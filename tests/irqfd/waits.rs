@@ -112,6 +112,11 @@ fn two_workers_synchronize() {
 }
 
 #[test]
+fn two_workers_save() {
+    two_workers("two_workers_save", |other| drop(other.save(|_| 0)));
+}
+
+#[test]
 fn two_workers_deassign() {
     two_workers("two_workers_deassign", |other| {
         let (event, resample) = (event(), event());

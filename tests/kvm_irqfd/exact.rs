@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
 
 /// The level of a pin of KVM's IOAPIC, from all of its sources.
-fn level(vm: &VmFd, pin: u32) -> bool {
+pub fn level(vm: &VmFd, pin: u32) -> bool {
     let mut chip = kvm_irqchip {
         chip_id: KVM_IRQCHIP_IOAPIC,
         ..kvm_irqchip::default()

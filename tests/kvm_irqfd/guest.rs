@@ -6,9 +6,14 @@
 
 use crate::vm::{self, Exit, VECTORS, Vm};
 use iced_x86::code_asm::*;
-use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip, kvm_regs};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_regs,
+};
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::{ptr, slice};
 
 /// Of messages.
 pub const MESSAGE_VECTORS: [u8; 2] = [0x41, 0x62];
@@ -111,6 +116,11 @@ impl Machine {
             ..kvm_regs::default()
         };
         self.0.set(regs, APIC);
+        self.go_on(show);
+    }
+
+    /// As [`run`](Self::run), from where the guest is.
+    pub fn go_on(&mut self, show: &mut dyn FnMut(Option<u8>)) {
         // Interrupts come at the entry after an exit, at the latest, so there are none when nothing came between two
         // exits.
         let mut quiet = 0;
@@ -125,6 +135,118 @@ impl Machine {
                 exit => panic!("{exit:?}"),
             }
         }
+    }
+}
+
+/// A machine that does not run, as plain data.
+#[derive(Serialize, Deserialize)]
+pub struct MachineState {
+    /// Cells of 64 bits.
+    memory: Vec<u64>,
+    /// What KVM has of each, as the bytes of the structures of its ioctls.
+    irqchips: Vec<Vec<u8>>,
+    regs: Vec<u8>,
+    sregs: Vec<u8>,
+    lapic: Vec<u8>,
+    events: Vec<u8>,
+    mp_state: Vec<u8>,
+}
+
+const IRQCHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
+/// The bytes of a structure of an ioctl.
+fn bytes<T: Copy>(value: &T) -> Vec<u8> {
+    let first = ptr::from_ref(value).cast::<u8>();
+    // SAFETY: the bytes are those of the value. The structures of ioctls have no padding, for the kernel fills them.
+    unsafe { slice::from_raw_parts(first, size_of::<T>()) }.to_vec()
+}
+
+/// A structure of an ioctl, all bits of which are valid.
+fn structure<T: Copy>(bytes: &[u8]) -> T {
+    assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: there are as many bytes, and the value is valid by the rule above.
+    unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
+}
+
+impl Machine {
+    /// Runs until an interrupt is in service, whose vector this returns.
+    pub fn run_into_service(&mut self) -> u8 {
+        let regs = kvm_regs {
+            rip: LOOK,
+            rsp: STACK,
+            ..kvm_regs::default()
+        };
+        self.0.set(regs, APIC);
+        for _ in 0..4 {
+            if let Exit::Write { address, data, .. } = self.0.run() {
+                if address == u64::from(IN_SERVICE) {
+                    return data[0];
+                }
+            }
+        }
+        panic!("no interrupt comes");
+    }
+
+    /// Has the IOAPIC send this pin's level by a message with this vector.
+    pub fn open_ioapic_pin(&self, pin: usize, vector: u8) {
+        let mut chip = kvm_irqchip {
+            chip_id: KVM_IRQCHIP_IOAPIC,
+            ..kvm_irqchip::default()
+        };
+        self.vm().get_irqchip(&mut chip).unwrap();
+        // SAFETY: the state of the IOAPIC is what KVM_GET_IRQCHIP gives for this chip.
+        let ioapic = unsafe { &mut chip.chip.ioapic };
+        // Level-triggered, and not masked.
+        ioapic.redirtbl[pin].bits = u64::from(vector) | 1 << 15;
+        self.vm().set_irqchip(&chip).unwrap();
+    }
+
+    pub fn save(&mut self) -> MachineState {
+        // Completes the instruction that the last exit is from.
+        self.0.vcpu().set_kvm_immediate_exit(1);
+        assert!(self.0.vcpu().run().is_err());
+        self.0.vcpu().set_kvm_immediate_exit(0);
+        let irqchip = |chip_id| {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..kvm_irqchip::default()
+            };
+            self.vm().get_irqchip(&mut chip).unwrap();
+            bytes(&chip)
+        };
+        let cells = (0..MEMORY).step_by(8);
+        let memory = cells.map(|at| self.0.memory().cell(at).load(Ordering::Relaxed));
+        let (irqchips, memory) = (IRQCHIPS.map(irqchip).into(), memory.collect());
+        let vcpu = self.0.vcpu();
+        MachineState {
+            memory,
+            irqchips,
+            regs: bytes(&vcpu.get_regs().unwrap()),
+            sregs: bytes(&vcpu.get_sregs().unwrap()),
+            lapic: bytes(&vcpu.get_lapic().unwrap()),
+            events: bytes(&vcpu.get_vcpu_events().unwrap()),
+            mp_state: bytes(&vcpu.get_mp_state().unwrap()),
+        }
+    }
+
+    pub fn restore(state: &MachineState) -> Self {
+        let mut machine = Machine(Vm::with_interrupts(MEMORY).expect("KVM was there"));
+        for (at, &cell) in (0..).step_by(8).zip(&state.memory) {
+            machine.0.memory().cell(at).store(cell, Ordering::Relaxed);
+        }
+        let irqchips = state.irqchips.iter();
+        irqchips.for_each(|chip| machine.vm().set_irqchip(&structure(chip)).unwrap());
+        let vcpu = machine.0.vcpu();
+        vcpu.set_sregs(&structure(&state.sregs)).unwrap();
+        vcpu.set_regs(&structure(&state.regs)).unwrap();
+        vcpu.set_lapic(&structure(&state.lapic)).unwrap();
+        vcpu.set_vcpu_events(&structure(&state.events)).unwrap();
+        vcpu.set_mp_state(structure(&state.mp_state)).unwrap();
+        machine
     }
 }
 

@@ -16,6 +16,7 @@ mod refusals;
 mod resources;
 mod script;
 mod sides;
+mod snapshot;
 mod split;
 #[path = "../common/vm.rs"]
 mod vm;

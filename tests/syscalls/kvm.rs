@@ -235,6 +235,16 @@ fn list_of_a_sink(injection: Injection) -> ! {
             router.set_level(9, false);
         }
     });
+    let saving = {
+        let (router, level) = (router.clone(), Arc::clone(&level));
+        move || {
+            for _ in 0..ROUNDS {
+                level.signal();
+                let state = router.save(|_| 0);
+                assert!(state.irqfds.len() >= 3);
+            }
+        }
+    };
     let resampling_calls = [
         assigns,
         &[
@@ -261,6 +271,16 @@ fn list_of_a_sink(injection: Injection) -> ! {
             &[libc::SYS_write, libc::SYS_close],
             &[KVM_SET_GSI_ROUTING(), KVM_IRQFD(), KVM_IRQ_LINE()],
             routes,
+        ),
+        row(
+            &[
+                libc::SYS_eventfd2,
+                libc::SYS_read,
+                libc::SYS_write,
+                libc::SYS_close,
+            ],
+            &[KVM_IRQFD(), KVM_IRQ_LINE()],
+            saving,
         ),
     ]);
     STOP.store(true, Ordering::Relaxed);
