@@ -13,7 +13,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::limit::{Limit, NoTime};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::sync::scope::Shared;
-use crate::sync::scope::{Private, Races, Scope};
+use crate::sync::scope::{Private, RetryBudget, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, Release, Waiters};
 use crate::sync::{DEKKER, membarrier, yield_now};
@@ -218,15 +218,15 @@ impl<S: Count> Counter<S> {
     pub(crate) fn signal(&self, n: u64, owner: &impl Owner) {
         match self.add_once(n) {
             Ok(_) => self.wake_readers(n, owner),
-            Err(now) => self.signal_the_long_way(now, n, owner),
+            Err(now) => self.signal_slow(now, n, owner),
         }
     }
 
     /// The whole rest of a signal, so that nothing need be kept for after a call.
     #[cold]
     #[inline(never)]
-    fn signal_the_long_way(&self, now: u64, n: u64, owner: &impl Owner) {
-        self.add_saturating_the_long_way(now, n);
+    fn signal_slow(&self, now: u64, n: u64, owner: &impl Owner) {
+        self.add_saturating_contended(now, n);
         self.wake_readers(n, owner);
     }
 
@@ -237,16 +237,16 @@ impl<S: Count> Counter<S> {
         }
         match self.update_once(room_for(n)) {
             Ok(None) => Err(WriteError::WouldBlock),
-            Ok(Some(_)) if self.readers.are_wanted(owner.kinds()) => self.written(n, owner),
+            Ok(Some(_)) if self.readers.has_work(owner.kinds()) => self.written(n, owner),
             Ok(Some(_)) => Ok(()),
-            Err(now) => self.write_after_a_race(now, n, owner),
+            Err(now) => self.write_contended(now, n, owner),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn write_after_a_race(&self, now: u64, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
-        self.update_after_a_race(now, room_for(n))
+    fn write_contended(&self, now: u64, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
+        self.update_contended(now, room_for(n))
             .ok_or(WriteError::WouldBlock)?;
         self.written(n, owner)
     }
@@ -294,14 +294,14 @@ impl<S: Count> Counter<S> {
         let value = match owner.mode() {
             Mode::Counter => match self.take_once(Mode::Counter) {
                 Ok(count) => count?,
-                Err(now) => return self.read_after_a_race(now, owner),
+                Err(now) => return self.read_contended(now, owner),
             },
             Mode::Semaphore => match self.take_once(Mode::Semaphore) {
                 Ok(count) => count.map(|_| 1)?,
-                Err(now) => return self.read_after_a_race(now, owner),
+                Err(now) => return self.read_contended(now, owner),
             },
         };
-        if self.writers.are_wanted(owner.kinds()) {
+        if self.writers.has_work(owner.kinds()) {
             return self.have_read(value, owner);
         }
         Some(value)
@@ -309,9 +309,9 @@ impl<S: Count> Counter<S> {
 
     #[cold]
     #[inline(never)]
-    fn read_after_a_race(&self, now: u64, owner: &impl Owner) -> Option<u64> {
+    fn read_contended(&self, now: u64, owner: &impl Owner) -> Option<u64> {
         let mode = owner.mode();
-        let before = self.update_after_a_race(now, rest(mode))?;
+        let before = self.update_contended(now, rest(mode))?;
         self.have_read(taken(before, mode), owner)
     }
 
@@ -423,7 +423,7 @@ impl<S: Count> Counter<S> {
     fn take(&self, mode: Mode) -> Option<u64> {
         let before = match self.take_once(mode) {
             Ok(before) => before,
-            Err(now) => self.update_after_a_race(now, rest(mode)),
+            Err(now) => self.update_contended(now, rest(mode)),
         };
         Some(taken(before?, mode))
     }
@@ -457,7 +457,7 @@ impl<S: Count> Counter<S> {
     #[inline(always)]
     pub(crate) fn add_saturating(&self, n: u64) {
         if let Err(now) = self.add_once(n) {
-            self.add_saturating_the_long_way(now, n);
+            self.add_saturating_contended(now, n);
         }
     }
 
@@ -476,8 +476,8 @@ impl<S: Count> Counter<S> {
 
     #[cold]
     #[inline(never)]
-    fn add_saturating_the_long_way(&self, now: u64, n: u64) {
-        let added = self.update_after_a_race(now, |count| Some(count.saturating_add(n)));
+    fn add_saturating_contended(&self, now: u64, n: u64) {
+        let added = self.update_contended(now, |count| Some(count.saturating_add(n)));
         if added.is_none() {
             // Exact, unless the count wraps: with such a peer it means nothing anyway.
             self.count.fetch_add(n, DEKKER);
@@ -500,7 +500,7 @@ impl<S: Count> Counter<S> {
     }
 
     /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
-    /// too many [races](Races) were lost.
+    /// too many [races](RetryBudget) were lost.
     ///
     /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
     /// after its announcement.
@@ -508,7 +508,7 @@ impl<S: Count> Counter<S> {
     pub(super) fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         match self.update_once(&next) {
             Ok(done) => done,
-            Err(now) => self.update_after_a_race(now, next),
+            Err(now) => self.update_contended(now, next),
         }
     }
 
@@ -532,17 +532,13 @@ impl<S: Count> Counter<S> {
     /// [`ELSEWHERE`]. Apart, so that the fast path need not save registers for it.
     #[cold]
     #[inline(never)]
-    fn update_after_a_race(
-        &self,
-        mut count: u64,
-        next: impl Fn(u64) -> Option<u64>,
-    ) -> Option<u64> {
-        let mut races = Races::none_lost();
+    fn update_contended(&self, mut count: u64, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let mut retries = RetryBudget::new();
         loop {
             if let Some(lanes) = self.lanes(count) {
                 return lanes.update(next);
             }
-            if races.lose::<S>() {
+            if retries.spend::<S>() {
                 return None;
             }
             let new = next(count)?;
@@ -560,14 +556,14 @@ impl<S: Count> Counter<S> {
     /// Second half of a signal or write of `n`.
     #[inline(always)]
     pub(crate) fn wake_readers(&self, n: u64, owner: &impl Owner) {
-        if self.readers.are_wanted(owner.kinds()) {
-            self.wake_readers_who_want(n, owner);
+        if self.readers.has_work(owner.kinds()) {
+            self.wake_readers_slow(n, owner);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
+    fn wake_readers_slow(&self, n: u64, owner: &impl Owner) {
         let whom = || released(n, owner.mode());
         let call = |kinds| owner.call(Change::Signalled, kinds);
         if owner.is_owned() {
@@ -581,14 +577,14 @@ impl<S: Count> Counter<S> {
     /// Second half of a read.
     #[inline(always)]
     pub(super) fn wake_writers(&self, owner: &impl Owner) {
-        if self.writers.are_wanted(owner.kinds()) {
-            self.wake_writers_who_want(owner);
+        if self.writers.has_work(owner.kinds()) {
+            self.wake_writers_slow(owner);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake_writers_who_want(&self, owner: &impl Owner) {
+    fn wake_writers_slow(&self, owner: &impl Owner) {
         let call = |kinds| owner.call(Change::Read, kinds);
         self.writers.notify(|| Release::All, owner.kinds(), call);
     }
