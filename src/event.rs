@@ -1,8 +1,8 @@
 //! The event: a 64-bit counter that threads can wait on.
 //!
 //! The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
-//! reached by system calls. Here the counter is an atomic, and those who wait stand at two `Waiters`, see
-//! `src/event/counter.rs`:
+//! reached by system calls. Here the counter is an atomic, and there is a `Waiters` for each of the two conditions that
+//! threads wait for, see `src/event/counter.rs`:
 //!
 //! ```text
 //!     count     0 ..= u64::MAX − 1 by write();  u64::MAX by signal() alone: the overflow state
@@ -10,21 +10,21 @@
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
 //!
-//! What else is to be called when the event changes is a list of [`Observer`]s, see `src/event/observer.rs`. One of
-//! them is the line in which tasks wait, see `src/event/wakers.rs`. A reader that sleeps at other events too is known
-//! as a visitor, see `src/event/visitor.rs`.
+//! Besides threads, an event has a list of [`Observer`]s, which are called when the event changes, see
+//! `src/event/observer.rs`, and lists of waiting tasks, see `src/event/wakers.rs`. A reader that sleeps at other events
+//! too is marked as a visitor, see `src/event/visitor.rs`.
 //!
-//! Each call is a compare-exchange of the count, then one load of the other side's `Waiters`: that is all
-//! while nobody sleeps or observes. Which load pairs with which store is argued in `src/sync/waiters.rs`; the `count`
-//! accesses here are its `DEKKER` accesses. The count itself carries the data: each operation on it is a
-//! read-modify-write that acquires and releases, so a read synchronises with every write it consumed, and a writer that
-//! had to wait with the read that made room.
+//! A call is a compare-exchange of the count, and then one load of the other side's `Waiters`. That is all while nobody
+//! sleeps or observes. `src/sync/waiters.rs` argues which load pairs with which store; the accesses of `count` are its
+//! `DEKKER` accesses. The count itself hands the data over: each operation on it is a read-modify-write that acquires
+//! and releases. So a read synchronises with every write that it consumed, and a writer that had to wait synchronises
+//! with the read that made room.
 //!
-//! A count with [signallers](Signaller) is no longer one word, see `src/event/split.rs`; all else is the same.
+//! A count with [signallers](Signaller) is no longer one word, see `src/event/split.rs`. Everything else is the same.
 //!
 //! The limits are exact, so the count changes by compare-exchange and never by adding first and correcting afterwards.
-//! After a lost race the loser backs off for a moment, which lets the winner keep the cache line: under contention that
-//! is faster than `fetch_add`.
+//! After a lost race, the loser backs off for a moment, which lets the winner keep the cache line. Under contention,
+//! that is faster than `fetch_add`.
 
 mod batch;
 mod change;
@@ -104,12 +104,14 @@ pub enum Mode {
 ///
 /// # Waking
 ///
-/// A signal wakes one reader, and makes no system call if nobody sleeps or one has been woken already, who takes all
-/// there is: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes a reader of its own,
-/// at once, whether or not those woken before have run; a burst makes no more calls of `FUTEX_WAKE` than there are
-/// readers. (The kernel wakes every blocked caller on every operation; most find nothing.) A read wakes all blocked
-/// writers, and each takes what fits: a small write may overtake a large one, which may starve, as in the kernel. A
-/// thread that happens to call at the right moment may overtake a woken one; there is no queue.
+/// A signal wakes one reader, which takes the whole count. It makes no system call if no reader sleeps, or if a reader
+/// was woken that has not run yet: a burst of signals is one `FUTEX_WAKE`. If the event is a semaphore, each unit wakes
+/// a reader of its own at once, whether or not the readers woken before have run. A burst makes no more calls of
+/// `FUTEX_WAKE` than there are readers. (The kernel wakes every blocked caller on every operation; most find nothing.)
+///
+/// A read wakes all blocked writers, and each adds its number if that fits. So a small write may overtake a large one,
+/// which may starve, as in the kernel. There is no queue: a thread that calls at the right moment may overtake a woken
+/// one.
 ///
 /// # Waking all
 ///
@@ -148,8 +150,8 @@ pub enum Mode {
 /// # Signal handlers
 ///
 /// In a handler of a POSIX signal, [`signal`](Self::signal), [`signal_n`](Self::signal_n),
-/// [`try_write`](Self::try_write), [`try_read`](Self::try_read), [`count`](Self::count) and
-/// [`readiness`](Self::readiness) are safe (async-signal-safe), as are their likes of a
+/// [`try_write`](Self::try_write), [`try_read`](Self::try_read), [`try_read_all`](Self::try_read_all),
+/// [`count`](Self::count) and [`readiness`](Self::readiness) are safe (async-signal-safe), as are their likes of a
 /// [`SharedEvent`](crate::SharedEvent), on an event that threads alone wait for, with [`read`](Self::read),
 /// [`write`](Self::write) and their timed forms: whatever the handler has interrupted, the same call on the same event
 /// included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper.
@@ -211,16 +213,16 @@ pub struct Event {
     _line: [CachePadded<()>; 0],
     observers: Observers,
     spin: Spinner,
-    /// Who reads here and elsewhere.
+    /// The thread that waits here and at other events.
     visitor: Visitor,
     mode: Mode,
-    /// An irqfd takes what arrives, and there may be one at most.
+    /// An irqfd takes what arrives. There is at most one.
     owned: AtomicBool,
-    /// Ends with what an event without signallers needs no second time.
+    /// Last, because it ends with fields that only an event with signallers uses.
     counter: Counter,
 }
 
-/// All of it in one cache line of the usual size, of which the event has the whole; but for what a split count needs.
+/// The event has whole cache lines. What an event without signallers uses is in the first one, at the usual size.
 #[cfg(not(loom))]
 const _: () = {
     const LINE: usize = 64;
@@ -298,13 +300,14 @@ impl Event {
 
     /// Adds `n`, stopping at `u64::MAX`, and wakes readers. Never blocks, never fails.
     ///
-    /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped: it takes
-    /// as long as they do. It takes no lock that is held while foreign code runs, and waits for no other thread, unless
-    /// that is making the event's first [signaller](Signaller) and this takes the count to `u64::MAX`.
+    /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped, so it
+    /// takes as long as they do. It takes no lock that is held while foreign code runs. It waits for no other thread,
+    /// with one exception: if it takes the count to `u64::MAX` while another thread makes the first
+    /// [signaller](Signaller) of the event, it waits until that is done.
     ///
-    /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use, as opposed to a `write(2)` of a program's:
-    /// it can take the count to `u64::MAX`, the overflow state, in which writes of any number block and
-    /// [`readiness`](Self::readiness) reports an error until somebody reads. Signals beyond that are absorbed.
+    /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use. Unlike a `write(2)`, it can take the count
+    /// to `u64::MAX`, the overflow state. In that state, a write of any number blocks, and
+    /// [`readiness`](Self::readiness) reports an error until the event is read. Further signals are absorbed.
     ///
     /// ```
     /// # use doorbell::Event;
@@ -321,7 +324,7 @@ impl Event {
         self.counter.signal(n, self);
     }
 
-    /// Adds `n`, blocking while the count cannot take all of it, that is while `count + n` would exceed `u64::MAX - 1`.
+    /// Adds `n`. Blocks while there is no room for all of it, that is, while `count + n` would exceed `u64::MAX - 1`.
     ///
     /// A write of 0 adds nothing and releases no reader; it blocks only in the overflow state.
     ///
@@ -355,8 +358,8 @@ impl Event {
 
     /// Adds `n`, blocking up to `timeout` until the count can take all of it.
     ///
-    /// A timeout too long for the clock, such as `Duration::MAX`, is none. One of zero tries once and never sleeps.
-    /// The clock is read only if the call has to wait.
+    /// A timeout too long for the clock, such as `Duration::MAX`, is no limit. With a timeout of zero, the call tries
+    /// once and does not sleep. The clock is read only if the call has to wait.
     ///
     /// # Errors
     ///
@@ -400,9 +403,9 @@ impl Event {
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0.
     ///
-    /// `None` is a timeout; whatever arrives later is still there for the next read. A timeout too long for the clock,
-    /// such as `Duration::MAX`, is none. One of zero tries once and never sleeps. The clock is read only if the call
-    /// has to wait.
+    /// `None` is a timeout. What arrives later is there for the next read. A timeout too long for the clock, such as
+    /// `Duration::MAX`, is no limit. With a timeout of zero, the call tries once and does not sleep. The clock is read
+    /// only if the call has to wait.
     #[doc(alias = "wait_timeout")]
     #[doc(alias = "acquire_timeout")]
     #[must_use = "`None` is a timeout"]
@@ -483,8 +486,8 @@ impl Event {
 
     /// What `poll(2)` would report of an eventfd now.
     ///
-    /// A glance without ordering, as the kernel's is: what was written before the signal is visible to who reads the
-    /// event, not to who only looks.
+    /// The load has no ordering, like the kernel's: what was written before a signal is visible to a thread that reads
+    /// the event or has [waited](Self::wait_readable) for it, but not to one that only calls this.
     #[doc(alias = "is_readable")]
     #[doc(alias = "is_signalled")]
     #[must_use]
@@ -492,29 +495,29 @@ impl Event {
         Readiness::of(self.count())
     }
 
-    /// The count, for who has just asked to be told of changes: one that it does not see, tells.
+    /// The count, for a caller that has just armed an observer: a change that this load misses calls the observer.
     pub(crate) fn count_after_asking(&self) -> u64 {
-        self.counter.look()
+        self.counter.load_ordered()
     }
 
-    /// For who has announced itself as a reader, in whatever way: the next look at the count sees each signal of a
-    /// [`Signaller`] that has not seen the announcement. Returns whether there are any such.
+    /// To be called after announcing a reader, a task or an observer: the next load of the count sees each signal of a
+    /// [`Signaller`] that has not seen the announcement. Returns whether there are such signallers.
     pub(crate) fn hear_signallers(&self) -> bool {
         self.counter.hear_signallers()
     }
 
-    /// Takes `n` away, be it from a semaphore, if there is as much.
+    /// Takes `n` away if there is as much, in any mode.
     pub(crate) fn take_back(&self, n: u64) {
         self.counter.take_back(n, self);
     }
 
-    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    /// Takes the count, in any mode, and wakes nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(crate) fn take_all(&self) -> u64 {
         self.counter.take_all()
     }
 
-    /// Adds as much of `n` as there is room for, and tells nobody: [`wake_readers`](Self::wake_readers) is to follow.
+    /// Adds as much of `n` as there is room for, and wakes nobody: [`wake_readers`](Self::wake_readers) is to follow.
     /// Returns how much that is.
     #[cfg(target_os = "linux")]
     pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
@@ -565,9 +568,9 @@ impl Event {
         self.counter.wake_writers(self);
     }
 
-    /// Makes the caller the owner, if there is none.
+    /// Makes the caller the owner, if there is no other.
     pub(crate) fn claim(&self) -> bool {
-        // Acquire pairs with the Release in `disclaim`: the last owner has finished.
+        // Acquire pairs with the Release in `disclaim`: the previous owner has finished.
         !self.owned.swap(true, Ordering::Acquire)
     }
 
@@ -576,25 +579,25 @@ impl Event {
         self.owned.swap(false, Ordering::Release);
     }
 
-    /// Asks for one call of every observer that is attached to be armed. For an observer that has no
-    /// [`Observation`] at hand, as in its call; see [`Observation::arm`].
+    /// Arms every observer that is attached on demand, see [`Observation::arm`]. For an observer that has no
+    /// [`Observation`] at hand, for example in its call.
     pub(crate) fn arm(&self, interest: Interest) {
         self.counter.arm(interest);
     }
 
-    /// The same, for who [hears](Self::hear_signallers) the signallers afterwards, if the event
-    /// [has](Self::has_signallers) some then.
+    /// The same, for a caller that [hears](Self::hear_signallers) the signallers itself afterwards, if the event
+    /// [has](Self::has_signallers) some.
     pub(crate) fn arm_unheard(&self, interest: Interest) {
         self.counter.arm_unheard(interest);
     }
 
-    /// Whether the event has, or has had, signallers with a lane. A [`DEKKER`](crate::sync::DEKKER) load: those of
-    /// which it does not know see what was announced before.
+    /// Whether the event has, or has had, signallers with a lane. A [`DEKKER`](crate::sync::DEKKER) load: signallers
+    /// that are made later see what was announced before.
     pub(crate) fn has_signallers(&self) -> bool {
         self.counter.is_split()
     }
 
-    /// Who waits for a change.
+    /// The waiters for a change.
     pub(crate) fn waiters(&self, change: Change) -> &Waiters {
         match change {
             Change::Signalled => self.counter.readers(),
@@ -602,7 +605,7 @@ impl Event {
         }
     }
 
-    /// Who waits for which change.
+    /// The waiters for each change.
     fn sides(&self) -> [(&Waiters, Change); 2] {
         self.counter.sides()
     }
@@ -624,7 +627,7 @@ impl Owner for Event {
     }
 
     fn is_owned(&self) -> bool {
-        // Relaxed: a signal at the time of the claim is one of before or after it.
+        // Relaxed: a signal during the claim counts as one before or after it.
         self.owned.load(Ordering::Relaxed)
     }
 
@@ -648,7 +651,7 @@ impl AsRef<Event> for Event {
 }
 
 impl fmt::Debug for Event {
-    /// A snapshot: what a debugger wants to know of an event that seems stuck.
+    /// The fields for diagnosing a stuck event, as of now.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("Event");
         self.counter.describe(self, &mut fields);

@@ -510,7 +510,7 @@ impl SharedEvent {
     pub fn arm(&self, interest: Interest) -> Readiness {
         let counter = &self.place.counter;
         counter.arm(interest);
-        Readiness::of(counter.look())
+        Readiness::of(counter.load_ordered())
     }
 }
 

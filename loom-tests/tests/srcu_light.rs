@@ -241,7 +241,7 @@ fn the_code_has_these_steps() {
             &[
                 "self.lock()",
                 "pile.barriers = membarrier::begun()",
-                "pile.next.push(outdated)",
+                "pile.push(outdated)",
             ],
         ),
         (

@@ -418,7 +418,7 @@ impl Entry {
     fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
         let event = self.event();
-        let wanted = event.counter.readers().are_wanted(event.kinds());
+        let wanted = event.counter.readers().has_work(event.kinds());
         wanted.then(|| released(n, event.mode))
     }
 

@@ -1,9 +1,8 @@
-//! The counter and those who wait for it: what an [`Event`](super::Event) and a [shared](crate::shared) one have in
-//! common.
+//! The counter and its waiters: what an [`Event`](super::Event) and a [shared](crate::shared) event have in common.
 //!
-//! The kernel's counterpart is `eventfd_read()`, `eventfd_write()` and `eventfd_signal()`. Here is the whole of it,
-//! once: what each operation does to the count, and whom it wakes. In which mode, after how much spinning, and who
-//! else is to be called is up to the [`Owner`].
+//! The kernel's counterpart is `eventfd_read()`, `eventfd_write()` and `eventfd_signal()`. This file says, for both
+//! kinds of events, what each operation does to the count and which threads it wakes. The [`Owner`] says in which mode,
+//! after how much spinning, and what is to be called besides.
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::split::Never;
@@ -13,7 +12,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::limit::{Limit, NoTime};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::sync::scope::Shared;
-use crate::sync::scope::{Private, Races, Scope};
+use crate::sync::scope::{Private, RetryBudget, Scope};
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::{ARMED, Release, Waiters};
 use crate::sync::{DEKKER, membarrier, yield_now};
@@ -45,7 +44,7 @@ impl Count for Shared {
     type Split = Never;
 }
 
-/// What belongs to a counter and does not stand in the counter.
+/// What an event has besides its counter.
 pub(crate) trait Owner {
     fn mode(&self) -> Mode;
 
@@ -54,15 +53,15 @@ pub(crate) trait Owner {
     /// The kinds that may be here, of [`ARMED`], `OBSERVED` and `TASKS`.
     fn kinds(&self) -> u32;
 
-    /// Whether an observer takes what is signalled, before anybody else sees it.
+    /// Whether an observer takes what is signalled before any other waiter sees it.
     fn is_owned(&self) -> bool;
 
-    /// Calls those of the kinds given, which have been claimed, after a change.
+    /// Calls the observers of these kinds, which have been claimed, after a change.
     fn call(&self, change: Change, kinds: u32);
 }
 
 impl Counter<Private> {
-    /// The bytes of it that are of use while the count is whole. They come first.
+    /// The size of the first fields, which are all that a whole count uses.
     #[cfg(not(loom))]
     #[allow(dead_code, reason = "Rust 1.85 does not see that an assertion uses it")]
     pub(super) const SIZE_WHOLE: usize = std::mem::offset_of!(Self, split);
@@ -78,8 +77,8 @@ impl Counter<Private> {
         }
     }
 
-    /// A lane for one who signals, if there is one left, the count can be split, and `membarrier` is chosen. Waits for a
-    /// thread that is splitting it.
+    /// A lane for a signaller, if there is one left, the count can be split, and `membarrier` is chosen. Waits for a
+    /// thread that is splitting the count.
     pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
         if !membarrier::is_to_be_had() {
             return None;
@@ -93,13 +92,13 @@ impl Counter<Private> {
         }
     }
 
-    /// The same without waiting, for who knows that `membarrier` is chosen.
+    /// The same without waiting, for a caller that knows that `membarrier` is chosen.
     pub(super) fn try_claim_lane(&self) -> Result<(Number, Owned), Unsplit> {
         let lanes = self.split.split(&self.count)?;
         lanes.claim().ok_or(Unsplit::ForGood)
     }
 
-    /// Puts it where it is while another thread splits the count.
+    /// Puts the counter into the state in which another thread splits it.
     #[cfg(all(test, not(loom)))]
     pub(super) fn pretend_to_split(&self, is_splitting: bool) {
         self.split.pretend_to_split(is_splitting);
@@ -124,7 +123,7 @@ impl Counter<Shared> {
         }
     }
 
-    /// Makes a new one of whatever is there, for nobody to use yet.
+    /// Initialises memory that nobody uses yet, whatever it contains.
     pub(crate) fn reset(&self, initial: u64) {
         self.count.store(initial, Ordering::Relaxed);
         self.readers.reset();
@@ -135,12 +134,12 @@ impl Counter<Shared> {
 impl<S: Count> Counter<S> {
     /// The count now, without ordering.
     pub(crate) fn load(&self) -> u64 {
-        // Acquire: if it is split, what it is split into is there.
+        // Acquire pairs with the store of ELSEWHERE: if the count is split, its lanes are there.
         self.count_in(self.count.load(Ordering::Acquire))
     }
 
-    /// The count, with the [`DEKKER`] load that is due after an announcement, or after [arming](Self::arm).
-    pub(crate) fn look(&self) -> u64 {
+    /// The count, by the [`DEKKER`] load that follows an announcement, or [arming](Self::arm).
+    pub(crate) fn load_ordered(&self) -> u64 {
         self.count_in(self.count.load(DEKKER))
     }
 
@@ -159,8 +158,8 @@ impl<S: Count> Counter<S> {
         }
     }
 
-    /// For who has announced itself as a reader, or for one: the next look sees each signal of a signaller that has
-    /// not seen the announcement. Other signals it sees anyway. Returns whether there are signallers.
+    /// To be called after an announcement of a reader: the next load sees each signal of a signaller that has not seen
+    /// the announcement. (It sees other signals anyway.) Returns whether there are signallers.
     pub(crate) fn hear_signallers(&self) -> bool {
         self.lanes(self.count.load(DEKKER)).is_some_and(Lanes::hear)
     }
@@ -173,7 +172,7 @@ impl<S: Count> Counter<S> {
         &self.writers
     }
 
-    /// Who waits for which change.
+    /// The waiters for each change.
     pub(crate) fn sides(&self) -> [(&Waiters<S>, Change); 2] {
         [
             (&self.readers, Change::Signalled),
@@ -181,7 +180,7 @@ impl<S: Count> Counter<S> {
         ]
     }
 
-    /// Asks for one call after the next change of interest. The count is to be [looked at](Self::look) afterwards.
+    /// Asks for one call after the next change of interest. The caller [loads](Self::load_ordered) the count afterwards.
     pub(crate) fn arm(&self, interest: Interest) {
         self.arm_unheard(interest);
         if interest.includes(Change::Signalled) {
@@ -189,7 +188,7 @@ impl<S: Count> Counter<S> {
         }
     }
 
-    /// The same without the last step, for who does it for several.
+    /// The same without the last step, for a caller that makes it for several events.
     pub(crate) fn arm_unheard(&self, interest: Interest) {
         for (waiters, change) in self.sides() {
             if interest.includes(change) {
@@ -198,12 +197,12 @@ impl<S: Count> Counter<S> {
         }
     }
 
-    /// Whether there is anybody to be [heard](Self::hear_signallers), or has been, with a [`DEKKER`] load.
+    /// Whether there are, or have been, signallers to be [heard](Self::hear_signallers), by a [`DEKKER`] load.
     pub(crate) fn is_split(&self) -> bool {
         self.lanes(self.count.load(DEKKER)).is_some()
     }
 
-    /// A snapshot for `Debug`: what is wanted to be known of an event that seems stuck.
+    /// Adds the fields for diagnosing a stuck event, as of now.
     pub(crate) fn describe(&self, owner: &impl Owner, fields: &mut fmt::DebugStruct<'_, '_>) {
         fields
             .field("count", &self.load())
@@ -218,15 +217,15 @@ impl<S: Count> Counter<S> {
     pub(crate) fn signal(&self, n: u64, owner: &impl Owner) {
         match self.add_once(n) {
             Ok(_) => self.wake_readers(n, owner),
-            Err(now) => self.signal_the_long_way(now, n, owner),
+            Err(now) => self.signal_slow(now, n, owner),
         }
     }
 
-    /// The whole rest of a signal, so that nothing need be kept for after a call.
+    /// The rest of a signal, in one function, so that the fast path keeps nothing across a call.
     #[cold]
     #[inline(never)]
-    fn signal_the_long_way(&self, now: u64, n: u64, owner: &impl Owner) {
-        self.add_saturating_the_long_way(now, n);
+    fn signal_slow(&self, now: u64, n: u64, owner: &impl Owner) {
+        self.add_saturating_contended(now, n);
         self.wake_readers(n, owner);
     }
 
@@ -237,16 +236,16 @@ impl<S: Count> Counter<S> {
         }
         match self.update_once(room_for(n)) {
             Ok(None) => Err(WriteError::WouldBlock),
-            Ok(Some(_)) if self.readers.are_wanted(owner.kinds()) => self.written(n, owner),
+            Ok(Some(_)) if self.readers.has_work(owner.kinds()) => self.written(n, owner),
             Ok(Some(_)) => Ok(()),
-            Err(now) => self.write_after_a_race(now, n, owner),
+            Err(now) => self.write_contended(now, n, owner),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn write_after_a_race(&self, now: u64, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
-        self.update_after_a_race(now, room_for(n))
+    fn write_contended(&self, now: u64, n: u64, owner: &impl Owner) -> Result<(), WriteError> {
+        self.update_contended(now, room_for(n))
             .ok_or(WriteError::WouldBlock)?;
         self.written(n, owner)
     }
@@ -281,7 +280,7 @@ impl<S: Count> Counter<S> {
             deadline,
             || fits(self.load(), n),
             add,
-            // Whoever makes room wakes all writers, so one who leaves owes the others nothing.
+            // A read wakes all writers, so a writer that leaves owes the others nothing.
             || self.writers.wait(deadline, add, || Release::NOBODY),
         );
         added.ok_or(WriteError::TimedOut)?;
@@ -290,18 +289,18 @@ impl<S: Count> Counter<S> {
 
     #[inline(always)]
     pub(crate) fn try_read(&self, owner: &impl Owner) -> Option<u64> {
-        // The two modes apart: it takes less than to look at the mode twice.
+        // One branch for each mode: that takes fewer instructions than checking the mode twice.
         let value = match owner.mode() {
             Mode::Counter => match self.take_once(Mode::Counter) {
                 Ok(count) => count?,
-                Err(now) => return self.read_after_a_race(now, owner),
+                Err(now) => return self.read_contended(now, owner),
             },
             Mode::Semaphore => match self.take_once(Mode::Semaphore) {
                 Ok(count) => count.map(|_| 1)?,
-                Err(now) => return self.read_after_a_race(now, owner),
+                Err(now) => return self.read_contended(now, owner),
             },
         };
-        if self.writers.are_wanted(owner.kinds()) {
+        if self.writers.has_work(owner.kinds()) {
             return self.have_read(value, owner);
         }
         Some(value)
@@ -309,9 +308,9 @@ impl<S: Count> Counter<S> {
 
     #[cold]
     #[inline(never)]
-    fn read_after_a_race(&self, now: u64, owner: &impl Owner) -> Option<u64> {
+    fn read_contended(&self, now: u64, owner: &impl Owner) -> Option<u64> {
         let mode = owner.mode();
-        let before = self.update_after_a_race(now, rest(mode))?;
+        let before = self.update_contended(now, rest(mode))?;
         self.have_read(taken(before, mode), owner)
     }
 
@@ -335,7 +334,7 @@ impl<S: Count> Counter<S> {
         let deadline = limit.deadline().ok()?;
         let mode = owner.mode();
         let take = || self.take(mode);
-        // One who has been woken finds what it was woken for.
+        // Signallers are heard only before a sleep: a thread that was woken finds what it was woken for.
         let take_when_announced = || take().or_else(|| self.hear_signallers().then(take)?);
         let left_over = || {
             self.hear_signallers();
@@ -353,7 +352,7 @@ impl<S: Count> Counter<S> {
     /// Waits until the count is not 0, and takes nothing.
     #[inline(always)]
     pub(crate) fn wait_readable(&self, limit: Limit, owner: &impl Owner) -> bool {
-        self.look() != 0 || self.wait_to_watch(limit, owner)
+        self.load_ordered() != 0 || self.wait_to_watch(limit, owner)
     }
 
     #[cold]
@@ -362,16 +361,16 @@ impl<S: Count> Counter<S> {
         let Ok(deadline) = limit.deadline() else {
             return false;
         };
-        let is_readable = || self.look() != 0;
+        let is_readable = || self.load_ordered() != 0;
         let is_readable_when_announced =
             || is_readable() || (self.hear_signallers() && is_readable());
-        // A signal has woken this thread in place of a reader, or of the others that watch. All of them can go on.
+        // The signal may have woken this thread instead of a reader or of another one that watches. They can all go on.
         let left_over = || {
             self.hear_signallers();
             match self.left_over(owner.mode()) {
                 Release::NOBODY => Release::NOBODY,
                 _ if S::TRUSTED => Release::All,
-                // Peers wake as `src/shared.rs` has it, one after the other.
+                // The protocol in `src/shared.rs` has each thread wake the next.
                 some => some,
             }
         };
@@ -403,36 +402,37 @@ impl<S: Count> Counter<S> {
 
     /// Which readers could go on now, with a [`DEKKER`] load.
     pub(super) fn left_over(&self, mode: Mode) -> Release {
-        released(self.look(), mode)
+        released(self.load_ordered(), mode)
     }
 
-    /// Takes the count, be it a semaphore's, and tells nobody: [`wake_writers`](Self::wake_writers) is to follow.
+    /// Takes the count, in any mode, and wakes nobody: [`wake_writers`](Self::wake_writers) is to follow.
     #[cfg(target_os = "linux")]
     pub(super) fn take_all(&self) -> u64 {
         self.take(Mode::Counter).unwrap_or(0)
     }
 
-    /// Puts `count` in place of what is there, and tells nobody. Not for an event that may have signallers.
+    /// Replaces the count, and wakes nobody. Not for an event that may have signallers.
     #[cfg(target_os = "linux")]
     pub(super) fn replace(&self, count: u64) -> u64 {
         self.count.swap(count, DEKKER)
     }
 
-    /// Takes what a read takes. `None`, with a [`DEKKER`] load, if the count is 0.
+    /// Takes what a read takes. `None`, by a [`DEKKER`] load, if the count is 0.
     #[inline(always)]
     fn take(&self, mode: Mode) -> Option<u64> {
         let before = match self.take_once(mode) {
             Ok(before) => before,
-            Err(now) => self.update_after_a_race(now, rest(mode)),
+            Err(now) => self.update_contended(now, rest(mode)),
         };
         Some(taken(before?, mode))
     }
 
-    /// Takes what a read takes, and returns what was there; or what another thread has changed the count to in between.
+    /// Takes what a read takes, and returns the count before. Fails with the new count if another thread has changed it
+    /// meanwhile.
     #[inline(always)]
     fn take_once(&self, mode: Mode) -> Result<Option<u64>, u64> {
         if !S::Split::POSSIBLE && mode == Mode::Counter {
-            // Looking first keeps the line shared while there is nothing to take. A swap needs no second attempt,
+            // Loading first keeps the cache line shared while there is nothing to take. A swap needs no second attempt,
             // whatever a peer does.
             let count = self.count.load(DEKKER);
             return Ok((count != 0)
@@ -440,7 +440,7 @@ impl<S: Count> Counter<S> {
                 .filter(|&count| count != 0));
         }
         let count = self.count.load(DEKKER);
-        // Neither 0 nor ELSEWHERE, in one look.
+        // One comparison for both 0 and ELSEWHERE.
         if count.wrapping_sub(1) >= ELSEWHERE - 1 {
             return if count == 0 { Ok(None) } else { Err(count) };
         }
@@ -457,13 +457,12 @@ impl<S: Count> Counter<S> {
     #[inline(always)]
     pub(crate) fn add_saturating(&self, n: u64) {
         if let Err(now) = self.add_once(n) {
-            self.add_saturating_the_long_way(now, n);
+            self.add_saturating_contended(now, n);
         }
     }
 
-    /// Adds `n`, unless that leads to the overflow state or another thread is faster; then the count is what is
-    /// returned. A sum that saturates is left to others, since choosing between the two would take as long as half an
-    /// addition.
+    /// Adds `n`, unless that leads to the overflow state or another thread is faster; then it fails with the count. A
+    /// saturating sum is left to the slow path, because computing it here would cost half as much as an addition.
     #[inline(always)]
     fn add_once(&self, n: u64) -> Result<u64, u64> {
         let count = self.count.load(DEKKER);
@@ -476,21 +475,21 @@ impl<S: Count> Counter<S> {
 
     #[cold]
     #[inline(never)]
-    fn add_saturating_the_long_way(&self, now: u64, n: u64) {
-        let added = self.update_after_a_race(now, |count| Some(count.saturating_add(n)));
+    fn add_saturating_contended(&self, now: u64, n: u64) {
+        let added = self.update_contended(now, |count| Some(count.saturating_add(n)));
         if added.is_none() {
-            // Exact, unless the count wraps: with such a peer it means nothing anyway.
+            // Exact unless the count wraps, and with such a peer the count means nothing anyway.
             self.count.fetch_add(n, DEKKER);
         }
     }
 
-    /// First half of a write of `n`: adds it if it fits. `None`, with a [`DEKKER`] load, if not.
+    /// First half of a write of `n`: adds it if it fits. `None`, by a [`DEKKER`] load, if it does not.
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) -> Option<()> {
         self.update(room_for(n)).map(|_| ())
     }
 
-    /// First half of a write of as much of `n` as fits. Returns how much that is; 0 with a [`DEKKER`] load.
+    /// First half of a write of as much of `n` as fits. Returns how much that is; 0 by a [`DEKKER`] load.
     #[cfg(target_os = "linux")]
     pub(super) fn add_what_fits(&self, n: u64) -> u64 {
         let part = |count: u64| n.min((u64::MAX - 1).saturating_sub(count));
@@ -499,21 +498,21 @@ impl<S: Count> Counter<S> {
             .map_or(0, part)
     }
 
-    /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does, or when
-    /// too many [races](Races) were lost.
+    /// Changes the count to what `next` makes of it, and returns the count before. `None` if `next` gives up, or if the
+    /// [`RetryBudget`] is spent.
     ///
-    /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper saw
-    /// after its announcement.
+    /// All accesses are [`DEKKER`] ones: a success may be what a sleeper must see, and a failure is what a sleeper
+    /// loaded after its announcement.
     #[inline(always)]
     pub(super) fn update(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         match self.update_once(&next) {
             Ok(done) => done,
-            Err(now) => self.update_after_a_race(now, next),
+            Err(now) => self.update_contended(now, next),
         }
     }
 
-    /// Changes the count unless `next` gives up; or returns what another thread has changed it to in between, or
-    /// [`ELSEWHERE`] if it says no more than that.
+    /// Changes the count unless `next` gives up. Fails with the new count if another thread has changed it meanwhile, or
+    /// with [`ELSEWHERE`].
     #[inline(always)]
     fn update_once(&self, next: impl Fn(u64) -> Option<u64>) -> Result<Option<u64>, u64> {
         let count = self.count.load(DEKKER);
@@ -528,21 +527,17 @@ impl<S: Count> Counter<S> {
             .map(Some)
     }
 
-    /// Goes on with what `update` began, when another thread has changed the count to `count` in between, or it is
-    /// [`ELSEWHERE`]. Apart, so that the fast path need not save registers for it.
+    /// Continues an `update` after another thread has changed the count to `count`, or found it [`ELSEWHERE`]. A function
+    /// of its own, so that the fast path need not save registers for it.
     #[cold]
     #[inline(never)]
-    fn update_after_a_race(
-        &self,
-        mut count: u64,
-        next: impl Fn(u64) -> Option<u64>,
-    ) -> Option<u64> {
-        let mut races = Races::none_lost();
+    fn update_contended(&self, mut count: u64, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+        let mut retries = RetryBudget::new();
         loop {
             if let Some(lanes) = self.lanes(count) {
                 return lanes.update(next);
             }
-            if races.lose::<S>() {
+            if retries.spend::<S>() {
                 return None;
             }
             let new = next(count)?;
@@ -560,14 +555,14 @@ impl<S: Count> Counter<S> {
     /// Second half of a signal or write of `n`.
     #[inline(always)]
     pub(crate) fn wake_readers(&self, n: u64, owner: &impl Owner) {
-        if self.readers.are_wanted(owner.kinds()) {
-            self.wake_readers_who_want(n, owner);
+        if self.readers.has_work(owner.kinds()) {
+            self.wake_readers_slow(n, owner);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake_readers_who_want(&self, n: u64, owner: &impl Owner) {
+    fn wake_readers_slow(&self, n: u64, owner: &impl Owner) {
         let whom = || released(n, owner.mode());
         let call = |kinds| owner.call(Change::Signalled, kinds);
         if owner.is_owned() {
@@ -581,14 +576,14 @@ impl<S: Count> Counter<S> {
     /// Second half of a read.
     #[inline(always)]
     pub(super) fn wake_writers(&self, owner: &impl Owner) {
-        if self.writers.are_wanted(owner.kinds()) {
-            self.wake_writers_who_want(owner);
+        if self.writers.has_work(owner.kinds()) {
+            self.wake_writers_slow(owner);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake_writers_who_want(&self, owner: &impl Owner) {
+    fn wake_writers_slow(&self, owner: &impl Owner) {
         let call = |kinds| owner.call(Change::Read, kinds);
         self.writers.notify(|| Release::All, owner.kinds(), call);
     }
@@ -628,7 +623,7 @@ pub(super) fn fits(count: u64, n: u64) -> bool {
 #[inline(always)]
 pub(super) fn released(n: u64, mode: Mode) -> Release {
     match mode {
-        // Nothing came of it, so nobody's announcement is to be used up.
+        // The count is as before, so no announcement is claimed.
         _ if n == 0 => Release::NOBODY,
         Mode::Counter => Release::One,
         Mode::Semaphore => Release::Each(u32::try_from(n).unwrap_or(u32::MAX)),
@@ -641,8 +636,8 @@ mod tests {
     use crate::sync::scope::MANY;
     use std::cell::Cell;
 
-    /// A peer that changes the count before each attempt makes nobody try for ever, and takes no signal away. Among
-    /// ourselves, nobody gives up.
+    /// A peer that changes the count before each attempt cannot make a call try for ever, and no signal is lost. Calls
+    /// on a private event do not give up.
     #[test]
     fn races_with_a_peer_end() {
         let counter = Counter::shared(0);

@@ -217,7 +217,7 @@ impl Handover {
     }
 
     fn has_moved<T>(&self) -> Option<Result<T, Moved>> {
-        (self.event.counter.look() == MOVED).then_some(Err(Moved))
+        (self.event.counter.load_ordered() == MOVED).then_some(Err(Moved))
     }
 }
 

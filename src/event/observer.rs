@@ -803,8 +803,7 @@ mod tests {
         let event = Arc::new(Event::new(0));
         let observer = || Arc::new(|_: Change| ());
         let wanted = || {
-            [Change::Signalled, Change::Read]
-                .map(|change| event.waiters(change).are_wanted(OBSERVED))
+            [Change::Signalled, Change::Read].map(|change| event.waiters(change).has_work(OBSERVED))
         };
         let _armed = Observation::on_demand(&event, Interest::Both, observer());
         let reads = Observation::new(&event, Interest::Reads, observer());

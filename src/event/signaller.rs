@@ -165,7 +165,7 @@ impl Event {
     /// Second half of a signal of 1 by a lane.
     #[inline(always)]
     pub(super) fn signalled_by_lane(&self) {
-        if self.counter.readers().are_wanted(self.kinds()) {
+        if self.counter.readers().has_work(self.kinds()) {
             self.wake_after_lane();
         }
     }

@@ -42,7 +42,7 @@
 
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::lazy::Lazy;
-use crate::sync::scope::{Private, Races};
+use crate::sync::scope::{Private, RetryBudget};
 use crate::sync::wide::Wide;
 use crate::sync::{DEKKER, Numbers, acquire_load, membarrier, release_store, yield_now};
 use crossbeam_utils::CachePadded;
@@ -242,7 +242,7 @@ impl Lanes {
     /// Changes the count to what `next` makes of it, and returns what it was; or gives up when `next` does. All of it
     /// is [`DEKKER`], but for the lanes: see [`hear`](Self::hear).
     pub(super) fn update(&self, mut next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
-        let mut races = Races::none_lost();
+        let mut retries = RetryBudget::new();
         loop {
             let before = self.base.load();
             let added = self.added();
@@ -259,7 +259,7 @@ impl Lanes {
                 None if self.base.load() == before => return None,
                 None => {}
             }
-            races.lose::<Private>();
+            retries.spend::<Private>();
         }
     }
 

@@ -97,7 +97,7 @@ impl Event {
 
     /// Whether an observer or a task is to be called after a signal.
     pub(super) fn is_observed(&self) -> bool {
-        self.waiters(Change::Signalled).are_observed(self.kinds())
+        self.waiters(Change::Signalled).has_observers(self.kinds())
     }
 
     /// Claims observers after a signal, and returns the kinds that are to be called.

@@ -62,7 +62,7 @@ impl<T> BriefMutex<T> {
     #[inline(always)]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         if !self.lock_once() {
-            self.lock_the_long_way();
+            self.lock_contended();
         }
         let _locked = Locked(&self.locked);
         // SAFETY: whoever finds `locked` set waits until it is cleared, by the end of `_locked`.
@@ -78,7 +78,7 @@ impl<T> BriefMutex<T> {
     #[cfg(not(loom))]
     #[cold]
     #[inline(never)]
-    fn lock_the_long_way(&self) {
+    fn lock_contended(&self) {
         let mut attempts = 0;
         let mut pause = SHORTEST_SLEEP;
         loop {
@@ -99,7 +99,7 @@ impl<T> BriefMutex<T> {
     }
 
     #[cfg(loom)]
-    fn lock_the_long_way(&self) {
+    fn lock_contended(&self) {
         loop {
             super::yield_now();
             if self.lock_once() {

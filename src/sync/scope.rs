@@ -1,16 +1,16 @@
-//! Who shares a word: the threads of this process, or other processes, which may be killed at any point and may not
-//! keep to the protocol.
+//! With whom a word is shared: with the threads of this process, or with other processes, which may be killed at any
+//! point and may not keep to the protocol.
 //!
-//! The kernel's counterpart is the difference between a futex with `FUTEX_PRIVATE_FLAG` and one without. For us there
-//! is more to it. [`Shared`] protocols are those of [`Private`] ones, word for word, with two bounds:
+//! The kernel's counterpart is the difference between a futex with `FUTEX_PRIVATE_FLAG` and one without. Here a
+//! [`Shared`] word follows the protocol of a [`Private`] one, with two bounds added:
 //!
-//! * **A sleep ends by itself** after [`LOOK_UP`], as a wake-up for no reason does. A peer may be killed between the
-//!   claim of an announcement and the wake-up it owes, or when it has been woken and has not yet announced those who
-//!   sleep on; it may also move a sleeper to another futex. All of that delays a sleeper by `LOOK_UP` at most.
-//! * **A race ends.** Who has lost [`MANY`] in a row for one word does without: a read that takes one unit finds
-//!   none, a write finds no room, a signal adds without looking whether it overflows, a waker wakes without claiming,
-//!   a sleeper leaves without looking whether others stay. Peers that back off, as ours do, never beat anybody so
-//!   often.
+//! * **A sleep ends by itself** after [`LOOK_UP`], like a spurious wake-up. A peer may be killed between the claim of an
+//!   announcement and the wake-up that it owes, or after it was woken and before it has announced the threads that
+//!   sleep on. It may also move a sleeper to another futex. Each of these delays a sleeper by at most `LOOK_UP`.
+//! * **A retry loop ends.** An operation that has lost [`MANY`] races in a row for one word goes on without the word: a
+//!   read that takes one unit finds none, a write finds no room, a signal adds without checking for overflow, a waker
+//!   wakes without a claim, a sleeper leaves without checking whether others stay. Peers that back off, as this code
+//!   does, never win that often.
 
 use super::atomic::AtomicU32;
 use super::futex::{self, Outcome};
@@ -60,41 +60,41 @@ impl Scope for Shared {
     }
 }
 
-/// The longest that a sleeper among other processes goes without a look at its condition. An idle one costs as many
-/// wake-ups; one whose waker was killed at the wrong instruction is late by so much.
+/// The interval at which a sleeper on a shared word checks its condition by itself. It bounds the delay of a sleeper
+/// whose waker was killed, and costs an idle sleeper one wake-up per interval.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const LOOK_UP: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// Lost races after which it is no use.
+/// The number of lost races after which an operation on a shared word gives up.
 pub(crate) const MANY: u32 = 1024;
 
-/// Lost races after which backing off does not help: somebody has the cache line all the time, and each pause only
-/// makes what was seen of the word older.
+/// The number of lost races after which backing off does not help: others use the cache line all the time, and a pause
+/// only makes the loaded value staler.
 const FEW: u32 = 16;
 
 const FIRST_PAUSES: u32 = 8;
 const MOST_PAUSES: u32 = 64;
 
-/// The races for a word that one operation has lost.
-pub(crate) struct Races(u32);
+/// Counts the races for a word that one operation has lost, and limits them if the word is shared.
+pub(crate) struct RetryBudget(u32);
 
-impl Races {
+impl RetryBudget {
     #[inline(always)]
-    pub(crate) fn none_lost() -> Self {
-        Races(0)
+    pub(crate) fn new() -> Self {
+        RetryBudget(0)
     }
 
-    /// Counts one more and backs off. Returns whether it is time to give up.
+    /// Counts one more lost race, and backs off. Returns whether the operation has to give up.
     #[inline(always)]
-    pub(crate) fn lose<S: Scope>(&mut self) -> bool {
+    pub(crate) fn spend<S: Scope>(&mut self) -> bool {
         self.0 = back_off(self.0);
         !S::TRUSTED && self.0 >= MANY
     }
 }
 
-/// What the loser of a race does before it tries again. In that time the winner goes on with the cache line, at a
-/// fraction of what it costs to fetch it from another CPU: a few pauses pay for many operations. Returns how many are
-/// lost now.
+/// Pauses before the next attempt. Meanwhile the winner keeps the cache line, and uses it for a fraction of what it
+/// costs to fetch the line from another CPU, so a few pauses pay for many operations. Returns the new number of lost
+/// races.
 #[cold]
 fn back_off(lost: u32) -> u32 {
     if lost < FEW {

@@ -1,7 +1,13 @@
-//! Who waits for one condition: threads asleep, each announcement paid for with one wake-up, and observers.
+//! The waiters for one condition: sleeping threads, which are woken once per announcement, and observers.
 //!
 //! The kernel's counterpart is `wait_queue_head_t` with `wait_event()` and `wake_up()`. The condition itself ("the
-//! counter is not zero") lives elsewhere, and so does the list of observers; a [`Waiters`] knows only who waits.
+//! counter is not zero") and the list of observers are kept elsewhere. A [`Waiters`] only records that there are
+//! waiters, and of which kinds.
+//!
+//! ```text
+//!     waiter      wait(deadline, attempt, left_over)           or watch(), which takes nothing
+//!     waker       make the condition true; if has_work() { notify(…) }
+//! ```
 //!
 //! ```text
 //!     state       | claimed : 6 | threads in wait() : 22 | TASKS | OBSERVED | ARMED | ANNOUNCED |   a waker loads it
@@ -9,7 +15,7 @@
 //!
 //!     sleeper                                        waker
 //!     1  state += one waiter                         1  make the condition true
-//!     2  key = generation                            2  ANNOUNCED?  no: done, nobody needs us
+//!     2  key = generation                            2  ANNOUNCED?  no: done, nobody has to be woken
 //!     3  state |= ANNOUNCED                          3  claim: clear ANNOUNCED (one waker wins; the others are done)
 //!     4  condition true?  take, go to 7              4  generation += 1
 //!     5  sleep while generation == key               5  wake one thread, or as many as can go on, or all
@@ -18,78 +24,82 @@
 //!        others left: set ANNOUNCED for them; condition (still) true: be their waker
 //! ```
 //!
-//! **Shares.** A waker that has something for [each](Release::Each) of `n` threads, as a semaphore's units are, must
-//! not take the announcement away from the threads behind those: the next waker has something for one of them, and the
-//! first thread may not have run by then. So the claim of such a waker leaves ANNOUNCED set and counts `n` as claimed
-//! instead, until as many are claimed as there are threads; then it clears ANNOUNCED and wakes all who are left. A
-//! storm of signals hence makes no more system calls than there are threads in `wait()`. A thread that leaves with a
-//! share owes the others nothing while they are announced, or claimed to the last: whoever made a share wakes for it.
+//! **Shares.** A waker that has something for [each](Release::Each) of `n` threads, such as the units of a semaphore,
+//! must not clear the announcement of the remaining threads: the next waker has something for one of those, and the
+//! first thread may not have run by then. So the claim of such a waker leaves ANNOUNCED set and counts `n` threads as
+//! claimed, until as many are claimed as there are threads. Then it clears ANNOUNCED and wakes all remaining threads.
+//! Hence a storm of signals makes no more system calls than there are threads in `wait()`. A thread that leaves with a
+//! share owes the others nothing as long as they are announced or all of them are claimed, because the waker that makes
+//! a share also wakes a thread for it.
 //!
-//! Why it loses no wake-up:
+//! Why no wake-up is lost:
 //!
 //! * Sleeper 3 and 4 against waker 1 and 2 is a [`DEKKER`] handshake: the sleeper sees the condition, or the waker sees
 //!   the announcement.
-//! * Between sleeper 4 and 5 a claim changes the generation, so the sleep does not begin. Comparing with the
-//!   announcement itself would not do: another thread may have set it again in between, having found too little for
-//!   itself of what would be enough here.
-//! * A claim clears the announcement of all, yet may wake but one. Whoever leaves, for whatever reason, announces those
-//!   who stay, and looks at the condition once more on their behalf (7). That covers wake-ups that hit a thread about
-//!   to time out, units left over, and signals that came while nothing was announced.
-//! * The announcement is cleared without a claim only by the last thread to leave, in the same step in which it ceases
-//!   to be counted: nobody is left to miss it. So a signal after that makes no system call.
+//! * A claim between sleeper 4 and 5 changes the generation, so the sleep does not begin. Comparing with the
+//!   announcement itself would not be enough: another thread, for which the condition is not true, may have set it
+//!   again in between.
+//! * A claim clears the announcement of all threads, but may wake only one. Every thread that leaves, for whatever
+//!   reason, announces the threads that stay, and checks the condition once more on their behalf (7). That covers
+//!   wake-ups of a thread that is about to time out or that takes nothing, units left over, and signals that came while
+//!   nothing was announced.
+//! * Without a claim, the announcement is cleared only by the last thread that leaves, in the same step in which the
+//!   thread ceases to be counted. No thread is left that could miss the announcement, and a later signal makes no
+//!   system call.
 //!
-//! Tasks stand in a line of their own, and [`TASKS`] says that somebody is to look at it: see `src/event/wakers.rs`.
+//! Tasks wait in a list of their own. [`TASKS`] tells a waker to examine that list, see `src/event/wakers.rs`.
 //!
-//! Observers are of two kinds. Some are to be called each time: [`OBSERVED`] stands as long as there are any. The
-//! others want one call and then none until they ask again, as an epoll does that has the event in its ready list
-//! already: who asks sets [`ARMED`] and then looks at the condition, and a waker that sees the bit claims it and calls
-//! them all. That is the handshake of sleeper 3 and 4; and a signal to which nobody has a call outstanding costs a
-//! load.
+//! There are two kinds of observers. Observers of the first kind are called each time; [`OBSERVED`] is set as long as
+//! there are any. Observers of the second kind are called once and then not again before they ask, like an epoll that
+//! has the event in its ready list already. Such an observer sets [`ARMED`] and then checks the condition, and a waker
+//! that sees the bit claims it and calls all of them. That is the handshake of sleeper 3 and 4. A signal costs one load
+//! if no call is outstanding.
 //!
-//! The number of threads claimed orders nothing and wakes nobody by itself, so it need not be exact. It is too low when
-//! a thread leaves that was not claimed: then there are wake-ups for nobody. It is too high when a thread was claimed,
-//! found nothing and sleeps again: then a claim wakes all who are left too early. It is never both too high and without
-//! an announcement, which is what a thread that leaves relies on: a thread that sleeps again announces itself first.
+//! The number of claimed threads orders nothing and wakes nobody by itself, so it need not be exact. It is too low
+//! after a thread has left that was not claimed; the consequence is wake-ups for nobody. It is too high after a claimed
+//! thread has found nothing and sleeps again; the consequence is that a claim wakes all remaining threads too early. If
+//! it is too high, there is an announcement, because a thread that sleeps again announces itself first. A thread that
+//! leaves relies on that.
 //!
-//! 22 bits are as many threads as Linux can have (`PID_MAX_LIMIT`).
+//! 22 bits are enough for as many threads as Linux can have (`PID_MAX_LIMIT`).
 //!
-//! The generation wraps after 2^32 claims. A thread would have to stand still between 2 or 6 and 5 for exactly that
-//! many, each of them a system call (over ten minutes), to sleep through a wake-up.
+//! The generation wraps after 2^32 claims. To sleep through a wake-up, a thread would have to be preempted between 2 or
+//! 6 and 5 for exactly that many claims, each of which is a system call: more than ten minutes.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex;
 pub(crate) use super::futex::{MOST_WORDS, Outcome, Refused, most_words};
-use super::scope::{Private, Races, Scope};
+use super::scope::{Private, RetryBudget, Scope};
 use super::{DEKKER, dekker_load};
 use std::marker::PhantomData;
 use std::time::Instant;
 
-/// Somebody may sleep who has not been woken yet.
+/// A thread may be asleep that has not been woken yet.
 const ANNOUNCED: u32 = 1;
-/// Somebody is to be called once.
+/// Observers are to be called once.
 pub(crate) const ARMED: u32 = 2;
-/// Somebody is to be called each time.
+/// Observers are to be called each time.
 pub(crate) const OBSERVED: u32 = 4;
-/// There are tasks to be woken. Changes under the lock of their line alone.
+/// There are tasks to be woken. Changes only under the lock of their list.
 pub(crate) const TASKS: u32 = 8;
-/// One thread in [`Waiters::wait`], in the units of `state`.
+/// One thread in [`Waiters::wait`], in units of `state`.
 const WAITER: u32 = 1 << 4;
-/// One thread that was claimed while others stay announced, in the units of `state`.
+/// One thread that was claimed while others stay announced, in units of `state`.
 const CLAIMED: u32 = 1 << 26;
-/// As many as `state` can count.
+/// The most claimed threads that `state` can count.
 const MOST_CLAIMED: u32 = u32::MAX / CLAIMED;
 
-/// Wakes all who sleep on a word.
+/// Wakes all threads that sleep on a word.
 const ALL: u32 = u32::MAX;
 
-/// For how many of those who wait there is something.
+/// How many of the waiting threads can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
-    /// For one, who takes all there is.
+    /// One, which takes all there is.
     One,
-    /// For so many, each of whom takes one share.
+    /// So many, each of which takes one share.
     Each(u32),
-    /// For all; who finds too little waits on.
+    /// All. A thread that finds too little waits on.
     All,
 }
 
@@ -124,21 +134,21 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// Makes new ones of whatever is there, for nobody to use yet.
+    /// Initialises memory that nobody uses yet, whatever it contains.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(crate) fn reset(&self) {
         self.state.store(0, Ordering::Relaxed);
         self.generation.store(0, Ordering::Relaxed);
     }
 
-    /// How many threads wait. A snapshot.
+    /// How many threads wait. The number may be stale.
     pub(crate) fn count(&self) -> u32 {
         waiters(self.state.load(Ordering::Relaxed))
     }
 
-    /// Wakes threads if any are announced, then has `call` call the observers of the kinds it is given: those of
-    /// `kinds` (of [`ARMED`], [`OBSERVED`] and [`TASKS`]) that there are. Others are left to others. To be called after
-    /// the condition was made true with a [`DEKKER`] store, if [anybody](Self::are_wanted) wants it.
+    /// Wakes threads if any are announced, then has `call` call the observers of those `kinds` (of [`ARMED`],
+    /// [`OBSERVED`] and [`TASKS`]) that there are. Observers of other kinds are left to other wakers. To be called
+    /// after the condition was made true with a [`DEKKER`] store, if there [is work](Self::has_work).
     #[inline(always)]
     pub(crate) fn notify(
         &self,
@@ -146,10 +156,10 @@ impl<S: Scope> Waiters<S> {
         kinds: u32,
         call: impl FnOnce(u32),
     ) {
-        // A glance, after the look of `are_wanted`: whoever announces itself after that look sees the condition.
+        // Relaxed: comes after the load of `has_work`. A thread that announces itself after that sees the condition.
         let state = self.state.load(Ordering::Relaxed);
         if state & ANNOUNCED != 0 || !self.claim_observers_once(state, kinds) {
-            return self.notify_the_long_way(whom(), kinds, call);
+            return self.notify_slow(whom(), kinds, call);
         }
         if state & kinds != 0 {
             call(state & kinds);
@@ -158,9 +168,9 @@ impl<S: Scope> Waiters<S> {
 
     #[cold]
     #[inline(never)]
-    fn notify_the_long_way(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
-        // A call may take its time, or wait for one of the threads. Nor is anything claimed before its turn has come:
-        // what is claimed, another waker relies on.
+    fn notify_slow(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
+        // The threads first: a call may take long, or wait for one of them. The observers are claimed right before they
+        // are called, because other wakers rely on the claim.
         self.wake_sleepers(whom);
         let kinds = self.claim_observers(kinds);
         if kinds != 0 {
@@ -168,34 +178,34 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// As [`notify`](Self::notify), but the observers are called first, for one of them takes away what the threads
-    /// wait for. The threads are woken even if a call panics.
+    /// As [`notify`](Self::notify), but calls the observers first, because one of them takes what the threads wait for.
+    /// The threads are woken even if a call panics.
     #[cold]
     #[inline(never)]
     pub(crate) fn notify_observers_first(&self, whom: Release, kinds: u32, call: impl FnOnce(u32)) {
-        let _woken_at_last = AtLast(|| self.wake_sleepers(whom));
+        let _wake_sleepers = CallOnDrop(|| self.wake_sleepers(whom));
         let kinds = self.claim_observers(kinds);
         if kinds != 0 {
             call(kinds);
         }
     }
 
-    /// Whether there is somebody for [`notify`](Self::notify) to wake or call. To be called after the condition was
-    /// made true with a [`DEKKER`] store.
+    /// Whether there are threads or observers for [`notify`](Self::notify) to wake or call. To be called after the
+    /// condition was made true with a [`DEKKER`] store.
     #[inline(always)]
-    pub(crate) fn are_wanted(&self, kinds: u32) -> bool {
+    pub(crate) fn has_work(&self, kinds: u32) -> bool {
         // Second half of the handshake with `announce` and `set`.
         dekker_load(&self.state) & (ANNOUNCED | kinds) != 0
     }
 
-    /// Whether there is somebody to call, likewise.
-    pub(crate) fn are_observed(&self, kinds: u32) -> bool {
+    /// Whether there are observers to call, likewise.
+    pub(crate) fn has_observers(&self, kinds: u32) -> bool {
         dekker_load(&self.state) & kinds != 0
     }
 
-    /// Claims those who armed, if `kinds` has them, and returns which of the kinds are to be called.
+    /// Claims the armed observers, if they are of the `kinds`, and returns which of the kinds are to be called.
     pub(crate) fn claim_observers(&self, kinds: u32) -> u32 {
-        // A glance, as in `notify`.
+        // Relaxed, as in `notify`.
         let state = self.state.load(Ordering::Relaxed);
         if self.claim_observers_once(state, kinds) {
             return state & kinds;
@@ -203,7 +213,7 @@ impl<S: Scope> Waiters<S> {
         self.claim(|state| state & !(kinds & ARMED)) & kinds
     }
 
-    /// The same in the state given, if that is the state still.
+    /// The same, in one attempt, which succeeds if `state` is still the state.
     #[inline(always)]
     fn claim_observers_once(&self, state: u32, kinds: u32) -> bool {
         let after = state & !(kinds & ARMED);
@@ -218,7 +228,7 @@ impl<S: Scope> Waiters<S> {
     /// Wakes threads if any are announced.
     #[inline(always)]
     fn wake_sleepers(&self, whom: Release) {
-        // A glance, after the look of `are_wanted`: whoever announces itself after that look sees the condition.
+        // Relaxed, as in `notify`.
         if self.state.load(Ordering::Relaxed) & ANNOUNCED != 0 {
             self.wake_announced(whom);
         }
@@ -231,8 +241,8 @@ impl<S: Scope> Waiters<S> {
         self.wake_claimed(claimed);
     }
 
-    /// Claims threads, if any are announced, for the caller to wake, here or where they sleep. None of them falls
-    /// asleep from now on without having looked again.
+    /// Claims threads, if any are announced, which the caller has to wake, here or where they sleep. None of them falls
+    /// asleep from now on without having checked the condition again.
     pub(crate) fn claim_sleepers(&self, whom: Release) -> Claimed {
         let state = self.claim(|state| after_claim(state, whom));
         let claimed = Claimed {
@@ -246,20 +256,20 @@ impl<S: Scope> Waiters<S> {
         claimed
     }
 
-    /// Wakes those who were claimed, and who sleep.
+    /// Wakes the claimed threads that are asleep.
     pub(crate) fn wake_claimed(&self, claimed: Claimed) {
         if claimed.are_some() {
             S::wake(&self.generation, claimed.threads);
         }
     }
 
-    /// Whether anybody may sleep who has not been woken yet. To be called after the condition was made true with a
-    /// [`DEKKER`] store: second half of the handshake with `announce`.
+    /// Whether a thread may be asleep that has not been woken yet. To be called after the condition was made true with
+    /// a [`DEKKER`] store: second half of the handshake with `announce`.
     pub(crate) fn is_announced(&self) -> bool {
-        self.are_wanted(0)
+        self.has_work(0)
     }
 
-    /// Wakes everybody who sleeps here or is about to, announced or not.
+    /// Wakes all threads that sleep here or are about to, announced or not.
     #[cfg_attr(any(loom, not(target_os = "linux")), allow(dead_code))]
     pub(crate) fn wake_everybody(&self) {
         // Release as in `claim_sleepers`.
@@ -267,14 +277,14 @@ impl<S: Scope> Waiters<S> {
         S::wake(&self.generation, ALL);
     }
 
-    /// Makes a claim, unless there is nothing to be claimed: then `after` changes nothing. Returns the state in which
-    /// it found everything; what another waker has claimed is not in it.
+    /// Makes a claim, unless there is nothing to be claimed, in which case `after` changes nothing. Returns the state
+    /// before the claim; what another waker has claimed is not in it.
     fn claim(&self, after: impl Fn(u32) -> u32) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
-        let mut races = Races::none_lost();
+        let mut retries = RetryBudget::new();
         while after(state) != state {
-            // Acquire pairs with the Release half of `set`: the announcer has read the generation that ends next, and
-            // who armed stands in the list of observers.
+            // Acquire pairs with the Release half of `set`: the announcing thread has read the generation that ends
+            // next, and the observer that armed is in the list.
             match self.state.compare_exchange_weak(
                 state,
                 after(state),
@@ -284,17 +294,17 @@ impl<S: Scope> Waiters<S> {
                 Ok(_) => break,
                 Err(now) => state = now,
             }
-            if races.lose::<S>() {
+            if retries.spend::<S>() {
                 break;
             }
         }
         state
     }
 
-    /// Waits until `attempt` yields something, or until the deadline, after which it is tried a last time.
+    /// Waits until `attempt` yields something, or until the deadline, after which it makes one last attempt.
     ///
-    /// `attempt` must look at the condition with [`DEKKER`] loads, those on its failing paths above all. `left_over`
-    /// says which of the other waiters could go on now; it is asked when this one leaves and others stay.
+    /// `attempt` must load the condition with [`DEKKER`], on its failing paths above all. `left_over` says which of the
+    /// other waiters could go on now. It is called when this thread leaves and others stay.
     pub(crate) fn wait<T>(
         &self,
         deadline: Option<Instant>,
@@ -343,7 +353,7 @@ impl<S: Scope> Waiters<S> {
                 break Some(taken);
             }
             let outcome = sleep(key);
-            // Before announcing anew: one who gets something here costs the next signal no system call.
+            // Before the next announcement: if the attempt succeeds, the next signal makes no system call.
             key = self.generation();
             let taken = attempt();
             if taken.is_some() || outcome == Outcome::TimedOut {
@@ -352,12 +362,12 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// Sleeps until a wake-up after the generation was `key`, the deadline, or for no reason less.
+    /// Sleeps until the generation is no longer `key`, until a wake-up or until the deadline. May return spuriously.
     pub(crate) fn sleep(&self, key: u32, deadline: Option<Instant>) -> Outcome {
         S::wait(&self.generation, key, deadline)
     }
 
-    /// Is killed in `notify` between the claim and the wake-up.
+    /// What a process leaves behind that is killed in `notify`, between the claim and the wake-up.
     #[cfg(loom)]
     pub(crate) fn claim_for_nothing(&self) {
         if self.is_announced() {
@@ -365,7 +375,7 @@ impl<S: Scope> Waiters<S> {
         }
     }
 
-    /// Is killed asleep.
+    /// What a process leaves behind that is killed asleep.
     #[cfg(loom)]
     pub(crate) fn wait_for_ever(&self) {
         self.enter();
@@ -381,7 +391,7 @@ impl<S: Scope> Waiters<S> {
 
     /// The key to sleep with after the next announcement.
     pub(crate) fn generation(&self) -> u32 {
-        // Acquire pairs with the Release in `wake`: who was woken sees what for.
+        // Acquire pairs with the Release in `claim_sleepers`: a thread that was woken sees the condition.
         self.generation.load(Ordering::Acquire)
     }
 
@@ -390,45 +400,44 @@ impl<S: Scope> Waiters<S> {
         self.set(ANNOUNCED);
     }
 
-    /// Asks for what the bits stand for. The condition is to be looked at afterwards, with [`DEKKER`] loads.
+    /// Sets the bits. The caller checks the condition afterwards, with [`DEKKER`] loads.
     pub(crate) fn set(&self, bits: u32) {
-        // A read-modify-write even if they are set: first half of the handshake with `notify`.
+        // A read-modify-write even if they are set already: first half of the handshake with `notify`.
         self.state.fetch_or(bits, DEKKER);
     }
 
-    /// Whether what the bits stand for is asked for, in the eyes of who keeps others from changing them.
+    /// Whether any of the bits is set, for a caller that keeps others from changing them.
     pub(crate) fn has(&self, bits: u32) -> bool {
         self.state.load(Ordering::Relaxed) & bits != 0
     }
 
-    /// Asks no more for what the bits stand for.
+    /// Clears the bits.
     pub(crate) fn clear(&self, bits: u32) {
         self.state.fetch_and(!bits, Ordering::Relaxed);
     }
 
-    /// Step 7 of who has entered, and maybe taken its share. `left_over` says which of the others could go on now, if
-    /// there are others.
+    /// Step 7 of a thread that has entered. `took` says whether it has taken a share, `left_over` which of the others
+    /// could go on now, if there are others.
     pub(crate) fn leave(&self, took: bool, left_over: impl FnOnce() -> Release) {
         let before = self.uncount();
         if waiters(left(before)) == 0 {
             return;
         }
         match left_over() {
-            Release::Each(_) if took && are_seen_to(before) => {}
+            Release::Each(_) if took && will_be_woken(before) => {}
             whom => self.wake_sleepers(whom),
         }
     }
 
-    /// Is counted no more. Others who are counted are announced then, unless they have been claimed to the last.
-    /// Returns the state in which it found everything.
+    /// Ceases to count this thread, and announces the others unless all of them are claimed. Returns the state before.
     fn uncount(&self) -> u32 {
         let mut state = self.state.load(Ordering::Relaxed);
-        let mut races = Races::none_lost();
+        let mut retries = RetryBudget::new();
         loop {
             let left = left(state);
             let after = if waiters(left) == 0 {
                 left % WAITER
-            } else if are_seen_to(state) {
+            } else if will_be_woken(state) {
                 left | state & ANNOUNCED
             } else {
                 left | ANNOUNCED
@@ -441,10 +450,10 @@ impl<S: Scope> Waiters<S> {
                 Ok(_) => return state,
                 Err(now) => state = now,
             }
-            if races.lose::<S>() {
+            if retries.spend::<S>() {
                 self.state.fetch_sub(WAITER, Ordering::Relaxed);
                 self.announce();
-                // Somebody may be left, and not be seen to.
+                // Another thread may be left that nobody will wake.
                 return 2 * WAITER;
             }
         }
@@ -462,12 +471,13 @@ fn left(state: u32) -> u32 {
     state.wrapping_sub(one) & !ANNOUNCED
 }
 
-/// Whether those who wait are announced, or on their way to the last. Then whoever makes a share wakes somebody for it.
-fn are_seen_to(state: u32) -> bool {
+/// Whether the waiting threads are announced, or all of them claimed. Then a waker that makes a share wakes a thread for
+/// it.
+fn will_be_woken(state: u32) -> bool {
     state & ANNOUNCED != 0 || claimed(state) >= waiters(state)
 }
 
-/// How many are claimed after a claim for `whom`, if any are announced: so many or, which is `None`, all of them.
+/// How many threads are claimed after a claim of `count` more, if any are announced. `None` stands for all of them.
 fn claimed_by(state: u32, count: u32) -> Option<u32> {
     let claimed = claimed(state).saturating_add(count);
     (claimed < waiters(state).min(MOST_CLAIMED)).then_some(claimed)
@@ -481,7 +491,7 @@ fn after_claim(state: u32, whom: Release) -> u32 {
     let nobody = (state % CLAIMED) & !ANNOUNCED;
     let everybody = nobody + waiters(state).min(MOST_CLAIMED) * CLAIMED;
     match whom {
-        // Who wakes nobody leaves the announcement to who does.
+        // A waker that wakes nobody leaves the announcement to others.
         Release::NOBODY => state,
         Release::One => nobody,
         Release::Each(count) => match claimed_by(state, count) {
@@ -492,7 +502,7 @@ fn after_claim(state: u32, whom: Release) -> u32 {
     }
 }
 
-/// How many sleepers who makes a claim for `whom` in this state is to wake.
+/// How many sleepers a waker has to wake that makes a claim for `whom` in this state.
 fn threads_to_wake(state: u32, whom: Release) -> u32 {
     if state & ANNOUNCED == 0 {
         return 0;
@@ -504,10 +514,10 @@ fn threads_to_wake(state: u32, whom: Release) -> u32 {
     }
 }
 
-/// Calls this at the end of its life.
-struct AtLast<F: FnMut()>(F);
+/// Calls the function when it is dropped.
+struct CallOnDrop<F: FnMut()>(F);
 
-impl<F: FnMut()> Drop for AtLast<F> {
+impl<F: FnMut()> Drop for CallOnDrop<F> {
     fn drop(&mut self) {
         (self.0)();
     }
@@ -527,19 +537,19 @@ pub(crate) fn sleep_at_all<'a>(
 /// What a waker that has made a claim still has to do.
 #[derive(Default)]
 pub(crate) struct Claimed {
-    /// How many of those who sleep are to be woken.
+    /// How many sleeping threads are to be woken.
     threads: u32,
-    /// One thread stood there at the time of the claim, and no other.
+    /// One thread waited at the time of the claim, and no other.
     alone: bool,
 }
 
 impl Claimed {
-    /// Whether there is somebody to wake.
+    /// Whether there are threads to wake.
     pub(crate) fn are_some(&self) -> bool {
         self.threads != 0
     }
 
-    /// Whether there is somebody to wake, who stood there alone at the time of the claim.
+    /// Whether there is one thread to wake, and no other one waited at the time of the claim.
     pub(crate) fn is_one_alone(&self) -> bool {
         self.are_some() && self.alone
     }
@@ -611,7 +621,7 @@ mod tests {
         }
     }
 
-    /// Without an announcement there is nothing to be claimed, and those who are on their way stay so.
+    /// Without an announcement there is nothing to be claimed, and claimed threads stay claimed.
     #[test]
     fn who_is_not_announced_is_not_claimed() {
         let waiters = announced(3);
@@ -624,14 +634,14 @@ mod tests {
         assert_eq!(waiters.state.load(Ordering::Relaxed), before + WAITER);
     }
 
-    /// Who leaves with a share owes nothing to those who are announced or on their way.
+    /// A thread that leaves with a share owes nothing to threads that are announced or claimed.
     #[test]
     fn who_leaves_with_a_share() {
         let waiters = announced(3);
         claims(&waiters, [Each(1)]);
         assert_eq!(leave(&waiters, true, Each(1)), 0);
         assert!(waiters.is_announced());
-        // It is not counted as claimed any more: both are still to be woken.
+        // It no longer counts as claimed: both are still to be woken.
         assert_eq!(claims(&waiters, [Each(1), Each(1), Each(1)]), [1, ALL, 0]);
         assert_eq!(leave(&waiters, true, Each(1)), 0);
         assert!(!waiters.is_announced());
@@ -640,7 +650,7 @@ mod tests {
         assert_eq!(waiters.state.load(Ordering::Relaxed), 0);
     }
 
-    /// Who leaves without one has been woken for nothing, and acts as the waker.
+    /// A thread that leaves without a share was woken for nothing, and acts as the waker.
     #[test]
     fn who_leaves_without_a_share() {
         let waiters = announced(3);
@@ -651,7 +661,7 @@ mod tests {
         assert_eq!(waiters.count(), 1);
     }
 
-    /// A thread that has come since is not among those who were claimed to the last.
+    /// A thread that has come since the claim is not among the claimed ones.
     #[test]
     fn who_leaves_before_one_that_has_come_since() {
         let waiters = announced(2);
@@ -661,7 +671,7 @@ mod tests {
         assert!(waiters.is_announced());
     }
 
-    /// What is taken whole was maybe meant for those who stay: they are announced, and woken if there is more.
+    /// What was taken whole may have been meant for those that stay: they are announced, and woken if there is more.
     #[test]
     fn who_leaves_with_all() {
         let waiters = announced(3);
@@ -672,7 +682,7 @@ mod tests {
         assert_eq!((waiters.count(), waiters.is_announced()), (1, false));
     }
 
-    /// The other bits are not theirs.
+    /// Claims and leaving do not change the bits of observers.
     #[test]
     fn observers_are_left_alone() {
         let waiters = announced(2);

@@ -81,7 +81,7 @@ impl Domain {
             pile.begin_to_wait(true, || self.slots.inside());
             pile.barriers = membarrier::begun();
         }
-        pile.next.push(outdated);
+        pile.push(outdated);
     }
 
     /// Whether this thread may wait for readers, or free anything, now. If not, the end of whatever is in the way sees

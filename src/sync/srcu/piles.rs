@@ -39,7 +39,7 @@ pub(super) struct Pile {
     /// Those that were inside when `waiting` was complete, and have not left.
     readers: Readers,
     /// What has come since.
-    pub(super) next: Vec<Outdated>,
+    next: Vec<Outdated>,
     /// [`membarrier::begun`] when the last of `next` came.
     pub(super) barriers: u64,
 }
@@ -76,6 +76,10 @@ impl Pile {
             self.readers = inside();
             self.waiting = mem::take(&mut self.next);
         }
+    }
+
+    pub(super) fn push(&mut self, outdated: Outdated) {
+        self.next.push(outdated);
     }
 
     pub(super) fn take_all(&mut self) -> Vec<Outdated> {
