@@ -882,7 +882,8 @@ impl Poller {
         Ok(fds)
     }
 
-    /// The epoll instance, if something that needs it has been made: the registration of a descriptor, a [`PollerFd`].
+    /// The epoll instance, if something that needs it has been made: the registration of a descriptor, a
+    /// [`PollerFd`](super::PollerFd).
     pub(super) fn fds_there(&self) -> &Fds {
         match self.shared.fds.get() {
             Some(fds) => fds,

@@ -18,12 +18,13 @@
 //!
 //! Why a writer frees nothing that is in use:
 //!
-//! * Reader 1 and 2 against writer 1 and 2 is a [`DEKKER`] handshake: the reader loads the new pointer, or the writer
-//!   finds the slot odd. For [`Light`] sections, if [`use_membarrier`](super::membarrier) is in force, the reader's
-//!   accesses are plain ones in program order, and the writer makes every thread execute a full barrier between its own
-//!   two. If a reader's store comes before that barrier in its program, the writer sees the store; if not, its load
-//!   comes after too, and sees the new pointer. A [`Fenced`] section inside a light one publishes the sequence once
-//!   more, with a fence, so writers of what is read in fenced sections need no such barrier.
+//! * Reader 1 and 2 against writer 1 and 2 is a [`DEKKER`](crate::sync::DEKKER) handshake: the reader loads the new
+//!   pointer, or the writer finds the slot odd. For [`Light`] sections, if [`use_membarrier`](super::membarrier) is in
+//!   force, the reader's accesses are plain ones in program order, and the writer makes every thread execute a full
+//!   barrier between its own two. If a reader's store comes before that barrier in its program, the writer sees the
+//!   store; if not, its load comes after too, and sees the new pointer. A [`Fenced`](kind::Fenced) section inside a
+//!   light one publishes the sequence once more, with a fence, so writers of what is read in fenced sections need no
+//!   such barrier.
 //! * Reader 3 releases and the writer's load acquires: the free comes after the last use.
 //! * The sequence tells a reader that has left and come back from one that has stayed, so readers in a tight loop do
 //!   not hold up writers.

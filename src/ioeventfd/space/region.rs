@@ -110,8 +110,8 @@ impl Region {
         })
     }
 
-    /// Hangs any doorbell that a [`Table`] can hold on the region, an array or one that keeps what was written too. Its
-    /// address is the offset in the region, and where the region goes, it goes.
+    /// Hangs any doorbell that a [`Table`](crate::ioeventfd::Table) can hold on the region, an array or one that keeps
+    /// what was written too. Its address is the offset in the region, and where the region goes, it goes.
     ///
     /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says; the
     /// table serves it then. An array stands as a whole or not at all: it is in force while all its addresses belong to

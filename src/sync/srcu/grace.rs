@@ -245,9 +245,10 @@ mod forked {
     pub(super) fn watch() {}
 }
 
-/// Waits until every section that is under way has ended, for who has made a change with a [`DEKKER`] store that fenced
-/// sections look at with a [`dekker_load`]. Returns whether it has waited: inside a section of this thread's, or while
-/// it has a [`Deferral`](super::Deferral), it does not.
+/// Waits until every section that is under way has ended, for who has made a change with a
+/// [`DEKKER`](crate::sync::DEKKER) store that fenced sections look at with a [`dekker_load`](crate::sync::dekker_load).
+/// Returns whether it has waited: inside a section of this thread's, or while it has a [`Deferral`](super::Deferral),
+/// it does not.
 pub fn synchronize() -> bool {
     domain().synchronize::<Fenced>(None)
 }

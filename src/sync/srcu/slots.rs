@@ -11,11 +11,11 @@ use std::time::Duration;
 pub(super) struct Slot {
     /// Odd while the reader is inside a section.
     pub(super) seq: AtomicU32,
-    /// [`this_thread`] as of the last section.
+    /// `this_thread` as of the last section.
     pub(super) owner: AtomicUsize,
-    /// What is to be seen to when the section ends: [`FREE`], [`FREE_OWN`]. Of the owner only.
+    /// What is to be seen to when the section ends: `FREE`, `FREE_OWN`. Of the owner only.
     pub(super) owes: AtomicU32,
-    /// Belongs to a [`Reader`].
+    /// Belongs to a `Reader`.
     pub(super) claimed: AtomicBool,
     /// Set before the slot can be found.
     next: AtomicPtr<CachePadded<Slot>>,
