@@ -306,8 +306,9 @@ mod tests {
         }
         let spinner = Spinner::new(Spin::DEFAULT);
         let asleep = |got: bool| spinner.wait(None, || false, || None, || got.then_some(()));
+        // Eight in vain, or fewer if the thread loses the CPU in one, which costs more.
+        assert!(spins(&spinner));
         for got in [true, false].repeat(4) {
-            assert!(spins(&spinner));
             asleep(got);
         }
         assert!(!spins(&spinner));
