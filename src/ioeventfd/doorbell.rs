@@ -182,19 +182,19 @@ impl Doorbell {
     }
 
     /// Where it stands among all doorbells. No two that do not collide have the same place.
-    pub(super) fn place(&self) -> (Bus, Spot) {
-        (self.bus(), self.spot())
+    pub(super) fn sort_key(&self) -> (Bus, AddressKey) {
+        (self.bus(), self.address_key())
     }
 
     /// Where it stands among the doorbells of its bus.
-    pub(super) fn spot(&self) -> Spot {
+    pub(super) fn address_key(&self) -> AddressKey {
         match self {
-            Doorbell::Single { key, .. } => Spot {
+            Doorbell::Single { key, .. } => AddressKey {
                 address: key.address,
                 length: key.length as u8,
                 datamatch: key.datamatch,
             },
-            Doorbell::Array { array, .. } => Spot {
+            Doorbell::Array { array, .. } => AddressKey {
                 address: array.address,
                 length: array.length as u8,
                 datamatch: None,
@@ -217,7 +217,7 @@ impl Eq for Doorbell {}
 /// At one address there is either one entry that takes any length, or for each length either one without a datamatch or
 /// any number with. So what a write could match stands together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Spot {
+pub(super) struct AddressKey {
     pub(super) address: u64,
     pub(super) length: u8,
     pub(super) datamatch: Option<u64>,

@@ -67,7 +67,7 @@ impl Key {
 
     /// KVM's checks in KVM's order, then one of ours.
     pub(super) fn validate(&self) -> Result<(), DoorbellError> {
-        validate_place(self.address, self.length, self.length.into())?;
+        validate_location(self.address, self.length, self.length.into())?;
         match self.datamatch {
             Some(_) if self.length == 0 => Err(DoorbellError::WildcardDatamatch),
             Some(value) if self.length < 8 && value >> (8 * self.length) != 0 => {
@@ -89,7 +89,7 @@ impl Key {
 }
 
 /// KVM's checks of a doorbell that takes `size` bytes of the address space, in KVM's order.
-pub(super) fn validate_place(address: u64, length: u32, size: u64) -> Result<(), DoorbellError> {
+pub(super) fn validate_location(address: u64, length: u32, size: u64) -> Result<(), DoorbellError> {
     if !matches!(length, 0 | 1 | 2 | 4 | 8) {
         return Err(DoorbellError::Length);
     }

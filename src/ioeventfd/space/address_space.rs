@@ -1,6 +1,6 @@
-use super::super::doorbell::Spot;
+use super::super::doorbell::AddressKey;
 use super::super::{Bus, Doorbell, Registration, Table};
-use super::flat::{Difference, Placed, difference, flatten};
+use super::flat::{Difference, RegionEntry, difference, flatten};
 use super::listener::{CommitReport, Listener, Listeners};
 use crate::panics::{Payload, catch, go_on_unless_panicking};
 use crate::sync::srcu::Deferral;
@@ -56,11 +56,11 @@ struct State {
 
 #[derive(Default)]
 pub(super) struct Map {
-    pub regions: BTreeMap<RegionId, Placed>,
+    pub regions: BTreeMap<RegionId, RegionEntry>,
     listeners: Listeners,
     /// What the table has, in the order of places.
     in_force: Vec<Doorbell>,
-    registrations: BTreeMap<(Bus, Spot), Registration>,
+    registrations: BTreeMap<(Bus, AddressKey), Registration>,
     /// The number of the next region.
     pub next_region: RegionId,
     /// How often a region has been mapped.
@@ -279,14 +279,14 @@ impl AddressSpace {
 
 impl Map {
     /// Makes room for a region.
-    pub fn make_region(&mut self, region: Placed) -> RegionId {
+    pub fn make_region(&mut self, region: RegionEntry) -> RegionId {
         let id = self.next_region;
         self.next_region += 1;
         self.regions.insert(id, region);
         id
     }
 
-    pub fn region(&mut self, id: RegionId) -> &mut Placed {
+    pub fn region(&mut self, id: RegionId) -> &mut RegionEntry {
         self.regions
             .get_mut(&id)
             .expect("a region's handle removes it when it is dropped")
@@ -359,13 +359,13 @@ impl Shared {
             let mut map = map.borrow_mut();
             let removed = removed.iter();
             removed
-                .filter_map(|doorbell| map.registrations.remove(&doorbell.place()))
+                .filter_map(|doorbell| map.registrations.remove(&doorbell.sort_key()))
                 .collect()
         };
         self.table
             .replace(&mut registrations, added.iter().cloned())
             .expect("no two doorbells in force collide");
-        let places = added.iter().map(Doorbell::place);
+        let places = added.iter().map(Doorbell::sort_key);
         map.borrow_mut()
             .registrations
             .extend(places.zip(registrations));

@@ -1,7 +1,7 @@
 use super::super::{Bus, DeassignError, Doorbell, Key, Target};
 use super::address_space::{AddressSpace, RegionId};
 use super::error::{AddError, MapError};
-use super::flat::Placed;
+use super::flat::RegionEntry;
 use super::listener::CommitReport;
 use std::fmt;
 
@@ -13,7 +13,7 @@ impl AddressSpace {
 
     /// Makes a region that hides those of lower priority where they overlap, whichever was mapped last.
     pub fn region_with_priority(&self, bus: Bus, size: u64, priority: i32) -> Region {
-        let id = self.with_map(|map| map.make_region(Placed::new(bus, size, priority)));
+        let id = self.with_map(|map| map.make_region(RegionEntry::new(bus, size, priority)));
         Region {
             space: self.clone(),
             id,
@@ -210,11 +210,11 @@ impl Region {
         self.look(|region| region.doorbells.clone())
     }
 
-    fn look<R>(&self, look: impl FnOnce(&Placed) -> R) -> R {
+    fn look<R>(&self, look: impl FnOnce(&RegionEntry) -> R) -> R {
         self.space.with_map(|map| look(map.region(self.id)))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Placed)) -> CommitReport {
+    fn change(&self, change: impl FnOnce(&mut RegionEntry)) -> CommitReport {
         self.space.change(|map| change(map.region(self.id)))
     }
 }
