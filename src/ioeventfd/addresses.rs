@@ -6,12 +6,11 @@
 //!     [ 00 .. 17 ]  [ 18 .. 3f ]  [ 40 .. 52  MAX .. ]   all addresses, and at least one MAX to fill the last line
 //! ```
 //!
-//! A search counts the addresses in a line that are less than the wanted one, and the count is the number of the line
-//! below to go on in. A step waits for one line of memory and compares all of it at once, without a branch. A binary
-//! search makes three steps for it, each of which waits for the one before.
+//! A search counts the addresses in a line that are less than the wanted one. The count is the number of the line to go
+//! on in, one level below. Each step waits for one cache line and compares all of it at once, without a branch. A binary
+//! search takes three dependent steps for the same.
 //!
-//! No `MAX` is less than the wanted address. So the search stays within the lines, and ends at the first `MAX` at the
-//! latest.
+//! `MAX` is not less than any address. So the search stays within the lines, and ends at the first `MAX` at the latest.
 
 use std::array;
 
@@ -23,7 +22,7 @@ const WIDTH: usize = 8;
 struct CacheLine([u64; WIDTH]);
 
 impl CacheLine {
-    /// Of the first of them, and of `MAX` if there are not enough.
+    /// The first addresses of `sorted`, filled up with `MAX`.
     fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
         CacheLine(array::from_fn(|i| sorted.get(i).map_or(u64::MAX, &address)))
     }
@@ -32,7 +31,8 @@ impl CacheLine {
         self.0[WIDTH - 1]
     }
 
-    /// How many are less than `address`. Not the last: it is `MAX`, or the level above has led here because of it.
+    /// How many are less than `address`. The last one is not counted: it is `MAX`, or the search came to this line since
+    /// the last one is not less.
     #[inline(always)]
     fn less(&self, address: u64) -> usize {
         let candidates = self.0[..WIDTH - 1].iter();
@@ -40,17 +40,18 @@ impl CacheLine {
     }
 }
 
-/// Never changed once made. There may be equal ones.
+/// Immutable. Addresses may be equal.
 #[derive(Clone, Default)]
 pub(super) struct Addresses {
-    /// Level by level: that of all addresses first, and one line last. Empty if there are no addresses.
+    /// The levels one after the other: first the level of all addresses, last the level of one line. Empty if there are no
+    /// addresses.
     lines: Vec<CacheLine>,
-    /// Where in `lines` each level begins, that of one line first.
+    /// Where in `lines` each level begins, the level of one line first.
     levels: Vec<usize>,
 }
 
 impl Addresses {
-    /// Of what is sorted by address.
+    /// The addresses of elements that are sorted by address.
     pub(super) fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
         if sorted.is_empty() {
             return Self::default();
@@ -78,7 +79,7 @@ impl Addresses {
         Addresses { lines, levels }
     }
 
-    /// The index of the first that is not less than `address`; how many there are, if all are.
+    /// The index of the first that is not less than `address`, or the number of addresses if all are less.
     #[inline(always)]
     pub(super) fn index(&self, address: u64) -> usize {
         let mut index = 0;
@@ -88,7 +89,7 @@ impl Addresses {
         index
     }
 
-    /// Whether the address at a index that a search ended at is this one. Behind the last it is `MAX`.
+    /// Whether the address at `index`, where a search has ended, is this one. Behind the last it is `MAX`.
     #[inline(always)]
     pub(super) fn is(&self, index: usize, address: u64) -> bool {
         let line = self.lines.get(index / WIDTH);

@@ -1,14 +1,14 @@
-//! Where searches have ended, by address: a vCPU rings the same doorbells again and again.
+//! A cache of where searches have ended, by address. It pays since a vCPU rings the same doorbells again and again.
 
 use crate::spread::spread;
 use std::cell::Cell;
 
-/// A cache with one index for each hash of an address. What it says is checked, so both buses of all tables may share
-/// it, and what is out of date does no harm.
+/// A cache with one entry for each hash of an address. A lookup checks what the cache says, so an outdated entry does no
+/// harm, and both buses share the cache.
 pub(super) struct Hints([Hint; Hints::COUNT]);
 
-/// Half of the address, and where the search for it ended. Who finds another address here need not look into the table,
-/// which may be large, to learn that the hint is not his.
+/// The lower half of the address, and where the search for it ended. The half of the address is here so that a lookup of
+/// another address need not load from the table, which may be large, to find that the hint is of no use.
 pub(super) struct Hint(Cell<u64>);
 
 impl Hints {
@@ -38,7 +38,7 @@ impl Hint {
     }
 
     pub(super) fn set(&self, address: u64, index: usize) {
-        // Cut short beyond 2^32 doorbells, which is a wrong hint.
+        // Beyond 2^32 doorbells the index is truncated, which makes a wrong hint.
         self.0.set((index as u64) << 32 | u64::from(address as u32));
     }
 }

@@ -301,7 +301,7 @@ fn made_and_dropped_under_load() {
                 }
             });
             for _ in 0..500 {
-                Mirror::new(Arc::clone(&event)).unwrap();
+                drop(Mirror::new(Arc::clone(&event)).unwrap());
             }
             stop.store(true, Ordering::Relaxed);
         });
