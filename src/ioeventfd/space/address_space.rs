@@ -255,24 +255,25 @@ impl AddressSpace {
         action(&mut self.shared.state.lock().map.borrow_mut())
     }
 
-    /// A transaction of one change.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Map)) -> CommitReport {
-        let Ok(report) = self.try_change(|map| {
-            change(map);
-            Ok::<_, Infallible>(())
-        });
+    /// A transaction of one change, which cannot fail.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&mut Map) -> R) -> CommitReport {
+        let Ok(report) = self.try_change(|map| Ok::<R, Infallible>(change(map)));
         report
     }
 
     /// A transaction of one change, which is made as a whole or fails as a whole.
-    pub(super) fn try_change<E>(
+    ///
+    /// `change` returns what it has removed. That is dropped when the map is not borrowed any more: an event may be in
+    /// something that changes the address space when it is dropped.
+    pub(super) fn try_change<R, E>(
         &self,
-        change: impl FnOnce(&mut Map) -> Result<(), E>,
+        change: impl FnOnce(&mut Map) -> Result<R, E>,
     ) -> Result<CommitReport, E> {
         let transaction = self.begin();
         let state = &transaction.open.state;
-        change(&mut state.map.borrow_mut())?;
+        let removed = change(&mut state.map.borrow_mut())?;
         state.changed.set(true);
+        drop(removed);
         Ok(transaction.commit())
     }
 }

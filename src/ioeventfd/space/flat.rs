@@ -47,32 +47,33 @@ impl RegionEntry {
         (end <= limit).then_some(end)
     }
 
-    pub fn add(&mut self, doorbell: Doorbell) -> Result<(), AddError> {
+    /// Adds a copy of the doorbell.
+    pub fn add(&mut self, doorbell: &Doorbell) -> Result<(), AddError> {
         doorbell.validate()?;
         if doorbell.bus() != self.bus {
             return Err(AddError::Bus);
         }
-        let end = doorbell.address().checked_add(extent(&doorbell));
+        let end = doorbell.address().checked_add(extent(doorbell));
         if end.is_none_or(|end| end > self.size) {
             return Err(AddError::Outside);
         }
-        let index = self.insertion_index(&doorbell);
+        let index = self.insertion_index(doorbell);
         // If it collides with any, then with one beside it: what stands between them would collide with that.
         let beside = &self.doorbells[index.saturating_sub(1)..self.doorbells.len().min(index + 1)];
-        if beside.iter().any(|other| other.collides(&doorbell)) {
+        if beside.iter().any(|other| other.collides(doorbell)) {
             return Err(DoorbellError::Collision.into());
         }
-        self.doorbells.insert(index, doorbell);
+        self.doorbells.insert(index, doorbell.clone());
         Ok(())
     }
 
-    pub fn del(&mut self, doorbell: &Doorbell) -> Result<(), DeassignError> {
+    /// Removes the doorbell that is equal to this one, and returns it.
+    pub fn del(&mut self, doorbell: &Doorbell) -> Result<Doorbell, DeassignError> {
         let index = self.insertion_index(doorbell);
         if self.doorbells.get(index) != Some(doorbell) {
             return Err(DeassignError);
         }
-        self.doorbells.remove(index);
-        Ok(())
+        Ok(self.doorbells.remove(index))
     }
 
     /// Where it stands in the list, or would.

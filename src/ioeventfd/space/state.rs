@@ -266,11 +266,13 @@ impl RegionState {
         }
         for (index, saved) in self.doorbells.iter().enumerate() {
             let doorbell: Doorbell = saved.restore(targets)?;
-            region.add(doorbell).map_err(|error| SpaceStateError::Add {
-                region: number,
-                index,
-                error,
-            })?;
+            region
+                .add(&doorbell)
+                .map_err(|error| SpaceStateError::Add {
+                    region: number,
+                    index,
+                    error,
+                })?;
         }
         Ok(region)
     }
