@@ -37,7 +37,7 @@ mod doorbell;
 mod error;
 mod hints;
 mod key;
-mod lines;
+mod lookup;
 mod payload;
 pub mod space;
 mod state;

@@ -79,8 +79,8 @@
 //! was closed. The count is changed in one step or not at all.
 
 mod error;
-mod line;
-mod place;
+mod layout;
+mod mapping;
 mod waker;
 
 pub use error::{AttachError, WakerError};
@@ -91,9 +91,9 @@ use crate::sync::limit::Limit;
 use crate::sync::spin::Spinner;
 use crate::sync::waiters::ARMED;
 #[cfg(loom)]
-use line::Line;
-use line::Unfit;
-use place::Place;
+use layout::SharedLayout;
+use layout::Unfit;
+use mapping::Mapping;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -160,7 +160,7 @@ use waker::Waker;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct SharedEvent {
-    place: Place,
+    mapping: Mapping,
     mode: Mode,
     spin: Spinner,
     wakers: Vec<Waker>,
@@ -176,9 +176,9 @@ impl SharedEvent {
     ///
     /// What the system says to `memfd_create(2)`, `ftruncate(2)`, `fcntl(2)` or `mmap(2)`.
     pub fn create(initial: u64, mode: Mode) -> io::Result<(Self, OwnedFd)> {
-        let fd = place::create_file()?;
-        let event = Self::at(Place::map(fd.as_fd(), 0)?, mode);
-        event.place.init(initial, mode);
+        let fd = mapping::create_file()?;
+        let event = Self::at(Mapping::map(fd.as_fd(), 0)?, mode);
+        event.mapping.init(initial, mode);
         Ok((event, fd))
     }
 
@@ -191,8 +191,8 @@ impl SharedEvent {
     /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
     pub fn attach(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
         let fd = fd.as_fd();
-        place::check_safe(fd)?;
-        Self::adopt(Place::map(fd, offset)?)
+        mapping::check_safe(fd)?;
+        Self::adopt(Mapping::map(fd, offset)?)
     }
 
     /// As [`attach`](Self::attach), for files that cannot be sealed, such as POSIX shared memory and files of a guest's
@@ -207,7 +207,7 @@ impl SharedEvent {
     ///
     /// As for `attach`, without [`NotSealed`](AttachError::NotSealed) and [`HugePages`](AttachError::HugePages).
     pub unsafe fn attach_unsealed(fd: impl AsFd, offset: u64) -> Result<Self, AttachError> {
-        Self::adopt(Place::map(fd.as_fd(), offset)?)
+        Self::adopt(Mapping::map(fd.as_fd(), offset)?)
     }
 
     /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
@@ -243,8 +243,8 @@ impl SharedEvent {
     /// # Ok::<(), doorbell::AttachError>(())
     /// ```
     pub unsafe fn create_at(ptr: *mut u8, initial: u64, mode: Mode) -> Result<Self, AttachError> {
-        let event = Self::at(Place::given(ptr)?, mode);
-        event.place.init(initial, mode);
+        let event = Self::at(Mapping::given(ptr)?, mode);
+        event.mapping.init(initial, mode);
         Ok(event)
     }
 
@@ -258,14 +258,14 @@ impl SharedEvent {
     ///
     /// [`AttachError`], if there is none, or it is of a kind unknown to this version.
     pub unsafe fn attach_at(ptr: *mut u8) -> Result<Self, AttachError> {
-        Self::adopt(Place::given(ptr)?)
+        Self::adopt(Mapping::given(ptr)?)
     }
 }
 
 impl SharedEvent {
-    fn adopt(place: Place) -> Result<Self, AttachError> {
-        let mut event = Self::at(place, Mode::Counter);
-        event.mode = event.place.check().map_err(|unfit| match unfit {
+    fn adopt(mapping: Mapping) -> Result<Self, AttachError> {
+        let mut event = Self::at(mapping, Mode::Counter);
+        event.mode = event.mapping.check().map_err(|unfit| match unfit {
             Unfit::Magic => AttachError::NotAnEvent,
             Unfit::Version(version) => AttachError::UnknownVersion(version),
             Unfit::Size(size) => AttachError::WrongSize(size),
@@ -274,9 +274,9 @@ impl SharedEvent {
         Ok(event)
     }
 
-    fn at(place: Place, mode: Mode) -> Self {
+    fn at(mapping: Mapping, mode: Mode) -> Self {
         SharedEvent {
-            place,
+            mapping,
             mode,
             spin: Spinner::new(Spin::DEFAULT),
             wakers: Vec::new(),
@@ -286,20 +286,20 @@ impl SharedEvent {
     /// An event as two processes see it, for a model of loom's.
     #[cfg(loom)]
     pub fn modelled(initial: u64, mode: Mode) -> [Self; 2] {
-        Place::modelled(Line::new(initial)).map(|place| Self::at(place, mode))
+        Mapping::modelled(SharedLayout::new(initial)).map(|mapping| Self::at(mapping, mode))
     }
 
     /// What a process does to readers that is killed when it owes them a wake-up.
     #[cfg(loom)]
     pub fn signal_and_die(&self) {
-        self.place.counter.add_saturating(1);
-        self.place.counter.readers().claim_for_nothing();
+        self.mapping.counter.add_saturating(1);
+        self.mapping.counter.readers().claim_for_nothing();
     }
 
     /// What a process leaves behind that is killed asleep in a read.
     #[cfg(loom)]
     pub fn sleep_and_die(&self) {
-        self.place.counter.readers().wait_for_ever();
+        self.mapping.counter.readers().wait_for_ever();
     }
 
     /// The same event with another [`Spin`] policy for the blocking calls of this process.
@@ -323,7 +323,7 @@ impl SharedEvent {
     /// [`Event::signal_n`](crate::Event::signal_n).
     #[inline]
     pub fn signal_n(&self, n: u64) {
-        self.place.counter.signal(n, self);
+        self.mapping.counter.signal(n, self);
     }
 
     /// Adds `n`, blocking while the count cannot take all of it. See [`Event::write`](crate::Event::write).
@@ -332,7 +332,7 @@ impl SharedEvent {
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write(&self, n: u64) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, Limit::Forever, self)
+        self.mapping.counter.write_until(n, Limit::Forever, self)
     }
 
     /// Adds `n` if the count can take all of it now. Never blocks.
@@ -342,7 +342,7 @@ impl SharedEvent {
     /// [`WriteError::WouldBlock`] if it cannot, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
     #[inline]
     pub fn try_write(&self, n: u64) -> Result<(), WriteError> {
-        self.place.counter.try_write(n, self)
+        self.mapping.counter.try_write(n, self)
     }
 
     /// Adds `n`, blocking up to `timeout` until the count can take all of it.
@@ -351,7 +351,9 @@ impl SharedEvent {
     ///
     /// [`WriteError::TimedOut`] if there was no room in time, and [`WriteError::Invalid`] if `n` is `u64::MAX`.
     pub fn write_timeout(&self, n: u64, timeout: Duration) -> Result<(), WriteError> {
-        self.place.counter.write_until(n, Limit::For(timeout), self)
+        self.mapping
+            .counter
+            .write_until(n, Limit::For(timeout), self)
     }
 
     /// As [`write_timeout`](Self::write_timeout), up to a point in time. One in the past tries once.
@@ -360,7 +362,7 @@ impl SharedEvent {
     ///
     /// As for `write_timeout`.
     pub fn write_deadline(&self, n: u64, deadline: Instant) -> Result<(), WriteError> {
-        self.place
+        self.mapping
             .counter
             .write_until(n, Limit::Until(deadline), self)
     }
@@ -371,7 +373,7 @@ impl SharedEvent {
     #[doc(alias = "wait")]
     #[doc(alias = "acquire")]
     pub fn read(&self) -> u64 {
-        match self.place.counter.read_until(Limit::Forever, self) {
+        match self.mapping.counter.read_until(Limit::Forever, self) {
             Some(value) => value,
             None => unreachable!("a read without a deadline timed out"),
         }
@@ -382,26 +384,28 @@ impl SharedEvent {
     #[doc(alias = "try_acquire")]
     #[inline]
     pub fn try_read(&self) -> Option<u64> {
-        self.place.counter.try_read(self)
+        self.mapping.counter.try_read(self)
     }
 
     /// Takes the count, or one unit of a semaphore, blocking up to `timeout` while the count is 0. `None` is a timeout.
     #[must_use = "`None` is a timeout"]
     pub fn read_timeout(&self, timeout: Duration) -> Option<u64> {
-        self.place.counter.read_until(Limit::For(timeout), self)
+        self.mapping.counter.read_until(Limit::For(timeout), self)
     }
 
     /// As [`read_timeout`](Self::read_timeout), up to a point in time. One in the past tries once.
     #[must_use = "`None` is a timeout"]
     pub fn read_deadline(&self, deadline: Instant) -> Option<u64> {
-        self.place.counter.read_until(Limit::Until(deadline), self)
+        self.mapping
+            .counter
+            .read_until(Limit::Until(deadline), self)
     }
 
     /// Takes the whole count, of a semaphore too. See [`Event::try_read_all`](crate::Event::try_read_all).
     #[doc(alias = "drain")]
     #[inline]
     pub fn try_read_all(&self) -> Option<u64> {
-        self.place.counter.try_read_all(self)
+        self.mapping.counter.try_read_all(self)
     }
 
     /// Blocks while the count is 0, and takes nothing. See [`Event::wait_readable`](crate::Event::wait_readable).
@@ -411,7 +415,7 @@ impl SharedEvent {
     #[doc(alias = "broadcast")]
     #[doc(alias = "poll")]
     pub fn wait_readable(&self) {
-        let readable = self.place.counter.wait_readable(Limit::Forever, self);
+        let readable = self.mapping.counter.wait_readable(Limit::Forever, self);
         debug_assert!(readable, "a wait without a deadline timed out");
     }
 
@@ -419,7 +423,7 @@ impl SharedEvent {
     #[must_use = "false is a timeout"]
     pub fn wait_readable_timeout(&self, timeout: Duration) -> bool {
         let limit = Limit::For(timeout);
-        self.place.counter.wait_readable(limit, self)
+        self.mapping.counter.wait_readable(limit, self)
     }
 
     /// As [`wait_readable_timeout`](Self::wait_readable_timeout), up to a point in time. With one in the past, the call
@@ -427,13 +431,13 @@ impl SharedEvent {
     #[must_use = "false is a timeout"]
     pub fn wait_readable_deadline(&self, deadline: Instant) -> bool {
         let limit = Limit::Until(deadline);
-        self.place.counter.wait_readable(limit, self)
+        self.mapping.counter.wait_readable(limit, self)
     }
 
     /// The count now. Another thread or process may change it before the caller looks at the result.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.place.counter.load()
+        self.mapping.counter.load()
     }
 
     /// What `poll(2)` would report of an eventfd now. See [`Event::readiness`](crate::Event::readiness).
@@ -508,7 +512,7 @@ impl SharedEvent {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn arm(&self, interest: Interest) -> Readiness {
-        let counter = &self.place.counter;
+        let counter = &self.mapping.counter;
         counter.arm(interest);
         Readiness::of(counter.load_ordered())
     }
@@ -543,7 +547,7 @@ impl fmt::Debug for SharedEvent {
     /// A snapshot: what a debugger wants to know of an event that seems stuck.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("SharedEvent");
-        self.place.counter.describe(self, &mut fields);
+        self.mapping.counter.describe(self, &mut fields);
         fields.field("wakers", &self.wakers.len()).finish()
     }
 }

@@ -117,7 +117,7 @@ impl Mirror {
         });
         let observer = Arc::clone(&lamp) as Arc<dyn Observer>;
         let observation = Observation::new(event, Interest::Both, observer);
-        lamp.settle(Change::Signalled);
+        lamp.update(Change::Signalled);
         Ok(Mirror { observation, lamp })
     }
 
@@ -151,7 +151,7 @@ struct Lamp {
 }
 
 impl Lamp {
-    fn settle(&self, change: Change) {
+    fn update(&self, change: Change) {
         // There is nothing behind it that a panic could have left half done.
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         // First half of the handshake with `notified`; the look at the count is the second.
@@ -180,7 +180,7 @@ impl Observer for Lamp {
         };
         // After the change of the count, the first half.
         if dekker_load(&self.shown) != right {
-            self.settle(change);
+            self.update(change);
         }
     }
 }

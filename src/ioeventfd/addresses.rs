@@ -6,12 +6,11 @@
 //!     [ 00 .. 17 ]  [ 18 .. 3f ]  [ 40 .. 52  MAX .. ]   all addresses, and at least one MAX to fill the last line
 //! ```
 //!
-//! A search counts the addresses in a line that are less than the wanted one, and the count is the number of the line
-//! below to go on in. A step waits for one line of memory and compares all of it at once, without a branch. A binary
-//! search makes three steps for it, each of which waits for the one before.
+//! A search counts the addresses in a line that are less than the wanted one. The count is the number of the line to go
+//! on in, one level below. Each step waits for one cache line and compares all of it at once, without a branch. A binary
+//! search takes three dependent steps for the same.
 //!
-//! No `MAX` is less than the wanted address. So the search stays within the lines, and ends at the first `MAX` at the
-//! latest.
+//! `MAX` is not less than any address. So the search stays within the lines, and ends at the first `MAX` at the latest.
 
 use std::array;
 
@@ -20,19 +19,20 @@ const WIDTH: usize = 8;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u64; WIDTH]);
+struct CacheLine([u64; WIDTH]);
 
-impl Line {
-    /// Of the first of them, and of `MAX` if there are not enough.
+impl CacheLine {
+    /// The first addresses of `sorted`, filled up with `MAX`.
     fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
-        Line(array::from_fn(|i| sorted.get(i).map_or(u64::MAX, &address)))
+        CacheLine(array::from_fn(|i| sorted.get(i).map_or(u64::MAX, &address)))
     }
 
     fn last(&self) -> u64 {
         self.0[WIDTH - 1]
     }
 
-    /// How many are less than `address`. Not the last: it is `MAX`, or the level above has led here because of it.
+    /// How many are less than `address`. The last one is not counted: it is `MAX`, or the search came to this line since
+    /// the last one is not less.
     #[inline(always)]
     fn less(&self, address: u64) -> usize {
         let candidates = self.0[..WIDTH - 1].iter();
@@ -40,32 +40,37 @@ impl Line {
     }
 }
 
-/// Never changed once made. There may be equal ones.
+/// Immutable. Addresses may be equal.
 #[derive(Clone, Default)]
 pub(super) struct Addresses {
-    /// Level by level: that of all addresses first, and one line last. Empty if there are no addresses.
-    lines: Vec<Line>,
-    /// Where in `lines` each level begins, that of one line first.
+    /// The levels one after the other: first the level of all addresses, last the level of one line. Empty if there are no
+    /// addresses.
+    lines: Vec<CacheLine>,
+    /// Where in `lines` each level begins, the level of one line first.
     levels: Vec<usize>,
 }
 
 impl Addresses {
-    /// Of what is sorted by address.
+    /// The addresses of elements that are sorted by address.
     pub(super) fn of<T>(sorted: &[T], address: impl Fn(&T) -> u64) -> Self {
         if sorted.is_empty() {
             return Self::default();
         }
         let size = sorted.len() / WIDTH + 1;
         let mut lines = Vec::with_capacity(size + size.div_ceil(WIDTH - 1) + 1);
-        lines.extend(sorted.chunks(WIDTH).map(|chunk| Line::of(chunk, &address)));
-        lines.resize(size, Line::of(&[], &address));
+        lines.extend(
+            sorted
+                .chunks(WIDTH)
+                .map(|chunk| CacheLine::of(chunk, &address)),
+        );
+        lines.resize(size, CacheLine::of(&[], &address));
         let mut levels = vec![0];
         let mut start = 0;
         while lines.len() - start > 1 {
             let end = lines.len();
             for first in (start..end).step_by(WIDTH) {
                 let below = &lines[first..end.min(first + WIDTH)];
-                lines.push(Line::of(below, Line::last));
+                lines.push(CacheLine::of(below, CacheLine::last));
             }
             levels.push(end);
             start = end;
@@ -74,21 +79,21 @@ impl Addresses {
         Addresses { lines, levels }
     }
 
-    /// The place of the first that is not less than `address`; how many there are, if all are.
+    /// The index of the first that is not less than `address`, or the number of addresses if all are less.
     #[inline(always)]
-    pub(super) fn place(&self, address: u64) -> usize {
-        let mut place = 0;
+    pub(super) fn index(&self, address: u64) -> usize {
+        let mut index = 0;
         for &start in &self.levels {
-            place = WIDTH * place + self.lines[start + place].less(address);
+            index = WIDTH * index + self.lines[start + index].less(address);
         }
-        place
+        index
     }
 
-    /// Whether the address at a place that a search ended at is this one. Behind the last it is `MAX`.
+    /// Whether the address at `index`, where a search has ended, is this one. Behind the last it is `MAX`.
     #[inline(always)]
-    pub(super) fn is(&self, place: usize, address: u64) -> bool {
-        let line = self.lines.get(place / WIDTH);
-        line.is_some_and(|line| line.0[place % WIDTH] == address)
+    pub(super) fn is(&self, index: usize, address: u64) -> bool {
+        let line = self.lines.get(index / WIDTH);
+        line.is_some_and(|line| line.0[index % WIDTH] == address)
     }
 }
 
@@ -107,11 +112,11 @@ mod tests {
                 let sorted: Vec<u64> = (0..size).map(|i| 10 * (i / repeats) + 5).collect();
                 let addresses = Addresses::of(&sorted, |&address| address);
                 for address in (0..10 * size + 20).step_by(5).chain([u64::MAX]) {
-                    let place = addresses.place(address);
-                    assert_eq!(place, sorted.partition_point(|&other| other < address));
-                    let is = sorted.get(place) == Some(&address);
+                    let index = addresses.index(address);
+                    assert_eq!(index, sorted.partition_point(|&other| other < address));
+                    let is = sorted.get(index) == Some(&address);
                     assert_eq!(
-                        addresses.is(place, address),
+                        addresses.is(index, address),
                         is || (size > 0 && address == u64::MAX)
                     );
                 }
@@ -124,8 +129,8 @@ mod tests {
         for others in 0..20 {
             let sorted = (0..others).chain([u64::MAX]).collect::<Vec<_>>();
             let addresses = Addresses::of(&sorted, |&address| address);
-            assert_eq!(addresses.place(u64::MAX), others as usize);
-            assert_eq!(addresses.place(u64::MAX - 1), others as usize);
+            assert_eq!(addresses.index(u64::MAX), others as usize);
+            assert_eq!(addresses.index(u64::MAX - 1), others as usize);
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::key::validate_place;
+use super::key::validate_location;
 use super::{Bus, DoorbellError, Key};
 
 /// An array of doorbells, which a [`Table`](super::Table) holds as one entry.
@@ -172,6 +172,6 @@ impl DoorbellArray {
             .stride
             .checked_mul(self.slots.into())
             .ok_or(DoorbellError::Wrap)?;
-        validate_place(self.address, self.length, size)
+        validate_location(self.address, self.length, size)
     }
 }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 pub enum Target {
     /// Signals the event.
     Event(EventHandle),
-    /// Keeps the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
+    /// Keeps the value, then signals. Takes writes of 1, 2, 4 and 8 bytes only.
     Latest(Arc<Latest>),
-    /// Queues the value, then signals. Not for writes of other than 1, 2, 4 or 8 bytes.
+    /// Queues the value, then signals. Takes writes of 1, 2, 4 and 8 bytes only.
     ValueQueue(Arc<ValueQueue>),
 }
 
 impl Target {
-    /// The event that is signalled in the end.
+    /// The event that is signalled.
     #[must_use]
     pub fn event(&self) -> &EventHandle {
         match self {
@@ -75,7 +75,7 @@ impl From<&Target> for Target {
     }
 }
 
-/// An entry of a [`Table`](super::Table): which writes, and what they do.
+/// An entry of a [`Table`](super::Table): which writes ring it, and what happens then.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Doorbell {
@@ -86,7 +86,7 @@ pub enum Doorbell {
         /// What it does.
         target: Target,
     },
-    /// Many.
+    /// Many addresses, or many values at one address.
     Array {
         /// What rings them.
         array: DoorbellArray,
@@ -126,7 +126,7 @@ impl Doorbell {
         }
     }
 
-    /// Where it begins.
+    /// Its address, or that of its first slot.
     #[must_use]
     pub fn address(&self) -> u64 {
         match self {
@@ -157,7 +157,7 @@ impl Doorbell {
         }
     }
 
-    /// Whether a write could ring both, or one stands inside the other, so that only one of them may be registered.
+    /// Whether a write could ring both, or one is inside the other, so that only one of them may be registered.
     pub(super) fn collides(&self, other: &Doorbell) -> bool {
         use Doorbell::{Array, Single};
         self.bus() == other.bus()
@@ -169,7 +169,7 @@ impl Doorbell {
             }
     }
 
-    /// Whether both say the same: the same writes, the same targets.
+    /// Whether the same writes ring both, and both have the same targets.
     pub(super) fn is(&self, other: &Doorbell) -> bool {
         use Doorbell::{Array, Single};
         let same_writes = match (self, other) {
@@ -181,20 +181,20 @@ impl Doorbell {
         same_writes && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is(b))
     }
 
-    /// Where it stands among all doorbells. No two that do not collide have the same place.
-    pub(super) fn place(&self) -> (Bus, Spot) {
-        (self.bus(), self.spot())
+    /// What doorbells are sorted by. Two doorbells with the same key collide.
+    pub(super) fn sort_key(&self) -> (Bus, AddressKey) {
+        (self.bus(), self.address_key())
     }
 
-    /// Where it stands among the doorbells of its bus.
-    pub(super) fn spot(&self) -> Spot {
+    /// What the doorbells of one bus are sorted by.
+    pub(super) fn address_key(&self) -> AddressKey {
         match self {
-            Doorbell::Single { key, .. } => Spot {
+            Doorbell::Single { key, .. } => AddressKey {
                 address: key.address,
                 length: key.length as u8,
                 datamatch: key.datamatch,
             },
-            Doorbell::Array { array, .. } => Spot {
+            Doorbell::Array { array, .. } => AddressKey {
                 address: array.address,
                 length: array.length as u8,
                 datamatch: None,
@@ -212,12 +212,12 @@ impl PartialEq for Doorbell {
 
 impl Eq for Doorbell {}
 
-/// The order of the doorbells of one bus.
+/// What the doorbells of one bus are sorted by.
 ///
-/// At one address there is either one entry that takes any length, or for each length either one without a datamatch or
-/// any number with. So what a write could match stands together.
+/// At one address there is either one entry that takes any length or, for each length, either one entry without a
+/// datamatch or any number of entries with one. So all entries that a write could match are neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Spot {
+pub(super) struct AddressKey {
     pub(super) address: u64,
     pub(super) length: u8,
     pub(super) datamatch: Option<u64>,

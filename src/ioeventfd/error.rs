@@ -7,7 +7,7 @@ use std::{error, fmt, io};
 pub enum DoorbellError {
     /// The length is not 0, 1, 2, 4 or 8 (`EINVAL`).
     Length,
-    /// Address + length is 2^64 or more (`EINVAL`).
+    /// The doorbell ends at 2^64 or beyond (`EINVAL`).
     Wrap,
     /// A wildcard length with a datamatch, or with a stride of 0, which is a datamatch for each slot (`EINVAL`).
     WildcardDatamatch,
@@ -18,7 +18,7 @@ pub enum DoorbellError {
     Stride,
     /// An array without slots, or with another number of slots than of targets (`EINVAL`).
     Slots,
-    /// A registered doorbell takes writes that this one would take, or stands inside an array (`EEXIST`).
+    /// A registered doorbell takes writes that this one would take, or one is inside the other, an array (`EEXIST`).
     Collision,
 }
 
@@ -27,11 +27,11 @@ pub enum DoorbellError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeassignError;
 
-/// Why a batch changed nothing, and which of its doorbells is to blame.
+/// Why a batch changed nothing, and which of its doorbells is the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BatchError<E> {
-    /// The place of the doorbell in the batch, from 0. If there are several to blame: that of the first that is invalid
-    /// or missing, or else that of one which collides.
+    /// The index of the doorbell in the batch. If there are several: that of the first that is invalid or missing, or
+    /// else that of one that collides.
     pub index: usize,
     /// What is wrong with it.
     pub error: E,

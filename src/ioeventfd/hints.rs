@@ -1,14 +1,14 @@
-//! Where searches have ended, by address: a vCPU rings the same doorbells again and again.
+//! A cache of where searches have ended, by address. It pays since a vCPU rings the same doorbells again and again.
 
 use crate::spread::spread;
 use std::cell::Cell;
 
-/// A cache with one place for each hash of an address. What it says is checked, so both buses of all tables may share
-/// it, and what is out of date does no harm.
+/// A cache with one entry for each hash of an address. A lookup checks what the cache says, so an outdated entry does no
+/// harm, and both buses share the cache.
 pub(super) struct Hints([Hint; Hints::COUNT]);
 
-/// Half of the address, and where the search for it ended. Who finds another address here need not look into the table,
-/// which may be large, to learn that the hint is not his.
+/// The lower half of the address, and where the search for it ended. The half of the address is here so that a lookup of
+/// another address need not load from the table, which may be large, to find that the hint is of no use.
 pub(super) struct Hint(Cell<u64>);
 
 impl Hints {
@@ -32,14 +32,14 @@ impl Default for Hints {
 
 impl Hint {
     #[inline(always)]
-    pub(super) fn place(&self, address: u64) -> Option<usize> {
+    pub(super) fn index(&self, address: u64) -> Option<usize> {
         let hint = self.0.get();
         (hint as u32 == address as u32).then_some((hint >> 32) as usize)
     }
 
-    pub(super) fn set(&self, address: u64, place: usize) {
-        // Cut short beyond 2^32 doorbells, which is a wrong hint.
-        self.0.set((place as u64) << 32 | u64::from(address as u32));
+    pub(super) fn set(&self, address: u64, index: usize) {
+        // Beyond 2^32 doorbells the index is truncated, which makes a wrong hint.
+        self.0.set((index as u64) << 32 | u64::from(address as u32));
     }
 }
 
@@ -52,9 +52,9 @@ mod tests {
         let hints = Hints::default();
         for address in [0, 1, 0xfe00_0000, 0xfe00_0008, u64::MAX] {
             hints.of(address).set(address, address as usize % 1000);
-            let place = hints.of(address).place(address);
-            assert_eq!(place, Some(address as usize % 1000));
-            assert_eq!(hints.of(address).place(address ^ 4), None);
+            let index = hints.of(address).index(address);
+            assert_eq!(index, Some(address as usize % 1000));
+            assert_eq!(hints.of(address).index(address ^ 4), None);
         }
     }
 
@@ -67,7 +67,7 @@ mod tests {
                 let addresses = || (0..64).map(|i| base + (i << shift));
                 addresses().for_each(|address| hints.of(address).set(address, 1));
                 let lost =
-                    addresses().filter(|&address| hints.of(address).place(address).is_none());
+                    addresses().filter(|&address| hints.of(address).index(address).is_none());
                 assert_eq!(lost.count(), 0, "{base:x} {shift}");
             }
         }

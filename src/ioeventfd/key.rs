@@ -1,6 +1,6 @@
 use super::DoorbellError;
 
-/// The guest's address spaces that doorbells stand in.
+/// The guest's two address spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Bus {
@@ -31,7 +31,7 @@ pub struct Key {
     pub address: u64,
     /// 1, 2, 4 or 8: writes of this many bytes. 0, the wildcard: writes of any length.
     pub length: u32,
-    /// Only writes of this value, zero-extended. `None`: of any.
+    /// Only writes of this value, zero-extended. `None`: writes of any value.
     pub datamatch: Option<u64>,
 }
 
@@ -59,16 +59,16 @@ impl Key {
         Self::new(Bus::Pio, port, length)
     }
 
-    /// The same, of `value` only.
+    /// The same, for writes of `value` only.
     #[must_use]
     pub const fn with_datamatch(mut self, value: u64) -> Self {
         self.datamatch = Some(value);
         self
     }
 
-    /// KVM's checks in KVM's order, then one of ours.
+    /// Makes KVM's checks in KVM's order, then one of ours.
     pub(super) fn validate(&self) -> Result<(), DoorbellError> {
-        validate_place(self.address, self.length, self.length.into())?;
+        validate_location(self.address, self.length, self.length.into())?;
         match self.datamatch {
             Some(_) if self.length == 0 => Err(DoorbellError::WildcardDatamatch),
             Some(value) if self.length < 8 && value >> (8 * self.length) != 0 => {
@@ -89,8 +89,8 @@ impl Key {
     }
 }
 
-/// KVM's checks of a doorbell that takes `size` bytes of the address space, in KVM's order.
-pub(super) fn validate_place(address: u64, length: u32, size: u64) -> Result<(), DoorbellError> {
+/// Makes KVM's checks, in KVM's order, of a doorbell that takes `size` bytes of the address space.
+pub(super) fn validate_location(address: u64, length: u32, size: u64) -> Result<(), DoorbellError> {
     if !matches!(length, 0 | 1 | 2 | 4 | 8) {
         return Err(DoorbellError::Length);
     }

@@ -35,7 +35,7 @@ pub struct Latest {
 }
 
 impl Latest {
-    /// A cell with `value` in it. Any number of cells may share an event.
+    /// A doorbell that keeps values, with `value` to begin with. Any number of them may share an event.
     #[must_use]
     pub fn new(event: impl Into<EventHandle>, value: u64) -> Self {
         Latest {
@@ -46,19 +46,20 @@ impl Latest {
 
     /// The value last written, zero-extended.
     ///
-    /// Who reads the event first sees the values of all the signals it consumed, or newer ones.
+    /// A thread that has read the event sees the values of all signals that the read took, or newer ones.
     #[must_use]
     pub fn value(&self) -> u64 {
-        // Pairs with the Release in `ring`, for those who look without reading the event.
+        // Acquire pairs with the Release in `set`, for threads that look without reading the event.
         self.value.load(Ordering::Acquire)
     }
 
     /// Replaces the value without a signal: for a reset, or to restore a snapshot.
     pub fn set(&self, value: u64) {
+        // Release pairs with the Acquire in `value`.
         self.value.store(value, Ordering::Release);
     }
 
-    /// What is signalled after each write.
+    /// The event that is signalled after each write.
     #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
@@ -103,8 +104,8 @@ impl Kick {
 ///
 /// It never loses a value silently. A write that finds the queue full is not taken: the lookup returns false, as for an
 /// address without a doorbell, and the VMM offers the write to the device model, which should first [`pop`](Self::pop)
-/// what came before it. One queue may stand under many doorbells, in a [`DoorbellArray`](super::DoorbellArray) above all, and tells
-/// their writes apart by the slot.
+/// the writes that came before. One queue may be the target of many doorbells, mostly of those of a
+/// [`DoorbellArray`](super::DoorbellArray): the slot tells their writes apart.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, DoorbellArray, Kick, Table, ValueQueue}};
@@ -129,11 +130,11 @@ impl Kick {
 #[doc(alias = "Queue")]
 pub struct ValueQueue {
     kicks: ArrayQueue<Kick>,
-    /// Older than those in `kicks`: what a snapshot has taken out to look at. Locked by those that take writes out, so
-    /// that a snapshot sees all of them in their order.
+    /// Writes that are older than those in `kicks`, where `iter` has moved them from. Calls that take writes out hold
+    /// the lock, so that `iter` finds all writes in their order.
     oldest: Mutex<VecDeque<Kick>>,
-    /// How many there are in `oldest`, for guest writes, which take no lock. In all there are no more than the capacity,
-    /// or about twice as many if writes come while a snapshot is taken.
+    /// The number of writes in `oldest`, for guest writes, which take no lock. It keeps the number of all writes within
+    /// the capacity, or about twice that if guest writes come while `iter` moves writes.
     set_aside: AtomicU64,
     event: EventHandle,
 }
@@ -161,8 +162,8 @@ impl ValueQueue {
         }
     }
 
-    /// Takes the oldest write. To be called until it returns `None` after each read of the event, which counts the
-    /// writes but may have counted some that were popped before.
+    /// Takes the oldest write. After each read of the event, call it until it returns `None`: the event counts the
+    /// writes, but may count some that were popped before.
     ///
     /// Threads that take writes out wait for each other, for a moment; guest writes wait for none of them.
     pub fn pop(&self) -> Option<Kick> {
@@ -174,7 +175,7 @@ impl ValueQueue {
         Some(kick)
     }
 
-    /// Takes writes, the oldest first, until none is left: what to do after each read of the event.
+    /// Takes the writes, the oldest first, until none is left. It is meant to be called after each read of the event.
     ///
     /// ```
     /// # use doorbell::{Event, ioeventfd::{Kick, ValueQueue}};
@@ -200,7 +201,7 @@ impl ValueQueue {
     /// is among them or not.
     pub fn iter(&self) -> impl Iterator<Item = Kick> + use<> {
         let mut oldest = self.oldest();
-        // So many, as guest writes may fill the room that this makes.
+        // No more than there are now: guest writes may go on filling the room that this makes.
         let new = self.kicks.len();
         oldest.extend(iter::from_fn(|| self.kicks.pop()).take(new));
         self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
@@ -208,17 +209,17 @@ impl ValueQueue {
         kicks.into_iter()
     }
 
-    /// Has these be the writes that wait, before others.
+    /// Puts writes before all that wait.
     pub(super) fn set_aside(&self, kicks: &[Kick]) {
         let mut oldest = self.oldest();
         oldest.extend(kicks);
         self.set_aside.store(oldest.len() as u64, Ordering::Relaxed);
     }
 
-    /// Whether writes that are set aside take up the room that `kicks` has left.
+    /// Whether the writes in `oldest` take up the room that is left in `kicks`.
     #[inline(always)]
     fn is_full(&self) -> bool {
-        // It decides whether there is room, and nothing that is read relies on it.
+        // Relaxed: it only decides whether there is room.
         let set_aside = self.set_aside.load(Ordering::Relaxed);
         set_aside != 0 && set_aside + self.kicks.len() as u64 >= self.kicks.capacity() as u64
     }
@@ -252,7 +253,7 @@ impl ValueQueue {
         self.kicks.capacity()
     }
 
-    /// What is signalled after each write.
+    /// The event that is signalled after each write.
     #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event

@@ -1,6 +1,6 @@
 use super::doorbell::{Doorbell, Target};
 use super::hints::{Hint, Hints};
-use super::lines::{Access, Lines, Registered};
+use super::lookup::{Access, LookupArrays, Registered};
 use super::{BatchError, Bus, DeassignError, DoorbellArray, DoorbellError, Key};
 use crate::event::Signallers;
 use crate::sync::srcu::{self, Light, Section, Srcu, Writer};
@@ -10,21 +10,20 @@ use std::sync::Arc;
 
 /// The doorbells of one virtual machine. Clones are handles to the same table.
 ///
-/// Lookups take no lock, write to no memory that another thread writes to, and never wait; any number of threads may be
-/// at it. A thread that often looks up, such as a vCPU's, makes itself a [`reader`](Self::reader).
+/// Lookups take no lock, write to no memory that another thread writes to, and never wait. Any number of threads may
+/// look up at once. A thread that often does, such as a vCPU's, makes itself a [`reader`](Self::reader).
 ///
 /// Changes copy the table, so one costs time in proportion to the doorbells there are, and
 /// [`assign_all`](Self::assign_all), [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the
-/// price of one. A change holds for all lookups that begin after it. One that only adds doorbells waits for nobody. One
-/// that takes doorbells out returns when nothing comes through the old ones any more: it waits for lookups and
-/// observers' calls that are under way, of whatever table or event, so the caller holds no lock that a callback may
-/// take.
+/// price of one. A change holds for all lookups that begin after it. A change that only adds doorbells waits for no
+/// other thread. A change that removes doorbells returns when no signal comes through the old ones any more: it waits
+/// for the lookups and observers' calls that are under way, of all tables and events. So the caller must not hold a lock
+/// that a callback may take.
 ///
-/// A thread that changes a table inside a callback, that is in a lookup or an observer's call of its own, waits for
-/// nothing, nor does the outermost call when it ends. What other threads have begun before may still ring the old
-/// doorbells for as long as it takes, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While
-/// the thread has a transaction of an [`AddressSpace`](super::space::AddressSpace) open, the waiting comes when that
-/// ends.
+/// A change made inside a callback, in a lookup or an observer's call of the same thread, does not wait; neither does
+/// the outermost call when it ends. Lookups that other threads have begun before may still ring the old doorbells until
+/// they end, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While the thread has a transaction
+/// of an [`AddressSpace`](super::space::AddressSpace) open, changes wait at the end of the transaction.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -37,7 +36,7 @@ use std::sync::Arc;
 /// // In the vCPU thread, on an exit for `out dx, ax`:
 /// assert!(table.write(Bus::Pio, 0xc050, &[1, 0]));
 /// assert_eq!(kick.try_read(), Some(1));
-/// // Another length is another matter: the device model's.
+/// // A write of another length matches no doorbell, and goes to the device model.
 /// assert!(!table.write(Bus::Pio, 0xc050, &[1]));
 ///
 /// drop(registration);
@@ -52,14 +51,14 @@ pub struct Table {
 }
 
 struct Inner {
-    /// The lines of the snapshot own the doorbells: each pointer in the current one stands for one count of an [`Arc`].
-    /// A change hands the counts of what stays from one snapshot to the next, and takes the others into an `Arc` again,
-    /// which is dropped when the snapshot is.
+    /// The arrays of the snapshot own the doorbells: each pointer in the current snapshot stands for one count of an
+    /// [`Arc`]. A change hands the counts of the doorbells that stay from one snapshot to the next, and turns the others
+    /// back into `Arc`s, which are dropped together with the old snapshot.
     buses: Srcu<Buses, Light>,
 }
 
 /// In the order of [`Bus`].
-type Buses = [Lines; 2];
+type Buses = [LookupArrays; 2];
 
 impl Default for Inner {
     fn default() -> Self {
@@ -71,9 +70,15 @@ impl Default for Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Nobody can look anything up any more.
-        for &doorbell in self.buses.write().read().iter().flat_map(Lines::doorbells) {
-            // SAFETY: the count that the pointer stands for. The snapshot goes next, without looking at it.
+        // No lookup can be under way: this was the last handle.
+        for &doorbell in self
+            .buses
+            .write()
+            .read()
+            .iter()
+            .flat_map(LookupArrays::doorbells)
+        {
+            // SAFETY: this is the count that the pointer stands for. The snapshot is freed next, and does not use it.
             drop(unsafe { Arc::from_raw(doorbell) });
         }
     }
@@ -93,12 +98,12 @@ impl Inner {
         let Some(access) = Access::of(data) else {
             return false;
         };
-        let lines = &self.buses.read(section)[bus as usize];
+        let arrays = &self.buses.read(section)[bus as usize];
         match hint {
             // SAFETY: the doorbells live as long as the snapshot.
-            Some(hint) => unsafe { lines.ring(address, access, hint, signallers) },
+            Some(hint) => unsafe { arrays.ring(address, access, hint, signallers) },
             // SAFETY: as above.
-            None => unsafe { lines.ring_without_hint(address, access, signallers) },
+            None => unsafe { arrays.ring_without_hint(address, access, signallers) },
         }
     }
 }
@@ -119,7 +124,7 @@ impl Table {
     /// # Errors
     ///
     /// The key is invalid or collides with a registered doorbell, in the order in which KVM checks; whichever targets
-    /// the two have. Nothing was registered then.
+    /// the two have. Nothing was registered.
     #[doc(alias = "KVM_IOEVENTFD")]
     #[doc(alias = "register")]
     pub fn assign(
@@ -167,7 +172,7 @@ impl Table {
         Ok(registrations)
     }
 
-    /// Puts `doorbells` in the place of `registrations`, in one step: a lookup finds all of the old and none of the
+    /// Puts `doorbells` in the index of `registrations`, in one step: a lookup finds all of the old and none of the
     /// new, or the other way round. So a device's doorbells can move, and no write at an address that both have is lost
     /// or signalled twice.
     ///
@@ -200,7 +205,7 @@ impl Table {
                 .collect()
         };
         change(writer, removals, &additions)?;
-        // Those that were there have nothing left to deassign.
+        // The old registrations have nothing left to deassign: their drops do nothing.
         let new = additions.into_iter().map(|registered| Registration {
             table: Some(self.clone()),
             registered,
@@ -235,17 +240,17 @@ impl Table {
         &self,
         doorbells: impl IntoIterator<Item = Doorbell>,
     ) -> Result<(), BatchError<DeassignError>> {
-        // Before the lock is taken: what the iterator does is the caller's affair.
+        // Collected before the lock is taken, since the iterator may run any code of the caller's.
         let doorbells: Vec<Doorbell> = doorbells.into_iter().collect();
         let writer = self.inner.buses.write();
         let mut removals = Removals::new();
         for (index, doorbell) in doorbells.iter().enumerate() {
             // SAFETY: the doorbells of the current snapshot live.
-            let place = find(&writer.read(), doorbell, |registered| unsafe {
+            let registered_at = find(&writer.read(), doorbell, |registered| unsafe {
                 (*registered).doorbell.is(doorbell)
             });
-            match place {
-                Some(place) if removals.insert(place) => {}
+            match registered_at {
+                Some(found) if removals.insert(found) => {}
                 _ => {
                     return Err(BatchError {
                         index,
@@ -262,10 +267,10 @@ impl Table {
 
     /// Offers the table a guest's write of `data`, in the byte order of the host, at `address`.
     ///
-    /// Rings the doorbell that it matches, and returns whether there was one (and, if it is a
-    /// [`ValueQueue`](super::ValueQueue), whether that had room). If not, the write is for somebody else: the caller's device
-    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only, and those of no bytes match
-    /// nothing: no guest makes one.
+    /// Rings the doorbell that the write matches, and returns whether there was one (and, if it is a
+    /// [`ValueQueue`](super::ValueQueue), whether the queue had room). If not, the write is for the caller's device
+    /// models. Writes of other than 1, 2, 4 or 8 bytes match wildcard lengths only. A write of no bytes, which no guest
+    /// can make, matches nothing.
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
@@ -276,7 +281,7 @@ impl Table {
         })
     }
 
-    /// Means to look up faster, for one thread at a time.
+    /// Makes a handle that looks up faster, for one thread at a time.
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader {
@@ -289,8 +294,7 @@ impl Table {
 
     /// What is registered now, in the order of bus and address.
     ///
-    /// With the counts of the events and what the payload targets hold, it is what a snapshot of the virtual machine
-    /// needs:
+    /// [`save`](Self::save) has the same as plain data. A monitor can show what is pending:
     ///
     /// ```
     /// # use doorbell::{Event, ioeventfd::{Key, Table}};
@@ -308,7 +312,7 @@ impl Table {
     pub fn doorbells(&self) -> Vec<Doorbell> {
         let writer = self.inner.buses.write();
         let buses = writer.read();
-        let registered = buses.iter().flat_map(Lines::doorbells);
+        let registered = buses.iter().flat_map(LookupArrays::doorbells);
         registered
             // SAFETY: the doorbells of the current snapshot live.
             .map(|&registered| unsafe { (*registered).doorbell.clone() })
@@ -316,22 +320,23 @@ impl Table {
     }
 }
 
-/// Buses and places in their lines, of doorbells that leave.
+/// Doorbells that leave the table, each by its bus and its index there.
 type Removals = BTreeSet<(usize, usize)>;
 
-/// Where the doorbell stands that has the spot of this one and `is` the one meant.
+/// The bus and index of the registered doorbell with the same sort key, if `is` says that it is the one meant.
 fn find(
     buses: &Buses,
     doorbell: &Doorbell,
     is: impl FnOnce(*const Registered) -> bool,
 ) -> Option<(usize, usize)> {
     let bus = doorbell.bus() as usize;
-    let place = buses[bus].place(&doorbell.spot());
-    let registered = *buses[bus].doorbells().get(place)?;
-    is(registered).then_some((bus, place))
+    let index = buses[bus].insertion_index(&doorbell.address_key());
+    let registered = *buses[bus].doorbells().get(index)?;
+    is(registered).then_some((bus, index))
 }
 
-/// Publishes a snapshot without `removals` and with `additions`, and waits until nobody holds the one before.
+/// Publishes a snapshot without `removals` and with `additions`. If there are removals, it waits until no lookup uses
+/// the old snapshot.
 fn change(
     writer: Writer<'_, Buses, Light>,
     removals: Removals,
@@ -341,29 +346,29 @@ fn change(
         return Ok(());
     }
     let mut sorted: Vec<(usize, &Arc<Registered>)> = additions.iter().enumerate().collect();
-    sorted.sort_by_key(|(_, new)| (new.doorbell.bus(), new.doorbell.spot()));
+    sorted.sort_by_key(|(_, new)| (new.doorbell.bus(), new.doorbell.address_key()));
     let (mmio, pio) =
         sorted.split_at(sorted.partition_point(|(_, new)| new.doorbell.bus() == Bus::Mmio));
     let (buses, leaving) = {
         let old = writer.read();
         let edited = |bus: Bus, additions: &[_]| {
-            let places = removals.range((bus as usize, 0)..=(bus as usize, usize::MAX));
-            let places: Vec<usize> = places.map(|&(_, place)| place).collect();
+            let indices = removals.range((bus as usize, 0)..=(bus as usize, usize::MAX));
+            let indices: Vec<usize> = indices.map(|&(_, index)| index).collect();
             // SAFETY: the doorbells of the current snapshot live.
-            unsafe { old[bus as usize].edited(&places, additions) }.map_err(|index| BatchError {
+            unsafe { old[bus as usize].edited(&indices, additions) }.map_err(|index| BatchError {
                 index,
                 error: DoorbellError::Collision,
             })
         };
         let buses = [edited(Bus::Mmio, mmio)?, edited(Bus::Pio, pio)?];
-        let leaving = removals.iter().map(|&(bus, place)| {
-            // SAFETY: the count of a pointer that is not in the snapshot to be published. See `Inner`.
-            unsafe { Arc::from_raw(old[bus].doorbells()[place]) }
+        let leaving = removals.iter().map(|&(bus, index)| {
+            // SAFETY: this takes over the count of a pointer that the new snapshot does not have. See `Inner`.
+            unsafe { Arc::from_raw(old[bus].doorbells()[index]) }
         });
         (buses, leaving.collect::<Vec<_>>())
     };
     for new in additions {
-        // The counts of those that are new there.
+        // The counts that the new snapshot's pointers to the new doorbells stand for.
         let _ = Arc::into_raw(Arc::clone(new));
     }
     if leaving.is_empty() {
@@ -380,10 +385,10 @@ impl fmt::Debug for Table {
     }
 }
 
-/// Looks up for one thread at a time, faster than the [`Table`] itself: it need not find out which thread calls, and
-/// remembers for some hundred addresses where in the table a search for them has ended, in 4 KiB of its own.
+/// Looks up for one thread at a time, faster than the [`Table`] itself. It need not find out which thread calls, and it
+/// remembers, for some hundred addresses, where in the table the search for each has ended. That takes 4 KiB.
 ///
-/// It may move from thread to thread, between lookups. It keeps the table alive.
+/// It may move from thread to thread between lookups. It keeps the table alive.
 ///
 /// ```
 /// # use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -411,7 +416,7 @@ impl Reader {
     #[must_use = "a write that no doorbell took is for the device models"]
     #[inline]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
-        // Before the section begins, whose fence holds up what comes after.
+        // Before the section begins: the section's fence delays the loads that come after it.
         let hint = self.hints.of(address);
         let section = self.sections.enter_light();
         self.table
@@ -419,23 +424,23 @@ impl Reader {
             .ring(&section, Some(hint), &self.signallers, bus, address, data)
     }
 
-    /// The same reader, which rings up to so many doorbells by a [`Signaller`](crate::event::Signaller) of its own for
-    /// each event, and so without a locked instruction: the first so many that it rings. Others it rings the usual way,
-    /// and so it does with all if signallers have no lanes, for want of [`use_membarrier`](crate::use_membarrier) above
-    /// all.
+    /// The same reader, which rings doorbells by [`Signaller`](crate::event::Signaller)s of its own, and so without a
+    /// locked instruction. It makes a signaller for the event of each of the first `doorbells` doorbells that it rings.
+    /// Other doorbells are rung the usual way. So are all if signallers cannot have lanes, most often because
+    /// [`use_membarrier`](crate::use_membarrier) was not called.
     ///
-    /// It suits doorbells whose devices poll or are busy, on a processor whose locked instructions are dear. A device
-    /// that sleeps after each kick pays more than the vCPU saves, and interrupts the vCPUs when it falls asleep: see
-    /// there. And to find the signaller takes time too: on an AMD EPYC (Zen 4), where a locked instruction takes 2 ns,
+    /// It suits doorbells whose devices poll or are busy, on a processor whose locked instructions are slow. A device
+    /// that sleeps after each kick loses more than the vCPU saves, and interrupts the vCPUs when it falls asleep: see
+    /// `Signaller`. Finding the signaller takes time too: on an AMD EPYC (Zen 4), where a locked instruction takes 2 ns,
     /// a hit among 64 doorbells takes 1.2 to 1.5 times as long as without signallers, if no other CPU reads the
     /// counts. The report (`cargo run --release --example report`) shows what it is on a machine.
     ///
-    /// This call allocates up to 96 bytes for each of `doorbells`, of which more than 65,536 count as so many. Ringing
-    /// an event for the first time allocates 256 for its lane, which the event keeps for the next one, and up to 1 KB
-    /// in all if it is the event's first. What has left the table is not kept alive.
+    /// This call allocates up to 96 bytes for each of `doorbells`, of which at most 65,536 count. The first ring of an
+    /// event allocates 256 bytes for a lane, which the event keeps for later signallers, and up to 1 KB in all if it is
+    /// the event's first signaller. Events of doorbells that have left the table are not kept alive.
     ///
-    /// A look-up waits for no other thread, as without signallers. An event whose first signaller another thread is
-    /// just making is rung the usual way meanwhile.
+    /// A lookup waits for no other thread, as without signallers. While another thread makes the first signaller of an
+    /// event, the event is rung the usual way.
     ///
     /// ```
     /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -457,7 +462,7 @@ impl Reader {
         self
     }
 
-    /// What it looks up in.
+    /// The table that it looks up in.
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
@@ -470,19 +475,19 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// A doorbell that stands in a [`Table`] until this is dropped. The drop waits as [`Table::deassign`] does.
+/// A doorbell that is in a [`Table`] until this is dropped. The drop waits as [`Table::deassign`] does.
 ///
-/// The doorbell may be deassigned before, by key; the registration then does nothing, even if the key has been assigned
-/// again since.
+/// The doorbell may be deassigned by key before that. The drop then does nothing, even if the key has been assigned
+/// again.
 #[must_use = "the doorbell is deassigned when its registration is dropped"]
 pub struct Registration {
-    /// `None` once nothing shall be done.
+    /// `None` if the drop is to do nothing.
     table: Option<Table>,
     registered: Arc<Registered>,
 }
 
 impl Registration {
-    /// What was registered.
+    /// The doorbell that was registered.
     #[must_use]
     pub fn doorbell(&self) -> &Doorbell {
         &self.registered.doorbell

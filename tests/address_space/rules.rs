@@ -3,13 +3,14 @@ use crate::errors::assert_becomes;
 use crate::freed::wait_until_alone;
 use crate::watchdog::limit;
 use doorbell::Event;
+use doorbell::event::EventHandle;
 use doorbell::ioeventfd::space::{
     AddError, AddressSpace, CommitReport, Listener, ListenerCall, MapError, RefusalError, Region,
 };
 use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, DoorbellError, Key, Kick, ValueQueue};
 use std::error::Error;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -561,4 +562,63 @@ fn a_listener_that_panics_at_the_end() {
     assert!(std::panic::catch_unwind(unmap).is_err());
     let heard = listeners.map(|listener| listener.0.load(Ordering::Relaxed));
     assert_eq!(heard, [1, 1]);
+}
+
+/// What keeps an event can do anything when it is dropped, such as drop another region: no part of the address space is
+/// in use by then, whichever call drops the last handle of the event.
+#[test]
+fn the_last_handle_of_an_event_drops_a_region() {
+    struct Device {
+        kick: Event,
+        registers: Region,
+        dropped: Arc<AtomicUsize>,
+    }
+    impl Drop for Device {
+        fn drop(&mut self) {
+            assert!(self.registers.map(0x9000).is_ok());
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let space = AddressSpace::new();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let kick = || {
+        let device = Arc::new(Device {
+            kick: Event::new(0),
+            registers: space.region(Bus::Mmio, 0x10),
+            dropped: Arc::clone(&dropped),
+        });
+        EventHandle::of_field(&device, |device| &device.kick)
+    };
+    let dropped = || dropped.swap(0, Ordering::Relaxed);
+    for base in [None, Some(0x1000)] {
+        let region = || {
+            let region = space.region(Bus::Mmio, 0x10);
+            base.map(|base| region.map(base).unwrap());
+            region
+        };
+        // The region that has the doorbell goes, alone or in a transaction.
+        let notify = region();
+        notify.add_eventfd(0, 4, None, kick()).unwrap();
+        drop(notify);
+        assert_eq!(dropped(), 1);
+        let notify = region();
+        notify.add_eventfd(0, 4, None, kick()).unwrap();
+        let transaction = space.begin();
+        notify.remove();
+        transaction.commit();
+        assert_eq!(dropped(), 1);
+        // The doorbell goes, and the caller has given away the other handle.
+        let notify = region();
+        let handle = kick();
+        notify.add_eventfd(0, 4, None, &handle).unwrap();
+        notify.del_eventfd(0, 4, None, handle).unwrap();
+        assert_eq!(dropped(), 1);
+        // It does not come.
+        assert!(notify.add_eventfd(0, 3, None, kick()).is_err());
+        assert!(notify.add_eventfd(0x10, 4, None, kick()).is_err());
+        assert!(notify.del_eventfd(0, 4, None, kick()).is_err());
+        assert!(notify.add(Doorbell::new(Key::pio(0, 4), kick())).is_err());
+        assert_eq!(dropped(), 4);
+    }
+    assert!(space.doorbells().is_empty());
 }

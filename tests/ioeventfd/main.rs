@@ -12,6 +12,7 @@ mod threads;
 
 use arbitrary::{Arbitrary, Unstructured};
 use doorbell::Event;
+use doorbell::event::EventHandle;
 use doorbell::ioeventfd::{
     BatchError, Bus, DeassignError, Doorbell, DoorbellArray, DoorbellError, Key, Kick, Latest,
     Registration, Table, Target, ValueQueue,
@@ -22,6 +23,8 @@ use script::Script;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 const A: u64 = 0xe000_3000;
 
@@ -473,4 +476,61 @@ fn snapshot_and_restore() {
     assert_eq!(format!("{restored:?}"), format!("{table:?}"));
     let addresses: Vec<u64> = restored.doorbells().iter().map(Doorbell::address).collect();
     assert_eq!(addresses, [A - 4, A, 0xc050]);
+}
+
+/// What keeps an event can do anything when it is dropped, such as change the table: no call drops the last handle of an
+/// event while it holds the table.
+#[test]
+fn the_last_handle_of_an_event_changes_the_table() {
+    struct Device {
+        kick: Event,
+        table: Table,
+        registration: Option<Registration>,
+        dropped: Arc<AtomicUsize>,
+    }
+    impl Drop for Device {
+        fn drop(&mut self) {
+            drop(self.registration.take());
+            let key = Key::mmio(0x9000, 4);
+            drop(self.table.assign(key, event()).unwrap());
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let _watchdog = threads::watchdog();
+    let table = Table::new();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let kick = |address| {
+        let registration = table.assign(Key::mmio(address, 4), event()).unwrap();
+        let device = Arc::new(Device {
+            kick: Event::new(0),
+            table: table.clone(),
+            registration: Some(registration),
+            dropped: Arc::clone(&dropped),
+        });
+        EventHandle::of_field(&device, |device| &device.kick)
+    };
+    let is_dropped = |times| {
+        // By another thread, perhaps, which was in a lookup.
+        while dropped.load(Ordering::Relaxed) != times {
+            doorbell::reclaim();
+            thread::yield_now();
+        }
+        dropped.store(0, Ordering::Relaxed);
+    };
+    drop(table.assign(Key::mmio(A, 4), kick(0)).unwrap());
+    is_dropped(1);
+    let handle = kick(0);
+    table.assign(Key::mmio(A, 4), &handle).unwrap().keep();
+    table.deassign(Key::mmio(A, 4), handle).unwrap();
+    is_dropped(1);
+    let mut registrations = vec![table.assign(Key::mmio(A, 4), kick(0)).unwrap()];
+    let moved = Doorbell::new(Key::mmio(A + 8, 4), event());
+    table.replace(&mut registrations, [moved]).unwrap();
+    is_dropped(1);
+    assert!(table.assign(Key::mmio(A + 8, 4), kick(0)).is_err());
+    assert!(table.assign(Key::mmio(A, 3), kick(0)).is_err());
+    assert!(table.deassign(Key::mmio(A, 4), kick(0)).is_err());
+    is_dropped(3);
+    drop(registrations);
+    assert!(table.doorbells().is_empty());
 }

@@ -1,6 +1,6 @@
-use super::super::doorbell::Spot;
+use super::super::doorbell::AddressKey;
 use super::super::{Bus, Doorbell, Registration, Table};
-use super::flat::{Difference, Placed, difference, flatten};
+use super::flat::{Difference, RegionEntry, difference, flatten};
 use super::listener::{CommitReport, Listener, Listeners};
 use crate::panics::{Payload, catch, go_on_unless_panicking};
 use crate::sync::srcu::Deferral;
@@ -56,11 +56,11 @@ struct State {
 
 #[derive(Default)]
 pub(super) struct Map {
-    pub regions: BTreeMap<RegionId, Placed>,
+    pub regions: BTreeMap<RegionId, RegionEntry>,
     listeners: Listeners,
     /// What the table has, in the order of places.
     in_force: Vec<Doorbell>,
-    registrations: BTreeMap<(Bus, Spot), Registration>,
+    registrations: BTreeMap<(Bus, AddressKey), Registration>,
     /// The number of the next region.
     pub next_region: RegionId,
     /// How often a region has been mapped.
@@ -255,38 +255,39 @@ impl AddressSpace {
         action(&mut self.shared.state.lock().map.borrow_mut())
     }
 
-    /// A transaction of one change.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Map)) -> CommitReport {
-        let Ok(report) = self.try_change(|map| {
-            change(map);
-            Ok::<_, Infallible>(())
-        });
+    /// A transaction of one change, which cannot fail.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&mut Map) -> R) -> CommitReport {
+        let Ok(report) = self.try_change(|map| Ok::<R, Infallible>(change(map)));
         report
     }
 
     /// A transaction of one change, which is made as a whole or fails as a whole.
-    pub(super) fn try_change<E>(
+    ///
+    /// `change` returns what it has removed. That is dropped when the map is not borrowed any more: an event may be in
+    /// something that changes the address space when it is dropped.
+    pub(super) fn try_change<R, E>(
         &self,
-        change: impl FnOnce(&mut Map) -> Result<(), E>,
+        change: impl FnOnce(&mut Map) -> Result<R, E>,
     ) -> Result<CommitReport, E> {
         let transaction = self.begin();
         let state = &transaction.open.state;
-        change(&mut state.map.borrow_mut())?;
+        let removed = change(&mut state.map.borrow_mut())?;
         state.changed.set(true);
+        drop(removed);
         Ok(transaction.commit())
     }
 }
 
 impl Map {
     /// Makes room for a region.
-    pub fn make_region(&mut self, region: Placed) -> RegionId {
+    pub fn make_region(&mut self, region: RegionEntry) -> RegionId {
         let id = self.next_region;
         self.next_region += 1;
         self.regions.insert(id, region);
         id
     }
 
-    pub fn region(&mut self, id: RegionId) -> &mut Placed {
+    pub fn region(&mut self, id: RegionId) -> &mut RegionEntry {
         self.regions
             .get_mut(&id)
             .expect("a region's handle removes it when it is dropped")
@@ -359,13 +360,13 @@ impl Shared {
             let mut map = map.borrow_mut();
             let removed = removed.iter();
             removed
-                .filter_map(|doorbell| map.registrations.remove(&doorbell.place()))
+                .filter_map(|doorbell| map.registrations.remove(&doorbell.sort_key()))
                 .collect()
         };
         self.table
             .replace(&mut registrations, added.iter().cloned())
             .expect("no two doorbells in force collide");
-        let places = added.iter().map(Doorbell::place);
+        let places = added.iter().map(Doorbell::sort_key);
         map.borrow_mut()
             .registrations
             .extend(places.zip(registrations));

@@ -11,9 +11,9 @@ const PORTS: u64 = 0x1_0000;
 
 /// A region as the address space knows it.
 #[derive(Clone, Debug)]
-pub(super) struct Placed {
+pub(super) struct RegionEntry {
     pub bus: Bus,
-    /// [`end_at`](Placed::end_at) this there is an end.
+    /// [`end_at`](RegionEntry::end_at) this there is an end.
     pub base: Option<u64>,
     pub size: u64,
     pub priority: i32,
@@ -24,9 +24,9 @@ pub(super) struct Placed {
     pub doorbells: Vec<Doorbell>,
 }
 
-impl Placed {
+impl RegionEntry {
     pub fn new(bus: Bus, size: u64, priority: i32) -> Self {
-        Placed {
+        RegionEntry {
             bus,
             base: None,
             size,
@@ -47,39 +47,40 @@ impl Placed {
         (end <= limit).then_some(end)
     }
 
-    pub fn add(&mut self, doorbell: Doorbell) -> Result<(), AddError> {
+    /// Adds a copy of the doorbell.
+    pub fn add(&mut self, doorbell: &Doorbell) -> Result<(), AddError> {
         doorbell.validate()?;
         if doorbell.bus() != self.bus {
             return Err(AddError::Bus);
         }
-        let end = doorbell.address().checked_add(extent(&doorbell));
+        let end = doorbell.address().checked_add(extent(doorbell));
         if end.is_none_or(|end| end > self.size) {
             return Err(AddError::Outside);
         }
-        let place = self.place_of(&doorbell);
+        let index = self.insertion_index(doorbell);
         // If it collides with any, then with one beside it: what stands between them would collide with that.
-        let beside = &self.doorbells[place.saturating_sub(1)..self.doorbells.len().min(place + 1)];
-        if beside.iter().any(|other| other.collides(&doorbell)) {
+        let beside = &self.doorbells[index.saturating_sub(1)..self.doorbells.len().min(index + 1)];
+        if beside.iter().any(|other| other.collides(doorbell)) {
             return Err(DoorbellError::Collision.into());
         }
-        self.doorbells.insert(place, doorbell);
+        self.doorbells.insert(index, doorbell.clone());
         Ok(())
     }
 
-    pub fn del(&mut self, doorbell: &Doorbell) -> Result<(), DeassignError> {
-        let place = self.place_of(doorbell);
-        if self.doorbells.get(place) != Some(doorbell) {
+    /// Removes the doorbell that is equal to this one, and returns it.
+    pub fn del(&mut self, doorbell: &Doorbell) -> Result<Doorbell, DeassignError> {
+        let index = self.insertion_index(doorbell);
+        if self.doorbells.get(index) != Some(doorbell) {
             return Err(DeassignError);
         }
-        self.doorbells.remove(place);
-        Ok(())
+        Ok(self.doorbells.remove(index))
     }
 
     /// Where it stands in the list, or would.
-    fn place_of(&self, doorbell: &Doorbell) -> usize {
-        let place = doorbell.place();
+    fn insertion_index(&self, doorbell: &Doorbell) -> usize {
+        let index = doorbell.sort_key();
         self.doorbells
-            .partition_point(|other| other.place() < place)
+            .partition_point(|other| other.sort_key() < index)
     }
 
     /// The place of the first doorbell at `offset` or behind it.
@@ -116,7 +117,7 @@ fn placed_at(base: u64, doorbell: &Doorbell) -> Doorbell {
 
 /// Addresses that belong to one region, and none before or behind them does.
 struct Run<'a> {
-    region: &'a Placed,
+    region: &'a RegionEntry,
     base: u64,
     from: u64,
     to: u64,
@@ -125,7 +126,7 @@ struct Run<'a> {
 /// Which addresses belong to which region, in their order.
 ///
 /// A sweep over the edges of the regions: between two edges, one region has all addresses.
-fn runs<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Run<'a>> {
+fn runs<'a>(regions: impl Iterator<Item = &'a RegionEntry>) -> Vec<Run<'a>> {
     let mut edges = Vec::new();
     for region in regions.filter(|region| region.enabled) {
         let Some(base) = region.base else { continue };
@@ -168,7 +169,7 @@ fn runs<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Run<'a>> {
 }
 
 /// The doorbells that guest writes can reach, at their addresses, in the order of their places.
-pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a Placed>) -> Vec<Doorbell> {
+pub(super) fn flatten<'a>(regions: impl Iterator<Item = &'a RegionEntry>) -> Vec<Doorbell> {
     let mut flat = Vec::new();
     for run in runs(regions) {
         let (from, to) = (run.from - run.base, run.to - run.base);
@@ -200,7 +201,7 @@ pub(super) fn difference(old: &[Doorbell], new: &[Doorbell]) -> Difference {
             (None, None) => return difference,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) => a.place().cmp(&b.place()),
+            (Some(a), Some(b)) => a.sort_key().cmp(&b.sort_key()),
         };
         let gone = old.next_if(|_| order.is_le());
         let come = new.next_if(|_| order.is_ge());

@@ -1,4 +1,4 @@
-use super::super::doorbell::Spot;
+use super::super::doorbell::AddressKey;
 use super::super::{Bus, Doorbell};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -143,7 +143,7 @@ struct Slot {
     priority: i32,
     phase: Phase,
     /// What it has taken.
-    held: BTreeMap<(Bus, Spot), Doorbell>,
+    held: BTreeMap<(Bus, AddressKey), Doorbell>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -207,7 +207,7 @@ impl Listeners {
             } else {
                 let held = removed
                     .iter()
-                    .filter(|doorbell| slot.held.remove(&doorbell.place()).is_some());
+                    .filter(|doorbell| slot.held.remove(&doorbell.sort_key()).is_some());
                 calls.extend(held.cloned().map(call));
             }
         }
@@ -233,7 +233,7 @@ impl Listeners {
             };
             let missing = doorbells
                 .iter()
-                .filter(|doorbell| !slot.held.contains_key(&doorbell.place()));
+                .filter(|doorbell| !slot.held.contains_key(&doorbell.sort_key()));
             calls.extend(missing.cloned().map(|doorbell| Call {
                 slot: slot.id,
                 listener: Arc::clone(&slot.listener),
@@ -250,7 +250,7 @@ impl Listeners {
     pub fn took(&mut self, call: Call) {
         let slot = self.slots.iter_mut().find(|slot| slot.id == call.slot);
         let held = &mut slot.expect("listeners go when they let go").held;
-        held.insert(call.doorbell.place(), call.doorbell);
+        held.insert(call.doorbell.sort_key(), call.doorbell);
     }
 }
 

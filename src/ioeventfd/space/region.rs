@@ -1,7 +1,7 @@
 use super::super::{Bus, DeassignError, Doorbell, Key, Target};
 use super::address_space::{AddressSpace, RegionId};
 use super::error::{AddError, MapError};
-use super::flat::Placed;
+use super::flat::RegionEntry;
 use super::listener::CommitReport;
 use std::fmt;
 
@@ -13,7 +13,7 @@ impl AddressSpace {
 
     /// Makes a region that hides those of lower priority where they overlap, whichever was mapped last.
     pub fn region_with_priority(&self, bus: Bus, size: u64, priority: i32) -> Region {
-        let id = self.with_map(|map| map.make_region(Placed::new(bus, size, priority)));
+        let id = self.with_map(|map| map.make_region(RegionEntry::new(bus, size, priority)));
         Region {
             space: self.clone(),
             id,
@@ -82,11 +82,7 @@ impl Region {
         datamatch: Option<u64>,
         event: impl Into<Target>,
     ) -> Result<CommitReport, AddError> {
-        let target = event.into();
-        self.space.try_change(|map| {
-            let region = map.region(self.id);
-            region.add(single(region.bus, offset, length, datamatch, target))
-        })
+        self.add(single(self.bus(), offset, length, datamatch, event.into()))
     }
 
     /// Ends what [`add_eventfd`](Self::add_eventfd) with the same arguments began. (`memory_region_del_eventfd`)
@@ -103,11 +99,7 @@ impl Region {
         datamatch: Option<u64>,
         event: impl Into<Target>,
     ) -> Result<CommitReport, DeassignError> {
-        let target = event.into();
-        self.space.try_change(|map| {
-            let region = map.region(self.id);
-            region.del(&single(region.bus, offset, length, datamatch, target))
-        })
+        self.del(&single(self.bus(), offset, length, datamatch, event.into()))
     }
 
     /// Hangs any doorbell that a [`Table`](crate::ioeventfd::Table) can hold on the region, an array or one that keeps
@@ -146,7 +138,7 @@ impl Region {
     /// the table's rules.
     pub fn add(&self, doorbell: Doorbell) -> Result<CommitReport, AddError> {
         self.space
-            .try_change(|map| map.region(self.id).add(doorbell))
+            .try_change(|map| map.region(self.id).add(&doorbell))
     }
 
     /// Ends what [`add`](Self::add) of an equal doorbell began.
@@ -177,44 +169,44 @@ impl Region {
     /// Which kind of address it has.
     #[must_use]
     pub fn bus(&self) -> Bus {
-        self.look(|region| region.bus)
+        self.read(|region| region.bus)
     }
 
     /// How many addresses it covers.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.look(|region| region.size)
+        self.read(|region| region.size)
     }
 
     /// Where regions overlap, the highest priority wins.
     #[must_use]
     pub fn priority(&self) -> i32 {
-        self.look(|region| region.priority)
+        self.read(|region| region.priority)
     }
 
     /// Where it is mapped, enabled or not. An open transaction's changes count.
     #[must_use]
     pub fn base(&self) -> Option<u64> {
-        self.look(|region| region.base)
+        self.read(|region| region.base)
     }
 
     /// Whether it is enabled, mapped or not. An open transaction's changes count.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        self.look(|region| region.enabled)
+        self.read(|region| region.enabled)
     }
 
     /// Its doorbells, in force or not, sorted, with their offsets as addresses. An open transaction's changes count.
     #[must_use]
     pub fn doorbells(&self) -> Vec<Doorbell> {
-        self.look(|region| region.doorbells.clone())
+        self.read(|region| region.doorbells.clone())
     }
 
-    fn look<R>(&self, look: impl FnOnce(&Placed) -> R) -> R {
-        self.space.with_map(|map| look(map.region(self.id)))
+    fn read<R>(&self, read: impl FnOnce(&RegionEntry) -> R) -> R {
+        self.space.with_map(|map| read(map.region(self.id)))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Placed)) -> CommitReport {
+    fn change(&self, change: impl FnOnce(&mut RegionEntry)) -> CommitReport {
         self.space.change(|map| change(map.region(self.id)))
     }
 }
@@ -227,14 +219,12 @@ fn single(bus: Bus, offset: u64, length: u32, datamatch: Option<u64>, target: Ta
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let _ = self.space.change(|map| {
-            map.regions.remove(&self.id);
-        });
+        self.space.change(|map| map.regions.remove(&self.id));
     }
 }
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.look(|region| fmt::Debug::fmt(region, f))
+        self.read(|region| fmt::Debug::fmt(region, f))
     }
 }

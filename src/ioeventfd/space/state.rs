@@ -9,7 +9,7 @@ use super::super::state::{
 use super::super::{Bus, Doorbell, Target};
 use super::address_space::AddressSpace;
 use super::error::{AddError, MapError};
-use super::flat::Placed;
+use super::flat::RegionEntry;
 use super::listener::CommitReport;
 use super::region::Region;
 use crate::Event;
@@ -160,7 +160,7 @@ impl AddressSpace {
     #[doc(alias = "snapshot")]
     #[must_use]
     pub fn save(&self, mut name: impl FnMut(&Event) -> u64) -> AddressSpaceState {
-        let regions: Vec<(u64, Placed)> = self.with_map(|map| {
+        let regions: Vec<(u64, RegionEntry)> = self.with_map(|map| {
             let regions = map.regions.iter();
             regions.map(|(&id, region)| (id, region.clone())).collect()
         });
@@ -254,8 +254,8 @@ impl AddressSpace {
 
 impl RegionState {
     /// What the address space is to know of the region, which is at place `number` in the list.
-    fn restore(&self, number: usize, targets: &[Target]) -> Result<Placed, SpaceStateError> {
-        let mut region = Placed::new(self.bus, self.size, self.priority);
+    fn restore(&self, number: usize, targets: &[Target]) -> Result<RegionEntry, SpaceStateError> {
+        let mut region = RegionEntry::new(self.bus, self.size, self.priority);
         region.enabled = self.enabled;
         region.base = self.base;
         if self.base.is_some_and(|base| region.end_at(base).is_none()) {
@@ -266,11 +266,13 @@ impl RegionState {
         }
         for (index, saved) in self.doorbells.iter().enumerate() {
             let doorbell: Doorbell = saved.restore(targets)?;
-            region.add(doorbell).map_err(|error| SpaceStateError::Add {
-                region: number,
-                index,
-                error,
-            })?;
+            region
+                .add(&doorbell)
+                .map_err(|error| SpaceStateError::Add {
+                    region: number,
+                    index,
+                    error,
+                })?;
         }
         Ok(region)
     }

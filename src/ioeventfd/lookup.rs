@@ -1,16 +1,17 @@
-//! The doorbells of one bus as a lookup sees them: sorted arrays, never changed once published.
+//! The doorbells of one bus as a lookup sees them: sorted arrays, which do not change once they are published.
 //!
 //! ```text
 //!     addresses   [ 0xd0000050  0xd0000050  0xe0003000  0xf0001000 ]    searched: see addresses.rs
 //!     entries     [ 4, 0 ─▶ E   4, 1 ─▶ E   0 ─▶ E      array ─▶ slots ]  what to compare and what to ring
-//!     doorbells   [ ...                                            ]    the whole, for writers
+//!     doorbells   [ ...                                            ]    all of each doorbell, for changes
 //! ```
 //!
-//! The one search is for the first address that is not below the write's. An array owns all addresses up to its end, so
-//! if the write falls into one but not to its beginning, it is the one before.
+//! A lookup searches for the first address that is not below the write's. An array of doorbells owns all addresses up to
+//! its end. So a write into an array, but not at its beginning, finds the array just before the place where the search
+//! ends.
 
 use super::addresses::Addresses;
-use super::doorbell::{Doorbell, Spot, Target};
+use super::doorbell::{AddressKey, Doorbell, Target};
 use super::hints::Hint;
 use super::payload::{Kick, Latest, ValueQueue};
 use crate::Event;
@@ -18,7 +19,7 @@ use crate::event::Signallers;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// A doorbell in a table, and what a lookup needs of it in place.
+/// A doorbell in a table, together with what a lookup needs of an array's slots.
 pub(super) struct Registered {
     pub(super) doorbell: Doorbell,
     slots: Slots,
@@ -31,7 +32,7 @@ struct Slots {
     actions: Box<[Action]>,
 }
 
-/// A [`Target`] without its share in the ownership, which the [`Registered`] has.
+/// A [`Target`] as a bare pointer. The [`Registered`] doorbell keeps the target alive.
 #[derive(Clone, Copy)]
 enum Action {
     Event(*const Event),
@@ -39,13 +40,13 @@ enum Action {
     ValueQueue(*const ValueQueue),
 }
 
-/// Two to a cache line.
+/// What a lookup compares and rings. Two entries fill a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 struct Entry {
     address: u64,
     datamatch: u64,
-    /// Of the type that `kind` says.
+    /// Points to the type that `kind` says.
     target: *const (),
     kind: Kind,
     has_datamatch: bool,
@@ -63,7 +64,7 @@ enum Kind {
     ArrayByValue,
 }
 
-/// A guest's write, but for its address. Few doorbells ask for its value, so it is read when one does.
+/// A guest's write without its address. The value is decoded only for doorbells that need it, which are few.
 #[derive(Clone, Copy)]
 pub(super) struct Access<'a> {
     /// Not empty.
@@ -71,14 +72,14 @@ pub(super) struct Access<'a> {
 }
 
 impl<'a> Access<'a> {
-    /// `None` if nothing was written, which no guest does: there is no access without a byte.
+    /// `None` for a write of no bytes, which no guest can make.
     #[inline(always)]
     pub(super) fn of(data: &'a [u8]) -> Option<Self> {
         (!data.is_empty()).then_some(Access { data })
     }
 
-    /// The length, and what was written, zero-extended. `None` if it is of other than 1, 2, 4 or 8 bytes, which only a
-    /// wildcard takes.
+    /// The length, and the value written, zero-extended. `None` for other lengths than 1, 2, 4 and 8 bytes, which only a
+    /// wildcard matches.
     #[inline(always)]
     fn value(self) -> Option<(u8, u64)> {
         Some(match *self.data {
@@ -108,7 +109,7 @@ impl Registered {
     }
 
     fn entry(&self) -> Entry {
-        let spot = self.doorbell.spot();
+        let key = self.doorbell.address_key();
         let (kind, target) = match &self.doorbell {
             Doorbell::Single { target, .. } => match Action::of(target) {
                 Action::Event(event) => (Kind::Event, event.cast()),
@@ -124,12 +125,12 @@ impl Registered {
             }
         };
         Entry {
-            address: spot.address,
-            datamatch: spot.datamatch.unwrap_or(0),
+            address: key.address,
+            datamatch: key.datamatch.unwrap_or(0),
             target,
             kind,
-            has_datamatch: spot.datamatch.is_some(),
-            length: spot.length,
+            has_datamatch: key.datamatch.is_some(),
+            length: key.length,
         }
     }
 }
@@ -176,7 +177,7 @@ impl Slots {
         if slot << self.shift != offset {
             return false;
         }
-        // SAFETY: as promised.
+        // SAFETY: as the caller promises.
         unsafe { self.ring(slot, access, signallers) }
     }
 
@@ -184,7 +185,7 @@ impl Slots {
     ///
     /// The [`Registered`] that this is part of lives.
     unsafe fn ring_by_value(&self, access: Access<'_>, signallers: &Signallers) -> bool {
-        // SAFETY: as promised.
+        // SAFETY: as the caller promises.
         access
             .value()
             .is_some_and(|(_, slot)| unsafe { self.ring(slot, access, signallers) })
@@ -197,7 +198,7 @@ impl Slots {
     unsafe fn ring(&self, slot: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         // The conversions lose nothing: there are at most u32::MAX slots.
         match usize::try_from(slot).ok().and_then(|i| self.actions.get(i)) {
-            // SAFETY: as promised.
+            // SAFETY: as the caller promises.
             Some(action) => unsafe { action.ring(slot as u32, access, signallers) },
             None => false,
         }
@@ -212,7 +213,7 @@ impl Entry {
                 && (!self.has_datamatch || self.matches_data(access)))
     }
 
-    /// Not inlined, so that the doorbells without a datamatch need not have the data ready.
+    /// Not inlined, so that a lookup of a doorbell without a datamatch does not load the data.
     #[inline(never)]
     fn matches_data(&self, access: Access<'_>) -> bool {
         access
@@ -227,14 +228,14 @@ impl Entry {
     unsafe fn ring(&self, address: u64, access: Access<'_>, signallers: &Signallers) -> bool {
         let action = match self.kind {
             Kind::Event => Action::Event(self.target.cast()),
-            // SAFETY: as promised.
+            // SAFETY: as the caller promises.
             _ => return unsafe { self.ring_other(address, access, signallers) },
         };
-        // SAFETY: as promised.
+        // SAFETY: as the caller promises.
         unsafe { action.ring(0, access, signallers) }
     }
 
-    /// What is no event, which most are: for those, a branch costs less than a table of jumps.
+    /// Rings a target that is not an event. Most are events, which a branch finds faster than a jump table does.
     ///
     /// # Safety
     ///
@@ -246,31 +247,31 @@ impl Entry {
             Kind::Latest => Action::Latest(self.target.cast()),
             Kind::ValueQueue => Action::ValueQueue(self.target.cast()),
             Kind::ArrayByValue => {
-                // SAFETY: as promised; the kind says so.
+                // SAFETY: as the caller promises; the kind says so.
                 let slots: &Slots = unsafe { &*self.target.cast() };
-                // SAFETY: as promised.
+                // SAFETY: as the caller promises.
                 return unsafe { slots.ring_by_value(access, signallers) };
             }
             Kind::Array => {
-                // SAFETY: as promised; the kind says so.
+                // SAFETY: as the caller promises; the kind says so.
                 let slots: &Slots = unsafe { &*self.target.cast() };
-                // SAFETY: as promised.
+                // SAFETY: as the caller promises.
                 return unsafe { slots.ring_at(address - self.address, access, signallers) };
             }
         };
-        // SAFETY: as promised.
+        // SAFETY: as the caller promises.
         unsafe { action.ring(0, access, signallers) }
     }
 
-    /// What of a [`Spot`] is not the address.
+    /// The [`AddressKey`] without the address.
     fn key(&self) -> (u8, Option<u64>) {
         (self.length, self.has_datamatch.then_some(self.datamatch))
     }
 }
 
-/// See the module. The arrays have the same length and order: that of [`Spot`]s. No two doorbells collide.
+/// See the module. The arrays have the same length, and are sorted by [`AddressKey`]. No two doorbells collide.
 #[derive(Clone, Default)]
-pub(super) struct Lines {
+pub(super) struct LookupArrays {
     addresses: Addresses,
     entries: Box<[Entry]>,
     doorbells: Box<[*const Registered]>,
@@ -278,18 +279,19 @@ pub(super) struct Lines {
     has_arrays: bool,
 }
 
-// SAFETY: the pointers lead to `Registered`s, of which only shared references are made, and which are `Send` and `Sync`
-// but for the pointers in them, which lead to targets of their own.
-unsafe impl Send for Lines {}
+// SAFETY: the pointers are to `Registered`s, of which only shared references are made. Those are `Send` and `Sync`
+// except for the pointers in them, which are to targets that they own.
+unsafe impl Send for LookupArrays {}
 // SAFETY: as above.
-unsafe impl Sync for Lines {}
+unsafe impl Sync for LookupArrays {}
 // SAFETY: as above.
 unsafe impl Send for Registered {}
 // SAFETY: as above.
 unsafe impl Sync for Registered {}
 
-impl Lines {
-    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` is where a search ended.
+impl LookupArrays {
+    /// Rings the doorbell that a write matches, if there is one and it has room. `hint` says where a search for the
+    /// address has ended before.
     ///
     /// # Safety
     ///
@@ -302,20 +304,20 @@ impl Lines {
         hint: &Hint,
         signallers: &Signallers,
     ) -> bool {
-        let Some(place) = hint.place(address) else {
-            // SAFETY: as promised.
+        let Some(index) = hint.index(address) else {
+            // SAFETY: as the caller promises.
             return unsafe { self.search_and_ring(address, access, hint, signallers) };
         };
-        let entry = self.entries.get(place);
+        let entry = self.entries.get(index);
         let is_there = entry.is_some_and(|entry| entry.address == address);
         match entry {
-            // The lines may be others by now. But whatever stands at the place, nothing else matches if it does.
+            // The hint may be from an older snapshot. But if the entry at the index matches, no other entry does.
             Some(entry) if is_there && entry.matches(access) => {
-                // SAFETY: as promised.
+                // SAFETY: as the caller promises.
                 unsafe { entry.ring(address, access, signallers) }
             }
-            _ if !is_there && !self.has_arrays && self.is_place(place, address) => false,
-            // SAFETY: as promised.
+            _ if !is_there && !self.has_arrays && self.is_index(index, address) => false,
+            // SAFETY: as the caller promises.
             _ => unsafe { self.search_and_ring(address, access, hint, signallers) },
         }
     }
@@ -333,21 +335,21 @@ impl Lines {
         hint: &Hint,
         signallers: &Signallers,
     ) -> bool {
-        let first = match hint.place(address) {
-            Some(place) if self.is_place(place, address) => place,
-            _ => self.addresses.place(address),
+        let first = match hint.index(address) {
+            Some(index) if self.is_index(index, address) => index,
+            _ => self.addresses.index(address),
         };
         hint.set(address, first);
         let Some(found) = self.find(first, address, access) else {
             return false;
         };
-        // An array is found from the place behind it.
+        // An array is found from the index behind it.
         hint.set(address, found.max(first));
-        // SAFETY: as promised.
+        // SAFETY: as the caller promises.
         unsafe { self.entries[found].ring(address, access, signallers) }
     }
 
-    /// The same for who has no hint.
+    /// The same without a hint.
     ///
     /// # Safety
     ///
@@ -359,25 +361,25 @@ impl Lines {
         access: Access<'_>,
         signallers: &Signallers,
     ) -> bool {
-        match self.find(self.addresses.place(address), address, access) {
-            // SAFETY: as promised.
+        match self.find(self.addresses.index(address), address, access) {
+            // SAFETY: as the caller promises.
             Some(found) => unsafe { self.entries[found].ring(address, access, signallers) },
             None => false,
         }
     }
 
-    /// Whether a search for the address would end at `place`.
+    /// Whether a search for the address would end at `index`.
     #[inline(always)]
-    fn is_place(&self, place: usize, address: u64) -> bool {
-        let below = |place: usize| {
-            let entry = self.entries.get(place);
+    fn is_index(&self, index: usize, address: u64) -> bool {
+        let below = |index: usize| {
+            let entry = self.entries.get(index);
             entry.is_some_and(|entry| entry.address < address)
         };
-        // Both, since a branch on one would go this way as often as that.
-        place <= self.entries.len() && !below(place) & (place == 0 || below(place.wrapping_sub(1)))
+        // Both are evaluated: a branch on the first would be mispredicted often.
+        index <= self.entries.len() && !below(index) & (index == 0 || below(index.wrapping_sub(1)))
     }
 
-    /// The place of the entry that a write matches, or that of an array that begins below it. `first` is the place of
+    /// The index of the entry that a write matches, or that of an array that begins below it. `first` is the index of
     /// the first address that is not below the write's.
     #[inline(always)]
     fn find(&self, first: usize, address: u64, access: Access<'_>) -> Option<usize> {
@@ -393,25 +395,25 @@ impl Lines {
         None
     }
 
-    /// The place of the entry that matches, among those with the address of the one at `first` and behind it.
+    /// The index of the entry that matches, among those with the address of the one at `first` and behind it.
     #[cold]
     fn find_beside(&self, first: usize, access: Access<'_>) -> Option<usize> {
-        // Of those of another length, one for any length has the address to itself.
+        // An entry for any length would have the address to itself, so the length must be equal.
         let (length, value) = access.value()?;
         let same = self.same_address(first);
-        // An entry for any data stands where the search for the data ends, or just before.
-        let place = same.partition_point(|entry| entry.key() < (length, Some(value)));
-        [place, place.wrapping_sub(1)]
+        // An entry for any value is where the search for the value ends, or just before.
+        let index = same.partition_point(|entry| entry.key() < (length, Some(value)));
+        [index, index.wrapping_sub(1)]
             .into_iter()
-            .find(|&place| same.get(place).is_some_and(|entry| entry.matches(access)))
-            .map(|place| first + place)
+            .find(|&index| same.get(index).is_some_and(|entry| entry.matches(access)))
+            .map(|index| first + index)
     }
 
-    /// The place of the array that begins before `place`, if what does is one.
-    fn find_array(&self, place: usize, access: Access<'_>) -> Option<usize> {
-        let place = place.checked_sub(1)?;
-        let entry = &self.entries[place];
-        (entry.kind == Kind::Array && entry.matches(access)).then_some(place)
+    /// The index of the entry before `index`, if that is an array and matches.
+    fn find_array(&self, index: usize, access: Access<'_>) -> Option<usize> {
+        let index = index.checked_sub(1)?;
+        let entry = &self.entries[index];
+        (entry.kind == Kind::Array && entry.matches(access)).then_some(index)
     }
 
     /// The entries with the address of the one at `first`, which is the first.
@@ -421,21 +423,21 @@ impl Lines {
         &rest[..rest.partition_point(|entry| Some(entry.address) == address)]
     }
 
-    /// Where `spot` stands, or would.
-    pub(super) fn place(&self, spot: &Spot) -> usize {
-        let first = self.addresses.place(spot.address);
-        let rest = (spot.length, spot.datamatch);
-        let before = |entry: &Entry| entry.address == spot.address && entry.key() < rest;
+    /// Where the doorbell with this key is, or would be inserted.
+    pub(super) fn insertion_index(&self, key: &AddressKey) -> usize {
+        let first = self.addresses.index(key.address);
+        let rest = (key.length, key.datamatch);
+        let before = |entry: &Entry| entry.address == key.address && entry.key() < rest;
         first + self.entries[first..].partition_point(before)
     }
 
-    /// The doorbells in their order.
+    /// The doorbells, sorted.
     pub(super) fn doorbells(&self) -> &[*const Registered] {
         &self.doorbells
     }
 
-    /// The lines without the doorbells at `removals`, and with `additions`, both sorted. If two collide, the number
-    /// that comes with one of them.
+    /// A copy without the doorbells at `removals`, and with `additions`, both sorted. If two collide, the error is the
+    /// number of one of them.
     ///
     /// # Safety
     ///
@@ -444,38 +446,38 @@ impl Lines {
         &self,
         removals: &[usize],
         additions: &[(usize, &Arc<Registered>)],
-    ) -> Result<Lines, usize> {
-        let mut lines = Cow::Borrowed(self);
+    ) -> Result<LookupArrays, usize> {
+        let mut arrays = Cow::Borrowed(self);
         if !removals.is_empty() {
-            lines = Cow::Owned(Lines::new(
-                without(&lines.entries, removals),
-                without(&lines.doorbells, removals),
+            arrays = Cow::Owned(LookupArrays::new(
+                without(&arrays.entries, removals),
+                without(&arrays.doorbells, removals),
             ));
         }
         if !additions.is_empty() {
-            // SAFETY: as promised.
-            lines = Cow::Owned(unsafe { lines.with(additions)? });
+            // SAFETY: as the caller promises.
+            arrays = Cow::Owned(unsafe { arrays.with(additions)? });
         }
-        Ok(lines.into_owned())
+        Ok(arrays.into_owned())
     }
 
     /// # Safety
     ///
     /// The doorbells live.
-    unsafe fn with(&self, additions: &[(usize, &Arc<Registered>)]) -> Result<Lines, usize> {
-        let places: Vec<usize> = additions
+    unsafe fn with(&self, additions: &[(usize, &Arc<Registered>)]) -> Result<LookupArrays, usize> {
+        let indices: Vec<usize> = additions
             .iter()
-            .map(|(_, new)| self.place(&new.doorbell.spot()))
+            .map(|(_, new)| self.insertion_index(&new.doorbell.address_key()))
             .collect();
-        // If any two collide, then two that will stand side by side do: what stands between them would too.
+        // If any two collide, then two neighbours do: all between the two would collide as well.
         for (i, &(number, new)) in additions.iter().enumerate() {
-            let collides = |place: usize| {
-                self.doorbells.get(place).is_some_and(|&old| {
-                    // SAFETY: as promised.
+            let collides = |index: usize| {
+                self.doorbells.get(index).is_some_and(|&old| {
+                    // SAFETY: as the caller promises.
                     unsafe { (*old).doorbell.collides(&new.doorbell) }
                 })
             };
-            if collides(places[i].wrapping_sub(1)) || collides(places[i]) {
+            if collides(indices[i].wrapping_sub(1)) || collides(indices[i]) {
                 return Err(number);
             }
             if let Some(&(later, next)) = additions.get(i + 1) {
@@ -485,14 +487,14 @@ impl Lines {
             }
         }
         let new = || additions.iter().map(|(_, new)| new);
-        Ok(Lines::new(
-            with(&self.entries, &places, new().map(|new| new.entry())),
-            with(&self.doorbells, &places, new().map(|new| Arc::as_ptr(new))),
+        Ok(LookupArrays::new(
+            with(&self.entries, &indices, new().map(|new| new.entry())),
+            with(&self.doorbells, &indices, new().map(|new| Arc::as_ptr(new))),
         ))
     }
 
     fn new(entries: Box<[Entry]>, doorbells: Box<[*const Registered]>) -> Self {
-        Lines {
+        LookupArrays {
             addresses: Addresses::of(&entries, |entry| entry.address),
             has_arrays: entries.iter().any(|entry| entry.kind == Kind::Array),
             entries,
@@ -501,26 +503,26 @@ impl Lines {
     }
 }
 
-/// `old` without the elements at `places`, which are sorted.
-fn without<T: Copy>(old: &[T], places: &[usize]) -> Box<[T]> {
-    let mut rest = Vec::with_capacity(old.len() - places.len());
+/// `old` without the elements at `indices`, which are sorted.
+fn without<T: Copy>(old: &[T], indices: &[usize]) -> Box<[T]> {
+    let mut rest = Vec::with_capacity(old.len() - indices.len());
     let mut from = 0;
-    for &place in places {
-        rest.extend_from_slice(&old[from..place]);
-        from = place + 1;
+    for &index in indices {
+        rest.extend_from_slice(&old[from..index]);
+        from = index + 1;
     }
     rest.extend_from_slice(&old[from..]);
     rest.into()
 }
 
-/// `old` with one of `new` before the element at each of `places`, which are sorted.
-fn with<T: Copy>(old: &[T], places: &[usize], new: impl Iterator<Item = T>) -> Box<[T]> {
-    let mut all = Vec::with_capacity(old.len() + places.len());
+/// `old` with one of `new` before the element at each of `indices`, which are sorted.
+fn with<T: Copy>(old: &[T], indices: &[usize], new: impl Iterator<Item = T>) -> Box<[T]> {
+    let mut all = Vec::with_capacity(old.len() + indices.len());
     let mut from = 0;
-    for (&place, new) in places.iter().zip(new) {
-        all.extend_from_slice(&old[from..place]);
+    for (&index, new) in indices.iter().zip(new) {
+        all.extend_from_slice(&old[from..index]);
         all.push(new);
-        from = place;
+        from = index;
     }
     all.extend_from_slice(&old[from..]);
     all.into()

@@ -1,7 +1,7 @@
 //! Where a line is: in pages that we have mapped, or where the caller says.
 
 use super::error::AttachError;
-use super::line::{Line, SIZE};
+use super::layout::{SIZE, SharedLayout};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -11,8 +11,8 @@ use std::ops::Deref;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-pub(super) struct Place {
-    line: NonNull<Line>,
+pub(super) struct Mapping {
+    line: NonNull<SharedLayout>,
     _memory: Memory,
 }
 
@@ -25,21 +25,21 @@ enum Memory {
     Given,
     #[cfg(loom)]
     Modelled {
-        _line: std::sync::Arc<Line>,
+        _line: std::sync::Arc<SharedLayout>,
     },
 }
 
 // SAFETY: a line consists of atomics, which any thread may use, and it stays where it is for as long as this exists, in
 // whatever thread.
-unsafe impl Send for Place {}
+unsafe impl Send for Mapping {}
 // SAFETY: as above.
-unsafe impl Sync for Place {}
+unsafe impl Sync for Mapping {}
 
-impl Deref for Place {
-    type Target = Line;
+impl Deref for Mapping {
+    type Target = SharedLayout;
 
     #[inline(always)]
-    fn deref(&self) -> &Line {
+    fn deref(&self) -> &SharedLayout {
         // SAFETY: it is there as long as `self` is, see `Memory`, it is aligned, and any bytes are a line.
         unsafe { self.line.as_ref() }
     }
@@ -86,7 +86,7 @@ fn os(error: Errno) -> AttachError {
     AttachError::Os(error.into())
 }
 
-impl Place {
+impl Mapping {
     /// Maps the 64 bytes at `offset`. Nobody may shorten the file, or make holes in one of huge pages.
     pub(super) fn map(fd: BorrowedFd<'_>, offset: u64) -> Result<Self, AttachError> {
         if offset % SIZE as u64 != 0 {
@@ -103,7 +103,7 @@ impl Place {
         let pages = Pages::map(fd, offset - into_page, page as usize).map_err(os)?;
         // SAFETY: the line is in the page, with which it is aligned.
         let line = unsafe { pages.start.byte_add(into_page as usize) };
-        Ok(Place {
+        Ok(Mapping {
             line: line.cast(),
             _memory: Memory::Mapped { _pages: pages },
         })
@@ -111,8 +111,8 @@ impl Place {
 
     /// Takes the caller's word that there are 64 bytes, for as long as the place exists.
     pub(super) fn given(ptr: *mut u8) -> Result<Self, AttachError> {
-        match NonNull::new(ptr.cast::<Line>()) {
-            Some(line) if line.is_aligned() => Ok(Place {
+        match NonNull::new(ptr.cast::<SharedLayout>()) {
+            Some(line) if line.is_aligned() => Ok(Mapping {
                 line,
                 _memory: Memory::Given,
             }),
@@ -122,9 +122,9 @@ impl Place {
 
     /// Two places of one line on the heap: loom's atomics cannot be in shared memory.
     #[cfg(loom)]
-    pub(super) fn modelled(line: Line) -> [Self; 2] {
+    pub(super) fn modelled(line: SharedLayout) -> [Self; 2] {
         let line = std::sync::Arc::new(line);
-        [(); 2].map(|()| Place {
+        [(); 2].map(|()| Mapping {
             line: NonNull::from(&*line),
             _memory: Memory::Modelled {
                 _line: std::sync::Arc::clone(&line),

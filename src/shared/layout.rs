@@ -17,7 +17,7 @@ const SEMAPHORE: u32 = 1;
 
 /// Any 64 bytes are one, so a reference to one may be made before they have been looked at.
 #[repr(C, align(64))]
-pub(super) struct Line {
+pub(super) struct SharedLayout {
     magic: AtomicU32,
     version: AtomicU16,
     size: AtomicU16,
@@ -28,10 +28,10 @@ pub(super) struct Line {
 
 #[cfg(not(loom))]
 const _: () = {
-    assert!(size_of::<Line>() == SIZE && align_of::<Line>() == SIZE);
-    assert!(offset_of!(Line, version) == 4 && offset_of!(Line, size) == 6);
-    assert!(offset_of!(Line, counter) == 8 && size_of::<Counter<Shared>>() == 24);
-    assert!(offset_of!(Line, mode) == 32 && offset_of!(Line, reserved) == 36);
+    assert!(size_of::<SharedLayout>() == SIZE && align_of::<SharedLayout>() == SIZE);
+    assert!(offset_of!(SharedLayout, version) == 4 && offset_of!(SharedLayout, size) == 6);
+    assert!(offset_of!(SharedLayout, counter) == 8 && size_of::<Counter<Shared>>() == 24);
+    assert!(offset_of!(SharedLayout, mode) == 32 && offset_of!(SharedLayout, reserved) == 36);
 };
 
 /// What is wrong with 64 bytes.
@@ -42,10 +42,10 @@ pub(super) enum Unfit {
     Mode(u32),
 }
 
-impl Line {
+impl SharedLayout {
     #[cfg(loom)]
     pub(super) fn new(initial: u64) -> Self {
-        Line {
+        SharedLayout {
             magic: AtomicU32::new(MAGIC),
             version: AtomicU16::new(VERSION),
             size: AtomicU16::new(SIZE as u16),
