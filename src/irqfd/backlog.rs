@@ -8,7 +8,7 @@
 //! A turn is in no section, but in a [`Deferral`]: what the sink's calls would have to wait for comes after the turn.
 //! A worker never waits for a worker, for that one may wait for this one.
 
-use super::line::{Line, Turn};
+use super::line::{IrqLine, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::const_thread_local;
@@ -38,7 +38,7 @@ pub(super) fn is_worker() -> bool {
 }
 
 enum Job {
-    Turn(Arc<Line>),
+    Turn(Arc<IrqLine>),
     /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The
     /// first time, the worker may have been in a turn that a request came too late for, and that line comes after this.
     Flush {
@@ -64,7 +64,7 @@ impl Backlog {
     }
 
     /// A line that the caller is the driver of.
-    pub(super) fn push(&self, line: Arc<Line>) {
+    pub(super) fn push(&self, line: Arc<IrqLine>) {
         self.jobs.push(Job::Turn(line));
         self.wake.signal();
     }
@@ -84,7 +84,7 @@ impl Backlog {
     }
 
     /// Gives each line its `turn`, until the backlog is closed and empty. One thread runs this.
-    pub(super) fn work(&self, turn: impl Fn(&Line) -> Turn) {
+    pub(super) fn work(&self, turn: impl Fn(&IrqLine) -> Turn) {
         IS_WORKER.with(|is_worker| is_worker.set(true));
         loop {
             // Acquire pairs with the Release in `close`; looked at before the queue, so that nothing is left in it.

@@ -5,8 +5,8 @@
 //! sections under way (and the worker), knows that nothing happens any more that was decided before.
 
 use super::backlog::Backlog;
-use super::line::{Holders, Line, Pending, Request, Requested, Then, Trigger, Turn};
-use super::lines::Lines;
+use super::line::{Holders, IrqLine, Pending, Request, Requested, Then, Trigger, Turn};
+use super::lines::LineTree;
 use super::sink::AckTarget;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
 use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
@@ -30,7 +30,7 @@ impl Signalled {
 pub(super) struct Board {
     sink: Arc<dyn InterruptSink>,
     routes: Srcu<Routes>,
-    lines: Lines,
+    lines: LineTree,
     /// For the worker, if there is one.
     backlog: Option<Backlog>,
 }
@@ -40,7 +40,7 @@ impl Board {
         Board {
             sink,
             routes: Srcu::new(Routes::new()),
-            lines: Lines::new(),
+            lines: LineTree::new(),
             backlog,
         }
     }
@@ -57,7 +57,7 @@ impl Board {
 
     /// An irqfd was signalled.
     #[inline]
-    pub(super) fn signal(&self, line: &Arc<Line>, trigger: Trigger) -> Signalled {
+    pub(super) fn signal(&self, line: &Arc<IrqLine>, trigger: Trigger) -> Signalled {
         with_section(|section| {
             let request = match trigger {
                 Trigger::Edge => Request::Edge,
@@ -85,11 +85,16 @@ impl Board {
     }
 
     /// Asks a line for something, and sees to it that it happens.
-    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) -> Signalled {
+    pub(super) fn ask(&self, line: &Arc<IrqLine>, request: Request) -> Signalled {
         with_section(|section| self.ask_inside(section, line, request))
     }
 
-    fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> Signalled {
+    fn ask_inside(
+        &self,
+        section: &Section<'_>,
+        line: &Arc<IrqLine>,
+        request: Request,
+    ) -> Signalled {
         let Requested {
             coalesced,
             pending,
@@ -100,11 +105,11 @@ impl Board {
     }
 
     /// Changes who holds a line up.
-    pub(super) fn hold(&self, line: &Arc<Line>, change: impl FnOnce(&mut Holders)) {
+    pub(super) fn hold(&self, line: &Arc<IrqLine>, change: impl FnOnce(&mut Holders)) {
         with_section(|section| self.carry_out(section, line, line.hold(change).then));
     }
 
-    fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, then: Then) {
+    fn carry_out(&self, section: &Section<'_>, line: &Arc<IrqLine>, then: Then) {
         match (self.backlog(), then) {
             (_, Then::Leave) => return,
             (Some(backlog), _) => return backlog.push(Arc::clone(line)),
@@ -115,13 +120,13 @@ impl Board {
     }
 
     /// What the worker does with a line in its backlog: in no section, since the sink may sleep.
-    pub(super) fn turn(&self, line: &Line) -> Turn {
+    pub(super) fn turn(&self, line: &IrqLine) -> Turn {
         line.turn(self.sink(), || {
             with_section(|section| self.routes.read(section).get(line.gsi))
         })
     }
 
-    pub(super) fn lines(&self) -> &Lines {
+    pub(super) fn lines(&self) -> &LineTree {
         &self.lines
     }
 
@@ -155,7 +160,7 @@ impl Board {
     }
 
     /// Waits until nothing is under way that was decided before: inside a section of this thread's, not.
-    pub(super) fn settle(&self) {
+    pub(super) fn wait_in_flight(&self) {
         let waited = synchronize();
         if let (true, Some(backlog)) = (waited, self.backlog()) {
             backlog.flush();

@@ -10,7 +10,7 @@
 //! of the count has been [interrupted for](Injector::covered), and takes that, and no more, along.
 
 use super::board::Board;
-use super::line::{Line, Pending, Request, Trigger};
+use super::line::{IrqLine, Pending, Request, Trigger};
 use super::worker::Worker;
 use crate::Mode;
 use crate::event::{Change, EventHandle, Observer};
@@ -30,7 +30,7 @@ pub(super) struct Core {
 pub(super) struct Injector {
     core: Arc<Core>,
     /// It has joined.
-    line: Arc<Line>,
+    line: Arc<IrqLine>,
     /// Claimed: it is disclaimed when this is dropped.
     event: EventHandle,
     /// In the line's list.
@@ -91,7 +91,7 @@ impl Injector {
     /// For an event that the caller has claimed.
     pub(super) fn new(
         core: &Arc<Core>,
-        line: Arc<Line>,
+        line: Arc<IrqLine>,
         event: EventHandle,
         resampler: Option<EventHandle>,
         counters: &Arc<Counters>,
@@ -112,7 +112,7 @@ impl Injector {
     }
 
     /// Injects for what is in the count, which stays until the next signal. To be called once this is an observer.
-    pub(super) fn look(&self) {
+    pub(super) fn begin(&self) {
         let count = self.event.count_after_asking();
         let covered = match self.event.mode() {
             Mode::Counter => count,
@@ -127,7 +127,7 @@ impl Injector {
         }
     }
 
-    /// Instead of [`look`](Self::look), for an irqfd that was saved with `count` in its event, of which so much was
+    /// Instead of [`begin`](Self::begin), for an irqfd that was saved with `count` in its event, of which so much was
     /// `covered`. Injects if the event has been signalled since.
     pub(super) fn resume(&self, count: u64, covered: u64) {
         let now = self.event.count_after_asking();
@@ -178,7 +178,7 @@ impl Injector {
         }
     }
 
-    pub(super) fn line(&self) -> &Line {
+    pub(super) fn line(&self) -> &IrqLine {
         &self.line
     }
 
@@ -187,7 +187,7 @@ impl Injector {
     /// The last of several threads to say that something is left has looked after it said so: it was not taken by
     /// another one, who would have said something later.
     #[cold]
-    fn look_at_rest(&self) {
+    fn cover_rest(&self) {
         self.covered.store(1, DEKKER);
         if self.event.count_after_asking() == 0 {
             self.covered.store(0, DEKKER);
@@ -204,7 +204,7 @@ impl Observer for Injector {
             // sake of loom, which does not order stores among read-modify-writes.)
             Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
             Mode::Counter => _ = self.covered.swap(0, Ordering::Relaxed),
-            Mode::Semaphore => self.look_at_rest(),
+            Mode::Semaphore => self.cover_rest(),
         }
         self.inject();
     }
@@ -222,7 +222,7 @@ impl Injector {
         if is_last {
             // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
             board.ask(&self.line, Request::Ack);
-            board.settle();
+            board.wait_in_flight();
         }
         if let Err(payload) = disconnected {
             panic::resume_unwind(payload);
@@ -235,7 +235,7 @@ impl Drop for Injector {
     fn drop(&mut self) {
         // Another thread may be driving the line for a signal of ours.
         if self.line.is_active() {
-            self.core.board.settle();
+            self.core.board.wait_in_flight();
         }
         // The sink, or an observer of a resample event, may panic. The event is free nevertheless.
         let disconnected = panic::catch_unwind(AssertUnwindSafe(|| self.disconnect()));

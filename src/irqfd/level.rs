@@ -1,5 +1,5 @@
 use super::injector::Core;
-use super::line::Line;
+use super::line::IrqLine;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use std::fmt;
 use std::sync::Arc;
@@ -38,13 +38,13 @@ use std::sync::Arc;
 #[must_use = "the line is let go when its level source is dropped"]
 pub struct LevelSource {
     core: Arc<Core>,
-    line: Arc<Line>,
+    line: Arc<IrqLine>,
     /// Changed under the lock of the line's holders.
     level: AtomicBool,
 }
 
 impl LevelSource {
-    pub(super) fn new(core: Arc<Core>, line: Arc<Line>) -> Self {
+    pub(super) fn new(core: Arc<Core>, line: Arc<IrqLine>) -> Self {
         LevelSource {
             core,
             line,
@@ -53,7 +53,7 @@ impl LevelSource {
     }
 
     /// One that holds the line up already, for a line of which the number of such sources has been restored.
-    pub(super) fn restored(core: Arc<Core>, line: Arc<Line>) -> Self {
+    pub(super) fn restored(core: Arc<Core>, line: Arc<IrqLine>) -> Self {
         LevelSource {
             core,
             line,

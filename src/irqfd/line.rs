@@ -185,6 +185,22 @@ impl Steps {
     fn first(self) -> Steps {
         Steps(self.0 & self.0.wrapping_neg())
     }
+
+    /// What the word is when the step is taken, on a line whose level stands at `level_at` and whose route leads to
+    /// `target`. Without a step, the driver stops.
+    fn apply(self, state: u64, level_at: u64, target: u64) -> u64 {
+        match self {
+            // The line goes down even if a level source holds it up. It is raised again then, which is a new edge.
+            Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
+            Steps::REROUTE if target != level_at => state & !(REROUTED | UP | ON_PIN),
+            Steps::REROUTE => state & !REROUTED,
+            Steps::LOWER => state & !(UP | ON_PIN),
+            Steps::EDGE => (state & !PENDING) + TAKEN,
+            Steps::RAISE if pin_of(target).is_some() => state | UP | ON_PIN,
+            Steps::RAISE => state | UP,
+            _ => state & !DRIVER,
+        }
+    }
 }
 
 /// What became of a request.
@@ -199,9 +215,9 @@ pub(super) struct Requested {
 /// What whoever asked has to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
-    /// It is the driver now, and must see to [`drive`](Line::drive).
+    /// It is the driver now, and must see to [`drive`](IrqLine::drive).
     Drive,
-    /// It must see to [`relieve`](Line::relieve).
+    /// It must see to [`relieve`](IrqLine::relieve).
     Relieve,
     Leave,
 }
@@ -216,11 +232,11 @@ impl Pending {
     }
 }
 
-pub(super) struct Line {
+pub(super) struct IrqLine {
     pub(super) gsi: u32,
     state: AtomicU64,
-    /// Where the level stands that is `UP`, as a [`place`]. The driver's.
-    told: AtomicU64,
+    /// Where the level stands that is `UP`, as [`target_of`] has it. The driver's.
+    level_at: AtomicU64,
     /// How many there are.
     irqfds: Mutex<usize>,
     /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any
@@ -273,7 +289,7 @@ pub struct LineCounters {
 const NOWHERE: u64 = u64::MAX;
 const MESSAGE: u64 = u64::MAX - 1;
 
-fn place(route: Option<Route>) -> u64 {
+fn target_of(route: Option<Route>) -> u64 {
     match route {
         Some(Route::Pin(pin)) => pin.into(),
         Some(Route::Msi(_)) => MESSAGE,
@@ -281,16 +297,16 @@ fn place(route: Option<Route>) -> u64 {
     }
 }
 
-fn pin_of(place: u64) -> Option<u32> {
-    u32::try_from(place).ok()
+fn pin_of(target: u64) -> Option<u32> {
+    u32::try_from(target).ok()
 }
 
-impl Line {
+impl IrqLine {
     pub(super) fn new(gsi: u32) -> Self {
-        Line {
+        IrqLine {
             gsi,
             state: AtomicU64::new(0),
-            told: AtomicU64::new(NOWHERE),
+            level_at: AtomicU64::new(NOWHERE),
             irqfds: Mutex::new(0),
             resamplers: Srcu::new(Vec::new()),
             holders: Mutex::new(Holders::default()),
@@ -375,9 +391,9 @@ impl Line {
 
     /// The line as it is now, and its pending bit.
     pub(super) fn save(&self) -> (LineState, Option<Pending>) {
-        // Acquire pairs with the step in which the driver stops: `told` is of that time.
+        // Acquire pairs with the step in which the driver stops: `level_at` is of that time.
         let state = self.state.load(Ordering::Acquire);
-        let told = self.told.load(Ordering::Relaxed);
+        let level_at = self.level_at.load(Ordering::Relaxed);
         let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let saved = LineState {
             gsi: self.gsi,
@@ -386,7 +402,7 @@ impl Line {
             asserted: state & ASSERTED != 0,
             level: holders.vmm,
             sources: holders.sources,
-            sent: state & UP != 0 && told == MESSAGE,
+            sent: state & UP != 0 && level_at == MESSAGE,
         };
         (saved, Pending::of(state))
     }
@@ -394,7 +410,7 @@ impl Line {
     /// Says where the level stands that [`Request::Resume`] says to be up. Nobody drives the line: it is masked, and
     /// nothing is due.
     pub(super) fn set_sent(&self) {
-        self.told.store(MESSAGE, Ordering::Relaxed);
+        self.level_at.store(MESSAGE, Ordering::Relaxed);
     }
 
     fn take(&self) -> Option<Pending> {
@@ -475,7 +491,7 @@ impl Line {
             // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of
             // routes waits for this section, but not for the worker, nor inside a section.)
             let state = self.state.load(Ordering::Acquire);
-            let told = self.told.load(Ordering::Relaxed);
+            let level_at = self.level_at.load(Ordering::Relaxed);
             let due = Steps::due(state);
             let step = due.without(done).first();
             if step == Steps::NONE && due != Steps::NONE {
@@ -485,17 +501,7 @@ impl Line {
                 Steps::EDGE | Steps::RAISE | Steps::REROUTE => route(),
                 _ => None,
             };
-            let after = match step {
-                // Down even if somebody else holds it up, who then raises it again: a new edge.
-                Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
-                Steps::REROUTE if place(route) != told => state & !(REROUTED | UP | ON_PIN),
-                Steps::REROUTE => state & !REROUTED,
-                Steps::LOWER => state & !(UP | ON_PIN),
-                Steps::EDGE => (state & !PENDING) + TAKEN,
-                Steps::RAISE if matches!(route, Some(Route::Pin(_))) => state | UP | ON_PIN,
-                Steps::RAISE => state | UP,
-                _ => state & !DRIVER,
-            };
+            let after = step.apply(state, level_at, target_of(route));
             // Release hands over the driver's work to the next driver; DEKKER as in `ask`.
             if self
                 .state
@@ -506,7 +512,7 @@ impl Line {
             }
             done = done.with(step);
             if state & !after & ON_PIN != 0 {
-                if let Some(pin) = pin_of(told) {
+                if let Some(pin) = pin_of(level_at) {
                     sink.set_level(self.gsi, pin, false);
                 }
             }
@@ -536,7 +542,7 @@ impl Line {
 
     fn raise(&self, sink: &dyn InterruptSink, route: Option<Route>) {
         // Relaxed: of the driver alone, and drivers hand over by the state.
-        self.told.store(place(route), Ordering::Relaxed);
+        self.level_at.store(target_of(route), Ordering::Relaxed);
         match route {
             Some(Route::Pin(pin)) => {
                 self.counters.raises.add_one_alone();
@@ -676,5 +682,139 @@ pub mod model {
     /// Has drivers ask for relief after so many turns.
     pub fn relieve_after(turns: u32) {
         TURNS.set(turns);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = TAKEN - 1;
+    const PIN: u64 = 3;
+
+    /// Each request, in each of the states that make a difference to it: what is set, and what is cleared. All other
+    /// bits stay as they are.
+    #[test]
+    fn requests() {
+        // The request, the bits that must be set and those that must not for the row to hold, and what becomes of it.
+        let rows: &[(Request, u64, u64, u64, u64)] = &[
+            (Request::Edge, ON_PIN, 0, 0, 0),
+            (Request::Edge, 0, ON_PIN, PENDING, 0),
+            (Request::Assert, 0, 0, ASSERTED, 0),
+            (Request::Ack, 0, 0, ACKED, 0),
+            (Request::Hold(true), 0, 0, HELD, 0),
+            (Request::Hold(false), 0, 0, 0, HELD),
+            (Request::Mask, 0, 0, MASKED, 0),
+            (Request::Unmask, 0, MASKED, 0, 0),
+            (Request::Unmask, MASKED, ASSERTED, 0, MASKED),
+            (Request::Unmask, MASKED | ASSERTED, 0, ACKED, MASKED),
+            (Request::Resume { sent: false }, 0, 0, 0, MASKED),
+            (Request::Resume { sent: true }, 0, 0, UP, MASKED),
+            (Request::Reroute, 0, UP | BUSY, 0, 0),
+            (Request::Reroute, UP, 0, REROUTED, 0),
+            (Request::Reroute, BUSY, 0, REROUTED, 0),
+        ];
+        for &(request, with, without, sets, clears) in rows {
+            let mut states = 0;
+            for state in (0..=ALL).filter(|state| state & with == with && state & without == 0) {
+                for state in [state, state + 7 * TAKEN] {
+                    let after = request.apply(state);
+                    assert_eq!(after, (state | sets) & !clears, "{state:#x}, row {with:#x}");
+                    states += 1;
+                }
+            }
+            assert_ne!(states, 0);
+        }
+    }
+
+    /// What is due in which states, in the order in which it is done.
+    #[test]
+    fn due() {
+        let rows: &[(u64, &[Steps])] = &[
+            (0, &[]),
+            (PENDING, &[Steps::EDGE]),
+            (PENDING | MASKED, &[]),
+            // No edge while the line is up at a pin; a message that is up does not keep it.
+            (PENDING | HELD | UP | ON_PIN, &[]),
+            (PENDING | HELD | UP, &[Steps::EDGE]),
+            (PENDING | UP | ON_PIN, &[Steps::LOWER]),
+            (HELD, &[Steps::RAISE]),
+            (ASSERTED, &[Steps::RAISE]),
+            (ASSERTED | HELD | UP | ON_PIN, &[]),
+            (HELD | MASKED, &[]),
+            (HELD | MASKED | UP | ON_PIN, &[Steps::LOWER]),
+            (UP, &[Steps::LOWER]),
+            (ACKED, &[Steps::RESAMPLE]),
+            (ACKED | MASKED, &[Steps::RESAMPLE]),
+            (REROUTED, &[Steps::REROUTE]),
+            (REROUTED | MASKED, &[Steps::REROUTE]),
+            (
+                ACKED | REROUTED | PENDING | HELD,
+                &[Steps::RESAMPLE, Steps::REROUTE, Steps::EDGE, Steps::RAISE],
+            ),
+            (
+                ACKED | REROUTED | UP,
+                &[Steps::RESAMPLE, Steps::REROUTE, Steps::LOWER],
+            ),
+        ];
+        for &(state, expected) in rows {
+            // The driver's own bits, and the number, make no difference.
+            for others in [0, BUSY, TIRED_DRIVER, DRIVER, 5 * TAKEN] {
+                let mut due = Steps::due(state | others);
+                for &step in expected {
+                    assert!(due.first() == step, "{state:#x}");
+                    due = due.without(step);
+                }
+                assert!(due == Steps::NONE, "{state:#x}: more is due");
+            }
+        }
+    }
+
+    /// What a step makes of the word, wherever the level stands.
+    #[test]
+    fn steps() {
+        const OTHER_PIN: u64 = 4;
+        // The step, where the level stands, where the route leads, and what is set and cleared.
+        let rows: &[(Steps, u64, u64, u64, u64)] = &[
+            (Steps::RESAMPLE, PIN, PIN, 0, ACKED | ASSERTED | UP | ON_PIN),
+            (Steps::REROUTE, PIN, PIN, 0, REROUTED),
+            (Steps::REROUTE, PIN, OTHER_PIN, 0, REROUTED | UP | ON_PIN),
+            (Steps::REROUTE, PIN, MESSAGE, 0, REROUTED | UP | ON_PIN),
+            (Steps::REROUTE, MESSAGE, MESSAGE, 0, REROUTED),
+            (Steps::REROUTE, NOWHERE, PIN, 0, REROUTED | UP | ON_PIN),
+            (Steps::LOWER, PIN, PIN, 0, UP | ON_PIN),
+            (Steps::RAISE, NOWHERE, PIN, UP | ON_PIN, 0),
+            (Steps::RAISE, PIN, MESSAGE, UP, 0),
+            (Steps::RAISE, PIN, NOWHERE, UP, 0),
+            (Steps::NONE, PIN, PIN, 0, DRIVER),
+        ];
+        for &(step, level_at, target, sets, clears) in rows {
+            for state in 0..=ALL {
+                let after = step.apply(state, level_at, target);
+                assert_eq!(after, (state | sets) & !clears, "{state:#x}");
+            }
+        }
+        // A pending bit that is taken out is told from the next one.
+        for state in (0..=ALL).filter(|state| state & PENDING != 0) {
+            let after = Steps::EDGE.apply(state, NOWHERE, PIN);
+            assert_eq!(after, (state & !PENDING) + TAKEN);
+            assert_ne!(Pending::of(after | PENDING), Pending::of(state));
+        }
+    }
+
+    /// From any state, a driver that nobody asks for more has nothing to do after five steps.
+    #[test]
+    fn steps_end() {
+        for state in 0..=ALL {
+            for target in [PIN, MESSAGE, NOWHERE] {
+                let (mut state, mut taken) = (state, 0);
+                while Steps::due(state) != Steps::NONE {
+                    let step = Steps::due(state).first();
+                    state = step.apply(state, PIN, target);
+                    taken += 1;
+                    assert!(taken <= 5, "{state:#x}");
+                }
+            }
+        }
     }
 }

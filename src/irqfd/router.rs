@@ -136,7 +136,7 @@ impl Router {
     ///
     /// The event has an irqfd already, or the sink refuses. Nothing was assigned then.
     pub fn assign(&self, event: impl Into<EventHandle>, gsi: u32) -> Result<Irqfd, AssignError> {
-        self.assign_irqfd(event.into(), gsi, None, Injector::look)
+        self.assign_irqfd(event.into(), gsi, None, Injector::begin)
     }
 
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
@@ -200,7 +200,7 @@ impl Router {
         if event.ptr_eq(&resample) {
             return Err(AssignError::SameEvent);
         }
-        self.assign_irqfd(event, gsi, Some(resample), Injector::look)
+        self.assign_irqfd(event, gsi, Some(resample), Injector::begin)
     }
 
     /// `begin` is called when the event's signals interrupt, before this returns.
@@ -296,7 +296,7 @@ impl Router {
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
     ///
-    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and
+    /// A signal finds the old routes or the new ones. LineTree that are up move: they are lowered at the old pin and
     /// raised at the new one. What was lost without a route stays lost. If the routes are the same as before, nothing
     /// happens.
     ///
@@ -339,7 +339,7 @@ impl Router {
         make: impl FnOnce(&mut Routes) -> Result<(), RouteError>,
     ) -> Result<(), RoutingError> {
         if self.board().reroute(make)? {
-            self.board().settle();
+            self.board().wait_in_flight();
         }
         Ok(())
     }
@@ -420,7 +420,7 @@ impl Router {
     /// this does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that the caller must not
     /// hold.
     pub fn synchronize(&self) {
-        self.board().settle();
+        self.board().wait_in_flight();
     }
 
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
