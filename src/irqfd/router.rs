@@ -296,7 +296,7 @@ impl Router {
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
     ///
-    /// A signal finds the old routes or the new ones. LineTree that are up move: they are lowered at the old pin and
+    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and
     /// raised at the new one. What was lost without a route stays lost. If the routes are the same as before, nothing
     /// happens.
     ///

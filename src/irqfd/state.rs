@@ -305,7 +305,7 @@ impl Router {
     }
 }
 
-/// LineTree that are masked for the time of a restore, and no more if that fails.
+/// Lines that are masked for the time of a restore, and no more if that fails.
 struct Masked<'a> {
     router: &'a Router,
     gsis: Vec<u32>,
