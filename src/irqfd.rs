@@ -1,8 +1,8 @@
 //! irqfd: an event that interrupts the guest.
 //!
-//! The kernel's counterpart are `KVM_IRQFD` and `KVM_SET_GSI_ROUTING` (`virt/kvm/eventfd.c`, `virt/kvm/irqchip.c`),
-//! QEMU's `kvm_irqchip` with the masking of MSI-X vectors. A device signals an [`Event`](crate::Event); a [`Router`]
-//! that it is assigned to takes the count away and interrupts the guest, on the device's thread:
+//! The kernel's counterparts are `KVM_IRQFD` and `KVM_SET_GSI_ROUTING` (`virt/kvm/eventfd.c`, `virt/kvm/irqchip.c`);
+//! QEMU's counterparts are `kvm_irqchip` and the masking of MSI-X vectors. A device signals an [`Event`](crate::Event).
+//! The [`Router`] that the event is assigned to takes the count away and interrupts the guest, on the device's thread:
 //!
 //! ```text
 //!     Event ──▶ irqfd ─┐            masked?                route
@@ -14,25 +14,26 @@
 //!     resample Event ◀── lower ───┴─────────────── ack: the guest's end of interrupt ◀┘
 //! ```
 //!
-//! * **Edge.** A signal to a GSI that is routed to a pin is a pulse, 1 then 0. If the line is being driven already, by
-//!   another thread, that one pulses; signals that come before it gets to it are one pulse.
-//! * **MSI.** Every signal sends a message of its own, before it returns.
+//! * **Edge.** A signal to a GSI that is routed to a pin is a pulse, 1 then 0. If another thread is driving the line at
+//!   that moment, that thread makes the pulse. Signals that arrive before it does so are one pulse.
+//! * **MSI.** Every signal sends a message of its own before the signal returns.
 //! * **Level with resample.** A signal raises the line and leaves it up. At the guest's [`ack`](Router::ack) the line
-//!   is lowered *first*, then the resample events of the GSI are signalled, and a device that still wants something
-//!   signals again. Signals in between are one.
-//! * **Masked**, a line keeps one pending bit, or its level, until it is unmasked.
-//! * **Deassigned**, an event keeps what has not interrupted, also what a mask keeps back. A level with resample ends.
+//!   is lowered *first*. Then the resample events of the GSI are signalled, and a device that still needs service
+//!   signals again. All signals between two acks are one.
+//! * **Masked.** A masked line keeps one pending bit, or its level, until it is unmasked.
+//! * **Deassigned.** When an event is deassigned, signals that have not interrupted stay in its count, including those
+//!   that a mask keeps back. A level with resample ends.
 //!
-//! Pins and their levels are in `line.rs`, what is left to a worker in `backlog.rs`, what is decided about a signal in
-//! `board.rs`, the consuming of the event in `injector.rs`. Each uses those before it.
+//! `line.rs` has the pins and their levels, `backlog.rs` what is left to a worker, `board.rs` the decision about a
+//! signal, and `injector.rs` the consumption of the event's count. Each file uses those before it.
 //!
 //! # Locks that a caller may hold
 //!
 //! A *callback* is a call of an [observer](crate::event::Observer) or of a [sink](InterruptSink), or a guest write that
 //! a [table](crate::ioeventfd::Table) serves. Some calls wait until the callbacks that are under way on other threads
-//! have returned, those of whatever event, table or router of the process. If one of these callbacks waits for a lock
-//! that the caller holds, the two wait for ever. So under a lock that **any callback of the process** may take, such as
-//! that of an interrupt controller's model, these are not to be called:
+//! have returned, for any event, table or router of the process. If one of these callbacks waits for a lock that the
+//! caller holds, neither ever returns. So do not make these calls while holding a lock that **any callback of the
+//! process** may take, such as the lock of an interrupt controller's model:
 //!
 //! | waits for callbacks | when |
 //! |---|---|
@@ -44,26 +45,27 @@
 //! | the end of a transaction of an [`AddressSpace`](crate::ioeventfd::space::AddressSpace) | if a doorbell goes |
 //! | [`reclaim`](crate::reclaim) | always |
 //!
-//! Inside a callback none of them waits. All other calls wait for no callback, among them what a vCPU does in an exit
-//! or a device in its request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
+//! Inside a callback none of them waits. No other call waits for a callback. This includes the calls that a vCPU makes
+//! in an exit and that a device makes for a request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
 //! [`mask`](Router::mask), [`unmask`](Router::unmask), [`unmask_with_route`](Router::unmask_with_route) and
 //! [`unmask_with_routes`](Router::unmask_with_routes), [`set_level`](Router::set_level), [`LevelSource`]s,
-//! [`ack`](Router::ack), signals, attaching observers, adding doorbells, and whatever only looks.
+//! [`ack`](Router::ack), signals, attaching observers, adding doorbells, and all getters.
 //!
-//! A second matter is what is called **on the caller's own thread**. A lock that the sink takes, or an observer of a
-//! resample event of the line, must not be held by a caller of
+//! Some calls run callbacks **on the caller's own thread**. Do not make them while holding a lock that the sink takes,
+//! or that an observer of a resample event of the line takes:
 //!
-//! | calls | what |
+//! | call | what it runs |
 //! |---|---|
 //! | a signal or a write; `assign`, if there is a count | an injection |
 //! | `mask`, `unmask`, `set_level`, `LevelSource::set_level` and its drop | the line's level or what is pending on it |
 //! | `ack`, [`Eoi::ack`]; `unmask` of an asserted line; the end of the last resampling irqfd | the level, and the resample events |
-//! | all that changes routes, the `unmask_with_route`s included | [`InterruptSink::set_routes`], if a route changes; and the levels that move |
-//! | `assign` | [`InterruptSink::connect`] |
+//! | all that changes routes, the `unmask_with_route`s and `restore` included | [`InterruptSink::set_routes`], if a route changes; and the levels that move |
+//! | `assign`, `restore` | [`InterruptSink::connect`] |
+//! | `save`, `restore` | [`InterruptSink::flush`]; with KVM, the ends of interrupt that have not been told |
 //!
-//! (A line that another thread is driving at the moment is left to that one.) Changes of routes come one at a time, so
-//! one waits for the sink's `set_routes` of another: a lock that this takes must not be held by who changes routes
-//! either.
+//! (If another thread is driving the line at the moment, that thread runs them.) Changes of routes come one at a time, so
+//! a change waits for the sink's `set_routes` of another one. A thread that changes routes must therefore not hold a lock
+//! that `set_routes` takes.
 //!
 //! # Snapshots
 //!
@@ -95,9 +97,11 @@
 //!
 //! A device's threads read what is in the events, as if the signals had just come.
 //!
-//! Where it differs from KVM: a line of several sources is kept consistent when the routes change under it (KVM leaves
-//! the old pin as it was); pulses of two irqfds on one pin do not run into one another; an event is not its own
-//! resample event (KVM accepts that, and storms).
+//! # Differences from KVM
+//!
+//! * When the routes of a line change while it is up, the level moves to the new pin. KVM leaves the old pin as it was.
+//! * Pulses of two irqfds on one pin do not overlap.
+//! * An event cannot be its own resample event. KVM accepts that, and each end of interrupt then interrupts again.
 
 mod backlog;
 mod board;

@@ -1,14 +1,14 @@
-//! What is left to the worker.
+//! The lines that the worker is to drive.
 //!
-//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line that has something to do stands
-//! in the backlog at most once: it is `BUSY` until the worker has done with it. It gets one turn, and goes to the end
-//! of the backlog if that leaves something to do. So between two turns of a line there is at most one of each other
-//! line.
+//! The kernel's counterpart is the work queue that irqfds of pins inject from. A line with something to do is in the
+//! backlog at most once, because it is `BUSY` until the worker has finished with it. The worker gives it one turn, and
+//! puts it at the end of the backlog if that leaves something to do. So between two turns of a line, each other line has
+//! at most one.
 //!
-//! A turn is in no section, but in a [`Deferral`]: what the sink's calls would have to wait for comes after the turn.
-//! A worker never waits for a worker, for that one may wait for this one.
+//! A turn is in no section, but in a [`Deferral`]: if a call of the sink has to wait for something, the wait comes after
+//! the turn. A worker never waits for another worker, because two workers could then wait for each other.
 
-use super::line::{Line, Turn};
+use super::line::{IrqLine, Turn};
 use crate::Event;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::const_thread_local;
@@ -23,7 +23,7 @@ pub(super) struct Backlog {
     jobs: SegQueue<Job>,
     /// Signalled after each push.
     wake: Event,
-    /// No more will be pushed.
+    /// Nothing is pushed any more.
     closed: AtomicBool,
     process: Process,
 }
@@ -38,9 +38,10 @@ pub(super) fn is_worker() -> bool {
 }
 
 enum Job {
-    Turn(Arc<Line>),
-    /// Signals that everything requested before is done: on the way to the end of the backlog for the second time. The
-    /// first time, the worker may have been in a turn that a request came too late for, and that line comes after this.
+    Turn(Arc<IrqLine>),
+    /// Goes through the backlog twice, then signals that everything requested before is done. Once would not do: when
+    /// this is pushed, the worker may be in a turn that a request has come too late for, and that line is pushed again
+    /// behind this.
     Flush {
         done: Arc<Event>,
         again: bool,
@@ -57,19 +58,19 @@ impl Backlog {
         }
     }
 
-    /// Whether this is the process that has the thread, and no child of it.
+    /// Whether this is the process that has the worker's thread, rather than a child of it.
     #[inline]
     pub(super) fn has_worker(&self) -> bool {
         !self.process.is_over()
     }
 
-    /// A line that the caller is the driver of.
-    pub(super) fn push(&self, line: Arc<Line>) {
+    /// Adds a line that the caller is the driver of.
+    pub(super) fn push(&self, line: Arc<IrqLine>) {
         self.jobs.push(Job::Turn(line));
         self.wake.signal();
     }
 
-    /// Waits until the worker has done what was requested before. A worker, this one or another, does not wait.
+    /// Waits until the worker has done what was requested before. Returns at once on the thread of any worker.
     pub(super) fn flush(&self) {
         if is_worker() {
             return;
@@ -84,20 +85,20 @@ impl Backlog {
     }
 
     /// Gives each line its `turn`, until the backlog is closed and empty. One thread runs this.
-    pub(super) fn work(&self, turn: impl Fn(&Line) -> Turn) {
+    pub(super) fn work(&self, turn: impl Fn(&IrqLine) -> Turn) {
         IS_WORKER.with(|is_worker| is_worker.set(true));
         loop {
-            // Acquire pairs with the Release in `close`; looked at before the queue, so that nothing is left in it.
+            // Acquire pairs with the Release in `close`. Read before the queue, so that nothing is left in the queue.
             let closed = self.closed.load(Ordering::Acquire);
             match self.jobs.pop() {
                 Some(Job::Turn(line)) => {
                     let deferral = Deferral::new();
-                    // A panic has been reported, and what else the line has to do is done.
+                    // The panic has been reported. The line's other requests are carried out nevertheless.
                     match panic::catch_unwind(AssertUnwindSafe(|| turn(&line))) {
                         Ok(Turn::Rests) => {}
                         Ok(Turn::GoesOn) | Err(_) => self.jobs.push(Job::Turn(line)),
                     }
-                    // So has that of a destructor of what the sink has detached.
+                    // The destructor of an observer that the sink has detached may panic, too.
                     let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(deferral)));
                 }
                 Some(Job::Flush { done, again: true }) => {
@@ -113,7 +114,7 @@ impl Backlog {
         }
     }
 
-    /// No more will be pushed.
+    /// To be called when nothing is pushed any more. The worker's thread then ends with the last line.
     pub(super) fn close(&self) {
         // Release pairs with the Acquire in `work`.
         self.closed.store(true, Ordering::Release);

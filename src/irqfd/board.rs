@@ -1,22 +1,22 @@
 //! What the irqfds of a router share: the lines, the routes, the sink.
 //!
 //! Everything that leads to a call of the sink happens in a section of [`srcu`](crate::sync::srcu), or on the worker's
-//! thread. So whoever has changed something, the routes, a mask, the list of an event's observers, and waits for the
-//! sections under way (and the worker), knows that nothing happens any more that was decided before.
+//! thread. So a thread can change the routes, a mask or the list of an event's observers, and then wait for the sections
+//! under way and for the worker. After that, nothing that was decided before the change happens any more.
 
 use super::backlog::Backlog;
-use super::line::{Holders, Line, Pending, Request, Requested, Then, Trigger, Turn};
-use super::lines::Lines;
+use super::line::{Holders, IrqLine, Pending, Request, Requested, Then, Trigger, Turn};
+use super::lines::LineTree;
 use super::sink::AckTarget;
 use super::{InterruptSink, Route, RouteError, Routes, RoutingError};
 use crate::sync::srcu::{Section, Srcu, synchronize, with_section};
 use std::sync::Arc;
 
-/// What became of a signal.
+/// The outcome of a signal.
 pub(super) struct Signalled {
-    /// It was coalesced with what is due already.
+    /// An interrupt was due already, and the signal is part of it.
     pub(super) coalesced: bool,
-    /// The pending bit that it is in.
+    /// The pending bit that the signal is in, if it is in one.
     pub(super) pending: Option<Pending>,
 }
 
@@ -30,8 +30,8 @@ impl Signalled {
 pub(super) struct Board {
     sink: Arc<dyn InterruptSink>,
     routes: Srcu<Routes>,
-    lines: Lines,
-    /// For the worker, if there is one.
+    lines: LineTree,
+    /// The worker's, if the router has one.
     backlog: Option<Backlog>,
 }
 
@@ -40,7 +40,7 @@ impl Board {
         Board {
             sink,
             routes: Srcu::new(Routes::new()),
-            lines: Lines::new(),
+            lines: LineTree::new(),
             backlog,
         }
     }
@@ -49,21 +49,21 @@ impl Board {
         &*self.sink
     }
 
-    /// Where there is a worker. There is none in a child of the process that has it, where whoever signals does its
-    /// work.
+    /// The backlog, if there is a worker. A child of the process that has the worker has none: there, the thread that
+    /// signals does the work.
     pub(super) fn backlog(&self) -> Option<&Backlog> {
         self.backlog.as_ref().filter(|backlog| backlog.has_worker())
     }
 
     /// An irqfd was signalled.
     #[inline]
-    pub(super) fn signal(&self, line: &Arc<Line>, trigger: Trigger) -> Signalled {
+    pub(super) fn signal(&self, line: &Arc<IrqLine>, trigger: Trigger) -> Signalled {
         with_section(|section| {
             let request = match trigger {
                 Trigger::Edge => Request::Edge,
                 Trigger::Level => Request::Assert,
             };
-            // The mask first, then the route: who unmasks sets the route before.
+            // The mask is read before the route: an unmask comes after the route that it was made for.
             if line.is_masked() {
                 return self.ask_inside(section, line, request);
             }
@@ -84,12 +84,17 @@ impl Board {
         })
     }
 
-    /// Asks a line for something, and sees to it that it happens.
-    pub(super) fn ask(&self, line: &Arc<Line>, request: Request) -> Signalled {
+    /// Makes a request of a line, and drives the line if that is needed for it.
+    pub(super) fn ask(&self, line: &Arc<IrqLine>, request: Request) -> Signalled {
         with_section(|section| self.ask_inside(section, line, request))
     }
 
-    fn ask_inside(&self, section: &Section<'_>, line: &Arc<Line>, request: Request) -> Signalled {
+    fn ask_inside(
+        &self,
+        section: &Section<'_>,
+        line: &Arc<IrqLine>,
+        request: Request,
+    ) -> Signalled {
         let Requested {
             coalesced,
             pending,
@@ -99,12 +104,12 @@ impl Board {
         Signalled { coalesced, pending }
     }
 
-    /// Changes who holds a line up.
-    pub(super) fn hold(&self, line: &Arc<Line>, change: impl FnOnce(&mut Holders)) {
+    /// Changes what holds a line up.
+    pub(super) fn hold(&self, line: &Arc<IrqLine>, change: impl FnOnce(&mut Holders)) {
         with_section(|section| self.carry_out(section, line, line.hold(change).then));
     }
 
-    fn carry_out(&self, section: &Section<'_>, line: &Arc<Line>, then: Then) {
+    fn carry_out(&self, section: &Section<'_>, line: &Arc<IrqLine>, then: Then) {
         match (self.backlog(), then) {
             (_, Then::Leave) => return,
             (Some(backlog), _) => return backlog.push(Arc::clone(line)),
@@ -114,14 +119,14 @@ impl Board {
         line.drive(self.sink(), || self.routes.read(section).get(line.gsi));
     }
 
-    /// What the worker does with a line in its backlog: in no section, since the sink may sleep.
-    pub(super) fn turn(&self, line: &Line) -> Turn {
+    /// The worker's turn on a line of its backlog. It is in no section, because the sink may sleep.
+    pub(super) fn turn(&self, line: &IrqLine) -> Turn {
         line.turn(self.sink(), || {
             with_section(|section| self.routes.read(section).get(line.gsi))
         })
     }
 
-    pub(super) fn lines(&self) -> &Lines {
+    pub(super) fn lines(&self) -> &LineTree {
         &self.lines
     }
 
@@ -129,8 +134,8 @@ impl Board {
         with_section(|section| self.routes.read(section).clone())
     }
 
-    /// Replaces the routes by what `make` makes of them, and moves the levels that stand at old ones. Returns whether
-    /// anything has changed. Injections by the old routes may be under way then.
+    /// Changes the routes as `make` says, and moves the levels that stand at old ones. Returns whether anything has
+    /// changed. When this returns, injections by the old routes may still be under way.
     pub(super) fn reroute(
         &self,
         make: impl FnOnce(&mut Routes) -> Result<(), RouteError>,
@@ -142,7 +147,7 @@ impl Board {
         if changes.is_empty() {
             return Ok(false);
         }
-        // Under the lock, so that the sink gets them in the same order.
+        // Under the lock, so that the sink is told of changes in the order in which they are made.
         let taken = self.sink.set_routes(&routes, &changes);
         taken.map_err(RoutingError::Refused)?;
         writer.publish_without_waiting(routes);
@@ -154,8 +159,9 @@ impl Board {
         Ok(true)
     }
 
-    /// Waits until nothing is under way that was decided before: inside a section of this thread's, not.
-    pub(super) fn settle(&self) {
+    /// Waits until everything that was decided before has been carried out. Returns at once inside a section of the
+    /// calling thread.
+    pub(super) fn wait_in_flight(&self) {
         let waited = synchronize();
         if let (true, Some(backlog)) = (waited, self.backlog()) {
             backlog.flush();

@@ -1,16 +1,16 @@
-//! The irqfd proper: what an event has as its observer.
+//! The irqfd proper: the observer of an assigned event.
 //!
 //! The kernel's counterpart is `irqfd_wakeup()`: called inside the write, it takes the count away and injects. The
-//! change is what triggers, not the count: a write of 0 interrupts, and so does a signal whose count somebody else
-//! took.
+//! change triggers the interrupt rather than the count: a write of 0 interrupts, and so does a signal whose count another
+//! reader has taken.
 //!
-//! **The end.** In the kernel one lock makes a write and its injection one step, so what the count holds when an irqfd
-//! goes has been interrupted for, and goes too. Here a signal first changes the count and then looks for observers. The
-//! count may be that of a signal that looks when the irqfd has gone: then it must stay. So an injector knows how much
-//! of the count has been [interrupted for](Injector::covered), and takes that, and no more, along.
+//! **The end of an irqfd.** In the kernel one lock makes a write and its injection one step. So what the count holds when
+//! an irqfd goes has interrupted, and is taken away with the irqfd. Here a signal first changes the count and then looks
+//! for observers. The count may be that of a signal that finds no observer, because the irqfd has gone; then it must
+//! stay. So an injector records how much of the count has [interrupted](Injector::covered), and takes away that much.
 
 use super::board::Board;
-use super::line::{Line, Pending, Request, Trigger};
+use super::line::{IrqLine, Pending, Request, Trigger};
 use super::worker::Worker;
 use crate::Mode;
 use crate::event::{Change, EventHandle, Observer};
@@ -20,24 +20,24 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 
-/// What a router and its irqfds hold on to. The board goes when the last of them has, and the worker before.
+/// Kept by a router, its irqfds and its level sources. The last of them drops the worker, and then the board.
 pub(super) struct Core {
-    /// Dropped first: it finishes what is left to do on the board.
+    /// Dropped first, because it does what is left to do on the board.
     pub(super) _worker: Option<Worker>,
     pub(super) board: Arc<Board>,
 }
 
 pub(super) struct Injector {
     core: Arc<Core>,
-    /// It has joined.
-    line: Arc<Line>,
-    /// Claimed: it is disclaimed when this is dropped.
+    /// This has joined the line.
+    line: Arc<IrqLine>,
+    /// Claimed until this is dropped.
     event: EventHandle,
     /// In the line's list.
     resampler: Option<EventHandle>,
     counters: Arc<Counters>,
-    /// What an irqfd takes along at its end: as much of the count (one or no unit of a semaphore) as was left when an
-    /// interrupt was yet to be injected. `NOT_YET`, until the count has been looked at for the first time.
+    /// How much of the count has interrupted, and is taken away when the irqfd goes: what was in the count before the
+    /// newest injection (of a semaphore, one unit at most). `NOT_YET` until the count has been read for the first time.
     covered: AtomicU64,
     /// One more than the newest [`Pending`] that a signal is in; 0 if there is none.
     pending: AtomicU64,
@@ -61,22 +61,22 @@ pub(super) struct Counters {
     coalesced: Tally,
 }
 
-/// How often an irqfd was signalled, and what for.
+/// How often an irqfd was signalled, and how often it interrupted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IrqfdCounters {
     /// Signals and writes of its event, and the count that was there when it was assigned, if there was one.
     pub signals: u64,
-    /// Those that had an interrupt of their own: at once, or when the line is unmasked, if there is a route then, and
-    /// the irqfd has not been deassigned before.
+    /// Signals with an interrupt of their own: at once, or when the line is unmasked, provided that there is a route then
+    /// and that the irqfd has not been deassigned before.
     pub injections: u64,
-    /// Those that had not, because an interrupt was due already, or the line was up.
+    /// Signals without one, because an interrupt was due already or the line was up.
     pub coalesced: u64,
 }
 
 impl Counters {
     pub(super) fn get(&self) -> IrqfdCounters {
-        // In this order: a signal is counted before it is found to be coalesced.
+        // In this order, because a signal is counted before it is found to be coalesced.
         let coalesced = self.coalesced.get();
         let signals = self.signals.get();
         IrqfdCounters {
@@ -88,10 +88,10 @@ impl Counters {
 }
 
 impl Injector {
-    /// For an event that the caller has claimed.
+    /// An injector of an event that the caller has claimed.
     pub(super) fn new(
         core: &Arc<Core>,
-        line: Arc<Line>,
+        line: Arc<IrqLine>,
         event: EventHandle,
         resampler: Option<EventHandle>,
         counters: &Arc<Counters>,
@@ -111,14 +111,14 @@ impl Injector {
         }
     }
 
-    /// Injects for what is in the count, which stays until the next signal. To be called once this is an observer.
-    pub(super) fn look(&self) {
+    /// Injects if there is a count, which stays until the next signal. To be called when this is an observer.
+    pub(super) fn begin(&self) {
         let count = self.event.count_after_asking();
         let covered = match self.event.mode() {
             Mode::Counter => count,
             Mode::Semaphore => count.min(1),
         };
-        // Unless a signal has taken it by now, or has looked itself.
+        // Not if a signal has taken the count by now, or has recorded what it left.
         let _ = self
             .covered
             .compare_exchange(NOT_YET, covered, DEKKER, Ordering::Relaxed);
@@ -127,7 +127,7 @@ impl Injector {
         }
     }
 
-    /// Instead of [`look`](Self::look), for an irqfd that was saved with `count` in its event, of which so much was
+    /// Instead of [`begin`](Self::begin), for an irqfd that was saved with `count` in its event, of which so much was
     /// `covered`. Injects if the event has been signalled since.
     pub(super) fn resume(&self, count: u64, covered: u64) {
         let now = self.event.count_after_asking();
@@ -158,7 +158,7 @@ impl Injector {
     /// The irqfd's newest signal is in this pending bit.
     #[inline]
     pub(super) fn set_pending(&self, Pending(number): Pending) {
-        // The newest of those that several threads have. Relaxed: looked at when there is no signal any more.
+        // Several threads may have one each; the newest counts. Relaxed: read when there are no signals any more.
         self.pending.fetch_max(number + 1, Ordering::Relaxed);
     }
 
@@ -178,16 +178,17 @@ impl Injector {
         }
     }
 
-    pub(super) fn line(&self) -> &Line {
+    pub(super) fn line(&self) -> &IrqLine {
         &self.line
     }
 
-    /// One unit has been taken from a semaphore. What is left of it now is covered by the interrupt to come.
+    /// To be called when one unit has been taken from a semaphore. One of the units that are left is covered by the
+    /// interrupt to come.
     ///
-    /// The last of several threads to say that something is left has looked after it said so: it was not taken by
-    /// another one, who would have said something later.
+    /// Of several threads, the last one to store a 1 reads the count after that. If another thread had taken the last
+    /// unit since, that thread would have stored something later.
     #[cold]
-    fn look_at_rest(&self) {
+    fn cover_rest(&self) {
         self.covered.store(1, DEKKER);
         if self.event.count_after_asking() == 0 {
             self.covered.store(0, DEKKER);
@@ -200,18 +201,18 @@ impl Observer for Injector {
     fn notified(&self, _: Change) {
         self.event.try_read();
         match self.event.mode() {
-            // Relaxed: what was covered was taken by now, and whoever says so is believed for ever. (A swap for the
-            // sake of loom, which does not order stores among read-modify-writes.)
+            // Relaxed: the covered part has been taken by now, and from then on this is 0. (A swap for the sake of
+            // loom, which does not order stores among read-modify-writes.)
             Mode::Counter if self.covered.load(Ordering::Relaxed) == 0 => {}
             Mode::Counter => _ = self.covered.swap(0, Ordering::Relaxed),
-            Mode::Semaphore => self.look_at_rest(),
+            Mode::Semaphore => self.cover_rest(),
         }
         self.inject();
     }
 }
 
 impl Injector {
-    /// Lets go of the line, but for its count of irqfds.
+    /// Lets go of the line, except for its count of irqfds.
     fn disconnect(&mut self) {
         let resampler = self.resampler.take();
         let resamples = resampler.is_some();
@@ -220,9 +221,9 @@ impl Injector {
         let disconnect = || board.sink().disconnect(self.line.gsi, resamples);
         let disconnected = panic::catch_unwind(AssertUnwindSafe(disconnect));
         if is_last {
-            // An assertion ends with the last of them. If there is another one meanwhile, it is asked.
+            // An assertion ends with the last resampling irqfd. If there is a new one by now, its device is asked.
             board.ask(&self.line, Request::Ack);
-            board.settle();
+            board.wait_in_flight();
         }
         if let Err(payload) = disconnected {
             panic::resume_unwind(payload);
@@ -230,22 +231,22 @@ impl Injector {
     }
 }
 
-/// After a grace period in which it was no event's observer any more.
+/// Comes after a grace period since this was an observer.
 impl Drop for Injector {
     fn drop(&mut self) {
-        // Another thread may be driving the line for a signal of ours.
+        // Another thread may be driving the line for a signal of this irqfd.
         if self.line.is_active() {
-            self.core.board.settle();
+            self.core.board.wait_in_flight();
         }
-        // The sink, or an observer of a resample event, may panic. The event is free nevertheless.
+        // The sink, or an observer of a resample event, may panic. The event must be disclaimed nevertheless.
         let disconnected = panic::catch_unwind(AssertUnwindSafe(|| self.disconnect()));
-        // Relaxed: nobody else has it any more.
+        // Relaxed: no other thread has this any more.
         self.event.take_back(self.covered.load(Ordering::Relaxed));
         let pending = self.pending.load(Ordering::Relaxed).checked_sub(1);
         let pending = self.line.leave(pending.map(Pending));
         self.event.disclaim();
         if pending {
-            // A signal that the mask has kept back: it interrupts if the event is assigned again.
+            // The mask has kept a signal back. It interrupts if the event is assigned again.
             self.event.signal();
         }
         match disconnected {

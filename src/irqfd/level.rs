@@ -1,17 +1,18 @@
 use super::injector::Core;
-use super::line::Line;
+use super::line::IrqLine;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use std::fmt;
 use std::sync::Arc;
 
-/// One of those that hold a line up: a device with a level-triggered interrupt and without an irqfd. Made by
+/// One device's hold on a line, for a level-triggered interrupt without an irqfd. Made by
 /// [`Router::level_source`](super::Router::level_source).
 ///
 /// A line is up as long as one of its level sources, [`Router::set_level`](super::Router::set_level) or a resampling
-/// irqfd holds it up, so devices can share a pin. The level stays across masks, changes of routes and the guest's ends
-/// of interrupt: a line that is held up is raised again as soon as it can be. Dropping the level source lets go.
+/// irqfd holds it up. So devices that share a pin, such as PCI functions that share INTx, have a level source each. The
+/// level stays across masks, changes of routes and the guest's ends of interrupt: a line that is held up is raised again
+/// as soon as it can be. Dropping the level source lets go of the line.
 ///
-/// It keeps the line and the sink, but not irqfds: those go with the router.
+/// A level source keeps the line and the sink alive, but not irqfds, which go with the router.
 ///
 /// ```
 /// # use doorbell::irqfd::{InterruptSink, MsiMessage, Router, Routes};
@@ -38,13 +39,13 @@ use std::sync::Arc;
 #[must_use = "the line is let go when its level source is dropped"]
 pub struct LevelSource {
     core: Arc<Core>,
-    line: Arc<Line>,
+    line: Arc<IrqLine>,
     /// Changed under the lock of the line's holders.
     level: AtomicBool,
 }
 
 impl LevelSource {
-    pub(super) fn new(core: Arc<Core>, line: Arc<Line>) -> Self {
+    pub(super) fn new(core: Arc<Core>, line: Arc<IrqLine>) -> Self {
         LevelSource {
             core,
             line,
@@ -53,7 +54,7 @@ impl LevelSource {
     }
 
     /// One that holds the line up already, for a line of which the number of such sources has been restored.
-    pub(super) fn restored(core: Arc<Core>, line: Arc<Line>) -> Self {
+    pub(super) fn restored(core: Arc<Core>, line: Arc<IrqLine>) -> Self {
         LevelSource {
             core,
             line,
@@ -61,9 +62,9 @@ impl LevelSource {
         }
     }
 
-    /// Holds the line up, or no more. To say so again changes nothing.
+    /// Holds the line up, or lets it go. Repeating a call changes nothing.
     ///
-    /// If another thread is driving the line at the moment, that one tells the sink, soon; this does not wait.
+    /// If another thread is driving the line at the moment, that thread tells the sink soon; this does not wait for it.
     pub fn set_level(&self, level: bool) {
         self.core.board.hold(&self.line, |holders| {
             // Relaxed: the lock orders all changes.
@@ -75,12 +76,14 @@ impl LevelSource {
         });
     }
 
-    /// Whether this holds the line up. A glance.
+    /// Whether this holds the line up. The value may be stale.
+    #[must_use]
     pub fn level(&self) -> bool {
         self.level.load(Ordering::Relaxed)
     }
 
     /// The line.
+    #[must_use]
     pub fn gsi(&self) -> u32 {
         self.line.gsi
     }

@@ -1,6 +1,6 @@
-//! A line: what asks for interrupts on one GSI, and what the sink has been told.
+//! A line: the requests for interrupts on one GSI, and the level that the sink has been told.
 //!
-//! The kernel's counterpart are the source bits of a pin in KVM's interrupt controllers, the resampler of a GSI, and
+//! The kernel's counterparts are the source bits of a pin in KVM's interrupt controllers, the resampler of a GSI, and
 //! the work item of an irqfd. Everything is in one word:
 //!
 //! ```text
@@ -9,36 +9,37 @@
 //!     HELD       a level source holds the line up       set and cleared by set_level, for all of them
 //!     MASKED     the sink is to be told nothing         set and cleared by mask and unmask
 //!     ACKED      lower the line, then signal the resample events
-//!     REROUTED   see whether the level stands at the right place
+//!     REROUTED   check whether the level stands where the route leads
 //!     UP         the level is carried out               ┐ changed by
 //!     ON_PIN     ... at a pin, which is up              ┘ the driver alone
 //!     BUSY       there is a driver
-//!     TIRED      the driver would like to be relieved   ┐ both: the driver is doing
+//!     TIRED      the driver asks to be relieved         ┐ both: the driver is doing
 //!     OFFERED    a thread waits to be the driver        ┘ its last turn
 //!     the rest   how often PENDING has been taken out
 //! ```
 //!
-//! The sink must be told of changes in the order in which they happen, and a lock held during its calls would be held
-//! against the very sink that calls back. So whoever asks for something sets a bit, and if that leaves something to do
-//! and the line is not `BUSY`, sets that as well: it is the **driver** now. The driver takes one request out of the
-//! word, carries it out, looks again, and stops being the driver in the step in which it finds nothing to do. Whoever
-//! finds the line `BUSY` leaves its request to the driver.
+//! The sink must be told of changes in the order in which they happen. A lock around its calls would deadlock with a
+//! sink that calls back. So a thread that makes a request sets a bit. If there is something to do then and the line is
+//! not `BUSY`, the same step sets `BUSY`, and the thread is the **driver**. The driver takes one request out of the word,
+//! carries it out, and reads the word again. In the step in which it finds nothing to do, it stops being the driver. A
+//! thread that finds the line `BUSY` leaves its request to the driver.
 //!
-//! * Nothing is lost: a request is set before the driver stops, who then sees it, or after, and makes another driver.
-//! * Nothing is stuck: the levels that a driver tells the sink follow the word, and the last one agrees with it.
+//! * Nothing is lost. A request is set either before the driver stops, and then the driver sees it, or after that, and
+//!   then the requesting thread becomes the driver.
+//! * Nothing is stuck. The levels that drivers tell the sink follow the word, and the last one agrees with the word.
 //! * A pulse takes its bit out before the sink is called. So after the last signal at least one pulse begins.
-//! * An assertion that an ack swallows was set before the resample events were signalled: their owners look, and ask
-//!   again.
+//! * An assertion that an ack swallows was set before the resample events were signalled. So the owners of those events
+//!   check their devices afterwards, and assert the line again.
 //!
-//! **Turns.** The driver works in turns. A turn does each kind of thing at most once, so a flood of one kind holds up
-//! no other kind, and all that was due when a turn began has been done when it ends. The worker gives each line of its
-//! backlog one turn after the other.
+//! **Turns.** The driver works in turns. A turn takes each kind of step at most once, so a flood of one kind holds up no
+//! other kind, and everything that was due when a turn began has been done when the turn ends. The worker gives the lines
+//! of its backlog one turn each, in order.
 //!
-//! **Relief.** A thread that drives in its own signal would inject for others for as long as they keep asking. Nobody
-//! but a thread that is present can take over, since whoever finds the line `BUSY` leaves. So:
+//! **Relief.** A thread that drives inside its own signal would inject for other threads for as long as they make
+//! requests. Only a thread that is present can take over, because a thread that finds the line `BUSY` leaves. So:
 //!
 //! ```text
-//!     the driver, before each turn after the first TURNS            whoever asks for something
+//!     the driver, before each turn after the first TURNS            a thread that makes a request
 //!     1  neither bit: sets TIRED
 //!                                                                   2  TIRED alone: clears it, sets OFFERED, and waits a while
 //!     3  OFFERED: sets TIRED too, and does a last turn
@@ -47,16 +48,16 @@
 //!     or, after any turn: nothing left to do: as 4                     or the time is up: clears both bits, then as 5
 //! ```
 //!
-//! * Nothing is lost: `OFFERED` is set as long as the last thread that set it waits, and that thread looks whether it
-//!   must drive after it has seen the bit gone. So when the driver leaves work behind, somebody comes who looks.
-//! * Nobody blocks: the wait is a spin of [`PATIENCE`]. If it was too short, the request is left to the driver, who
-//!   goes on. A thread that asks inside a call that it makes as the driver of the same line does not wait.
-//! * Whoever waits for the sections under way also waits for all that was requested before. The driver that is in
-//!   charge then is in one of them, and carries it out, or leaves it to a thread that offered itself before the last
-//!   turn began. If the request was there at that time, the turn has carried it out; if not, the other thread's section
-//!   is one of those under way, and the argument begins again with that thread.
+//! * Nothing is lost. `OFFERED` is set as long as the last thread that set it waits. When that thread sees the bit gone,
+//!   it checks whether it must drive. So when the driver leaves work behind, another thread finds it.
+//! * No thread blocks. The wait is a spin of [`PATIENCE`]. When the time is up, the request is left to the driver, which
+//!   goes on. A thread does not wait inside a call that it makes as the driver of the same line.
+//! * A thread that waits for the sections under way also waits for all requests made before. The driver at that time is
+//!   in one of those sections. It carries the request out, or leaves it to a thread that offered itself before the
+//!   driver's last turn began. If the request was made before that turn, the turn has carried it out. If not, the section
+//!   of the other thread is one of those under way, and the same argument holds for that thread.
 //!
-//! Messages have no level, so as long as the line is not masked they need no driver: see `board.rs`.
+//! Messages have no level, so they need no driver while the line is not masked: see `board.rs`.
 
 use super::{InterruptSink, LineState, Route};
 use crate::event::{EventHandle, WeakEventHandle};
@@ -87,7 +88,7 @@ const TIRED_DRIVER: u64 = BUSY | TIRED;
 /// One in the number of times that `PENDING` has been taken out.
 const TAKEN: u64 = 1 << 16;
 
-/// Turns of a driver before it would like to be relieved.
+/// How many turns a driver makes before it asks to be relieved.
 const TURNS: u32 = 16;
 
 /// How long a thread waits, awake, to relieve a driver: a few calls of a sink that does not block.
@@ -102,7 +103,7 @@ pub(super) enum Trigger {
     Level,
 }
 
-/// What somebody asks of a line.
+/// What a thread asks of a line.
 #[derive(Clone, Copy)]
 pub(super) enum Request {
     /// A pulse or a message.
@@ -110,7 +111,7 @@ pub(super) enum Request {
     /// The line up, until it is acked.
     Assert,
     Ack,
-    /// Whether anybody of the [`Holders`] holds the line up.
+    /// Whether any of the [`Holders`] holds the line up.
     Hold(bool),
     Mask,
     Unmask,
@@ -134,12 +135,12 @@ impl Request {
             Request::Hold(false) => state & !HELD,
             Request::Mask => state | MASKED,
             Request::Unmask if state & MASKED == 0 => state,
-            // The level may be stale: its owner is asked before the guest is interrupted for nothing.
+            // The level may be stale. Its owner is asked first, so that the guest is not interrupted for nothing.
             Request::Unmask if state & ASSERTED != 0 => state & !MASKED | ACKED,
             Request::Unmask => state & !MASKED,
             Request::Resume { sent: true } => state & !MASKED | UP,
             Request::Resume { sent: false } => state & !MASKED,
-            // All others find the new route when they are due.
+            // A line that is not up, and has no driver, finds the new route when something is due.
             Request::Reroute if state & (UP | BUSY) == 0 => state,
             Request::Reroute => state | REROUTED,
         }
@@ -185,23 +186,39 @@ impl Steps {
     fn first(self) -> Steps {
         Steps(self.0 & self.0.wrapping_neg())
     }
+
+    /// What the word is when the step is taken, on a line whose level stands at `level_at` and whose route leads to
+    /// `target`. Without a step, the driver stops.
+    fn apply(self, state: u64, level_at: u64, target: u64) -> u64 {
+        match self {
+            // The line goes down even if a level source holds it up. It is raised again then, which is a new edge.
+            Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
+            Steps::REROUTE if target != level_at => state & !(REROUTED | UP | ON_PIN),
+            Steps::REROUTE => state & !REROUTED,
+            Steps::LOWER => state & !(UP | ON_PIN),
+            Steps::EDGE => (state & !PENDING) + TAKEN,
+            Steps::RAISE if pin_of(target).is_some() => state | UP | ON_PIN,
+            Steps::RAISE => state | UP,
+            _ => state & !DRIVER,
+        }
+    }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 pub(super) struct Requested {
-    /// It asked for what was due, or was so, already.
+    /// The request changed nothing: the same was due already, or was the case.
     pub(super) coalesced: bool,
     /// The pending bit that it is in, if it is in one.
     pub(super) pending: Option<Pending>,
     pub(super) then: Then,
 }
 
-/// What whoever asked has to do.
+/// What the thread that made the request has to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
-    /// It is the driver now, and must see to [`drive`](Line::drive).
+    /// It is the driver now, and must see to [`drive`](IrqLine::drive).
     Drive,
-    /// It must see to [`relieve`](Line::relieve).
+    /// It must see to [`relieve`](IrqLine::relieve).
     Relieve,
     Leave,
 }
@@ -216,41 +233,41 @@ impl Pending {
     }
 }
 
-pub(super) struct Line {
+pub(super) struct IrqLine {
     pub(super) gsi: u32,
     state: AtomicU64,
-    /// Where the level stands that is `UP`, as a [`place`]. The driver's.
-    told: AtomicU64,
+    /// Where the level stands that is `UP`, as [`target_of`] has it. The driver's.
+    level_at: AtomicU64,
     /// How many there are.
     irqfds: Mutex<usize>,
-    /// Of the irqfds that have one: as many times as they name it. They own them, for old lists are freed by any
-    /// thread.
+    /// The resample events of the irqfds, each as often as irqfds have it. The irqfds own the events, because any thread
+    /// may free an old list.
     resamplers: Srcu<Vec<WeakEventHandle>>,
     holders: Mutex<Holders>,
     counters: Counters,
 }
 
-/// Who holds the line up, besides resampling irqfds.
+/// What holds the line up, besides resampling irqfds.
 #[derive(Default)]
 pub(super) struct Holders {
     /// The VMM, by [`set_level`](super::Router::set_level).
     pub(super) vmm: bool,
-    /// As many [level sources](super::LevelSource).
+    /// So many [level sources](super::LevelSource).
     pub(super) sources: usize,
 }
 
 #[derive(Default)]
 struct Counters {
-    /// Messages without a driver.
+    /// Messages that were sent without a driver.
     messages: Tally,
-    /// Pulses and messages of drivers, who take turns.
+    /// Pulses and messages that drivers made, of which there is one at a time.
     driven: Tally,
     raises: Tally,
     lost: Tally,
     resamples: Tally,
 }
 
-/// What has become of the signals on a line, of all its irqfds, since the line was first used.
+/// What the signals of all irqfds of a line have led to, since the line was first used.
 ///
 /// Without resampling irqfds, `edges + lost`, with what is [pending](super::Router::is_pending), has been
 /// [taken](super::Router::take_pending) or was pending when the last irqfd went, are the signals of its irqfds that
@@ -262,10 +279,10 @@ pub struct LineCounters {
     pub edges: u64,
     /// How often the line went up.
     pub raises: u64,
-    /// What there was no route for.
+    /// Signals that had no route.
     pub lost: u64,
-    /// How often it was acked, in order to be lowered and to have its resample events signalled: by the guest, by the
-    /// unmasking of an asserted line, and when the last resampling irqfd went.
+    /// How often the line was lowered and its resample events were signalled: at an ack of the guest's, at the unmasking
+    /// of an asserted line, and when the last resampling irqfd went.
     pub resamples: u64,
 }
 
@@ -273,7 +290,7 @@ pub struct LineCounters {
 const NOWHERE: u64 = u64::MAX;
 const MESSAGE: u64 = u64::MAX - 1;
 
-fn place(route: Option<Route>) -> u64 {
+fn target_of(route: Option<Route>) -> u64 {
     match route {
         Some(Route::Pin(pin)) => pin.into(),
         Some(Route::Msi(_)) => MESSAGE,
@@ -281,16 +298,16 @@ fn place(route: Option<Route>) -> u64 {
     }
 }
 
-fn pin_of(place: u64) -> Option<u32> {
-    u32::try_from(place).ok()
+fn pin_of(target: u64) -> Option<u32> {
+    u32::try_from(target).ok()
 }
 
-impl Line {
+impl IrqLine {
     pub(super) fn new(gsi: u32) -> Self {
-        Line {
+        IrqLine {
             gsi,
             state: AtomicU64::new(0),
-            told: AtomicU64::new(NOWHERE),
+            level_at: AtomicU64::new(NOWHERE),
             irqfds: Mutex::new(0),
             resamplers: Srcu::new(Vec::new()),
             holders: Mutex::new(Holders::default()),
@@ -298,10 +315,10 @@ impl Line {
         }
     }
 
-    /// Sets what `request` stands for.
+    /// Makes a request.
     pub(super) fn ask(&self, request: Request) -> Requested {
-        // A read-modify-write even if it changes nothing: what the caller did before is for the driver, and the guest,
-        // to see.
+        // A read-modify-write even if it changes nothing, so that the driver, and the guest, see what the caller did
+        // before.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let asked = request.apply(state);
@@ -332,23 +349,23 @@ impl Line {
         }
     }
 
-    /// As [`ask`](Self::ask), for what comes of a change of the holders.
+    /// Changes the holders, and makes the request that follows from the change.
     pub(super) fn hold(&self, change: impl FnOnce(&mut Holders)) -> Requested {
         // There is nothing behind the lock that a panic could have left half done.
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut holders);
-        // Under the lock: the last request says what the last change was.
+        // Under the lock, so that the last request is that of the last change.
         self.ask(Request::Hold(holders.vmm || holders.sources != 0))
     }
 
-    /// Looked at before a message is sent.
+    /// To be read before a message is sent.
     #[inline(always)]
     pub(super) fn is_masked(&self) -> bool {
         // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for.
         acquire_load(&self.state) & MASKED != 0
     }
 
-    /// Whether there is a driver, or something to do that one will come for.
+    /// Whether there is a driver, or something due for which a thread is about to become the driver.
     pub(super) fn is_active(&self) -> bool {
         // Acquire pairs with the step in which the driver stops: what it did for others is done.
         let state = self.state.load(Ordering::Acquire);
@@ -375,9 +392,9 @@ impl Line {
 
     /// The line as it is now, and its pending bit.
     pub(super) fn save(&self) -> (LineState, Option<Pending>) {
-        // Acquire pairs with the step in which the driver stops: `told` is of that time.
+        // Acquire pairs with the step in which the driver stops: `level_at` is of that time.
         let state = self.state.load(Ordering::Acquire);
-        let told = self.told.load(Ordering::Relaxed);
+        let level_at = self.level_at.load(Ordering::Relaxed);
         let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let saved = LineState {
             gsi: self.gsi,
@@ -386,15 +403,15 @@ impl Line {
             asserted: state & ASSERTED != 0,
             level: holders.vmm,
             sources: holders.sources,
-            sent: state & UP != 0 && told == MESSAGE,
+            sent: state & UP != 0 && level_at == MESSAGE,
         };
         (saved, Pending::of(state))
     }
 
-    /// Says where the level stands that [`Request::Resume`] says to be up. Nobody drives the line: it is masked, and
+    /// Says where the level stands that [`Request::Resume`] says to be up. No thread drives the line: it is masked, and
     /// nothing is due.
     pub(super) fn set_sent(&self) {
-        self.told.store(MESSAGE, Ordering::Relaxed);
+        self.level_at.store(MESSAGE, Ordering::Relaxed);
     }
 
     fn take(&self) -> Option<Pending> {
@@ -402,18 +419,18 @@ impl Line {
         self.change(taken).and_then(Pending::of)
     }
 
-    /// Makes `next` of the word, unless it is `None`. Returns what it was.
+    /// Replaces the word by `next` of it, unless that is `None`. Returns the word before.
     fn change(&self, next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
-        // Acquire pairs with `ask`: who takes a request over sees what it was for. Release hands over the driver's
-        // work.
+        // Acquire pairs with `ask`: a thread that takes over a request sees what the requesting thread did before.
+        // Release hands over the driver's work.
         let done = self.state.fetch_update(DEKKER, Ordering::Relaxed, next);
         done.ok()
     }
 
-    /// Does what is asked for until nothing is, or another thread takes over.
+    /// Carries out requests until there are none, or until another thread takes over.
     ///
-    /// In a section: who has changed the routes waits for it. (For a driver in a section, that is; the worker takes one
-    /// [`turn`](Self::turn) after the other, in none.)
+    /// To be called in a section, for which a change of routes waits. (The worker calls [`turn`](Self::turn) instead, in
+    /// no section.)
     pub(super) fn drive(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) {
         let here = ptr::from_ref(self).addr();
         let outer = DRIVEN.with(|driven| driven.replace(here));
@@ -424,7 +441,7 @@ impl Line {
             if tired {
                 self.state.fetch_or(TIRED, DEKKER);
             }
-            // If the sink or an observer of a resample event panics, others' requests are carried out nevertheless.
+            // If the sink or an observer of a resample event panics, the other requests are carried out nevertheless.
             match catch(&mut panicked, || self.turn(sink, &route)) {
                 Some(Turn::Rests) => break,
                 Some(Turn::GoesOn) | None => {}
@@ -438,8 +455,8 @@ impl Line {
         go_on(panicked);
     }
 
-    /// After a turn. Returns whether the caller is the driver no more: another thread waits, and has waited since
-    /// before the turn, for it clears `TIRED` when it comes.
+    /// To be called after a turn. Returns whether the caller has stopped being the driver, because another thread waits
+    /// to be it. That thread has waited since before the turn: it clears `TIRED` when it begins to wait.
     fn hand_over(&self) -> bool {
         let relieved = self.change(|state| {
             (state & (TIRED | OFFERED) == TIRED | OFFERED).then_some(state & !DRIVER)
@@ -449,10 +466,10 @@ impl Line {
 
     /// Waits for the driver to hand over, for a while. Returns whether the caller is the driver then.
     pub(super) fn relieve(&self) -> bool {
-        // Relaxed: what it sees gone, `change` finds gone.
+        // Relaxed: `change` reads the word again.
         let gone = || self.state.load(Ordering::Relaxed) & OFFERED == 0;
         if !spin_until(PATIENCE, gone) {
-            // It may be another thread's by now, which then looks early, as this one does.
+            // The bit may be another thread's by now. That thread then stops waiting early, as this one does.
             self.state.fetch_and(!(TIRED | OFFERED), DEKKER);
         }
         let take = |state| {
@@ -462,20 +479,20 @@ impl Line {
         self.change(take).is_some()
     }
 
-    /// Whether the calling thread is in a call that it makes as the driver of this line. (One line inside another is
-    /// enough to be mistaken, and then waits in vain.)
+    /// Whether the calling thread is in a call that it makes as the driver of this line. (If it drives another line
+    /// inside that call, this says no for the outer line, and the thread then waits in vain.)
     fn is_driven_here(&self) -> bool {
         DRIVEN.with(Cell::get) == ptr::from_ref(self).addr()
     }
 
-    /// Does each kind of thing once, if it is due.
+    /// Takes each step once, if it is due.
     pub(super) fn turn(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) -> Turn {
         let mut done = Steps::NONE;
         loop {
             // Acquire pairs with `ask`: the route is looked up after the unmask that it was set for. (A change of
             // routes waits for this section, but not for the worker, nor inside a section.)
             let state = self.state.load(Ordering::Acquire);
-            let told = self.told.load(Ordering::Relaxed);
+            let level_at = self.level_at.load(Ordering::Relaxed);
             let due = Steps::due(state);
             let step = due.without(done).first();
             if step == Steps::NONE && due != Steps::NONE {
@@ -485,17 +502,7 @@ impl Line {
                 Steps::EDGE | Steps::RAISE | Steps::REROUTE => route(),
                 _ => None,
             };
-            let after = match step {
-                // Down even if somebody else holds it up, who then raises it again: a new edge.
-                Steps::RESAMPLE => state & !(ACKED | ASSERTED | UP | ON_PIN),
-                Steps::REROUTE if place(route) != told => state & !(REROUTED | UP | ON_PIN),
-                Steps::REROUTE => state & !REROUTED,
-                Steps::LOWER => state & !(UP | ON_PIN),
-                Steps::EDGE => (state & !PENDING) + TAKEN,
-                Steps::RAISE if matches!(route, Some(Route::Pin(_))) => state | UP | ON_PIN,
-                Steps::RAISE => state | UP,
-                _ => state & !DRIVER,
-            };
+            let after = step.apply(state, level_at, target_of(route));
             // Release hands over the driver's work to the next driver; DEKKER as in `ask`.
             if self
                 .state
@@ -506,7 +513,7 @@ impl Line {
             }
             done = done.with(step);
             if state & !after & ON_PIN != 0 {
-                if let Some(pin) = pin_of(told) {
+                if let Some(pin) = pin_of(level_at) {
                     sink.set_level(self.gsi, pin, false);
                 }
             }
@@ -535,8 +542,8 @@ impl Line {
     }
 
     fn raise(&self, sink: &dyn InterruptSink, route: Option<Route>) {
-        // Relaxed: of the driver alone, and drivers hand over by the state.
-        self.told.store(place(route), Ordering::Relaxed);
+        // Relaxed: only the driver writes this, and drivers hand over by the state.
+        self.level_at.store(target_of(route), Ordering::Relaxed);
         match route {
             Some(Route::Pin(pin)) => {
                 self.counters.raises.add_one_alone();
@@ -553,7 +560,7 @@ impl Line {
     fn resample(&self) {
         self.counters.resamples.add_one_alone();
         with_section(|section| {
-            // Each is there: its irqfd keeps it until this section has ended.
+            // Each event is alive: its irqfd keeps it until this section has ended.
             for event in self
                 .resamplers
                 .read(section)
@@ -565,7 +572,7 @@ impl Line {
         });
     }
 
-    /// A message, without the word: nothing is due, and the line is not masked.
+    /// Counts a message that is sent without a driver.
     #[inline(always)]
     pub(super) fn count_message(&self) {
         self.counters.messages.add_one();
@@ -595,15 +602,16 @@ impl Line {
         with_section(|section| !self.resamplers.read(section).is_empty())
     }
 
-    /// An irqfd comes: to be called before it can be signalled.
+    /// Counts an irqfd. To be called before it can be signalled.
     pub(super) fn join(&self) {
         *self.irqfds() += 1;
     }
 
-    /// An irqfd goes whose last request was in the pending bit given. Returns whether that is still pending, which it
-    /// then is not for the caller. The last irqfd takes the bit along: it is not for the GSI's next user.
+    /// Discounts an irqfd whose newest request was in the pending bit given. Returns whether that bit is still pending;
+    /// the caller then gives the signal back to the event. The last irqfd takes the bit out, so that it does not
+    /// interrupt for the next user of the GSI.
     pub(super) fn leave(&self, pending: Option<Pending>) -> bool {
-        // Under the lock: of an irqfd that comes now, nothing is pending yet.
+        // Under the lock, so that no irqfd joins meanwhile whose signal would be in the bit that is taken out.
         let mut irqfds = self.irqfds();
         *irqfds -= 1;
         let still = match *irqfds {
@@ -626,8 +634,8 @@ impl Line {
         writer.publish_without_waiting(all);
     }
 
-    /// When this returns, the event is not signalled any more, inside a section excepted. Returns whether it was the
-    /// last.
+    /// When this returns, the event is not signalled any more, unless the caller is inside a section. Returns whether it
+    /// was the last one.
     pub(super) fn remove_resampler(&self, event: EventHandle) -> bool {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();
@@ -653,13 +661,14 @@ fn patient_turns() -> u32 {
 
 /// How a turn ends.
 pub(super) enum Turn {
-    /// There is nothing to do, and the caller is the driver no more.
+    /// There is nothing to do, and the caller has stopped being the driver.
     Rests,
+    /// There is more to do, for the same driver.
     GoesOn,
 }
 
 const_thread_local! {
-    /// The address of the line that this thread drives, of several the innermost.
+    /// The address of the line that this thread drives; of several, the innermost.
     static DRIVEN: Cell<usize> = { Cell::new(0) };
 }
 
@@ -669,12 +678,146 @@ pub mod model {
     use std::cell::Cell;
 
     thread_local! {
-        /// Of all threads of the model, which are one of std's.
+        /// For all threads of a model, which are one thread of std's.
         pub(super) static TURNS: Cell<u32> = const { Cell::new(super::TURNS) };
     }
 
-    /// Has drivers ask for relief after so many turns.
+    /// Has drivers ask to be relieved after so many turns.
     pub fn relieve_after(turns: u32) {
         TURNS.set(turns);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = TAKEN - 1;
+    const PIN: u64 = 3;
+
+    /// Each request, in each of the states that make a difference to it: what is set, and what is cleared. All other
+    /// bits stay as they are.
+    #[test]
+    fn requests() {
+        // The request, the bits that must be set and those that must not for the row to hold, and what becomes of it.
+        let rows: &[(Request, u64, u64, u64, u64)] = &[
+            (Request::Edge, ON_PIN, 0, 0, 0),
+            (Request::Edge, 0, ON_PIN, PENDING, 0),
+            (Request::Assert, 0, 0, ASSERTED, 0),
+            (Request::Ack, 0, 0, ACKED, 0),
+            (Request::Hold(true), 0, 0, HELD, 0),
+            (Request::Hold(false), 0, 0, 0, HELD),
+            (Request::Mask, 0, 0, MASKED, 0),
+            (Request::Unmask, 0, MASKED, 0, 0),
+            (Request::Unmask, MASKED, ASSERTED, 0, MASKED),
+            (Request::Unmask, MASKED | ASSERTED, 0, ACKED, MASKED),
+            (Request::Resume { sent: false }, 0, 0, 0, MASKED),
+            (Request::Resume { sent: true }, 0, 0, UP, MASKED),
+            (Request::Reroute, 0, UP | BUSY, 0, 0),
+            (Request::Reroute, UP, 0, REROUTED, 0),
+            (Request::Reroute, BUSY, 0, REROUTED, 0),
+        ];
+        for &(request, with, without, sets, clears) in rows {
+            let mut states = 0;
+            for state in (0..=ALL).filter(|state| state & with == with && state & without == 0) {
+                for state in [state, state + 7 * TAKEN] {
+                    let after = request.apply(state);
+                    assert_eq!(after, (state | sets) & !clears, "{state:#x}, row {with:#x}");
+                    states += 1;
+                }
+            }
+            assert_ne!(states, 0);
+        }
+    }
+
+    /// What is due in which states, in the order in which it is done.
+    #[test]
+    fn due() {
+        let rows: &[(u64, &[Steps])] = &[
+            (0, &[]),
+            (PENDING, &[Steps::EDGE]),
+            (PENDING | MASKED, &[]),
+            // No edge while the line is up at a pin; a message that is up does not keep it.
+            (PENDING | HELD | UP | ON_PIN, &[]),
+            (PENDING | HELD | UP, &[Steps::EDGE]),
+            (PENDING | UP | ON_PIN, &[Steps::LOWER]),
+            (HELD, &[Steps::RAISE]),
+            (ASSERTED, &[Steps::RAISE]),
+            (ASSERTED | HELD | UP | ON_PIN, &[]),
+            (HELD | MASKED, &[]),
+            (HELD | MASKED | UP | ON_PIN, &[Steps::LOWER]),
+            (UP, &[Steps::LOWER]),
+            (ACKED, &[Steps::RESAMPLE]),
+            (ACKED | MASKED, &[Steps::RESAMPLE]),
+            (REROUTED, &[Steps::REROUTE]),
+            (REROUTED | MASKED, &[Steps::REROUTE]),
+            (
+                ACKED | REROUTED | PENDING | HELD,
+                &[Steps::RESAMPLE, Steps::REROUTE, Steps::EDGE, Steps::RAISE],
+            ),
+            (
+                ACKED | REROUTED | UP,
+                &[Steps::RESAMPLE, Steps::REROUTE, Steps::LOWER],
+            ),
+        ];
+        for &(state, expected) in rows {
+            // The driver's own bits, and the number, make no difference.
+            for others in [0, BUSY, TIRED_DRIVER, DRIVER, 5 * TAKEN] {
+                let mut due = Steps::due(state | others);
+                for &step in expected {
+                    assert!(due.first() == step, "{state:#x}");
+                    due = due.without(step);
+                }
+                assert!(due == Steps::NONE, "{state:#x}: more is due");
+            }
+        }
+    }
+
+    /// What a step makes of the word, wherever the level stands.
+    #[test]
+    fn steps() {
+        const OTHER_PIN: u64 = 4;
+        // The step, where the level stands, where the route leads, and what is set and cleared.
+        let rows: &[(Steps, u64, u64, u64, u64)] = &[
+            (Steps::RESAMPLE, PIN, PIN, 0, ACKED | ASSERTED | UP | ON_PIN),
+            (Steps::REROUTE, PIN, PIN, 0, REROUTED),
+            (Steps::REROUTE, PIN, OTHER_PIN, 0, REROUTED | UP | ON_PIN),
+            (Steps::REROUTE, PIN, MESSAGE, 0, REROUTED | UP | ON_PIN),
+            (Steps::REROUTE, MESSAGE, MESSAGE, 0, REROUTED),
+            (Steps::REROUTE, NOWHERE, PIN, 0, REROUTED | UP | ON_PIN),
+            (Steps::LOWER, PIN, PIN, 0, UP | ON_PIN),
+            (Steps::RAISE, NOWHERE, PIN, UP | ON_PIN, 0),
+            (Steps::RAISE, PIN, MESSAGE, UP, 0),
+            (Steps::RAISE, PIN, NOWHERE, UP, 0),
+            (Steps::NONE, PIN, PIN, 0, DRIVER),
+        ];
+        for &(step, level_at, target, sets, clears) in rows {
+            for state in 0..=ALL {
+                let after = step.apply(state, level_at, target);
+                assert_eq!(after, (state | sets) & !clears, "{state:#x}");
+            }
+        }
+        // A pending bit that is taken out is told from the next one.
+        for state in (0..=ALL).filter(|state| state & PENDING != 0) {
+            let after = Steps::EDGE.apply(state, NOWHERE, PIN);
+            assert_eq!(after, (state & !PENDING) + TAKEN);
+            assert_ne!(Pending::of(after | PENDING), Pending::of(state));
+        }
+    }
+
+    /// From any state, a driver that gets no more requests has nothing to do after five steps.
+    #[test]
+    fn steps_end() {
+        for state in 0..=ALL {
+            for target in [PIN, MESSAGE, NOWHERE] {
+                let (mut state, mut taken) = (state, 0);
+                while Steps::due(state) != Steps::NONE {
+                    let step = Steps::due(state).first();
+                    state = step.apply(state, PIN, target);
+                    taken += 1;
+                    assert!(taken <= 5, "{state:#x}");
+                }
+            }
+        }
     }
 }

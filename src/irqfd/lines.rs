@@ -4,48 +4,48 @@
 //! lock, and making a line waits for nobody. The path to a line are the digits of its GSI, lowest first, which spreads
 //! GSIs that follow one another; it ends at the first node that was free when the line was made.
 
-use super::line::Line;
+use super::line::IrqLine;
 use crate::sync::lazy::Lazy;
 use std::array;
 use std::sync::Arc;
 
-pub(super) struct Lines(Lazy<Node>);
+pub(super) struct LineTree(Lazy<Node>);
 
 const DIGITS: usize = 4;
 
 struct Node {
-    line: Arc<Line>,
+    line: Arc<IrqLine>,
     /// By the next digit.
     next: [Lazy<Node>; DIGITS],
 }
 
-impl Lines {
+impl LineTree {
     pub(super) fn new() -> Self {
-        Lines(Lazy::new())
+        LineTree(Lazy::new())
     }
 
     /// The line, if it has been made.
-    pub(super) fn find(&self, gsi: u32) -> Option<&Arc<Line>> {
+    pub(super) fn find(&self, gsi: u32) -> Option<&Arc<IrqLine>> {
         self.walk(gsi, Lazy::get)
     }
 
     /// The line, made if there is none.
-    pub(super) fn get(&self, gsi: u32) -> &Arc<Line> {
-        let made = self.walk(gsi, |place| Some(place.get_or_make(|| Node::new(gsi))));
+    pub(super) fn get(&self, gsi: u32) -> &Arc<IrqLine> {
+        let made = self.walk(gsi, |slot| Some(slot.get_or_make(|| Node::new(gsi))));
         match made {
             Some(line) => line,
-            None => unreachable!("there is a node at every place of the path"),
+            None => unreachable!("there is a node in every slot of the path"),
         }
     }
 
     /// All that have been made, by GSI.
-    pub(super) fn all(&self) -> Vec<&Arc<Line>> {
+    pub(super) fn all(&self) -> Vec<&Arc<IrqLine>> {
         let mut lines = Vec::new();
-        let mut places = vec![&self.0];
-        while let Some(place) = places.pop() {
-            if let Some(node) = place.get() {
+        let mut slots = vec![&self.0];
+        while let Some(slot) = slots.pop() {
+            if let Some(node) = slot.get() {
                 lines.push(&node.line);
-                places.extend(&node.next);
+                slots.extend(&node.next);
             }
         }
         lines.sort_unstable_by_key(|line| line.gsi);
@@ -57,14 +57,14 @@ impl Lines {
         &'a self,
         gsi: u32,
         node: impl Fn(&'a Lazy<Node>) -> Option<&'a Node>,
-    ) -> Option<&'a Arc<Line>> {
-        let (mut place, mut digits) = (&self.0, gsi as usize);
+    ) -> Option<&'a Arc<IrqLine>> {
+        let (mut slot, mut digits) = (&self.0, gsi as usize);
         loop {
-            let Node { line, next } = node(place)?;
+            let Node { line, next } = node(slot)?;
             if line.gsi == gsi {
                 return Some(line);
             }
-            place = &next[digits % DIGITS];
+            slot = &next[digits % DIGITS];
             digits /= DIGITS;
         }
     }
@@ -73,7 +73,7 @@ impl Lines {
 impl Node {
     fn new(gsi: u32) -> Self {
         Node {
-            line: Arc::new(Line::new(gsi)),
+            line: Arc::new(IrqLine::new(gsi)),
             next: array::from_fn(|_| Lazy::new()),
         }
     }
@@ -87,7 +87,7 @@ mod tests {
     /// Every GSI has a line of its own, which is found again, and no line is found that nobody made.
     #[test]
     fn each_has_its_own() {
-        let lines = Lines::new();
+        let lines = LineTree::new();
         let gsis = || {
             let spread = (0..32).flat_map(|bit| [1 << bit, u32::MAX >> bit, !(1 << bit)]);
             (0..5_000).chain(spread)
@@ -111,11 +111,11 @@ mod tests {
     /// A lookup takes as many steps as a number of lines needs, not as many as there are lines.
     #[test]
     fn the_way_is_short() {
-        fn depth(place: &Lazy<Node>) -> usize {
+        fn depth(slot: &Lazy<Node>) -> usize {
             let deeper = |node: &Node| 1 + node.next.iter().map(depth).max().unwrap_or(0);
-            place.get().map_or(0, deeper)
+            slot.get().map_or(0, deeper)
         }
-        let lines = Lines::new();
+        let lines = LineTree::new();
         for gsi in 0..4_096 {
             lines.get(gsi);
         }
@@ -126,7 +126,7 @@ mod tests {
     /// Threads that make the same lines at the same time get the same ones.
     #[test]
     fn made_once() {
-        let lines = Lines::new();
+        let lines = LineTree::new();
         let made: Vec<Vec<usize>> = thread::scope(|scope| {
             let make = || {
                 let address = |gsi| Arc::as_ptr(lines.get(gsi)).addr();

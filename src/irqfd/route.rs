@@ -157,7 +157,7 @@ pub struct Routes {
 #[derive(Clone)]
 struct Chunk([Option<Route>; CHUNK]);
 
-/// A change of one route of thousands costs as little as can be with about as many.
+/// With about as many shards, a change of one route of thousands costs the least.
 const SHARDS: usize = 32;
 const CHUNK: usize = (Routes::MAX_GSI as usize + 1) / SHARDS;
 
@@ -167,7 +167,7 @@ impl Default for Chunk {
     }
 }
 
-/// Parts of which clones share those that are equal, because they have not been changed since.
+/// An array in parts. Clones share the parts that neither of them has changed since.
 #[derive(Clone)]
 struct Shards<T>([Option<Arc<T>>; SHARDS]);
 
@@ -188,7 +188,7 @@ impl<T: Clone + Default> Shards<T> {
     }
 }
 
-/// What becomes of one GSI when the routes change.
+/// How the route of one GSI changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouteChange {
@@ -205,15 +205,17 @@ impl Routes {
     pub const MAX_GSI: u32 = 4095;
 
     /// No routes.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// GSI n to pin n, for as many pins as given, from 0: what machines begin with.
+    /// GSI n to pin n for the first `pins` pins, which is what machines begin with.
     ///
     /// # Panics
     ///
     /// If there are more pins than GSIs.
+    #[must_use]
     pub fn identity(pins: u32) -> Self {
         assert!(pins <= Self::MAX_GSI + 1, "there are 4096 GSIs");
         let mut routes = Routes::new();
@@ -223,7 +225,7 @@ impl Routes {
         routes
     }
 
-    /// From GSIs and their routes, in any order.
+    /// Routes from pairs of a GSI and its route, in any order.
     ///
     /// # Errors
     ///
@@ -245,7 +247,7 @@ impl Routes {
     ///
     /// # Errors
     ///
-    /// The GSI is out of range, or the pin is another GSI's. Nothing was changed then.
+    /// The GSI is out of range, or the pin is another GSI's. Nothing has been changed then.
     pub fn set(&mut self, gsi: u32, route: Option<Route>) -> Result<(), RouteError> {
         if gsi > Self::MAX_GSI {
             return Err(RouteError::Gsi);
@@ -263,7 +265,7 @@ impl Routes {
     ///
     /// # Errors
     ///
-    /// A GSI is out of range or stands there twice, or a pin would have two GSIs. Nothing was changed then.
+    /// A GSI is out of range or is given twice, or a pin would have two GSIs. Nothing has been changed then.
     pub fn set_all(
         &mut self,
         changes: impl IntoIterator<Item = (u32, Option<Route>)>,
@@ -285,7 +287,7 @@ impl Routes {
         Ok(())
     }
 
-    /// For a valid GSI and a route that may be its.
+    /// Sets a route that has been checked.
     fn put(&mut self, gsi: u32, route: Option<Route>) {
         let old = self.get(gsi);
         if old == route {
@@ -304,14 +306,15 @@ impl Routes {
     }
 
     /// The route of `gsi`.
+    #[must_use]
     #[inline]
     pub fn get(&self, gsi: u32) -> Option<Route> {
         let gsi = gsi as usize;
         self.by_gsi.get(gsi / CHUNK)?.0[gsi % CHUNK]
     }
 
-    /// Whose pin it is: for an interrupt controller, which knows its pins, and [`Router::ack`](super::Router::ack),
-    /// which wants to know the GSI.
+    /// The GSI of a pin. An interrupt controller knows its pins, and [`Router::ack`](super::Router::ack) takes a GSI.
+    #[must_use]
     pub fn gsi_of(&self, pin: u32) -> Option<u32> {
         let pins = self.by_pin.get(pin as usize % SHARDS)?;
         pins.get(&pin).copied()

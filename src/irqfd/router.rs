@@ -21,10 +21,11 @@ use std::sync::{Arc, PoisonError, Weak};
 /// one.
 ///
 /// A signal to an assigned event takes no lock on its way to the sink. Deassigning and changes of routes wait for
-/// signals that are under way, so that nothing happens after them that belongs before; not so inside an observer's or a
-/// sink's call, where they take effect for what comes after and wait for nothing: what other threads are in the middle
-/// of may still happen after the outermost call has ended. All else waits for nobody. Which locks a caller may hold is
-/// said [in one place](super#locks-that-a-caller-may-hold).
+/// signals that are under way, so that no interrupt from before comes after them. Inside an observer's or a sink's call
+/// they do not wait: they take effect for later signals, and what other threads are in the middle of may still happen
+/// after the outermost call has ended. No other method waits for other threads, except [`synchronize`](Self::synchronize),
+/// [`save`](Self::save) and [`restore`](Self::restore). The docs of the module say
+/// [which locks a caller may hold](super#locks-that-a-caller-may-hold).
 ///
 /// ```
 /// use doorbell::Event;
@@ -68,7 +69,7 @@ pub struct Router {
 }
 
 struct Inner {
-    /// By the address of the event, which has one irqfd at most.
+    /// By the address of the event. An event has one irqfd at most.
     irqfds: Mutex<HashMap<usize, Assigned>>,
     core: Arc<Core>,
 }
@@ -76,14 +77,16 @@ struct Inner {
 struct Assigned {
     gsi: u32,
     counters: Arc<Counters>,
-    /// What the observation has.
+    /// Owned by the observation.
     injector: Weak<Injector>,
-    /// Its drop is the deassigning, and waits, so it comes when the lock has been released.
+    /// Its drop deassigns the event, and waits, so it comes after the lock has been released.
     _observation: Observation,
 }
 
 impl Router {
-    /// Calls `sink` on the threads that signal. An [`Arc`] of a sink is one, also of a `dyn InterruptSink`.
+    /// Calls `sink` on the threads that signal. An [`Arc`] or a `Box` of a sink is a sink, too, also of a
+    /// `dyn InterruptSink`.
+    #[must_use]
     pub fn new(sink: impl InterruptSink + 'static) -> Self {
         Self::of(Core {
             _worker: None,
@@ -93,15 +96,16 @@ impl Router {
 
     /// Calls `sink` on a thread of the router's own, for a sink that may sleep. (KVM does so for pins.)
     ///
-    /// A signal then is a request to that thread, which signals that come before it gets there are coalesced with. What
-    /// has been requested is done before a deassign, a change of routes or a [`synchronize`](Self::synchronize)
-    /// returns. The last handle to go, of the router, its irqfds and level sources, waits until the thread has ended,
-    /// and nothing is left undone; inside a callback, it goes at once, and the thread ends when it has done what is
-    /// left. Inside the sink's call on that thread nothing waits, as in any callback: it comes after the call.
+    /// A signal then is a request to that thread, and signals that arrive before the thread gets to it are coalesced with
+    /// it. A deassign, a change of routes and a [`synchronize`](Self::synchronize) return when the thread has carried out
+    /// all requests made before. When the last handle to the router, its irqfds and its level sources is dropped, the drop
+    /// waits until the thread has done what is left and has ended. Inside a callback the drop does not wait, and the
+    /// thread ends by itself. Inside the sink's call on that thread nothing waits, as in any callback: what has to be
+    /// waited for comes after the call.
     ///
     /// # Errors
     ///
-    /// There is no thread to be had.
+    /// The thread could not be spawned.
     pub fn with_worker(sink: impl InterruptSink + 'static) -> io::Result<Self> {
         let board = Arc::new(Board::new(Arc::new(sink), Some(Backlog::new())));
         Ok(Self::of(Core {
@@ -122,33 +126,35 @@ impl Router {
     /// Has each signal of `event` interrupt through `gsi`, as an edge or a message, until the [`Irqfd`] is dropped or
     /// the event deassigned. (`KVM_IRQFD`)
     ///
-    /// The irqfd owns the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
-    /// signaller's call, before threads, pollers and tasks that wait for the event are woken. Others rarely find
-    /// anything to read. (If the signal is made inside an observer's call, the irqfd takes it when that call has
-    /// returned, and the others are woken before: they may read what then interrupts nevertheless.) What triggers is
-    /// the signal, not the count: a write of 0 interrupts. If there is a count already, that interrupts once, now, and
-    /// stays until the next signal; a signal made at the same time may interrupt twice, here and by itself.
+    /// The irqfd consumes the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
+    /// signaller's call, before threads, pollers and tasks that wait for the event are woken. So they rarely find
+    /// anything to read. (If the signal is made inside an observer's call, the irqfd takes the count when that call has
+    /// returned, and the waiters are woken before that. They may then read a count that interrupts nevertheless.) The
+    /// signal triggers the interrupt rather than the count: a write of 0 interrupts.
     ///
-    /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or cannot have one,
-    /// signals are taken and lost. This waits for nobody.
+    /// If the event has a count when it is assigned, this interrupts once, before it returns. The count stays until the
+    /// next signal. A signal made at the same time may interrupt twice, here and by itself.
+    ///
+    /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or is too high to have
+    /// one, the signals' counts are taken, and the signals are lost. This does not wait for other threads.
     ///
     /// # Errors
     ///
-    /// The event has an irqfd already, or the sink refuses. Nothing was assigned then.
+    /// The event has an irqfd already, or the sink refuses. Nothing has been assigned then.
     pub fn assign(&self, event: impl Into<EventHandle>, gsi: u32) -> Result<Irqfd, AssignError> {
-        self.assign_irqfd(event.into(), gsi, None, Injector::look)
+        self.assign_irqfd(event.into(), gsi, None, Injector::begin)
     }
 
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
-    /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` signalled, as are the
-    /// resample events of all irqfds of the GSI. A device that still has something to say signals `event` again, be it
-    /// inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
+    /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` is signalled together with
+    /// the resample events of all other irqfds of the GSI. A device that still needs service signals `event` again,
+    /// for instance inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
     ///
-    /// A signal while the line is up is coalesced, so one that comes before the ack is not heard again after it: that
-    /// is what the resample event is for. On a GSI that is routed to a message, which has no level, each signal sends
-    /// one.
+    /// A signal while the line is up is coalesced, so a signal before the ack does not interrupt again after it. This is
+    /// why the device must check at the resample event whether it still needs service. On a GSI that is routed to a
+    /// message, which has no level, each signal sends a message.
     ///
-    /// When the last resampling irqfd of a GSI is deassigned, the line goes down, unless somebody else holds it up.
+    /// When the last resampling irqfd of a GSI is deassigned, the line goes down, unless it is held up otherwise.
     ///
     /// # Errors
     ///
@@ -200,7 +206,7 @@ impl Router {
         if event.ptr_eq(&resample) {
             return Err(AssignError::SameEvent);
         }
-        self.assign_irqfd(event, gsi, Some(resample), Injector::look)
+        self.assign_irqfd(event, gsi, Some(resample), Injector::begin)
     }
 
     /// `begin` is called when the event's signals interrupt, before this returns.
@@ -252,30 +258,30 @@ impl Router {
         })
     }
 
-    /// Ends what [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
-    /// GSI began; if there was no such thing, does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
+    /// Ends an [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and GSI.
+    /// If there is none, this does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
     ///
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
     ///
-    /// When this returns, nothing is injected for the event any more: it is an event like others, and may be assigned
+    /// When this returns, nothing is injected for the event any more. It is an event like others, and may be assigned
     /// again.
     ///
-    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. What the event
-    /// held when it was assigned has interrupted and is taken away now, if no signal has taken it before; so is one
-    /// unit of a semaphore that holds something. (A signal that is made at the same time stays. If others read from the
-    /// event, one as large as what they read may be mistaken for that.) What a mask keeps [pending](Self::is_pending)
-    /// is given back to the count, as one signal. The last irqfd of a GSI takes the pending bit along, so that the next
-    /// one does not interrupt for it.
+    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. The count that the
+    /// event had when it was assigned has interrupted, and is taken away now unless a signal has taken it before. Of a
+    /// semaphore with a count, one unit is taken away. (A signal that is made at the same time stays. If other threads
+    /// read from the event, a signal as large as what they read may be taken for that count.) A signal that a mask keeps
+    /// [pending](Self::is_pending) is given back to the count, as one signal. The last irqfd of a GSI takes the pending
+    /// bit out, so that the next one does not interrupt for it.
     ///
-    /// A resampling irqfd has a level, which ends with it and is not given back, as in KVM, also if a mask kept it from
-    /// the guest: whoever deassigns asks the device, as an [`unmask`](Self::unmask) would have done.
+    /// The level of a resampling irqfd ends with it. It is not given back, as in KVM, even if a mask kept it from the
+    /// guest. The caller then asks the device whether it needs service, as an [`unmask`](Self::unmask) would have done.
     ///
-    /// If another thread deassigns the same at the same time, that one's call returns so. Inside an observer's or a
-    /// sink's call this waits for nothing: the event may be assigned again when the outermost call has ended, if no
-    /// other thread is inside one then; else later, see [`reclaim`](crate::reclaim). Signals stay in the count from the
-    /// start. The pending bit goes at the end, so an irqfd that is assigned to the GSI before that may interrupt for
-    /// it.
+    /// If two threads deassign the same irqfd at the same time, one of the calls waits and the other may return before.
+    /// Inside an observer's or a sink's call this does not wait: the event may be assigned again when the outermost call
+    /// has ended, provided that no other thread is inside such a call then, and otherwise later, see
+    /// [`reclaim`](crate::reclaim). Signals stay in the count from the start. The pending bit goes at the end, so an irqfd
+    /// that is assigned to the GSI before that may interrupt for it.
     pub fn deassign(&self, event: &Event, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
@@ -296,13 +302,13 @@ impl Router {
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
     ///
-    /// A signal finds the old routes or the new ones. Lines that are up move: they are lowered at the old pin and
-    /// raised at the new one. What was lost without a route stays lost. If the routes are the same as before, nothing
+    /// A signal finds either the old routes or the new ones. A line that is up is lowered at the old pin and raised at the
+    /// new one. Signals that were lost for want of a route stay lost. If the routes are the same as before, nothing
     /// happens.
     ///
     /// # Errors
     ///
-    /// The sink refuses them. Then the routes are as they were.
+    /// The sink refuses the routes. They then are as they were.
     pub fn set_routes(&self, routes: Routes) -> Result<(), RoutingError> {
         self.reroute_and_wait(|all| {
             *all = routes;
@@ -319,8 +325,8 @@ impl Router {
         self.reroute_and_wait(|all| all.set(gsi, route))
     }
 
-    /// Gives several GSIs other routes, or none, in one step and at the price of one, as
-    /// [`set_routes`](Self::set_routes). The others stay. (See [`Routes::set_all`].)
+    /// Gives several GSIs other routes, or none, in one step, as [`set_routes`](Self::set_routes). It costs as much as one
+    /// change. The routes of other GSIs stay. (See [`Routes::set_all`].)
     ///
     /// # Errors
     ///
@@ -339,21 +345,24 @@ impl Router {
         make: impl FnOnce(&mut Routes) -> Result<(), RouteError>,
     ) -> Result<(), RoutingError> {
         if self.board().reroute(make)? {
-            self.board().settle();
+            self.board().wait_in_flight();
         }
         Ok(())
     }
 
     /// The routes now. (Inside a sink's [`set_routes`](InterruptSink::set_routes): the old ones.)
+    #[must_use]
     pub fn routes(&self) -> Routes {
         self.board().routes()
     }
 
-    /// Keeps interrupts of `gsi` back, as a guest has an MSI-X vector or a pin do. A state, not a count.
+    /// Keeps interrupts of `gsi` back, as the mask bit of an MSI-X vector or of an IOAPIC's pin does. Masks do not nest:
+    /// one [`unmask`](Self::unmask) ends any number of calls.
     ///
-    /// Signals set the pending bit, or the level of the line, which the sink sees go down. A signal that is made after
-    /// this has returned interrupts nobody. This waits for nobody: what other threads have begun before, injections or
-    /// the lowering of the line, may be under way when it returns. [`synchronize`](Self::synchronize) waits for that.
+    /// A line that is up goes down at the sink. Signals set the pending bit, or the level of the line. A signal that is
+    /// made after this has returned does not interrupt. This does not wait for other threads: injections that they have
+    /// begun before, or the lowering of the line, may be under way when it returns. [`synchronize`](Self::synchronize)
+    /// waits for them.
     pub fn mask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Mask);
@@ -361,34 +370,34 @@ impl Router {
 
     /// Ends a [`mask`](Self::mask), and injects what is pending, by the route there is now.
     ///
-    /// A line that resampling irqfds assert is not raised. Their devices may have changed their minds, so their
-    /// resample events are signalled, as after an [`ack`](Self::ack), and who still wants to interrupt signals again.
+    /// A line that resampling irqfds assert is not raised, because their devices may need no service any more. Instead
+    /// their resample events are signalled, as after an [`ack`](Self::ack), and a device that needs service signals again.
     pub fn unmask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Unmask);
     }
 
-    /// Gives a vector another route, then unmasks it: what is pending goes the new way, as does what is signalled in
-    /// between. So a guest moves a vector, with the masking, writing and unmasking of its MSI-X table entry.
+    /// Gives a masked vector another route, then unmasks it. What is pending, and what is signalled meanwhile, goes by the
+    /// new route. This is how a guest moves a vector: it masks, writes and unmasks the entry of the MSI-X table.
     ///
-    /// If the route is the same as before, this is an [`unmask`](Self::unmask) and no more. In no case does it wait for
-    /// other threads: an injection by the old route that one has begun before may be under way when this returns.
+    /// If the route is the same as before, this is just an [`unmask`](Self::unmask). It never waits for other threads: an
+    /// injection by the old route that another thread has begun before may be under way when this returns.
     ///
     /// # Errors
     ///
-    /// As for [`set_route`](Self::set_route). Then the GSI is still masked.
+    /// As for [`set_route`](Self::set_route). The GSI then is still masked.
     pub fn unmask_with_route(&self, gsi: u32, route: Route) -> Result<(), RoutingError> {
         self.board().reroute(|all| all.set(gsi, Some(route)))?;
         self.unmask(gsi);
         Ok(())
     }
 
-    /// As [`unmask_with_route`](Self::unmask_with_route) for many, at the price of one change of routes: for a guest
-    /// that enables all vectors of a device.
+    /// As [`unmask_with_route`](Self::unmask_with_route) for many GSIs, with one change of routes. For a guest that enables
+    /// all vectors of a device.
     ///
     /// # Errors
     ///
-    /// The routes are invalid, or the sink refuses them. Then all are as they were, and masked.
+    /// The routes are invalid, or the sink refuses them. All routes then are as they were, and the GSIs are still masked.
     pub fn unmask_with_routes(
         &self,
         routes: impl IntoIterator<Item = (u32, Route)>,
@@ -406,7 +415,7 @@ impl Router {
         Ok(())
     }
 
-    /// Whether `gsi` is [masked](Self::mask). A glance.
+    /// Whether `gsi` is [masked](Self::mask). The value may be stale.
     #[must_use]
     #[doc(alias = "msix_is_masked")]
     pub fn is_masked(&self, gsi: u32) -> bool {
@@ -416,17 +425,18 @@ impl Router {
 
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
-    /// With a [worker](Self::with_worker), what was asked of it before is done. Inside an observer's or a sink's call
-    /// this does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that the caller must not
-    /// hold.
+    /// With a [worker](Self::with_worker), this waits until the worker has carried out all requests made before. Inside an
+    /// observer's or a sink's call it does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that
+    /// the caller must not hold.
     pub fn synchronize(&self) {
-        self.board().settle();
+        self.board().wait_in_flight();
     }
 
-    /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. A glance.
+    /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. The value may be stale.
     ///
-    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of
-    /// a vector that is no longer in use ends in QEMU. A change of routes leaves it, and irqfds leave the mask.
+    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of a
+    /// vector that is no longer in use ends in QEMU. A change of routes does not end it, nor does an end of irqfds end the
+    /// mask.
     #[must_use]
     #[doc(alias = "msix_is_pending")]
     pub fn is_pending(&self, gsi: u32) -> bool {
@@ -457,17 +467,16 @@ impl Router {
         line.is_some_and(|line| line.take_pending())
     }
 
-    /// Holds a line up, or no more, in the name of the VMM. (`KVM_IRQ_LINE`, which has one holder in the VMM as well.)
+    /// Holds a line up, or lets it go, in the name of the VMM. (`KVM_IRQ_LINE`, where the VMM is one holder as well.)
     ///
-    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All
-    /// callers of this are one holder, and the last of them decides: devices that share a pin have a level source each.
+    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All callers
+    /// of this are one holder, and the last call decides. **Devices that share a pin use a level source each.**
     pub fn set_level(&self, gsi: u32, level: bool) {
         let board = self.board();
         board.hold(board.lines().get(gsi), |holders| holders.vmm = level);
     }
 
-    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up to
-    /// begin with.
+    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up at first.
     ///
     /// Devices that share a pin, as PCI functions share INTx, have one each: [`set_level`](Self::set_level) is one
     /// holder for all of its callers, so one device's `false` would lower what another one still holds up.
@@ -477,12 +486,12 @@ impl Router {
         LevelSource::new(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
     }
 
-    /// The guest's end of interrupt on `gsi`: the line is lowered, then the resample events of its irqfds are
-    /// signalled, whoever had raised it. If it is held up otherwise, it is raised again. To be called by the interrupt
-    /// controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI
-    /// without resampling irqfds needs no acks and ignores them.
+    /// The guest's end of interrupt on `gsi`. The line is lowered, then the resample events of its irqfds are signalled,
+    /// no matter what had raised the line. If the line is still held up, it is raised again. To be called by the interrupt
+    /// controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI without
+    /// resampling irqfds needs no acks and ignores them.
     ///
-    /// If another thread is driving the line at the moment, that one does it, soon; this does not wait.
+    /// If another thread is driving the line at the moment, that thread does all this soon; this does not wait for it.
     pub fn ack(&self, gsi: u32) {
         let line = self.board().lines().find(gsi);
         if let Some(line) = line.filter(|line| line.has_resamplers()) {
@@ -490,7 +499,7 @@ impl Router {
         }
     }
 
-    /// Whether the line of `gsi` is up at its pin, as the sink has been told last. A glance.
+    /// Whether the line of `gsi` is up at its pin, as the sink has been told last. The value may be stale.
     ///
     /// It is not, whoever [holds it up](Self::is_asserted), while it is masked or has no route to a pin.
     #[must_use]
@@ -501,7 +510,7 @@ impl Router {
 
     /// Whether anything holds the line of `gsi` up, masked or not: [`set_level`](Self::set_level), a
     /// [level source](Self::level_source), or a resampling irqfd whose signal the guest has not acked. It is what the
-    /// interrupt status bit of a PCI function says. A glance.
+    /// interrupt status bit of a PCI function says. The value may be stale.
     #[must_use]
     #[doc(alias = "interrupt_status")]
     pub fn is_asserted(&self, gsi: u32) -> bool {
@@ -509,7 +518,7 @@ impl Router {
         line.is_some_and(|line| line.is_asserted())
     }
 
-    /// What has happened on the line of `gsi`.
+    /// How often each thing has happened on the line of `gsi`.
     #[must_use]
     pub fn line_counters(&self, gsi: u32) -> LineCounters {
         let line = self.board().lines().find(gsi);
@@ -561,7 +570,7 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Of events that live, as assigned ones do.
+/// The key of an event in the map. An assigned event lives, so no other event has its address.
 fn key(event: &Event) -> usize {
     ptr::from_ref(event).addr()
 }
@@ -583,7 +592,7 @@ impl fmt::Debug for Router {
 /// again since.
 #[must_use = "the event is deassigned when its irqfd is dropped"]
 pub struct Irqfd {
-    /// `None` once nothing shall be done.
+    /// `None` if the drop is to do nothing.
     router: Option<Router>,
     event: EventHandle,
     gsi: u32,
@@ -592,21 +601,24 @@ pub struct Irqfd {
 
 impl Irqfd {
     /// The event.
+    #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event
     }
 
     /// Its GSI.
+    #[must_use]
     pub fn gsi(&self) -> u32 {
         self.gsi
     }
 
     /// How often it was signalled, and what came of it.
+    #[must_use]
     pub fn counters(&self) -> IrqfdCounters {
         self.counters.get()
     }
 
-    /// Leaves the event assigned without a guard, to be [deassigned](Router::deassign) by name, or with the router.
+    /// Leaves the event assigned without a guard. It is then [deassigned](Router::deassign) explicitly, or with the router.
     pub fn keep(mut self) {
         self.router = None;
     }

@@ -3,47 +3,48 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Weak};
 
-/// What interrupts end in: an interrupt controller that the VMM emulates, or the hypervisor's.
+/// Where interrupts end: an interrupt controller that the VMM emulates, or that of the hypervisor.
 ///
-/// Calls come on the threads that signal, from inside an [`Observer`](crate::event::Observer)'s call, so they are short
-/// and do not block; a sink that may has its router [hand them over](super::Router::with_worker) to a thread. They come
-/// on the threads that call the router's methods, too, or end a call inside which an irqfd was deassigned.
+/// The methods are called on the threads that signal, inside the call of an [`Observer`](crate::event::Observer), so they
+/// should be short and must not block. A sink that may block has its router [hand the calls
+/// over](super::Router::with_worker) to a thread. Methods are also called on the threads that call the router's methods,
+/// and at the end of a call inside which an irqfd was deassigned.
 ///
-/// Calls for a pin come on the thread that signals, or on another one that signals the same line at the time. One
-/// thread makes calls for others for sixteen turns, each of one pulse, say; then it is relieved by the next thread that
-/// asks for something, if the sink takes no longer than some microseconds. For that, a signal may wait, spinning, for
-/// up to 20 µs. (With a slower sink, a thread may have to go on for as long as others signal: hand those over to a
-/// thread of the router's, which gives each line one turn after the other.)
+/// Calls for a pin are made by the thread that signals, or by another thread that signals the same line at the time. One
+/// thread makes calls for others for sixteen turns, for instance of one pulse each. Then the next thread that makes a
+/// request takes over, provided that the sink takes no longer than some microseconds. For that, a signal may spin for up
+/// to 20 µs. (With a slower sink, a thread may have to go on for as long as others signal. Such a sink is better served
+/// by a router with a worker, which gives the lines one turn each in order.)
 ///
-/// No lock of the router's is held. Calls for one line come one at a time, in order, except `signal_msi`, which any
-/// number of threads may be in at once. So a sink may call the router, be it for the same line: what it asks for there
-/// is done by whoever is driving the line, later. A sink that takes a lock must not hold it while it calls
-/// [`Router::ack`](super::Router::ack), whose first deed may be a call to the sink, nor while it makes one of the calls
+/// The router holds no lock during a call. Calls for one line come one at a time and in order, except `signal_msi`, which
+/// any number of threads may be in at once. So a sink may call the router, also for the same line: the driver of the line
+/// carries out such a request later. A sink that takes a lock must not hold it while it calls
+/// [`Router::ack`](super::Router::ack), which may begin with a call to the sink, nor while it makes one of the calls
 /// that [wait for callbacks](super#locks-that-a-caller-may-hold).
 ///
-/// If a call panics, so does the signal or the method that it was made by, when what others have asked for is done. The
-/// line can be used further; its pin may be at the wrong level until the next change.
+/// If a call panics, the signal or the method that made the call panics, too, after it has carried out the requests of
+/// other threads. The line can still be used; its pin may be at the wrong level until the next change.
 pub trait InterruptSink: Send + Sync {
     /// The level of a pin. `gsi` is the line that the pin belongs to (or belonged to, if it is lowered because there is
     /// another route).
     fn set_level(&self, gsi: u32, pin: u32, level: bool);
 
-    /// A message-signalled interrupt. What the guest has put into the message, the guest gets: there is no such thing
-    /// as an invalid one.
+    /// A message-signalled interrupt. The message is what the guest has put into its vector, and may be anything: no
+    /// message is invalid.
     fn signal_msi(&self, gsi: u32, message: MsiMessage);
 
-    /// An edge on a pin that is low: up and down again.
+    /// An edge on a pin that is low: the pin goes up and down again.
     fn pulse(&self, gsi: u32, pin: u32) {
         self.set_level(gsi, pin, true);
         self.set_level(gsi, pin, false);
     }
 
-    /// The router is about to replace all routes by `routes`, which differ from those before by `changes`: at least
-    /// one, by GSI. Whoever keeps a copy takes them now: injections are under way all the time, by the old routes until
-    /// this returns, and by the new ones soon after.
+    /// The router is about to replace all routes by `routes`, which differ from those before by `changes`. There is at
+    /// least one change, and they are ordered by GSI. A sink that keeps a copy of the routes takes the new ones now:
+    /// injections go on all the time, by the old routes until this returns, and by the new ones soon after.
     ///
-    /// Changes of routes wait for this call, so it must not change routes; it may look at [`Router::routes`], which are
-    /// the old ones.
+    /// Changes of routes wait for this call, so it must not change routes. It may read [`Router::routes`], which are
+    /// still the old ones.
     ///
     /// [`Router::routes`]: super::Router::routes
     ///
@@ -55,8 +56,8 @@ pub trait InterruptSink: Send + Sync {
         Ok(())
     }
 
-    /// A line is about to get an irqfd, one with a resample event if `resample`. May come again for the same line. A
-    /// sink that learns of the guest's ends of interrupt by itself keeps the [`Eoi`] to tell the line.
+    /// A line is about to get an irqfd; `resample` says whether it has a resample event. A line may get several. A sink
+    /// that learns of the guest's ends of interrupt by itself keeps the [`Eoi`], to tell the line of them.
     ///
     /// # Errors
     ///
@@ -66,9 +67,9 @@ pub trait InterruptSink: Send + Sync {
         Ok(())
     }
 
-    /// An irqfd that [`connect`](Self::connect) has announced is gone, and no interrupt of its own comes any more.
-    /// Comes once for each, with the same arguments, so a sink that counts them knows when a line needs nothing any
-    /// more. A sink that hands `connect` on to another hands this on, too.
+    /// An irqfd that [`connect`](Self::connect) has announced is gone, and its interrupts have ended. This is called once
+    /// for each irqfd with the same arguments, so a sink can count the irqfds of a line. A sink that hands `connect` on to
+    /// another sink must hand this on, too.
     fn disconnect(&self, gsi: u32, resample: bool) {
         let _ = (gsi, resample);
     }
@@ -81,7 +82,7 @@ pub trait InterruptSink: Send + Sync {
     fn flush(&self) {}
 }
 
-/// What points to a sink is that sink. Every method is handed on, those with a default too.
+/// Makes a pointer to a sink that sink. Every method is handed on, including those with a default.
 macro_rules! pointer_to_sink {
     ($pointer:ty) => {
         /// The same sink.
@@ -129,11 +130,11 @@ pointer_to_sink!(Box<S>);
 #[derive(Clone)]
 pub struct Eoi {
     gsi: u32,
-    /// The router goes when its user lets it go, not when its sink does.
+    /// Weak, so that a sink does not keep its router alive.
     lines: Weak<dyn AckTarget>,
 }
 
-/// Where the guest's ends of interrupt go to.
+/// What is told of the guest's ends of interrupt.
 pub(super) trait AckTarget: Send + Sync {
     fn ack(&self, gsi: u32);
 }
@@ -145,13 +146,14 @@ impl Eoi {
     }
 
     /// The line.
+    #[must_use]
     pub fn gsi(&self) -> u32 {
         self.gsi
     }
 
-    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may
-    /// have lowered it already, and is told to raise it again if somebody else holds it up. Does nothing when the
-    /// router has gone.
+    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may have
+    /// lowered the line already, and is told to raise it again if it is held up otherwise. Does nothing when the router
+    /// has gone.
     pub fn ack(&self) {
         if let Some(lines) = self.lines.upgrade() {
             lines.ack(self.gsi);

@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// Its thread ends, with nothing left to do, when this is dropped; or soon after, where nobody is to wait.
+/// When this is dropped, the thread does what is left to do and ends. The drop waits for that, except inside a callback.
 pub(super) struct Worker {
     board: Arc<Board>,
     thread: Option<JoinHandle<()>>,
@@ -38,12 +38,12 @@ impl Drop for Worker {
             return;
         };
         let Some(backlog) = self.board.backlog() else {
-            // To be neither joined nor detached where it never was.
+            // In a child of the process there is no such thread, and its handle can be neither joined nor detached.
             return mem::forget(thread);
         };
         backlog.close();
-        // The last handle may be dropped by the sink, on this very thread, which then ends when it has returned. Or in
-        // a callback, which the sink may be waiting for.
+        // The sink may drop the last handle on this very thread, which ends when the sink has returned. A callback must
+        // not wait, because the sink may be waiting for it.
         if !is_worker() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();
