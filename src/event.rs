@@ -63,7 +63,7 @@ pub use state::EventState;
 
 pub(crate) use counter::Owner;
 pub(crate) use signallers::Signallers;
-pub(crate) use wakers::Place;
+pub(crate) use wakers::WaitTicket;
 
 use counter::Counter;
 use observer::Observers;

@@ -40,12 +40,12 @@
 //! has retired itself, at a point where its caller expects that, and nothing of others':
 //!
 //! ```text
-//!     a writer outside sections            waits for the readers, then frees what it retired, and what its thread has left
-//!     a writer inside a section            leaves it in a pile of its thread's
-//!     the end of the outermost section,    looks which readers are inside, without waiting; frees the pile if there are
-//!     if something was left in it          none, else writes them down, and the pile waits for the next such end
-//!     publish_without_waiting              leaves the old snapshot, which runs no foreign destructor, in everybody's pile
-//!     reclaim                              waits for the readers, then frees all piles
+//!     a writer outside sections            waits for the readers, then frees what it retired, and what its thread has
+//!     left a writer inside a section            leaves it in a pile of its thread's the end of the outermost section,
+//!     looks which readers are inside, without waiting; frees the pile if there are if something was left in it
+//!     none, else writes them down, and the pile waits for the next such end publish_without_waiting
+//!     leaves the old snapshot, which runs no foreign destructor, in everybody's pile reclaim
+//!     waits for the readers, then frees all piles
 //! ```
 //!
 //! ```text

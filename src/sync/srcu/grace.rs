@@ -32,7 +32,7 @@ impl Domain {
 
     /// A slot for a new reader.
     pub(super) fn claim(&self) -> &'static Slot {
-        membarrier::settle();
+        membarrier::fix_choice();
         forked::watch();
         self.slots.claim()
     }
@@ -58,7 +58,7 @@ impl Domain {
 
     /// Waits until the sections that are under way have ended; the light ones, too, or only those that are fenced.
     fn wait_for_readers(&self, light: bool) {
-        membarrier::settle();
+        membarrier::fix_choice();
         if light {
             membarrier::heavy();
         }
@@ -69,7 +69,7 @@ impl Domain {
 
     /// Puts it into a pile of this kind.
     pub(super) fn leave<K: Kind>(&self, thread: u64, outdated: Outdated) {
-        membarrier::settle();
+        membarrier::fix_choice();
         let owner = Owner {
             thread,
             light: K::LIGHT,
