@@ -173,7 +173,7 @@ pub enum Mode {
 ///     FROM_HANDLER.signal();
 /// }
 ///
-/// let device = Arc::new(Event::new(0)); // whoever observes it
+/// let device = Arc::new(Event::new(0)); // observed by a poller, say
 /// let relay = thread::spawn({
 ///     let device = Arc::clone(&device);
 ///     move || device.signal_n(FROM_HANDLER.read())

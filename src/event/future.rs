@@ -1,6 +1,6 @@
 //! Events in async code.
 //!
-//! A future is an attempt and a [`WaitTicket`] in the event's line of wakers; the protocol is in `src/event/wakers.rs`.
+//! A future is an attempt and a [`WaitTicket`] in a wait list of the event. The protocol is in `src/event/wakers.rs`.
 
 use super::{Change, Event, WaitTicket, WriteError};
 use futures_core::Stream;
@@ -10,23 +10,30 @@ use std::task::{Context, Poll, ready};
 
 /// Async forms of the blocking calls. They run on any runtime and need none.
 ///
-/// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
-/// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
-/// signal wakes the one that has waited longest, or, if the event is a semaphore, one for each unit, at once; a read
-/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides; those
-/// first, and if they leave nothing by the time that the tasks' turn comes, no task is woken for nothing.
-/// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
+/// # Order
 ///
-/// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
-/// that goes on with another branch may do, the others that wait for the event wait for it.
+/// Tasks wait in a list. A signal wakes the task that has waited longest, or, if the event is a semaphore, one task per
+/// unit at once. A read wakes all tasks that want to write. Blocked threads are woken besides, and before the tasks. If
+/// the threads leave nothing, no task is woken. The count is not handed over: a caller at the right moment may overtake
+/// a woken task.
 ///
-/// Waiting allocates nothing: the ticket in line is part of the future. That is why [`ReadFuture`] and [`WriteFuture`]
-/// must be pinned (they are not `Unpin`), as `async` blocks must: `.await` does it, and so do [`std::pin::pin!`] and
-/// `Box::pin`. Only the first task that ever waits for an event allocates, the event's line of tasks.
+/// # Cancel safety
 ///
-/// Waiting, waking and leaving take a mutex for a few instructions, in which no code from elsewhere runs. A waker may
-/// do what a thread may: poll the task on the spot, signal and read events, drop futures. What tasks it wakes by that
-/// are called when it has returned, so that a long line needs no deep stack.
+/// The futures do nothing until they are polled, and may be dropped at any time. A future that has not returned a value
+/// has taken or added nothing. If it was woken already, the wake-up goes to the next task.
+///
+/// A future that was woken must be polled again or dropped. While it is kept without being polled, as a `select!` that
+/// goes on with another branch may do, other tasks that wait for the event wait for it.
+///
+/// # Memory and locks
+///
+/// Waiting allocates nothing, because the entry in the list is part of the future. That is why the futures are not
+/// `Unpin`, as `async` blocks are not. `.await` pins them, and so do [`std::pin::pin!`] and `Box::pin`. Only the first
+/// task that ever waits for an event allocates the event's lists.
+///
+/// Waiting, waking and leaving take a mutex for a few instructions, in which no foreign code runs. A waker may do what
+/// a thread may: poll the task on the spot, signal and read events, drop futures. Tasks that it wakes are called after
+/// it has returned, so a long list needs no deep stack.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///
@@ -86,10 +93,10 @@ impl Event {
         }
     }
 
-    /// What successive reads return, as a stream, which never ends. Between two items it holds no ticket in the line.
+    /// What successive reads return, as a stream, which never ends. Between two items it is not in the wait list.
     ///
-    /// The stream is `Unpin`, as `StreamExt::next` and its like want it, so that nobody has to pin what is used in a
-    /// loop. In return its ticket in line is allocated, once for a stream.
+    /// The stream is `Unpin`, as `StreamExt::next` requires. To that end its entry in the wait list is allocated, once
+    /// per stream.
     ///
     /// ```
     /// use doorbell::Event;
@@ -164,7 +171,7 @@ impl Future for WaitReadableFuture<'_> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         // SAFETY: as for `ReadFuture`.
         let ticket = unsafe { self.map_unchecked_mut(|this| &mut this.ticket) };
-        // It leaves without having taken anything, so its ticket hands on what has woken it.
+        // It leaves without having taken anything, so its ticket passes on the wake-up.
         poll(ticket, context, |event| (event.units() != 0).then_some(()))
     }
 }

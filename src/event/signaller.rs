@@ -38,8 +38,8 @@ use std::marker::PhantomData;
 /// assert_eq!(kick.read(), 2);
 /// ```
 ///
-/// A signal of an event is a locked instruction, which waits until all that the thread has stored before is visible,
-/// and takes the cache line of the count away from whoever reads it. A signaller has a *lane* at its event: a word that
+/// A signal of an event is a locked instruction, which waits until all earlier stores of the thread are visible, and
+/// takes the cache line of the count away from the reader. A signaller has a *lane* at its event: a word that
 /// no other thread writes. Its signal is a store to that word, and a load that tells whether anybody waits. The count
 /// of the event is the sum of the lanes and of what was signalled and written otherwise.
 ///

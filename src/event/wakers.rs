@@ -7,18 +7,18 @@
 //! it.
 //!
 //! ```text
-//!     task                                           signal, or read for those who want to write
+//!     task                                           signal, or read for tasks that want to write
 //!     1  try; got something: done                    1  count
 //!     2  lock                                        2  TASKS?  no: done
-//!        join the line, at its end or,               3  lock
-//!        if it has been woken, at its old place         nobody in line, or one is woken who takes all: clear TASKS
+//!        join the list, at its end or,               3  lock
+//!        if it was woken, in its old position           list empty, or one is woken that takes all: clear TASKS
 //!        set TASKS, unless it is set                    fewer are woken than can go on: take out the first
 //!        unlock                                         unlock
 //!     3  try; nothing: come back when woken          4  call the waker of the one taken out; from 3 for the next
 //!     4  lock
-//!        leave; others in line? set TASKS, unless it is set
+//!        leave; others in the list? set TASKS, unless it is set
 //!        unlock
-//!     5  there were others: look, and wake as in 3 and 4
+//!     5  there were others: load the count, and wake as in 3 and 4
 //! ```
 //!
 //! A woken task counts as *woken* until it joins again or leaves. But if no task was behind it in the list, or if all
@@ -171,7 +171,7 @@ impl<'a> WaitTicket<'a> {
         };
         this.list = Some(list);
         // SAFETY: the node is pinned, and its place leaves when it is dropped: the node is neither moved nor freed
-        // before that. It joins no other line, since event and change stay the same.
+        // before that. It joins no other list, since event and change stay the same.
         drop(unsafe { list.join(&this.node, waker, this.waiters()) });
     }
 
@@ -189,7 +189,7 @@ impl<'a> WaitTicket<'a> {
             // Most likely: it was woken, and no task was behind it.
             return self.node.forget();
         }
-        // SAFETY: it has joined this line.
+        // SAFETY: it has joined this list.
         let (_waker, others) = unsafe { list.leave(&self.node, self.waiters()) };
         if others && self.change == Change::Signalled {
             self.hand_on();
@@ -224,7 +224,7 @@ impl Drop for WaitTicket<'_> {
 
 /// The entry of a ticket in a list.
 struct Node {
-    /// Accessed under the lock of the line.
+    /// Accessed under the lock of the list.
     standing: UnsafeCell<Standing>,
     /// It was woken, and no other task depends on its return: the list no longer counts it, and the thread that has
     /// taken it out does not touch it again.
@@ -242,7 +242,7 @@ unsafe impl Sync for Node {}
 struct Standing {
     /// In the order in which tasks have joined. 0: neither in the list nor woken.
     number: u64,
-    /// There while it is in line.
+    /// There while it is in the list.
     waker: Option<Waker>,
     previous: *const Node,
     next: *const Node,
@@ -270,7 +270,7 @@ impl Node {
 
     /// Resets it, after the list has ceased to count it.
     fn forget(&mut self) {
-        // SAFETY: it is borrowed exclusively, and the line leads to it no more.
+        // SAFETY: it is borrowed exclusively, and the list no longer leads to it.
         self.standing.with_mut(|it| unsafe { (*it).number = 0 });
         self.free.store(false, Ordering::Relaxed);
     }
@@ -307,39 +307,39 @@ impl Default for Tasks {
 }
 
 impl WaitList {
-    /// Puts a node into line, at its old place if it has been woken, or gives it another waker. Returns the one that
-    /// it had.
+    /// Puts a node into the list, in its old position if it was woken, or replaces its waker. Returns the old waker.
     ///
     /// # Safety
     ///
-    /// The node is neither moved nor freed before it has left, and joins no other line until then.
+    /// The node is neither moved nor freed before it has left, and joins no other list until then.
     unsafe fn join(&self, node: &Node, waker: Waker, waiters: &Waiters) -> Option<Waker> {
         self.0.with(|tasks| {
             // SAFETY: as promised, and this is the lock.
             let replaced = unsafe { tasks.join(node, waker) };
-            ask(waiters);
+            request_wakeups(waiters);
             replaced
         })
     }
 
-    /// Takes a node out of line, or off those who are woken. Returns its waker, and whether others are in line.
+    /// Takes a node out of the list, or ceases to count it as woken. Returns its waker, and whether others are in the
+    /// list.
     ///
     /// # Safety
     ///
-    /// It has joined this line.
+    /// It has joined this list.
     unsafe fn leave(&self, node: &Node, waiters: &Waiters) -> (Option<Waker>, bool) {
         self.0.with(|tasks| {
             // SAFETY: as promised, and this is the lock.
             let waker = unsafe { tasks.leave(node) };
             let others = !tasks.first.is_null();
             if others {
-                ask(waiters);
+                request_wakeups(waiters);
             }
             (waker, others)
         })
     }
 
-    /// Takes the first out of line that the round has not reached yet, if more can go on than are woken.
+    /// Takes the first node out of the list that the round has not reached yet, if more can go on than are woken.
     fn take_first(&self, waiters: &Waiters, shares: Shares, round: &mut Round) -> Option<Waker> {
         self.0.with(|tasks| {
             if tasks.first.is_null() || tasks.woken >= shares.most {
@@ -352,7 +352,7 @@ impl WaitList {
                 return None;
             }
             let end = *round.end.get_or_insert(tasks.newest);
-            // SAFETY: all nodes in line are there until they have left, and this is the lock.
+            // SAFETY: all nodes in the list are there until they have left, and this is the lock.
             unsafe {
                 let mut node = tasks.first;
                 while number(node) <= round.reached {
@@ -378,7 +378,7 @@ impl WaitList {
 }
 
 /// Has each change examine the list. Under the lock.
-fn ask(waiters: &Waiters) {
+fn request_wakeups(waiters: &Waiters) {
     if !waiters.has(TASKS) {
         waiters.set(TASKS);
     }
@@ -419,8 +419,8 @@ impl Tasks {
         }
     }
 
-    /// Puts a node where its number belongs. That is the end, or one of the first places, behind whoever has been woken
-    /// before it and has joined again too: most likely right behind the last of those.
+    /// Puts a node where its number belongs. That is the end, or near the beginning, behind the nodes that were woken
+    /// before it and have joined again too: most likely right behind the last of those.
     unsafe fn link(&mut self, node: *const Node) {
         // SAFETY: as promised.
         unsafe {
@@ -445,7 +445,7 @@ impl Tasks {
         }
     }
 
-    /// Takes a node out of line, if it is there, and returns its waker.
+    /// Takes a node out of the list, if it is in it, and returns its waker.
     unsafe fn unlink(&mut self, node: *const Node) -> Option<Waker> {
         // SAFETY: as promised.
         unsafe {
@@ -471,7 +471,7 @@ impl Tasks {
         }
     }
 
-    /// Makes `next` follow `node`, which is null for the beginning of the line.
+    /// Makes `next` follow `node`, which is null for the beginning of the list.
     unsafe fn connect(&mut self, node: *const Node, next: *const Node) {
         if node.is_null() {
             self.first = next;
@@ -481,7 +481,7 @@ impl Tasks {
         }
     }
 
-    /// Makes `node` precede `next`, which is null for the end of the line.
+    /// Makes `node` precede `next`, which is null for the end of the list.
     unsafe fn connect_back(&mut self, node: *const Node, next: *const Node) {
         if next.is_null() {
             self.last = node;
@@ -494,7 +494,7 @@ impl Tasks {
 
 /// # Safety
 ///
-/// The node is there, and the caller has the lock of its line, and calls this not within `f`.
+/// The node is there, and the caller has the lock of its list, and calls this not within `f`.
 unsafe fn with<R>(node: *const Node, f: impl FnOnce(&mut Standing) -> R) -> R {
     // SAFETY: as promised; only the cell is mutated.
     unsafe { (*node).standing.with_mut(|it| f(&mut *it)) }
@@ -516,7 +516,7 @@ unsafe fn free_no_more(node: *const Node) -> bool {
     was_free
 }
 
-/// The number of a node; behind the end of the line, one that nobody has.
+/// The number of a node; behind the end of the list, one that nobody has.
 ///
 /// # Safety
 ///
