@@ -63,7 +63,7 @@ pub use state::EventState;
 
 pub(crate) use counter::Owner;
 pub(crate) use signallers::Signallers;
-pub(crate) use wakers::Place;
+pub(crate) use wakers::WaitTicket;
 
 use counter::Counter;
 use observer::Observers;
@@ -173,7 +173,7 @@ pub enum Mode {
 ///     FROM_HANDLER.signal();
 /// }
 ///
-/// let device = Arc::new(Event::new(0)); // whoever observes it
+/// let device = Arc::new(Event::new(0)); // observed by a poller, say
 /// let relay = thread::spawn({
 ///     let device = Arc::clone(&device);
 ///     move || device.signal_n(FROM_HANDLER.read())

@@ -1,33 +1,33 @@
 //! Signals collected for several events and delivered at once.
 //!
 //! The kernel's counterpart is io_uring's eventfd, which is signalled once for a batch of completions. A device
-//! thread that completes sixteen requests on four queues owes four signals, not sixteen:
+//! thread that completes sixteen requests on four queues owes four signals instead of sixteen:
 //!
 //! ```text
 //!     signal(queue)  ──▶  pending: 5  0  9  2          plain additions, no atomics
 //!     commit()       ──▶  1  each pending number is added to its event's count, by one atomic operation
-//!                         2  does anybody wait for these events?  no: done
-//!                         3  those who do: their sleepers are claimed
-//!                         4  who sleeps in them is woken
-//!                         5  pollers are told and tasks woken; then who sleeps in the pollers is woken
+//!                         2  do these events have waiters?  no: done
+//!                         3  the threads that sleep in them are claimed
+//!                         4  these threads are woken
+//!                         5  pollers are told and tasks woken; then the threads in the pollers are woken
 //!                         6  the other observers are called
 //! ```
 //!
-//! The passes matter to whoever waits for several of the events. When the first call or wake-up reaches it, all the
-//! counts have changed, so it finds all of them ready. And it is woken once, for it is woken last:
+//! The passes matter to a thread that waits for several of the events. When the first call or wake-up reaches it, all
+//! counts have changed, so it finds all events ready. And it is woken once, because it is woken last:
 //!
-//! * A poller is put into the [wake queue](crate::sync::wake_queue) by each call that finds it asleep, and that knows
-//!   it once. When it is woken, all its events are in its queue.
+//! * A poller is put into the [wake queue](crate::sync::wake_queue) by each call that finds it asleep, and stands there
+//!   once. When it is woken, all its events are in its queue.
 //! * A thread in `wait_any` that is the only reader of several of the events is claimed at each, and woken at the last,
-//!   see `src/event/visitor.rs`. (If others read there too, each event wakes somebody for itself.)
+//!   see `src/event/visitor.rs`. (If there are other readers too, each event wakes a thread of its own.)
 //!
-//! Between a count's change and the look for sleepers there may be other events' changes; the handshake of
-//! `src/sync/waiters.rs` does not mind. What is claimed is made good before code from elsewhere runs, but for the
-//! wakers of tasks, so an observer that blocks or takes its time keeps nobody asleep, whom others signal too.
+//! Between the change of a count and the load of its waiters, other counts may change; the handshake of
+//! `src/sync/waiters.rs` allows that. All claimed threads are woken before foreign code runs, except the wakers of
+//! tasks. So an observer that blocks or takes long keeps no thread asleep, also none that other threads signal.
 //!
-//! What is left is one `FUTEX_WAKE` for each event that a thread of its own sleeps in. Sixteen of them as one
-//! submission of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth:
-//! it goes into waking the threads.
+//! What remains is one `FUTEX_WAKE` for each event in which a thread of its own sleeps. Sixteen of them as one
+//! submission of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured. They took the same time within a
+//! tenth: the time is spent in waking the threads.
 
 use super::counter::released;
 use super::observer::{Changed, Observers, calling};
@@ -87,7 +87,7 @@ pub struct Batch {
     has_signallers: bool,
 }
 
-/// It stands in `pending` if there are signals or a write, be it of 0.
+/// It is in `pending` if there are signals or a write, including a write of 0.
 struct Entry {
     /// `None` if it is vacant.
     event: Option<EventHandle>,
@@ -136,9 +136,9 @@ impl Batch {
         }
     }
 
-    /// Adds an event, and returns its index. If it is in the batch already, that is the one it has, and this handle is
-    /// dropped. An index that a [removal](Self::remove) has left may be given out again. Takes a time that grows with
-    /// the number of events.
+    /// Adds an event, and returns its index. If the event is in the batch already, the index is the same, and this
+    /// handle is dropped. The index of a [removed](Self::remove) event may be given out again. The time grows with the
+    /// number of events.
     pub fn add(&mut self, event: impl Into<EventHandle>) -> usize {
         let event = event.into();
         let is_it = |known: &EventHandle| known.ptr_eq(&event);
@@ -173,9 +173,8 @@ impl Batch {
         self.entries.len() - 1
     }
 
-    /// Takes back one [`add`](Self::add). When as many have been taken back as there were, the event leaves the batch,
-    /// and is returned; before that, `None`. So each of several queues that share an event, and thereby an index, adds
-    /// and removes it for itself.
+    /// Takes back one [`add`](Self::add). When all have been taken back, the event leaves the batch, and is returned;
+    /// before that, the result is `None`. So queues that share an event, and so an index, each add and remove it.
     ///
     /// What is pending for an event that leaves is delivered first, as a [`commit`](Self::commit) of this event alone
     /// does it: its count changes, sleepers are woken, observers are called. When this returns, the batch does nothing
@@ -312,11 +311,10 @@ impl Batch {
     /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and
     /// tasks, then observers are called. Never blocks, unless an observer does.
     ///
-    /// An observer that takes its time keeps nobody asleep: whoever this commit is to wake has been woken before the
-    /// first observer is called.
-    /// That does not go for those who wait for an event of an irqfd, see [`Observer`](super::Observer).
+    /// A slow observer keeps no thread asleep: all threads and tasks that this commit wakes are woken before the first
+    /// observer is called. Waiters of an irqfd's event are an exception, see [`Observer`](super::Observer).
     ///
-    /// An observer that panics keeps nobody from being woken or called; then this panics, with the first payload.
+    /// If an observer panics, all others are woken and called nevertheless. Then this panics with the first payload.
     ///
     /// # Errors
     ///
@@ -359,11 +357,11 @@ impl Batch {
         }
     }
 
-    /// Makes good what has been promised to those in `rung`. Returns the payload of a panic.
+    /// Wakes the waiters and calls the observers of the events in `rung`. Returns the payload of a panic.
     #[cold]
     #[inline(never)]
     fn deliver(&mut self) -> Option<Box<dyn Any + Send>> {
-        // Who is called may rely on it that the counts have changed before, be it by lanes.
+        // The observers may rely on the changes of the counts being visible, those by lanes included.
         membarrier::full();
         let deliver = AssertUnwindSafe(|| deliver(&self.entries, &mut self.rung));
         let panicked = panic::catch_unwind(deliver).err();
@@ -413,7 +411,7 @@ impl Entry {
         self.write.is_none()
     }
 
-    /// Second pass: for whom the signals are, if anybody waits for them.
+    /// Second pass: which waiters the signals are for, if there are any.
     #[inline(always)]
     fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
@@ -440,7 +438,7 @@ pub struct Removed {
     pub unwritten: Option<u64>,
 }
 
-/// An event that somebody waits for, and whom the commit under way is to wake there and to call.
+/// An event with waiters, and which of them the commit under way has to wake and call.
 struct Rung {
     index: usize,
     whom: Release,
@@ -477,7 +475,7 @@ fn saturate(sum: &mut u64) {
     *sum = u64::MAX;
 }
 
-/// The passes after the second.
+/// The passes from the third on.
 #[cold]
 #[inline(never)]
 fn deliver(entries: &[Entry], rung: &mut Vec<Rung>) {

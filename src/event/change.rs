@@ -1,7 +1,7 @@
 /// What happened to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
-    /// It was signalled, or written to, be it with 0.
+    /// It was signalled, or written to, with 0 too.
     Signalled,
     /// Something was read from it.
     Read,

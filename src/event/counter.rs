@@ -180,7 +180,8 @@ impl<S: Count> Counter<S> {
         ]
     }
 
-    /// Asks for one call after the next change of interest. The caller [loads](Self::load_ordered) the count afterwards.
+    /// Asks for one call after the next change of interest. The caller [loads](Self::load_ordered) the count
+    /// afterwards.
     pub(crate) fn arm(&self, interest: Interest) {
         self.arm_unheard(interest);
         if interest.includes(Change::Signalled) {
@@ -511,8 +512,8 @@ impl<S: Count> Counter<S> {
         }
     }
 
-    /// Changes the count unless `next` gives up. Fails with the new count if another thread has changed it meanwhile, or
-    /// with [`ELSEWHERE`].
+    /// Changes the count unless `next` gives up. Fails with the new count if another thread has changed it meanwhile,
+    /// or with [`ELSEWHERE`].
     #[inline(always)]
     fn update_once(&self, next: impl Fn(u64) -> Option<u64>) -> Result<Option<u64>, u64> {
         let count = self.count.load(DEKKER);
@@ -527,8 +528,8 @@ impl<S: Count> Counter<S> {
             .map(Some)
     }
 
-    /// Continues an `update` after another thread has changed the count to `count`, or found it [`ELSEWHERE`]. A function
-    /// of its own, so that the fast path need not save registers for it.
+    /// Continues an `update` after another thread has changed the count to `count`, or found it [`ELSEWHERE`]. A
+    /// function of its own, so that the fast path need not save registers for it.
     #[cold]
     #[inline(never)]
     fn update_contended(&self, mut count: u64, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {

@@ -1,8 +1,8 @@
 //! Events in async code.
 //!
-//! A future is an attempt and a [`Place`] in the event's line of wakers; the protocol is in `src/event/wakers.rs`.
+//! A future is an attempt and a [`WaitTicket`] in a wait list of the event. The protocol is in `src/event/wakers.rs`.
 
-use super::{Change, Event, Place, WriteError};
+use super::{Change, Event, WaitTicket, WriteError};
 use futures_core::Stream;
 use std::fmt;
 use std::pin::Pin;
@@ -10,23 +10,30 @@ use std::task::{Context, Poll, ready};
 
 /// Async forms of the blocking calls. They run on any runtime and need none.
 ///
-/// Their futures do nothing until polled, and may be dropped at any time: one that has not returned a value has taken
-/// or added nothing, and if it had been woken already, the wake-up goes to the next that waits. They wait in line: a
-/// signal wakes the one that has waited longest, or, if the event is a semaphore, one for each unit, at once; a read
-/// wakes all that want to write. Blocking readers and writers stand in a line of their own and are woken besides; those
-/// first, and if they leave nothing by the time that the tasks' turn comes, no task is woken for nothing.
-/// Nobody is handed anything, though: who calls at the right moment may overtake a woken task.
+/// # Order
 ///
-/// A future that has been woken must be polled again or dropped. If it is kept without being polled, as a `select!`
-/// that goes on with another branch may do, the others that wait for the event wait for it.
+/// Tasks wait in a list. A signal wakes the task that has waited longest, or, if the event is a semaphore, one task per
+/// unit at once. A read wakes all tasks that want to write. Blocked threads are woken besides, and before the tasks. If
+/// the threads leave nothing, no task is woken. The count is not handed over: a caller at the right moment may overtake
+/// a woken task.
 ///
-/// Waiting allocates nothing: the place in line is part of the future. That is why [`ReadFuture`] and [`WriteFuture`]
-/// must be pinned (they are not `Unpin`), as `async` blocks must: `.await` does it, and so do [`std::pin::pin!`] and
-/// `Box::pin`. Only the first task that ever waits for an event allocates, the event's line of tasks.
+/// # Cancel safety
 ///
-/// Waiting, waking and leaving take a mutex for a few instructions, in which no code from elsewhere runs. A waker may
-/// do what a thread may: poll the task on the spot, signal and read events, drop futures. What tasks it wakes by that
-/// are called when it has returned, so that a long line needs no deep stack.
+/// The futures do nothing until they are polled, and may be dropped at any time. A future that has not returned a value
+/// has taken or added nothing. If it was woken already, the wake-up goes to the next task.
+///
+/// A future that was woken must be polled again or dropped. While it is kept without being polled, as a `select!` that
+/// goes on with another branch may do, other tasks that wait for the event wait for it.
+///
+/// # Memory and locks
+///
+/// Waiting allocates nothing, because the entry in the list is part of the future. That is why the futures are not
+/// `Unpin`, as `async` blocks are not. `.await` pins them, and so do [`std::pin::pin!`] and `Box::pin`. Only the first
+/// task that ever waits for an event allocates the event's lists.
+///
+/// Waiting, waking and leaving take a mutex for a few instructions, in which no foreign code runs. A waker may do what
+/// a thread may: poll the task on the spot, signal and read events, drop futures. Tasks that it wakes are called after
+/// it has returned, so a long list needs no deep stack.
 impl Event {
     /// As [`read`](Self::read), in async code: the count, or one unit of a semaphore, as soon as the count is not 0.
     ///
@@ -41,7 +48,7 @@ impl Event {
     #[doc(alias = "notified")]
     pub fn read_async(&self) -> ReadFuture<'_> {
         ReadFuture {
-            place: Place::new(self, Change::Signalled),
+            ticket: WaitTicket::new(self, Change::Signalled),
         }
     }
 
@@ -63,7 +70,7 @@ impl Event {
     pub fn write_async(&self, n: u64) -> WriteFuture<'_> {
         WriteFuture {
             n,
-            place: Place::new(self, Change::Read),
+            ticket: WaitTicket::new(self, Change::Read),
         }
     }
 
@@ -82,14 +89,14 @@ impl Event {
     #[doc(alias = "readable")]
     pub fn wait_readable_async(&self) -> WaitReadableFuture<'_> {
         WaitReadableFuture {
-            place: Place::new(self, Change::Signalled),
+            ticket: WaitTicket::new(self, Change::Signalled),
         }
     }
 
-    /// What successive reads return, as a stream, which never ends. Between two items it holds no place in the line.
+    /// What successive reads return, as a stream, which never ends. Between two items it is not in the wait list.
     ///
-    /// The stream is `Unpin`, as `StreamExt::next` and its like want it, so that nobody has to pin what is used in a
-    /// loop. In return its place in line is allocated, once for a stream.
+    /// The stream is `Unpin`, as `StreamExt::next` requires. To that end its entry in the wait list is allocated, once
+    /// per stream.
     ///
     /// ```
     /// use doorbell::Event;
@@ -109,7 +116,7 @@ impl Event {
     #[doc(alias = "stream")]
     pub fn readings(&self) -> Readings<'_> {
         Readings {
-            place: Box::pin(Place::new(self, Change::Signalled)),
+            ticket: Box::pin(WaitTicket::new(self, Change::Signalled)),
         }
     }
 }
@@ -117,17 +124,17 @@ impl Event {
 /// Made by [`Event::read_async`]. Polled after it has returned a value, it reads anew.
 #[must_use = "futures do nothing unless polled"]
 pub struct ReadFuture<'a> {
-    place: Place<'a>,
+    ticket: WaitTicket<'a>,
 }
 
 impl Future for ReadFuture<'_> {
     type Output = u64;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<u64> {
-        // SAFETY: the place is pinned with the future: it is not `Unpin`, so neither is the future, which has no
+        // SAFETY: the ticket is pinned with the future: it is not `Unpin`, so neither is the future, which has no
         // destructor of its own and moves it nowhere.
-        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
-        poll(place, context, Event::try_read)
+        let ticket = unsafe { self.map_unchecked_mut(|this| &mut this.ticket) };
+        poll(ticket, context, Event::try_read)
     }
 }
 
@@ -135,7 +142,7 @@ impl Future for ReadFuture<'_> {
 #[must_use = "futures do nothing unless polled"]
 pub struct WriteFuture<'a> {
     n: u64,
-    place: Place<'a>,
+    ticket: WaitTicket<'a>,
 }
 
 impl Future for WriteFuture<'_> {
@@ -144,8 +151,8 @@ impl Future for WriteFuture<'_> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let n = self.n;
         // SAFETY: as for `ReadFuture`.
-        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
-        poll(place, context, |event| match event.try_write(n) {
+        let ticket = unsafe { self.map_unchecked_mut(|this| &mut this.ticket) };
+        poll(ticket, context, |event| match event.try_write(n) {
             Err(WriteError::WouldBlock) => None,
             done => Some(done),
         })
@@ -155,7 +162,7 @@ impl Future for WriteFuture<'_> {
 /// Made by [`Event::wait_readable_async`]. Polled after it has completed, it waits anew.
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitReadableFuture<'a> {
-    place: Place<'a>,
+    ticket: WaitTicket<'a>,
 }
 
 impl Future for WaitReadableFuture<'_> {
@@ -163,23 +170,23 @@ impl Future for WaitReadableFuture<'_> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         // SAFETY: as for `ReadFuture`.
-        let place = unsafe { self.map_unchecked_mut(|this| &mut this.place) };
-        // It leaves without having taken anything, so its place hands on what has woken it.
-        poll(place, context, |event| (event.units() != 0).then_some(()))
+        let ticket = unsafe { self.map_unchecked_mut(|this| &mut this.ticket) };
+        // It leaves without having taken anything, so its ticket passes on the wake-up.
+        poll(ticket, context, |event| (event.units() != 0).then_some(()))
     }
 }
 
 /// Made by [`Event::readings`].
 #[must_use = "streams do nothing unless polled"]
 pub struct Readings<'a> {
-    place: Pin<Box<Place<'a>>>,
+    ticket: Pin<Box<WaitTicket<'a>>>,
 }
 
 impl Stream for Readings<'_> {
     type Item = u64;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<u64>> {
-        let value = ready!(poll(self.place.as_mut(), context, Event::try_read));
+        let value = ready!(poll(self.ticket.as_mut(), context, Event::try_read));
         Poll::Ready(Some(value))
     }
 
@@ -190,20 +197,20 @@ impl Stream for Readings<'_> {
 
 /// Steps 1 to 5 of a task.
 fn poll<T>(
-    mut place: Pin<&mut Place<'_>>,
+    mut ticket: Pin<&mut WaitTicket<'_>>,
     context: &Context<'_>,
     attempt: impl Fn(&Event) -> Option<T>,
 ) -> Poll<T> {
-    let mut got = attempt(place.event());
+    let mut got = attempt(ticket.event());
     if got.is_none() {
-        place.as_mut().join(context.waker());
-        let attempt = || attempt(place.event());
-        got = attempt().or_else(|| place.hear_signallers().then(attempt)?);
+        ticket.as_mut().join(context.waker());
+        let attempt = || attempt(ticket.event());
+        got = attempt().or_else(|| ticket.hear_signallers().then(attempt)?);
     }
     match got {
         None => Poll::Pending,
         Some(got) => {
-            place.leave();
+            ticket.leave();
             Poll::Ready(got)
         }
     }
@@ -213,7 +220,7 @@ macro_rules! debug {
     ($($future:ident)*) => {
         $(impl fmt::Debug for $future<'_> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($future)).field("event", self.place.event()).finish_non_exhaustive()
+                f.debug_struct(stringify!($future)).field("event", self.ticket.event()).finish_non_exhaustive()
             }
         })*
     };

@@ -7,18 +7,18 @@
 //!     2  take the count, put MOVED there         2  make the call again, elsewhere
 //!     3  put the count elsewhere
 //!     4  arrived = 1
-//!     5  wake all who sleep here
+//!     5  wake all threads that sleep here
 //! ```
 //!
-//! Step 2 is one atomic step. So each call has its effect before it, here, or finds `MOVED` and is made again where the
-//! count is then; none can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it
-//! spins, and sleeps as a reader does if the thread that moves was put aside meanwhile. There is no lock, and a move
-//! without anybody asleep calls nothing but what puts the count elsewhere.
+//! Step 2 is atomic. So each call takes effect before it, here, or finds `MOVED` and is made again where the count is
+//! then; no call can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it spins,
+//! and sleeps as a reader does if the moving thread was preempted. There is no lock, and a move makes no further system
+//! call while nobody sleeps.
 //!
-//! A signal handler that interrupts the thread that moves does not wait, for that would be for ever: its calls have
-//! their effect elsewhere, and the count is added to that when the handler has returned.
+//! A signal handler that interrupts the moving thread does not wait, because it would wait for ever. Its calls take
+//! effect elsewhere, and the count is added there after the handler has returned.
 //!
-//! `MOVED` is the overflow state, which no write reaches. It has this meaning only here, where nobody signals.
+//! `MOVED` is the overflow state, which no write reaches. It has this meaning only here, where there are no signals.
 
 use super::counter::fits;
 use super::{Event, Mode, WriteError};
@@ -29,8 +29,8 @@ use std::hint;
 
 const MOVED: u64 = u64::MAX;
 
-/// How often a call that meets a move looks whether it is done before it sleeps: for a few microseconds, in which a
-/// `write(2)` is done on a thread that runs.
+/// How often a call that meets a move checks whether it is done before it sleeps. This takes a few microseconds, enough
+/// for the `write(2)` of a thread that runs.
 const LOOKS: u32 = 200;
 
 /// The count is elsewhere, all of it.
@@ -46,7 +46,7 @@ pub(crate) struct Handover {
     arrived: AtomicU32,
 }
 
-/// Second half of the handshake with those who sleep in a read or a write: the count is `MOVED`.
+/// Second half of the handshake with threads that sleep in a read or a write: the count is `MOVED`.
 fn wake_all(waiters: &Waiters) {
     if waiters.is_announced() {
         waiters.notify(|| Release::All, 0, |_| ());
@@ -67,10 +67,10 @@ impl Handover {
         (self.event.count() != MOVED).then_some(&self.event)
     }
 
-    /// Has `put` put the count elsewhere if it is not 0 and has not been moved. When this returns it is there, whoever
-    /// moved it (but for a signal handler that has interrupted that thread).
+    /// Has `put` put the count elsewhere, unless it is 0 or has been moved already. When this returns, the count is
+    /// there, whichever thread moved it. (In a signal handler that has interrupted the moving thread it is not.)
     pub(crate) fn move_out(&self, put: impl FnOnce(u64)) {
-        // Relaxed: it keeps all but one out, and tells that one's signal handlers.
+        // Relaxed: it elects one thread, and is otherwise read by the signal handlers of that thread.
         let claim =
             self.mover
                 .compare_exchange(0, this_thread(), Ordering::Relaxed, Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl Handover {
     }
 
     fn arrive(&self) {
-        // First half of the handshake with those who are about to sleep. Releases what has been put elsewhere.
+        // First half of the handshake with threads about to sleep. Releases what has been put elsewhere.
         self.arrived.swap(1, DEKKER);
         wake_all(self.event.counter.readers());
         wake_all(self.event.counter.writers());
@@ -163,7 +163,8 @@ impl Handover {
     fn wait_to_take(&self) -> Result<u64, Moved> {
         let Event { counter, spin, .. } = &self.event;
         let take = || self.take();
-        // If it has moved, this only wakes others early: whoever moves it wakes all who sleep, when it has arrived.
+        // If the count has moved, this only wakes others early: the moving thread wakes all sleepers when it has
+        // arrived.
         let left_over = || self.event.left_over();
         let result = spin.wait(
             None,
@@ -184,7 +185,7 @@ impl Handover {
             let count = self.event.count();
             count == MOVED || fits(count, n)
         };
-        // Who makes room wakes all writers, and so does the move.
+        // A read wakes all writers, and so does the move.
         let sleep = || counter.writers().wait(None, add, || Release::NOBODY);
         let result = spin.wait(None, ready, add, sleep);
         let result = result.unwrap_or_else(|| unreachable!("a write without a deadline timed out"));
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(result.recv_timeout(PATIENCE), Ok(Ok(())));
     }
 
-    /// Who spins sees a count, room, and that the count has moved.
+    /// A call that spins notices a count, room, and that the count has moved.
     #[test]
     fn who_spins_sees_what_it_waits_for() {
         const TAKE: Call = |handover| {

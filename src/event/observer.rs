@@ -1,40 +1,41 @@
 //! Observers: what an event calls, on the thread that signals or reads it.
 //!
-//! The kernel's counterpart are the callbacks in an eventfd's wait queue: `ep_poll_callback` of epoll, `irqfd_wakeup`
+//! The kernel's counterparts are the callbacks in an eventfd's wait queue: `ep_poll_callback` of epoll, `irqfd_wakeup`
 //! of KVM, vhost. Everything that reacts to an event without a thread asleep in it is an observer: pollers, wakers of
 //! futures, exported file descriptors, irqfds.
 //!
 //! ```text
-//!     Event ── readers.state ── OBSERVED, ARMED      is there anybody to call after a signal?
-//!        │ ─── writers.state ── OBSERVED, ARMED      is there anybody to call after a read?
-//!        └──── Observers ────── Srcu<[Entry]>        whom? made with the first observer
+//!     Event ── readers.state ── OBSERVED, ARMED      are there observers to call after a signal?
+//!        │ ─── writers.state ── OBSERVED, ARMED      are there observers to call after a read?
+//!        └──── Observers ────── Srcu<[Entry]>        which ones; made with the first
 //! ```
 //!
-//! The list is read in a section of [`srcu`](crate::sync::srcu), so whoever takes an observer out returns when no call
-//! of it is under way, and then drops it. Whoever puts one in waits for nothing. Inside a call nobody waits: what is
-//! taken out there is dropped by the same thread when no call is under way any more, at the end of its outermost call
-//! or later.
+//! The list is read in a section of [`srcu`](crate::sync::srcu). So a thread that detaches an observer waits until no
+//! call of the observer is under way, and then drops it. Attaching waits for nothing. Inside a call, nothing waits: an
+//! observer that is detached there is dropped by the same thread when no call is under way any more, at the end of the
+//! thread's outermost call or later.
 //!
-//! **Order.** Threads asleep in the event are woken before anything is called. Then come those that let somebody
-//! sleeping know, in a moment: the prompt observers (pollers), which stand first in the list, and the line of tasks.
-//! Then all others, newest first: they may take their time, and by then nobody depends on them.
+//! **Order.** Threads asleep in the event are woken before anything is called. Next are those that quickly tell a
+//! sleeper: the prompt observers (pollers), which are first in the list, and the wait list of tasks. Then all other
+//! observers are called, newest first. They may take long, and nothing waits for them.
 //!
-//! **Short ways.** Most events have pollers and nobody else. Those run no code from elsewhere and do not panic, so
-//! their signals pay for the section and the calls alone. Where there are other observers and no tasks to be woken,
-//! what nesting takes is looked at, but nothing is put into a queue. If there are tasks to be woken and nobody else is
-//! to be called, the list is not looked at, so there is no section either.
+//! **Fast paths.** Most events have pollers only. Pollers run no foreign code and do not panic, so signals of such
+//! events pay for the section and the calls alone. If there are other observers, but no tasks to be woken, the state of
+//! nesting is checked, but nothing is queued. If there are tasks to be woken, and nothing else is to be called, the
+//! list is not read, so there is no section either.
 //!
-//! **Nesting.** A callback may signal and read events, its own included. The count changes, threads are woken and
-//! pollers are told at once. What else that is to call is not called from there: it is put into a queue of the
-//! thread's, and called by the outermost signal or read, one after the other, when the callback has returned. So a
-//! chain of a hundred thousand events needs no more stack than one of two, and no callback is ever entered a second
-//! time by its own thread. Before the next callback, tasks are woken, and those who sleep in a poller are, once for all
-//! that the last callback has rung (see [`wake_queue`]). The queue holds on to the lists it is to call, and it is
-//! worked off in the section of the outermost call.
+//! **Nesting.** A callback may signal and read events, including its own. The count changes, threads are woken and
+//! pollers are told at once. Other observers are not called from there: they are put into a queue of the thread, and
+//! called one after the other by the outermost signal or read when the callback has returned. So a chain of a hundred
+//! thousand events needs no more stack than one of two, and no callback is entered a second time by its own thread.
+//! Before the next callback, the tasks and the threads in pollers are woken that the last callback has signalled, each
+//! once (see [`wake_queue`]). The queue keeps the lists that it is to call, and is worked off in the section of the
+//! outermost call.
 //!
-//! The waker of a task that is the only one to be called may signal and read events, too. What that wakes of tasks is
-//! put into the queue, for the reason above: a waker may poll the task, and that the next one. Other observers of such
-//! an event are called at once, as from outside, in a section of their own: the call of a waker has none.
+//! The waker of a task may signal and read events too, also when the task was the only thing to be called. Tasks that
+//! this wakes are put into the queue, for the reason above: a waker may poll its task, and that may wake the next one.
+//! Other observers of such an event are called at once, as from outside, in a section of their own, because the call of
+//! a waker has none.
 
 use super::change::{Change, Interest};
 use super::wakers::Wakers;
@@ -53,7 +54,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::task::Waker;
 
-/// What has happened to an event, and whom that is for.
+/// What has happened to an event, and which observers are to be called.
 #[derive(Clone, Copy)]
 pub(super) struct Changed {
     pub(super) what: Change,
@@ -63,43 +64,51 @@ pub(super) struct Changed {
 
 /// Something to be called when an event changes, on the thread that changes it.
 ///
-/// The call comes after the count has changed and before the `signal`, `write` or `read` returns, unless that was made
-/// inside another observer's call, or a task's waker, on the same thread: then it may come as late as before the
-/// outermost one returns. Observers are
-/// called newest first, as in the kernel. Several threads may call at the same time.
+/// The call comes after the count has changed, and before the `signal`, `write` or `read` returns. If that was made
+/// inside another observer's call or a task's waker on the same thread, the call may come as late as before the
+/// outermost one returns. Observers are called newest first, as in the kernel. Several threads may call at the same
+/// time.
 ///
-/// Before the first observer is called, everybody else who waits for the event has been woken: threads that sleep in it
-/// or in [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a
-/// [`Batch`](super::Batch) that goes for all its events. So an observer that takes its time delays the signaller and
-/// the observers behind it, and none of those; and while it is in the call, other threads' signals wake whoever has
-/// come since. What an observer signals itself wakes threads at once; those who sleep in a poller are woken when it
-/// returns, or waits in a call of this crate; tasks (and threads in `wait_any` for more than 128 events) when it
-/// returns. All of them are woken before the next observer is called. An observer that was [armed](Observation::arm) is
-/// due one call: until that has come, behind those before it, other signals do not call it.
+/// # What is woken before the call
 ///
-/// The event of an irqfd is the exception: there observers are called first, in a batch too, and threads, pollers and
-/// tasks are woken after that, because the irqfd takes the signal before anybody else sees it. What an observer signals
-/// itself is an exception from this one: threads and pollers are woken first there, too.
+/// Before the first observer is called, all other waiters of the event have been woken: threads that sleep in it, in
+/// [`wait_any`](crate::poll::wait_any()) or in a [`Poller`](crate::poll::Poller), and tasks. In a
+/// [`Batch`](super::Batch), this holds for all its events. So a slow observer delays the signaller and the observers
+/// behind it, but no waiter. While it is in the call, signals of other threads wake the waiters that have come since.
 ///
-/// It must be short, and must not block: it holds up the signaller, and every thread that detaches an observer,
-/// deassigns a doorbell or an irqfd, or commits a change of an address space, of whatever event and anywhere in the
-/// process, waits until it has returned. So it must not take a lock that another thread holds while it does one of
-/// these: the two would wait for each other. Attaching, assigning and signalling wait for no call, and may be done
-/// under any lock. All calls that wait are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
+/// What an observer itself signals wakes threads at once. Threads in a poller are woken when the observer returns, or
+/// waits in a call of this crate. Tasks (and threads in `wait_any` for more than 128 events) are woken when it returns.
+/// All of them are woken before the next observer is called. An observer that was [armed](Observation::arm) is due one
+/// call. Until that call has come, behind the observers before it, other signals do not call it.
 ///
-/// It may signal, write to and read any event without blocking, attach and detach observers, itself included, change
-/// address spaces, and drop events. None of that waits for other threads, nor does the signal from outside when it
-/// ends. So what is said elsewhere to hold when a detaching or deassigning call returns ("no call is under way") holds
-/// for calls on this thread only: those that other threads have begun before may outlast it, and the outermost call
-/// too. What is detached inside a call is dropped when no call is under way any more: see [`reclaim`](crate::reclaim)
-/// for when and where. A ring of events whose observers signal each other for ever is cut: after 2^20 calls in the
-/// course of one signal from outside, further signals by callbacks change the counts, but observers are not called for
-/// them.
+/// The event of an irqfd is an exception: its observers are called first, in a batch too, and then threads, pollers and
+/// tasks are woken, because the irqfd takes the signal before any waiter sees it. If an observer's call signals such an
+/// event, threads and pollers are woken first nevertheless.
 ///
-/// If it panics, the other observers are called and sleepers are woken nevertheless; then the (outermost) `signal`,
-/// `write` or `read` panics with the same payload, after the count has changed as it should.
+/// # What it must not do
+///
+/// It must be short, and must not block: it holds up the signaller. Besides, every thread that detaches an observer,
+/// deassigns a doorbell or an irqfd, or commits a change of an address space, of any event in the process, waits until
+/// it has returned. So it must not take a lock that another thread holds while doing one of these: the two would wait
+/// for each other. Attaching, assigning and signalling wait for no call, and may be done under any lock. All calls that
+/// wait are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
+///
+/// # What it may do
+///
+/// It may signal, write to and read any event without blocking, attach and detach observers, including itself, change
+/// address spaces, and drop events. None of that waits for other threads, and neither does the outermost signal when it
+/// ends. So what the docs promise for the return of a detaching or deassigning call ("no call is under way") holds for
+/// calls on this thread only: calls that other threads have begun before may outlast it, and the outermost call too.
+/// What is detached inside a call is dropped when no call is under way any more; [`reclaim`](crate::reclaim) says when
+/// and where. A ring of events whose observers signal each other for ever is cut: after 2^20 calls caused by one signal
+/// from outside, further signals by callbacks change the counts, but call no observers.
+///
+/// # Panics
+///
+/// If it panics, the other observers are called and sleepers are woken nevertheless. Then the (outermost) `signal`,
+/// `write` or `read` panics with the same payload. The count has changed as it should.
 pub trait Observer: Send + Sync {
-    /// The event has changed. It may have changed again since: whoever wants the count looks at it.
+    /// Called after the event has changed. It may have changed again since, so load the count if it matters.
     fn notified(&self, change: Change);
 }
 
@@ -109,7 +118,7 @@ impl<F: Fn(Change) + Send + Sync> Observer for F {
     }
 }
 
-/// Calls of observers that one outermost signal may cause by signals of observers.
+/// The most calls of observers that the signals of observers may cause in one outermost signal.
 const NESTED_CALLS: u32 = 1 << 20;
 
 /// An observer in the list.
@@ -125,16 +134,16 @@ struct Entry {
     /// For each [`Change`] the bit that it is called for, if any. None from the detaching on, for the calls that a
     /// thread still has in its queue when it detaches in a callback.
     called_for: [AtomicU32; 2],
-    /// It is one of the crate's own that lets somebody sleeping know, in a moment, and runs no code from elsewhere. So
-    /// it stands before all that may take their time, and is called at once, in the call of another one too.
+    /// It is one of the crate's own, which quickly tells a sleeper and runs no foreign code. So it comes before
+    /// observers that may take long, and is called at once, inside the call of another observer too.
     prompt: bool,
 }
 
 // SAFETY: it owns a count of an observer, which may be called and dropped on any thread.
 unsafe impl Send for Entry {}
 
-// SAFETY: likewise. The cell is accessed mutably once, by `Leaving`, when nobody can look at it any more; the rest is
-// `Sync`.
+// SAFETY: likewise. The cell is accessed mutably once, by `Leaving`, when no other thread can find it any more; the
+// rest is `Sync`.
 unsafe impl Sync for Entry {}
 
 impl Entry {
@@ -176,7 +185,7 @@ type List = Arc<[Arc<Entry>]>;
 /// The observers of one event, and its tasks.
 pub(super) struct Observers(Lazy<Attached>);
 
-/// What an event has once somebody observes it or waits for it as a task.
+/// What an event has once it has been observed, or a task has waited for it.
 struct Attached {
     /// Prompt ones first, then newest first.
     list: Srcu<List>,
@@ -193,7 +202,7 @@ impl Attached {
 }
 
 impl Attached {
-    /// Calls and wakes whom a change is for. Inlined, and what it is told are scalars: they stay in registers.
+    /// Calls observers and wakes tasks after a change. Inlined, with scalar arguments, which stay in registers.
     #[inline(always)]
     fn call(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32) {
         let list = self.list.read(section);
@@ -203,7 +212,7 @@ impl Attached {
             others = call_prompt(others, what, kinds);
         }
         if kinds & TASKS == 0 {
-            // The short ways.
+            // The fast paths.
             match others {
                 [] => return,
                 [first, ..] if !first.prompt && is_outside() => {
@@ -215,14 +224,14 @@ impl Attached {
         self.call_the_rest(section, event, what, kinds);
     }
 
-    /// The same on a thread that has not called before and has no reader yet; or has none any more, for it ends.
+    /// The same on a thread that has no `srcu` reader, because it has never called before, or is ending.
     #[cold]
     #[inline(never)]
     fn call_for_the_first_time(&self, event: &Event, what: Change, kinds: u32) {
         with_section(|section| self.call(section, event, what, kinds));
     }
 
-    /// The whole of it, but for the prompt observers, which have been called unless the event is an irqfd's.
+    /// The general case. The prompt observers have been called already, unless the event is an irqfd's.
     #[cold]
     #[inline(never)]
     fn call_the_rest(&self, section: &Section<'_>, event: &Event, what: Change, kinds: u32) {
@@ -257,7 +266,7 @@ impl Attached {
         }
     }
 
-    /// Wakes tasks, for a change that is for nobody else; or has the thread's outermost call do so.
+    /// Wakes tasks after a change that no observer is called for, or has the thread's outermost call do so.
     #[inline(never)]
     fn wake_tasks_alone(&self, event: &Event, what: Change) {
         if DEPTH.with(Cell::get) != Depth::Outside {
@@ -284,7 +293,7 @@ impl Observers {
         }
     }
 
-    /// Calls and wakes whom a change of the event is for. An irqfd takes the change before anybody else sees it.
+    /// Calls observers and wakes tasks after a change. An irqfd takes the change before any waiter sees it.
     pub(super) fn call(event: &Event, what: Change, kinds: u32) {
         let Some(attached) = event.observers.0.get() else {
             return;
@@ -299,14 +308,14 @@ impl Observers {
         }
     }
 
-    /// Wakes tasks for whom there may be something, as a change would that is for nobody else.
+    /// Wakes tasks that can go on, as after a change that no observer is called for.
     pub(super) fn wake_tasks(&self, event: &Event, what: Change) {
         if let Some(attached) = self.0.get() {
             attached.wake_tasks_alone(event, what);
         }
     }
 
-    /// Calls those who armed to be told that somebody sleeps, and do nothing else: pollers and tasks.
+    /// Calls the prompt observers and wakes tasks, and nothing else.
     pub(super) fn wake_by_calls(event: &Event, calls: &mut Calls<'_, '_>, change: Changed) {
         if let Some(attached) = event.observers.0.get() {
             attached.wake_by_calls(calls, event, change);
@@ -320,7 +329,7 @@ impl Observers {
         }
     }
 
-    /// Puts an entry before the others, as in the kernel's wait queue; but for prompt ones, which are first.
+    /// Puts an entry before the others, as in the kernel's wait queue, but behind the prompt ones.
     fn add(&self, entry: &Arc<Entry>) {
         let writer = self.0.get_or_make(Attached::new).list.write();
         let list = {
@@ -337,7 +346,7 @@ impl Observers {
         writer.publish_without_waiting(list);
     }
 
-    /// Takes an entry out. `before` is told who stays.
+    /// Takes an entry out. `before` is given the entries that stay.
     fn remove(&self, entry: &Arc<Entry>, before: impl FnOnce(&[Arc<Entry>])) {
         let Some(attached) = self.0.get() else {
             return;
@@ -354,7 +363,7 @@ impl Observers {
         writer.publish(others.into(), leaving);
     }
 
-    /// The wakers of this event. Who asks for a look at them after this is called.
+    /// The wait lists of this event. A change that finds TASKS after this examines them.
     pub(super) fn wakers(&self) -> &Wakers {
         &self.0.get_or_make(Attached::new).wakers
     }
@@ -375,7 +384,7 @@ impl Entry {
     }
 }
 
-/// Those that are not prompt.
+/// The entries that are not prompt.
 fn others(list: &[Arc<Entry>]) -> &[Arc<Entry>] {
     let prompt = list.iter().take_while(|entry| entry.prompt);
     &list[prompt.count()..]
@@ -383,7 +392,7 @@ fn others(list: &[Arc<Entry>]) -> &[Arc<Entry>] {
 
 /// Calls the prompt ones that the change is for, and returns the others.
 ///
-/// They are called at once, whatever else is under way on this thread. None of them panics.
+/// Prompt ones are called at once, whatever else is under way on this thread. None of them panics.
 #[inline(always)]
 fn call_prompt(mut list: &[Arc<Entry>], what: Change, kinds: u32) -> &[Arc<Entry>] {
     while let [entry, behind @ ..] = list {
@@ -402,9 +411,9 @@ fn call_prompt(mut list: &[Arc<Entry>], what: Change, kinds: u32) -> &[Arc<Entry
 /// What is to be called and woken for one change, or for several at once.
 pub(super) struct Calls<'a, 's> {
     section: &'a Section<'s>,
-    /// Not inside another's call on this thread.
+    /// Not inside another call on this thread.
     outermost: bool,
-    /// There have been calls inside, so there may be something in the queue.
+    /// There have been nested calls, so there may be something in the queue.
     nested: bool,
     /// The first panic.
     panicked: Option<Payload>,
@@ -413,7 +422,7 @@ pub(super) struct Calls<'a, 's> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
     Outside,
-    /// In the waker of a task, called for a change that was for nobody else.
+    /// In the waker of a task, for a change that no observer is called for.
     Waking,
     /// There, and tasks have been put off.
     PuttingOff,
@@ -456,7 +465,7 @@ pub(super) fn calling(f: impl FnOnce(&mut Calls<'_, '_>)) {
     });
 }
 
-/// Whether the thread is inside no call, but for those of wakers.
+/// Whether the thread is inside no call, except of wakers.
 #[inline(always)]
 fn is_outside() -> bool {
     let depth = DEPTH.with(Cell::get);
@@ -492,7 +501,7 @@ fn free_queue() {
     });
 }
 
-/// If the thread is inside a call, whom it wakes in pollers is held back from now on.
+/// If the thread is inside a call, wake-ups of pollers are held back from now on.
 #[inline(always)]
 fn hold_inside() {
     if DEPTH.with(Cell::get) == Depth::Calling {
@@ -500,7 +509,7 @@ fn hold_inside() {
     }
 }
 
-/// Holds back whom the thread wakes in pollers, until it is [settled](Calls::settle).
+/// Holds back wake-ups of pollers until they are [delivered](Calls::settle).
 #[cold]
 #[inline(never)]
 fn hold() {
@@ -508,7 +517,7 @@ fn hold() {
     wake_queue::hold();
 }
 
-/// Calls those that the change is for, in the outermost call of the thread, and does what they have caused.
+/// Calls the observers of a change, in the outermost call of the thread, and does what they have caused.
 #[inline(never)]
 fn call_alone(section: &Section<'_>, others: &[Arc<Entry>], what: Change, kinds: u32) {
     calling_in(section, true, |calls| calls.call_now(others, what, kinds));
@@ -594,12 +603,12 @@ impl Calls<'_, '_> {
         }
     }
 
-    /// Holds back whom the thread wakes in pollers, until it is [settled](Self::settle).
+    /// Holds back wake-ups of pollers until they are [delivered](Self::settle).
     pub(super) fn hold(&mut self) {
         hold();
     }
 
-    /// Wakes whoever has been signalled so far, in the outermost call.
+    /// Wakes all waiters of what has been signalled so far, in the outermost call.
     #[inline(always)]
     fn settle(&mut self) {
         if self.outermost && DEPTH.with(Cell::get) == Depth::Owing {
@@ -611,7 +620,7 @@ impl Calls<'_, '_> {
     #[inline(never)]
     fn settle_what_is_owed(&mut self) {
         wake_those_put_off(|waker| self.catch(|| waker.wake()));
-        // Those are in pollers, and threads that wait as tasks do.
+        // These are threads in pollers, and threads that wait as tasks do.
         wake_queue::release();
         DEPTH.with(|depth| depth.set(Depth::Calling));
         self.nested = true;
@@ -623,7 +632,7 @@ impl Calls<'_, '_> {
         let mut calls = 0;
         let next = || QUEUE.with(|queue| queue.borrow_mut().others.pop_front());
         while let Some((list, mut change)) = next() {
-            // Who armed waits for this call, and causes no other by itself.
+            // An armed observer is due this call, which causes no other by itself.
             if calls == NESTED_CALLS {
                 change.kinds &= ARMED;
             } else {
@@ -636,17 +645,17 @@ impl Calls<'_, '_> {
     }
 }
 
-/// An observer's place at an event. Dropping it detaches the observer.
+/// Keeps an observer attached to an event. Dropping it detaches the observer.
 ///
 /// When the drop returns, no call of the observer is under way on any thread, none will come, and the observer has been
-/// dropped, on this thread, unless others hold it. To that end the drop blocks while another thread is inside a
-/// callback or a lookup, of whatever event or table, that began before: so the caller holds no lock that any callback
-/// may take, nor one that the destructor of the observer takes.
+/// dropped on this thread, unless others hold it. To that end, the drop blocks while another thread is inside a
+/// callback or a lookup, of any event or table, that began before. So the caller must not hold a lock that a callback
+/// may take, or that the destructor of the observer takes.
 ///
-/// Inside an observer's call, its own or another, or a guest write that a table serves, the drop waits for nothing.
-/// Then no call *begins* on this thread any more. Calls on other threads that are under way may outlast this thread's
-/// outermost call, and the observer is dropped after them, by this thread at the end of its outermost call or later, or
-/// by [`reclaim`](crate::reclaim). While the thread has a transaction of an
+/// Inside the call of any observer, or a guest write that a table serves, the drop waits for nothing. Then no call
+/// *begins* on this thread any more. Calls under way on other threads may outlast this thread's outermost call. The
+/// observer is dropped after them, by this thread at the end of its outermost call or later, or by
+/// [`reclaim`](crate::reclaim). While the thread has a transaction of an
 /// [`AddressSpace`](crate::ioeventfd::space::AddressSpace) open, the waiting and the dropping come when that ends.
 ///
 /// An observation keeps the event alive.
@@ -683,8 +692,8 @@ pub struct Observation {
 impl Observation {
     /// Attaches an observer that is called for every change of interest from now on.
     ///
-    /// Changes that another thread makes during the call may or may not reach it. What was there before does not: look
-    /// at the count afterwards. Waits for nobody.
+    /// Changes that another thread makes during this call may or may not reach it, and earlier ones do not: check the
+    /// count afterwards. Does not wait.
     pub fn new(
         event: impl Into<EventHandle>,
         interest: Interest,
@@ -692,7 +701,7 @@ impl Observation {
     ) -> Self {
         let observation = Self::attach(event.into(), interest, observer, OBSERVED, false);
         observation.for_each_side(|waiters, _| waiters.set(OBSERVED));
-        // What is looked at afterwards has what came before.
+        // A load of the count after this sees what came before.
         observation.hear_signallers(interest);
         observation
     }
@@ -700,8 +709,8 @@ impl Observation {
     /// Attaches an observer that is called once, for the next change of interest, each time it has been
     /// [armed](Self::arm); not before the first time.
     ///
-    /// That suits who will look at the event anyway after the call, as an epoll that has it in its ready list: until it
-    /// has looked and armed again, signals cost what they cost without observers. Waits for nobody.
+    /// That suits an observer that checks the event anyway after the call, like an epoll that has it in its ready list.
+    /// Until it has checked and armed again, signals cost what they cost without observers. Does not wait.
     pub fn on_demand(
         event: impl Into<EventHandle>,
         interest: Interest,
@@ -710,8 +719,8 @@ impl Observation {
         Self::attach(event.into(), interest, observer, ARMED, false)
     }
 
-    /// As [`on_demand`](Self::on_demand), for one that only lets a thread know that sleeps: in no time, without
-    /// entering other code. It comes before those that may take longer.
+    /// As [`on_demand`](Self::on_demand), for an observer that only and quickly tells a sleeping thread, and runs no
+    /// foreign code. It is called before those that may take longer.
     pub(crate) fn prompt_on_demand(
         event: impl Into<EventHandle>,
         interest: Interest,
@@ -734,9 +743,9 @@ impl Observation {
 
     /// Asks for one call after the next change that the observer is attached for and that is of `interest` now.
     ///
-    /// The caller looks at the count *afterwards*: a change that came before is seen there, a later one calls. A call
-    /// may come that this observer did not ask for, because another one of the event's did. Does nothing to an observer
-    /// that is called each time.
+    /// The caller checks the count *afterwards*: an earlier change is in the count, a later one calls. A call may come
+    /// that this observer did not ask for, because another observer of the event did. For an observer that is called
+    /// each time, this does nothing.
     pub fn arm(&self, interest: Interest) {
         self.for_each_side(|waiters, change| {
             if self.entry.kind == ARMED && interest.includes(change) {
@@ -770,8 +779,8 @@ impl Observation {
 impl Drop for Observation {
     fn drop(&mut self) {
         self.entry.detach();
-        // Under the list's lock: whoever attaches sets its bit after it has had the lock. ARMED goes with the next
-        // claim.
+        // Under the lock of the list: a thread that attaches sets its bit after it has had the lock. ARMED is cleared
+        // by the next claim.
         self.event.observers.remove(&self.entry, |others| {
             self.for_each_side(|waiters, change| {
                 let same =
@@ -797,7 +806,7 @@ impl fmt::Debug for Observation {
 mod tests {
     use super::*;
 
-    /// Once the last of its kind has gone, a signal does not look for one, whoever else is there.
+    /// Once the last observer of a kind is gone, a signal does not look for one, whatever other observers there are.
     #[test]
     fn the_last_of_a_kind_takes_its_bit_along() {
         let event = Arc::new(Event::new(0));

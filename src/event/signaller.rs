@@ -10,11 +10,10 @@
 //!                                             3  load the lanes; nothing there: sleep
 //! ```
 //!
-//! The processor may carry out the signaller's load before its store. But each thread of the process that runs executes
-//! a barrier during the sleeper's 2, somewhere in its program, and one that does not run executes one when it is put
-//! aside. If that is after the signaller's 1, the sleeper sees the lane at 3. If it is before 1, it is before 2 also,
-//! and the signaller sees the announcement. In either case it is between the two steps of one of the two parties: the
-//! barrier that one executes for the other is the fence that it does without.
+//! The processor may execute the signaller's load before its store. But during the sleeper's 2, each running thread of
+//! the process executes a barrier somewhere in its program, and a thread that does not run has executed one when it was
+//! preempted. If the signaller's barrier is after its 1, the sleeper sees the lane at 3. If it is before 1, it is
+//! before 2 also, and the signaller sees the announcement.
 
 use super::split::{Number, Owned};
 use super::{Event, EventHandle, Owner};
@@ -39,16 +38,16 @@ use std::marker::PhantomData;
 /// assert_eq!(kick.read(), 2);
 /// ```
 ///
-/// A signal of an event is a locked instruction, which waits until all that the thread has stored before is visible,
-/// and takes the cache line of the count away from whoever reads it. A signaller has a *lane* at its event: a word that
+/// A signal of an event is a locked instruction, which waits until all earlier stores of the thread are visible, and
+/// takes the cache line of the count away from the reader. A signaller has a *lane* at its event: a word that
 /// no other thread writes. Its signal is a store to that word, and a load that tells whether anybody waits. The count
 /// of the event is the sum of the lanes and of what was signalled and written otherwise.
 ///
 /// # What stays the same
 ///
-/// All else about the event. Its count, its limits, its modes, its readiness, and what is woken and called, are those
-/// of an event that [`Event::signal`] signals, whoever signals and writes beside the signaller, and in whatever way. An
-/// event that has observers, or tasks or threads that wait, tells them at once.
+/// Everything else about the event. Its count, limits, mode and readiness, and what is woken and called, are the same
+/// as for [`Event::signal`], whatever other threads signal and write beside the signaller. Observers, tasks and threads
+/// that wait are told at once.
 ///
 /// # What it costs others
 ///
@@ -79,8 +78,8 @@ use std::marker::PhantomData;
 /// # Memory ordering
 ///
 /// What the thread did before the signal is visible to the thread whose read consumes it, as with any signal. But a
-/// signal by a lane is no full barrier: the processor may carry out a later load of the thread's first. Who relies on
-/// that, in a handshake of its own by store and load, needs a fence of its own.
+/// signal by a lane is no full barrier: the processor may execute a later load of the thread first. Code that has a
+/// store-and-load handshake of its own around the signal needs a fence of its own.
 ///
 /// # Threads, signal handlers, processes
 ///
@@ -151,7 +150,7 @@ impl Signaller {
 }
 
 impl Event {
-    /// A lane for one who signals, if there is one left, and the number of the event's lanes.
+    /// A lane for a signaller, if there is one left, and the number of the event's lanes.
     pub(super) fn claim_lane(&self) -> Option<(Number, Owned)> {
         self.counter.claim_lane()
     }
@@ -173,7 +172,7 @@ impl Event {
     #[cold]
     #[inline(never)]
     fn wake_after_lane(&self) {
-        // What is called now may rely on it that the count has changed before, as with other signals.
+        // The observers may rely on the change of the count being visible, as with other signals.
         membarrier::full();
         self.counter.wake_readers(1, self);
     }

@@ -1,8 +1,8 @@
 //! The signallers of one thread, found by their events.
 //!
-//! Who rings many doorbells, and does not know which, keeps one of these: a hash table with a lane in each place. What
-//! an event's place is follows from its address, which is compared and never followed. That another event has been made
-//! at the address of one that has gone shows in the number that the lanes of each event have.
+//! This is for a thread that signals many events without knowing which: a hash table with a lane in each slot. The
+//! address of an event determines its slot. The address is compared and never dereferenced. If another event was made
+//! at the address of one that is gone, the number of its lanes differs.
 
 use super::Event;
 use super::split::{Number, Owned, Unsplit};
@@ -13,11 +13,11 @@ use crate::sync::{UnsafeCell, membarrier};
 /// usual way.
 pub(crate) struct Signallers {
     /// A power of two of them, or none.
-    places: Box<[UnsafeCell<Place>]>,
+    slots: Box<[UnsafeCell<Slot>]>,
 }
 
 #[derive(Default)]
-struct Place {
+struct Slot {
     /// The address of the event, or 0.
     event: usize,
     /// The number of its lanes.
@@ -26,64 +26,63 @@ struct Place {
     lane: Option<Owned>,
 }
 
-/// Who asks for more than anybody has, so as to have no limit, gets these: 3 MB.
+/// The limit for a caller that asks for any number of events: 3 MB.
 const MOST_EVENTS: usize = 1 << 16;
 
-/// How far from where it belongs an event's place may be.
+/// How far from where it belongs an event's slot may be.
 const MOST_STEPS: usize = 4;
 
 impl Signallers {
     pub(crate) fn none() -> Self {
         Signallers {
-            places: Box::from([]),
+            slots: Box::from([]),
         }
     }
 
-    /// For up to so many events. With as many places as that, too many events would be after the same: so there are
-    /// twice as many.
+    /// For up to so many events. It has twice as many slots, so that few events compete for the same one.
     pub(crate) fn new(events: usize) -> Self {
         if events == 0 || !membarrier::is_to_be_had() {
             return Self::none();
         }
-        let places = (2 * events.min(MOST_EVENTS)).max(MOST_STEPS);
-        let places = places.next_power_of_two();
-        let vacant = || UnsafeCell::new(Place::default());
+        let slots = (2 * events.min(MOST_EVENTS)).max(MOST_STEPS);
+        let slots = slots.next_power_of_two();
+        let vacant = || UnsafeCell::new(Slot::default());
         Signallers {
-            places: (0..places).map(|_| vacant()).collect(),
+            slots: (0..slots).map(|_| vacant()).collect(),
         }
     }
 
     #[inline(always)]
     pub(crate) fn signal(&self, event: &Event) {
         let first = self.first(event);
-        let Some(place) = self.places.get(first) else {
+        let Some(slot) = self.slots.get(first) else {
             return event.signal();
         };
-        let place = place.get();
-        // SAFETY: one thread at a time has this, and it does not come here while it looks at a place or replaces what
-        // is there, which runs no code from elsewhere. What is called by the second half of a signal may come here.
-        if unsafe { place.deref() }.add_one(event) || self.add_one_elsewhere(event, first) {
+        let slot = slot.get();
+        // SAFETY: one thread at a time has this. It is not here already while it accesses a slot, because accessing one
+        // runs no foreign code. The second half of a signal may run code that comes here.
+        if unsafe { slot.deref() }.add_one(event) || self.add_one_elsewhere(event, first) {
             event.signalled_by_lane();
         } else {
             event.signal();
         }
     }
 
-    /// Where the search for an event's place begins. If there are no places, that is none.
+    /// Where the search for an event's slot begins. If there are no slots, that is none.
     #[inline(always)]
     fn first(&self, event: &Event) -> usize {
-        spread(address(event) as u64, u32::BITS) & self.places.len().wrapping_sub(1)
+        spread(address(event) as u64, u32::BITS) & self.slots.len().wrapping_sub(1)
     }
 
-    /// Finds the event's place among those that follow, or makes it one.
+    /// Finds the event's slot among those that follow, or makes it one.
     #[cold]
     #[inline(never)]
     fn add_one_elsewhere(&self, event: &Event, first: usize) -> bool {
-        let last = self.places.len() - 1;
-        let places = || (first..first + MOST_STEPS).map(|place| &self.places[place & last]);
+        let last = self.slots.len() - 1;
+        let slots = || (first..first + MOST_STEPS).map(|slot| &self.slots[slot & last]);
         let (mut free, mut refused) = (None, None);
-        for place in places() {
-            let it = place.get();
+        for slot in slots() {
+            let it = slot.get();
             // SAFETY: as in `signal`.
             let it = unsafe { it.deref() };
             if it.add_one(event) {
@@ -93,29 +92,29 @@ impl Signallers {
                 return false;
             }
             if it.is_free(event) {
-                free = free.or(Some(place));
+                free = free.or(Some(slot));
             } else if it.lane.is_none() {
-                refused = Some(place);
+                refused = Some(slot);
             }
         }
-        let Some(place) = free.or(refused) else {
+        let Some(slot) = free.or(refused) else {
             return false;
         };
         let (number, lane) = match event.counter.try_claim_lane() {
-            // A look-up waits for nobody. The next one tries again.
+            // A lookup does not wait. The next one tries again.
             Err(Unsplit::ForNow) => return false,
             claimed => claimed.ok().unzip(),
         };
-        let new = Place {
+        let new = Slot {
             event: address(event),
             number,
             lane,
         };
         // SAFETY: as in `signal`. The last count of a lane may go with what was there, and nothing else.
-        place.with_mut(|place| unsafe { *place = new });
-        let place = place.get();
+        slot.with_mut(|slot| unsafe { *slot = new });
+        let slot = slot.get();
         // SAFETY: as in `signal`.
-        unsafe { place.deref() }.add_one(event)
+        unsafe { slot.deref() }.add_one(event)
     }
 }
 
@@ -123,8 +122,8 @@ fn address(event: &Event) -> usize {
     std::ptr::from_ref(event).addr()
 }
 
-impl Place {
-    /// First half of a signal, if this is the event's place.
+impl Slot {
+    /// First half of a signal, if this is the event's slot.
     #[inline(always)]
     fn add_one(&self, event: &Event) -> bool {
         match &self.lane {
@@ -141,7 +140,7 @@ impl Place {
         self.event == address(event) && self.lane.is_none()
     }
 
-    /// Whether it is of no use to anybody: vacant, or of an event that has gone.
+    /// Whether it is vacant, or of an event that is gone.
     fn is_free(&self, event: &Event) -> bool {
         match &self.lane {
             Some(lane) => self.event == address(event) || lane.is_left_alone(),
@@ -158,19 +157,19 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    /// Places, whether or not there are lanes.
+    /// Slots, whether or not there are lanes.
     fn signallers() -> Signallers {
         Signallers {
-            places: (0..MOST_STEPS)
-                .map(|_| UnsafeCell::new(Place::default()))
+            slots: (0..MOST_STEPS)
+                .map(|_| UnsafeCell::new(Slot::default()))
                 .collect(),
         }
     }
 
-    /// A look-up never waits: not for a thread that makes the event's first signaller either, which may have been put
-    /// aside, or be one that a fork has left behind.
+    /// A lookup never waits, not even for a thread that makes the event's first signaller. That thread may be
+    /// preempted, or may not exist in a forked child.
     #[test]
-    fn no_signal_waits_for_who_splits_the_count() {
+    fn no_signal_waits_for_a_thread_that_splits_the_count() {
         let event = Arc::new(Event::new(0));
         event.counter.pretend_to_split(true);
         let (done, signalled) = mpsc::channel();

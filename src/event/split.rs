@@ -1,8 +1,8 @@
 //! A count that is split: what signallers have added, each in a lane of its own, and a base for all the rest.
 //!
 //! The kernel has no counterpart. A signal of an event whose count is one word costs a locked instruction, and the
-//! cache line of that word moves to whoever reads it. A [`Signaller`](super::Signaller) adds to a word that nobody else
-//! writes:
+//! cache line of that word moves between signaller and reader. A [`Signaller`](super::Signaller) adds to a word that no
+//! other thread writes:
 //!
 //! ```text
 //!     count = base + lane + lane + …            all of them only ever change like this:
@@ -11,16 +11,16 @@
 //!     lane    signals of one signaller since it was made, by a plain store; it only grows, and one at a time
 //! ```
 //!
-//! **No operation sees a count that never was.** An operation reads the base, then all lanes, and then changes the base
-//! by a compare-exchange, or finds that it cannot and looks whether the base is still the same. As each change of the
-//! base has a number, the base was the same all the while. Meanwhile the lanes, and thereby the count, went up in steps
-//! of one, from the count before the first lane was read to the count after the last. The sum that was read lies
-//! between the two, so the count had that value at some moment in between; and there the operation takes place, before
-//! all signals that came later. That is why a signaller's lane takes signals of 1 only: with steps of 10 and 1, the sum
-//! could be one that the count has stepped over.
+//! **No operation sees a count that never was.** An operation loads the base, then all lanes. Then it changes the base
+//! by a compare-exchange, or, if there is nothing to change, loads the base again to see whether it is the same. Each
+//! change of the base has a number, so the base was the same all the time. Meanwhile the lanes, and so the count, grew
+//! in steps of one. The sum lies between the count before the first lane was loaded and the count after the last one
+//! was, so at some moment in between the count had that value. At that moment the operation takes effect, before all
+//! later signals. That is why a lane takes signals of 1 only: with steps of 10 and 1, the count could have skipped the
+//! sum.
 //!
-//! The base may be less than nothing: a read of everything in the lanes subtracts it there. The count is at most
-//! `u64::MAX`; if base and lanes are more, because signals have come in the overflow state, the operation that finds it
+//! The base may be negative: a read of everything in the lanes subtracts it from the base. The count is at most
+//! `u64::MAX`. If base and lanes are more, because signals came in the overflow state, the operation that finds that
 //! absorbs the rest.
 //!
 //! **From whole to split.** The count of an event is one word until its first signaller is made:
@@ -35,10 +35,10 @@
 //!     4  SPLITTING → SPLIT
 //! ```
 //!
-//! Step 3 is one compare-exchange. So each operation on the whole count, which is one too, has its effect before it, or
-//! finds `u64::MAX` there. That is the overflow state as long as the count is whole, but a count is not split if it has
-//! ever overflowed: so where it is (being) split, the word says no more than that. A signal that would have it overflow
-//! while it is being split waits for the last of the steps; no other operation does. A count that is split stays so.
+//! Step 3 is one compare-exchange. An operation on the whole count is one as well, so it takes effect before step 3, or
+//! finds `u64::MAX` in the word. In a whole count, `u64::MAX` is the overflow state. A count that has ever overflowed
+//! is never split, so in a count that is split, or being split, `u64::MAX` means only that. A signal that would make
+//! the count overflow while it is being split waits for step 4; no other operation waits. A split count stays split.
 
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::lazy::Lazy;
@@ -50,10 +50,10 @@ use std::num::NonZero;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// What stands in the word of a count that is split.
+/// The value of the word of a count that is split.
 pub(super) const ELSEWHERE: u64 = u64::MAX;
 
-/// Signallers beyond these do without a lane. In a model, each is one more thing to keep track of.
+/// Further signallers have no lane. Fewer in models, where each lane multiplies the states.
 const MOST_LANES: usize = if cfg!(loom) { 2 } else { 64 };
 
 const WHOLE: u8 = 0;
@@ -66,11 +66,11 @@ pub(crate) trait Split {
     /// Whether a count of this kind may be [`ELSEWHERE`].
     const POSSIBLE: bool;
 
-    /// Where the count is, if [`ELSEWHERE`] was found in its word.
+    /// The lanes, if [`ELSEWHERE`] was found in the word.
     fn lanes(&self) -> Option<&Lanes>;
 
-    /// Whether `u64::MAX` may be put into the word, and mean the overflow state. To be asked again if not, after a look
-    /// at the word.
+    /// Whether `u64::MAX` may be put into the word, meaning the overflow state. If it may not, the caller loads the
+    /// word again before it asks again.
     fn may_overflow(&self) -> bool;
 }
 
@@ -108,14 +108,13 @@ impl OnDemand {
         }
     }
 
-    /// The number of the lanes, if there are any. (A count that is being split has some already, of which nobody
-    /// knows.)
+    /// The number of the lanes, if there are any. (A count that is being split has lanes that nobody uses yet.)
     #[inline(always)]
     pub(super) fn number(&self) -> Option<Number> {
         self.lanes.get()?.number
     }
 
-    /// Splits the count in the word, unless it is split. Waits for nobody.
+    /// Splits the count in the word, unless it is split. Waits for no other thread.
     #[cold]
     pub(super) fn split(&self, word: &AtomicU64) -> Result<&Lanes, Unsplit> {
         if !Wide::is_lock_free() {
@@ -144,7 +143,7 @@ impl OnDemand {
         Ok(lanes)
     }
 
-    /// Puts it where it is while another thread splits the count.
+    /// Enters or leaves the state in which another thread splits the count.
     #[cfg(all(test, not(loom)))]
     pub(super) fn pretend_to_split(&self, is_splitting: bool) {
         let state = if is_splitting { SPLITTING } else { WHOLE };
@@ -155,7 +154,7 @@ impl OnDemand {
 /// Why a count is not split.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsplit {
-    /// Another thread is at it.
+    /// Another thread is splitting it.
     ForNow,
     /// The count has overflowed before, or the processor cannot.
     ForGood,
@@ -165,7 +164,7 @@ impl Split for OnDemand {
     const POSSIBLE: bool = true;
 
     fn lanes(&self) -> Option<&Lanes> {
-        // Relaxed: who has found ELSEWHERE in the word sees what was before it, the state and the lanes.
+        // Relaxed: the load that found ELSEWHERE in the word acquired what came before it, state and lanes included.
         match self.state.load(Ordering::Relaxed) {
             SPLITTING | SPLIT => self.lanes.get(),
             _ => None,
@@ -184,12 +183,12 @@ impl Split for OnDemand {
     }
 }
 
-/// What tells the lanes of one event from those of all others, of before and after it.
+/// Distinguishes the lanes of one event from those of all other events, past and future.
 pub(super) type Number = NonZero<u32>;
 
 /// Where a split count is.
 pub(crate) struct Lanes {
-    /// There are none without, since the numbers are used up.
+    /// `None` if all numbers are used up; then no lane is given out.
     number: Option<Number>,
     base: CachePadded<Wide>,
     lanes: [Lazy<Arc<CachePadded<Lane>>>; MOST_LANES],
@@ -208,20 +207,21 @@ impl Lanes {
         }
     }
 
-    /// A lane that nobody owned, if there is one left.
+    /// A lane without an owner, if there is one left.
     pub(super) fn claim(&self) -> Option<(Number, Owned)> {
         let number = self.number?;
         for (index, lane) in self.lanes.iter().enumerate() {
             let lane = lane.get_or_make(Arc::default);
-            // A glance, which leaves the lines of others' lanes where they are.
+            // Relaxed: a first check that leaves the cache lines of owned lanes where they are.
             if lane.owned.load(Ordering::Relaxed) {
                 continue;
             }
-            // Acquire pairs with the Release of the last owner: this one goes on from what that has stored. Second half
-            // of the handshake of `hear`: who has found no owner here has announced itself before.
+            // Acquire pairs with the Release of the previous owner: the new one goes on from what that has stored.
+            // Second half of the handshake of `hear`: a waiter that found no owner here has announced itself before.
             if !lane.owned.swap(true, DEKKER) {
-                // Its Release half pairs with the Acquire in `used`: before the first signal, so who sees that sees
-                // this. For the handshake of `hear` it counts as the swap does: it is how a lane gets known there.
+                // The Release half pairs with the Acquire in `used`. It comes before the first signal, so a thread that
+                // sees the signal sees this. In the handshake of `hear` it counts as the swap does, since `hear` finds
+                // the lane through it.
                 self.used.fetch_max(index + 1, DEKKER);
                 return Some((number, Owned(Arc::clone(lane))));
             }
@@ -263,7 +263,7 @@ impl Lanes {
         }
     }
 
-    /// The sum of the lanes, at some moment between two looks at the base that find the same.
+    /// The sum of the lanes at some moment between two loads of the base that find the same.
     fn added(&self) -> u64 {
         // They pair with the store of a signaller.
         let added = |lane: &CachePadded<Lane>| acquire_load(&lane.added);
@@ -278,12 +278,12 @@ impl Lanes {
             .map(Arc::as_ref)
     }
 
-    /// For who has just announced itself: from here on, it sees each signal of a signaller that has not seen the
-    /// announcement. First half of the handshake; the second is [`Lane::add_one`] and a look for an announcement.
-    /// Returns whether there are any who signal so.
+    /// To be called after an announcement: from here on, the caller sees each signal of a signaller that has not seen
+    /// the announcement. First half of the handshake; the second is [`Lane::add_one`] and the load of the announcement.
+    /// Returns whether there are such signallers.
     #[cold]
     pub(super) fn hear(&self) -> bool {
-        // Who has given the lane back by then has released what it signalled.
+        // A signaller that has given its lane back has released its signals.
         let any = self.used(DEKKER).any(|lane| lane.owned.load(DEKKER));
         if any {
             membarrier::heavy();
@@ -292,7 +292,7 @@ impl Lanes {
     }
 }
 
-/// The signals of one signaller at a time: of who owns it, and before that of those who did.
+/// The signals of the signaller that owns it, and of its previous owners.
 #[derive(Default)]
 pub(super) struct Lane {
     added: AtomicU64,
@@ -300,8 +300,8 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// First half of a signal, by the owner. Without a barrier for the processor between it and the look for an
-    /// announcement: [`hear`](Lanes::hear) makes up for that.
+    /// First half of a signal, by the owner. There is no processor barrier between it and the load of the announcement:
+    /// [`hear`](Lanes::hear) makes up for that.
     #[inline(always)]
     pub(super) fn add_one(&self) {
         // Relaxed: its own. The store pairs with the loads in `added`.
@@ -315,7 +315,7 @@ impl Lane {
 pub(super) struct Owned(Arc<CachePadded<Lane>>);
 
 impl Owned {
-    /// Whether the event has gone.
+    /// Whether the event is gone.
     pub(super) fn is_left_alone(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
@@ -339,8 +339,8 @@ impl Drop for Owned {
 
 /// The number of changes, and the value, of a base: 56 and 72 bits.
 ///
-/// At 10 ns a change, the number takes 22 years to come round, and must do so within one operation to be mistaken. The
-/// value has room for 2^71 signals.
+/// At 10 ns a change, the number wraps after 22 years, and would have to do so within one operation to cause a mistake.
+/// The value has room for 2^71 signals.
 fn base(number: u128, value: i128) -> u128 {
     number << VALUE_BITS | value as u128 & ((1 << VALUE_BITS) - 1)
 }

@@ -51,8 +51,8 @@ impl Default for EventState {
 impl Event {
     /// The state of the event now, to be [restored](Self::restore) later or elsewhere. The event stays as it is.
     ///
-    /// A signal that comes afterwards is not in it: stop the threads that signal before the snapshot is taken. The
-    /// state does not include who waits for the event or observes it, signallers, and the [`Spin`](super::Spin) policy.
+    /// Later signals are not in it, so stop the threads that signal before the snapshot is taken. Waiting threads and
+    /// tasks, observers, signallers and the [`Spin`](super::Spin) policy are not part of the state.
     #[doc(alias = "snapshot")]
     #[must_use]
     pub fn save(&self) -> EventState {

@@ -1,28 +1,30 @@
-//! A thread that sleeps at several events: who rings them all wakes it once.
+//! A thread that sleeps at several events: a batch that signals all of them wakes it once.
 //!
-//! The kernel has no counterpart: who sleeps in `poll(2)` has an entry in each wait queue that leads to the thread, and
-//! each waker after the first finds it awake. A futex does not say who sleeps on it. So a thread in `wait_any` leaves
-//! its number at each of its events:
+//! The kernel has no counterpart. A thread in `poll(2)` has an entry in each wait queue that leads to the thread, and
+//! every waker but the first finds it awake. A futex does not tell which thread sleeps on it. So a thread in `wait_any`
+//! leaves its number at each of its events:
 //!
 //! ```text
 //!     visitor                                       batch, when all counts have changed
-//!     1  at each event: enter; read the key         1  at each event: claim the readers who are announced;
+//!     1  at each event: enter; load the key         1  at each event: claim the announced readers;
 //!     2  at each event: leave the number               one only, and then a number is there? it is a visitor
-//!     3  at each event: announce                    2  at each event: wake those who were claimed there,
-//!     4  look; sleep; read all keys; from 3            but a visitor only where it was found last
+//!     3  at each event: announce                    2  at each event: wake the readers claimed there,
+//!     4  check all; sleep; load all keys; from 3       but a visitor only where it was found last
 //!     5  at each event: take it away; leave
 //! ```
 //!
-//! Why it is right not to wake where a visitor was found before that:
+//! Why it is right not to wake a visitor at the other events where it was found:
 //!
-//! * If the visitor was the one claimed there: it had read all its keys before it announced itself, so the key of the
-//!   last event before the claim at that. Hence the sleep in question is ended by the wake-up at the last event, or
-//!   does not begin. Before the next sleep it announces itself anew everywhere. And if it is not at the last event in
-//!   the same call, it has left.
-//! * If it has come after the claim, and the one claimed is another reader: it announces that one with itself, then
-//!   looks, and if it finds anything it leaves, and wakes the other if there is something to read.
+//! * Suppose that the visitor was the reader claimed there. It had loaded all its keys before it announced itself, so
+//!   it had loaded the key of the last event before the claim at that event. Hence the wake-up at the last event ends
+//!   the sleep in question, or the sleep does not begin. Before its next sleep, the visitor announces itself at all
+//!   events again. If it is not at the last event in the same call, it has left.
+//! * Suppose that the visitor came after the claim, and the claimed reader is another thread. Then the visitor
+//!   announces that reader with itself, and checks all events. If one of them is ready, it leaves, and wakes the reader
+//!   if there is something to read.
 //!
-//! So there is one wake-up, and it comes after all claims: who has woken up and sleeps again is not claimed once more.
+//! So there is one wake-up, which comes after all claims: a thread that has woken up and sleeps again is not claimed a
+//! second time.
 
 use super::{Change, Event, Owner};
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -34,7 +36,7 @@ use std::num::NonZero;
 /// The number of a thread.
 pub(super) type Number = NonZero<u32>;
 
-/// The place for a visitor's number at an event. Of several visitors, one leaves it there, or none.
+/// A visitor's number at an event. If there are several visitors, it is the number of one of them, or 0.
 pub(super) struct Visitor(AtomicU32);
 
 impl Visitor {
@@ -49,8 +51,8 @@ impl Visitor {
     }
 }
 
-/// The number of this thread. One that comes when all are given out has none, and is woken at each event like anybody
-/// else.
+/// The number of this thread. A thread that asks when all numbers are given out has none, and is woken at each event
+/// like any other reader.
 fn own_number() -> Option<Number> {
     static NUMBERS: Numbers = Numbers::new();
     const_thread_local! {
@@ -63,15 +65,15 @@ fn own_number() -> Option<Number> {
 }
 
 impl Event {
-    /// To be known as one that sleeps elsewhere too, for who has entered here as a reader.
+    /// Marks this thread, which has entered as a reader, as one that sleeps at other events too.
     pub(crate) fn visit(&self) {
         let number = own_number().map_or(0, Number::get);
         self.visitor.0.store(number, Ordering::Relaxed);
     }
 
-    /// Leaves as a reader does.
+    /// Leaves like a reader that has taken nothing.
     pub(crate) fn end_visit(&self) {
-        // The leaving releases it, and a claim acquires: one that finds this thread gone does not find its number.
+        // Leaving releases it, and a claim acquires: a claim that finds this thread gone does not find its number.
         self.visitor.0.store(0, Ordering::Relaxed);
         self.waiters(Change::Signalled).leave(false, || {
             self.hear_signallers();
@@ -79,7 +81,7 @@ impl Event {
         });
     }
 
-    /// Claims readers for whom there is something, and says who it is, if it is a single visitor.
+    /// Claims readers that can go on. Returns the number too, if the reader is a single visitor.
     pub(super) fn claim_readers(&self, whom: Release) -> (Claimed, Option<Number>) {
         let claimed = self.waiters(Change::Signalled).claim_sleepers(whom);
         let visitor = if claimed.is_one_alone() {
@@ -90,7 +92,7 @@ impl Event {
         (claimed, visitor)
     }
 
-    /// Wakes those who were claimed.
+    /// Wakes the claimed readers.
     pub(super) fn wake_claimed(&self, claimed: Claimed) {
         self.waiters(Change::Signalled).wake_claimed(claimed);
     }

@@ -1,53 +1,55 @@
-//! Tasks that wait for an event, and threads that wait as tasks do: a line for each side.
+//! Tasks that wait for an event, and threads that wait as tasks do: a wait list for each side.
 //!
-//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The line stands beside
-//! the event's list of observers, is made with the first task that waits and kept with the event, so waiting and waking
-//! change no list of observers. Its links are in the futures themselves: waiting takes no memory. A mutex keeps them
-//! together, for a few instructions at a time; wakers are cloned, called and dropped outside of it.
+//! The kernel has no counterpart; tokio's `Notify` and `event-listener` are of this kind. The wait lists are next to
+//! the event's list of observers. They are made with the first task that waits, and kept with the event, so waiting and
+//! waking change no list of observers. The links of a list are in the futures, so waiting allocates nothing. A mutex
+//! protects the links, and is held for a few instructions at a time. Wakers are cloned, called and dropped outside of
+//! it.
 //!
 //! ```text
-//!     task                                           signal, or read for those who want to write
+//!     task                                           signal, or read for tasks that want to write
 //!     1  try; got something: done                    1  count
 //!     2  lock                                        2  TASKS?  no: done
-//!        join the line, at its end or,               3  lock
-//!        if it has been woken, at its old place         nobody in line, or one is woken who takes all: clear TASKS
+//!        join the list, at its end or,               3  lock
+//!        if it was woken, in its old position           list empty, or one is woken that takes all: clear TASKS
 //!        set TASKS, unless it is set                    fewer are woken than can go on: take out the first
 //!        unlock                                         unlock
 //!     3  try; nothing: come back when woken          4  call the waker of the one taken out; from 3 for the next
 //!     4  lock
-//!        leave; others in line? set TASKS, unless it is set
+//!        leave; others in the list? set TASKS, unless it is set
 //!        unlock
-//!     5  there were others: look, and wake as in 3 and 4
+//!     5  there were others: load the count, and wake as in 3 and 4
 //! ```
 //!
-//! A woken task counts as *woken* until it joins again or leaves; but not if nobody stood behind it, or if all can go
-//! on: then nobody depends on its coming back, it is *free*, and leaves without steps 4 and 5. How many can go on is
-//! one or nobody if a read takes the whole count, as many as there are units if it takes one, and everybody for those
-//! who want to write.
+//! A woken task counts as *woken* until it joins again or leaves. But if no task was behind it in the list, or if all
+//! tasks can go on, no other task depends on its return: then it is *free*, and leaves without steps 4 and 5. If a read
+//! takes the whole count, at most one task can go on; if a read takes a unit, as many as there are units. Of the tasks
+//! that want to write, all can go on.
 //!
-//! Why no wake-up is lost, if a woken task is polled again or dropped (one that is neither keeps the others waiting):
+//! Why no wake-up is lost, if a woken task is polled again or dropped (a woken task that is neither keeps the others
+//! waiting):
 //!
-//! * TASKS changes under the lock alone. A signal that finds it set takes the lock, before a task that joins or after
-//!   it. Before: the task sees the count that the signal has changed, in step 3, since the lock hands it over. After:
-//!   the signal sees the task in line.
-//! * A signal that does not find it set, and who set it and then looks at the count, are in the handshake of
-//!   `src/sync/waiters.rs`: one sees the other. A task that finds TASKS set looks later than whoever set it.
-//! * TASKS is not cleared while there is somebody in line to be woken by a change to come. If it is cleared because one
-//!   is woken who takes all, that one sets it again for those in line when it comes back (2 and 4), and then looks. So
-//!   a burst of signals takes the lock twice.
-//! * There are never more who can go on than are woken, with others in line, unless somebody is on the way to look:
-//!   who made it so by a signal (3), by joining (3) or by leaving (5). Leaving does that whether or not the task was
-//!   woken: it may have joined again and not tried, as `wait_any` may that has found another event.
-//! * Whoever stands in line beside a free task has joined after that was woken, and looked then: what the free task was
-//!   woken for had been taken, or it would not stand there.
+//! * TASKS changes only under the lock. A signal that finds it set takes the lock, before a task that joins or after
+//!   it. If before, the task sees in step 3 the count that the signal has changed, because the lock hands it over. If
+//!   after, the signal sees the task in the list.
+//! * A signal that finds TASKS clear, and the task that sets it and then loads the count, are in the handshake of
+//!   `src/sync/waiters.rs`: one sees the other. A task that finds TASKS set loads the count after the task that set it.
+//! * TASKS is not cleared while there is a task in the list that a later change has to wake. If it is cleared because a
+//!   woken task takes everything, that task sets it again for the tasks in the list when it returns (2 and 4), and then
+//!   loads the count. So a burst of signals takes the lock twice.
+//! * If there are tasks in the list, and more tasks can go on than are woken, then a thread is about to examine the
+//!   list: the one that signalled (3), or the one whose task joined (3) or left (5). A task that leaves does so whether
+//!   or not it was woken: it may have joined again without an attempt, as `wait_any` does when another event is ready.
+//! * A task in the list beside a free task has joined after the free one was woken, and loaded the count then. So what
+//!   the free task was woken for had been taken already.
 //!
-//! A read wakes all who want to write, so who leaves that line owes the others nothing.
+//! A read wakes all tasks that want to write, so a task that leaves their list owes the others nothing.
 //!
-//! **Wakers run any code.** One may poll the task it is for, signal this event or others, or drop futures. What such
-//! code wakes is taken out of line at once, but called by the outermost signal of the thread, see
-//! `src/event/observer.rs`, so the stack does not grow with the line. A round of calls takes nobody who has joined, or
-//! joined again, since it began: those have looked at the count since, and a waker that polls would keep the round
-//! going for ever.
+//! **Wakers run any code.** A waker may poll its task, signal this event or others, or drop futures. Tasks that such
+//! code wakes are taken out of the list at once, but their wakers are called by the outermost signal of the thread, see
+//! `src/event/observer.rs`, so the stack does not grow with the list. A round of calls takes no task that has joined,
+//! or joined again, since the round began: such a task has loaded the count since, and a waker that polls would make
+//! the round endless.
 
 use super::{Change, Event, Mode};
 use crate::sync::UnsafeCell;
@@ -59,15 +61,15 @@ use std::pin::Pin;
 use std::ptr;
 use std::task::Waker;
 
-/// Who is waiting for the two sides of an event.
+/// The tasks that wait for the two sides of an event.
 #[derive(Default)]
 pub(super) struct Wakers {
-    readers: Line,
-    writers: Line,
+    readers: WaitList,
+    writers: WaitList,
 }
 
 impl Wakers {
-    fn line(&self, change: Change) -> &Line {
+    fn list(&self, change: Change) -> &WaitList {
         match change {
             Change::Signalled => &self.readers,
             Change::Read => &self.writers,
@@ -76,13 +78,13 @@ impl Wakers {
 }
 
 impl Event {
-    /// Takes those out of line who can go on and are not woken yet, and hands the waker of each to `call`.
+    /// Takes the tasks out of the list that can go on and are not woken yet, and passes the waker of each to `call`.
     pub(super) fn wake_tasks(&self, wakers: &Wakers, change: Change, mut call: impl FnMut(Waker)) {
-        let line = wakers.line(change);
+        let list = wakers.list(change);
         let mut round = Round::default();
         loop {
             let shares = self.shares(change);
-            let Some(waker) = line.take_first(self.waiters(change), shares, &mut round) else {
+            let Some(waker) = list.take_first(self.waiters(change), shares, &mut round) else {
                 return;
             };
             call(waker);
@@ -110,44 +112,44 @@ impl Event {
     }
 }
 
-/// How many tasks can go on, those who are woken among them.
+/// How many tasks can go on, woken ones included.
 #[derive(Clone, Copy)]
 struct Shares {
     /// As far as is known now.
     now: u32,
-    /// Whatever comes before the next of them has come back.
+    /// The most that can go on before a woken one has returned.
     most: u32,
 }
 
 /// The calls of wakers for one change.
 #[derive(Default)]
 struct Round {
-    /// The last number there was when it began.
+    /// The last number at its beginning.
     end: Option<u64>,
     /// The number of the last task that was taken out.
     reached: u64,
-    /// There was nobody more to be woken.
+    /// There are no more tasks to wake.
     is_over: bool,
 }
 
-/// A place in one of the lines of an event, or the intention to take one. It is pinned while it is in line.
+/// A position in one of the wait lists of an event, or the intention to take one. It is pinned while it is in a list.
 ///
-/// Dropping it leaves the line.
-pub(crate) struct Place<'a> {
+/// Dropping it leaves the list.
+pub(crate) struct WaitTicket<'a> {
     event: &'a Event,
     change: Change,
-    /// While it is in line or woken.
-    line: Option<&'a Line>,
+    /// There while it is in the list, or woken.
+    list: Option<&'a WaitList>,
     node: Node,
 }
 
-impl<'a> Place<'a> {
-    /// For who waits until `change` happens.
+impl<'a> WaitTicket<'a> {
+    /// To wait until `change` happens.
     pub(crate) fn new(event: &'a Event, change: Change) -> Self {
-        Place {
+        WaitTicket {
             event,
             change,
-            line: None,
+            list: None,
             node: Node::new(),
         }
     }
@@ -156,46 +158,46 @@ impl<'a> Place<'a> {
         self.event
     }
 
-    /// Stands in line, to be woken by the next change. The caller looks at the count *afterwards*, with `DEKKER` loads;
-    /// and if there is nothing, once more when it has [heard](Self::hear_signallers) the signallers.
+    /// Joins the list, to be woken by the next change. The caller loads the count *afterwards*, with `DEKKER`; and if
+    /// there is nothing, once more after it has [heard](Self::hear_signallers) the signallers.
     pub(crate) fn join(self: Pin<&mut Self>, waker: &Waker) {
-        // Before anything changes: it may panic.
+        // Before anything changes: cloning may panic.
         let waker = waker.clone();
         // SAFETY: nothing is moved.
         let this = unsafe { self.get_unchecked_mut() };
-        let line = match this.line {
-            Some(line) => line,
-            None => this.event.observers.wakers().line(this.change),
+        let list = match this.list {
+            Some(list) => list,
+            None => this.event.observers.wakers().list(this.change),
         };
-        this.line = Some(line);
+        this.list = Some(list);
         // SAFETY: the node is pinned, and its place leaves when it is dropped: the node is neither moved nor freed
-        // before that. It joins no other line, since event and change stay the same.
-        drop(unsafe { line.join(&this.node, waker, this.waiters()) });
+        // before that. It joins no other list, since event and change stay the same.
+        drop(unsafe { list.join(&this.node, waker, this.waiters()) });
     }
 
-    /// Stands in line no more, and hands on what may have woken it.
+    /// Leaves the list, and passes on a wake-up that it may have received.
     pub(crate) fn leave(self: Pin<&mut Self>) {
         // SAFETY: nothing is moved.
         unsafe { self.get_unchecked_mut() }.quit();
     }
 
     fn quit(&mut self) {
-        let Some(line) = self.line.take() else {
+        let Some(list) = self.list.take() else {
             return;
         };
         if self.node.is_free() {
-            // Most likely: it was woken, and nobody stood behind it.
+            // Most likely: it was woken, and no task was behind it.
             return self.node.forget();
         }
-        // SAFETY: it has joined this line.
-        let (_waker, others) = unsafe { line.leave(&self.node, self.waiters()) };
+        // SAFETY: it has joined this list.
+        let (_waker, others) = unsafe { list.leave(&self.node, self.waiters()) };
         if others && self.change == Change::Signalled {
             self.hand_on();
         }
     }
 
-    /// Acts as a signal for the others in line. If there is something, nobody need be heard: TASKS has been set all the
-    /// while if the event is a semaphore, and if it is not, the one that is woken looks for itself.
+    /// Acts as a signal for the others in the list. If the count is not 0, no signaller need be heard: in the list of a
+    /// semaphore TASKS has been set all the time, and otherwise the task that is woken loads the count itself.
     fn hand_on(&self) {
         if self.event.units() != 0 || self.event.hear_signallers() {
             let observers = &self.event.observers;
@@ -203,7 +205,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Hears those who have not seen that there are tasks. Returns whether there are any, for one who wants to read.
+    /// For a task that wants to read: hears the signallers that have not seen that there are tasks. Returns whether
+    /// there are any.
     pub(crate) fn hear_signallers(&self) -> bool {
         self.change == Change::Signalled && self.event.hear_signallers()
     }
@@ -213,33 +216,33 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitTicket<'_> {
     fn drop(&mut self) {
         self.quit();
     }
 }
 
-/// What a line knows of one that stands in it, or has been woken.
+/// The entry of a ticket in a list.
 struct Node {
-    /// Accessed under the lock of the line.
+    /// Accessed under the lock of the list.
     standing: UnsafeCell<Standing>,
-    /// It has been woken and nobody depends on that, so the line does not know it any more, and who has taken it out
-    /// does not touch it again.
+    /// It was woken, and no other task depends on its return: the list no longer counts it, and the thread that has
+    /// taken it out does not touch it again.
     free: AtomicBool,
     /// The neighbours point here.
     _pinned: PhantomPinned,
 }
 
-// SAFETY: what is in it is accessed under the lock of one line, by whichever thread has that, and wakers may be sent.
+// SAFETY: its contents are accessed under the lock of one list, by the thread that has the lock, and wakers are `Send`.
 unsafe impl Send for Node {}
 
 // SAFETY: likewise; a shared reference to a node leads nowhere without the lock.
 unsafe impl Sync for Node {}
 
 struct Standing {
-    /// In the order in which tasks have joined. 0: neither in line nor woken.
+    /// In the order in which tasks have joined. 0: neither in the list nor woken.
     number: u64,
-    /// There while it is in line.
+    /// There while it is in the list.
     waker: Option<Waker>,
     previous: *const Node,
     next: *const Node,
@@ -259,32 +262,32 @@ impl Node {
         }
     }
 
-    /// Whether the line does not know it, in the eyes of who has the node, or the lock.
+    /// Whether the list no longer counts it, for a caller that has the node, or the lock.
     fn is_free(&self) -> bool {
         // Acquire pairs with the Release in `take_first`: the node may be freed.
         self.free.load(Ordering::Acquire)
     }
 
-    /// Makes a new one of it, which the line does not know.
+    /// Resets it, after the list has ceased to count it.
     fn forget(&mut self) {
-        // SAFETY: it is borrowed exclusively, and the line leads to it no more.
+        // SAFETY: it is borrowed exclusively, and the list no longer leads to it.
         self.standing.with_mut(|it| unsafe { (*it).number = 0 });
         self.free.store(false, Ordering::Relaxed);
     }
 }
 
-/// Who waits for one kind of change, in the order in which they joined.
+/// The tasks that wait for one kind of change, in the order in which they joined.
 #[derive(Default)]
-struct Line(LineMutex<Tasks>);
+struct WaitList(LineMutex<Tasks>);
 
 struct Tasks {
     first: *const Node,
     last: *const Node,
-    /// In line, and the last of those who have joined again.
+    /// In the list, and the last of those that have joined again.
     returned: *const Node,
-    /// The number of who joined last.
+    /// The number of the task that joined last.
     newest: u64,
-    /// How many have been woken, and have neither joined again nor left, but for those that are free.
+    /// How many were woken, are not free, and have neither joined again nor left.
     woken: u32,
 }
 
@@ -303,40 +306,40 @@ impl Default for Tasks {
     }
 }
 
-impl Line {
-    /// Puts a node into line, at its old place if it has been woken, or gives it another waker. Returns the one that
-    /// it had.
+impl WaitList {
+    /// Puts a node into the list, in its old position if it was woken, or replaces its waker. Returns the old waker.
     ///
     /// # Safety
     ///
-    /// The node is neither moved nor freed before it has left, and joins no other line until then.
+    /// The node is neither moved nor freed before it has left, and joins no other list until then.
     unsafe fn join(&self, node: &Node, waker: Waker, waiters: &Waiters) -> Option<Waker> {
         self.0.with(|tasks| {
             // SAFETY: as promised, and this is the lock.
             let replaced = unsafe { tasks.join(node, waker) };
-            ask(waiters);
+            request_wakeups(waiters);
             replaced
         })
     }
 
-    /// Takes a node out of line, or off those who are woken. Returns its waker, and whether others are in line.
+    /// Takes a node out of the list, or ceases to count it as woken. Returns its waker, and whether others are in the
+    /// list.
     ///
     /// # Safety
     ///
-    /// It has joined this line.
+    /// It has joined this list.
     unsafe fn leave(&self, node: &Node, waiters: &Waiters) -> (Option<Waker>, bool) {
         self.0.with(|tasks| {
             // SAFETY: as promised, and this is the lock.
             let waker = unsafe { tasks.leave(node) };
             let others = !tasks.first.is_null();
             if others {
-                ask(waiters);
+                request_wakeups(waiters);
             }
             (waker, others)
         })
     }
 
-    /// Takes the first out of line that the round has not reached yet, if more can go on than are woken.
+    /// Takes the first node out of the list that the round has not reached yet, if more can go on than are woken.
     fn take_first(&self, waiters: &Waiters, shares: Shares, round: &mut Round) -> Option<Waker> {
         self.0.with(|tasks| {
             if tasks.first.is_null() || tasks.woken >= shares.most {
@@ -349,7 +352,7 @@ impl Line {
                 return None;
             }
             let end = *round.end.get_or_insert(tasks.newest);
-            // SAFETY: all nodes in line are there until they have left, and this is the lock.
+            // SAFETY: all nodes in the list are there until they have left, and this is the lock.
             unsafe {
                 let mut node = tasks.first;
                 while number(node) <= round.reached {
@@ -374,14 +377,14 @@ impl Line {
     }
 }
 
-/// Asks for a look at the line with each change, for who is in it. Under the lock.
-fn ask(waiters: &Waiters) {
+/// Has each change examine the list. Under the lock.
+fn request_wakeups(waiters: &Waiters) {
     if !waiters.has(TASKS) {
         waiters.set(TASKS);
     }
 }
 
-/// Under the lock of the line, and with nodes that are there.
+/// Under the lock of the list, and with nodes that exist.
 impl Tasks {
     unsafe fn join(&mut self, node: *const Node, waker: Waker) -> Option<Waker> {
         // SAFETY: as promised, here and below.
@@ -416,8 +419,8 @@ impl Tasks {
         }
     }
 
-    /// Puts a node where its number belongs. That is the end, or one of the first places, behind whoever has been woken
-    /// before it and has joined again too: most likely right behind the last of those.
+    /// Puts a node where its number belongs. That is the end, or near the beginning, behind the nodes that were woken
+    /// before it and have joined again too: most likely right behind the last of those.
     unsafe fn link(&mut self, node: *const Node) {
         // SAFETY: as promised.
         unsafe {
@@ -442,7 +445,7 @@ impl Tasks {
         }
     }
 
-    /// Takes a node out of line, if it is there, and returns its waker.
+    /// Takes a node out of the list, if it is in it, and returns its waker.
     unsafe fn unlink(&mut self, node: *const Node) -> Option<Waker> {
         // SAFETY: as promised.
         unsafe {
@@ -468,7 +471,7 @@ impl Tasks {
         }
     }
 
-    /// Makes `next` follow `node`, which is null for the beginning of the line.
+    /// Makes `next` follow `node`, which is null for the beginning of the list.
     unsafe fn connect(&mut self, node: *const Node, next: *const Node) {
         if node.is_null() {
             self.first = next;
@@ -478,7 +481,7 @@ impl Tasks {
         }
     }
 
-    /// Makes `node` precede `next`, which is null for the end of the line.
+    /// Makes `node` precede `next`, which is null for the end of the list.
     unsafe fn connect_back(&mut self, node: *const Node, next: *const Node) {
         if next.is_null() {
             self.last = node;
@@ -491,7 +494,7 @@ impl Tasks {
 
 /// # Safety
 ///
-/// The node is there, and the caller has the lock of its line, and calls this not within `f`.
+/// The node is there, and the caller has the lock of its list, and calls this not within `f`.
 unsafe fn with<R>(node: *const Node, f: impl FnOnce(&mut Standing) -> R) -> R {
     // SAFETY: as promised; only the cell is mutated.
     unsafe { (*node).standing.with_mut(|it| f(&mut *it)) }
@@ -513,7 +516,7 @@ unsafe fn free_no_more(node: *const Node) -> bool {
     was_free
 }
 
-/// The number of a node; behind the end of the line, one that nobody has.
+/// The number of a node; behind the end of the list, one that nobody has.
 ///
 /// # Safety
 ///

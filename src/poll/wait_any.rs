@@ -16,7 +16,7 @@
 //!
 //! So that a batch wakes it once, it is known as a visitor at each event, see `src/event/visitor.rs`.
 
-use crate::event::{Change, Event, Owner, Place};
+use crate::event::{Change, Event, Owner, WaitTicket};
 use crate::sync::limit::Limit;
 use crate::sync::parker::Parker;
 use crate::sync::waiters::{MOST_WORDS, Outcome, Refused, Waiters, most_words, sleep_at_all};
@@ -219,7 +219,7 @@ fn sleep_in_line<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Op
     // They leave when they are dropped.
     let places = events
         .iter()
-        .map(|event| Place::new(event.as_ref(), Change::Signalled));
+        .map(|event| WaitTicket::new(event.as_ref(), Change::Signalled));
     let mut places = Box::into_pin(places.collect::<Box<[_]>>());
     loop {
         for index in 0..events.len() {

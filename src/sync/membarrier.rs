@@ -1,11 +1,11 @@
 //! Which barriers the light readers of [`srcu`](super::srcu) and their writers use: a fence on both sides, or
-//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's. And whether signallers can do
-//! without one: they have the sleeper call `membarrier(2)`, or signal the usual way.
+//! `membarrier(2)` on the writer's side and only a compiler fence on the reader's. And whether signallers use a lane,
+//! for which sleepers call `membarrier(2)`, or signal the usual way.
 //!
-//! The two are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
-//! writer of `srcu`. A reader with the light barrier and a writer that takes it for one with a fence would be a use
-//! after free, so nobody ever sees the choice change: who asks settles it first. A signaller looks when it is made, and
-//! does what it has found for good.
+//! Both are one choice for the whole process, made once: by [`use_membarrier`], or for fences by the first reader or
+//! writer of `srcu`. If a reader used the light barrier and a writer assumed a fence, there would be a use after free.
+//! So no thread ever sees the choice change: a thread that needs it fixes it first. A signaller checks the choice when
+//! it is made, and keeps what it has found.
 
 use std::{error, fmt, io};
 
@@ -46,29 +46,29 @@ impl From<MembarrierError> for io::Error {
     }
 }
 
-/// Makes lookups cheaper and changes of a table dearer, for the whole process and for good; and lets
-/// [signallers](crate::event::Signaller) do without a locked instruction, where there are any.
+/// Makes lookups cheaper and changes of a table dearer, for the whole process and for good. Lets
+/// [signallers](crate::event::Signaller) do without a locked instruction.
 ///
 /// A lookup in a [`Table`](crate::ioeventfd::Table) tells writers that it is under way, and that must be visible before
-/// it reads the table. By default a store with a full fence sees to it. What that costs depends on how much of the
-/// lookup the processor can do meanwhile: on an Intel Xeon (Sapphire Rapids) a repeated miss through a
+/// it reads the table. By default, it is a store with a full fence. The cost depends on how much of the lookup the
+/// processor can do meanwhile: on an Intel Xeon (Sapphire Rapids) a repeated miss through a
 /// [`Reader`](crate::ioeventfd::Reader) took 14.4 ns with the fence and 4.6 ns without, and a repeated hit, signal
 /// included, 17.6 and 10.9 ns; on an AMD EPYC (Zen 4) 5.1 and 4.9 ns, and 6.0 and 5.6 ns. The example `report` measures
-/// both on the machine that it runs on. After this call it is a plain
-/// store, and each *change* of a table calls `membarrier(2)` instead, which costs microseconds and interrupts all
-/// running threads of the process, vCPUs in guest mode included. It pays off where tables are set up once and looked up
-/// ever after; use [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of
-/// one. Nothing else calls it, but for who waits for an event that has signallers: not attaching and detaching
-/// observers, nor pollers, nor irqfds, whose routes and masks change often.
+/// both on the machine that it runs on. After this call, it is a plain store, and each *change* of a table calls
+/// `membarrier(2)` instead, which costs microseconds and interrupts all running threads of the process, vCPUs in guest
+/// mode included. That pays off if tables are set up once and then only looked up. Use
+/// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one. Apart from
+/// changes of tables, only waiting for an event that has signallers calls `membarrier`. Attaching and detaching
+/// observers, pollers and irqfds, whose routes and masks change often, do not.
 ///
-/// Nor does a change of a table inside a callback, which waits for nothing. What it replaces is kept until some thread
-/// changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables in
-/// callbacks and never outside calls that now and then.
+/// A change of a table inside a callback does not call it either, and waits for nothing. What it replaces is kept until
+/// a thread changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables
+/// only in callbacks should call `reclaim` now and then.
 ///
 /// Call it first thing in `main`:
 ///
-/// * before the first lookup and the first change of any table, which settle on fences, and before the first signaller
-///   is made, which signals the usual way then;
+/// * before the first lookup and the first change of any table, which choose fences, and before the first signaller is
+///   made, which would signal the usual way;
 /// * before starting threads: registering takes 1 µs in a process with one thread, and 10 ms and more with two;
 /// * before installing a seccomp filter. The filter must go on allowing `membarrier`: those of Firecracker, Cloud
 ///   Hypervisor and libkrun do not, and kill the process. A VMM that cannot allow it should not call this.
@@ -81,9 +81,9 @@ impl From<MembarrierError> for io::Error {
 ///
 /// # Panics
 ///
-/// This does not, but if `membarrier` starts failing later, changes of a table do: they cannot know then whether the
-/// old entry is still in use. They leak it. Nor can who waits for an event that has signallers know whether it has seen
-/// all signals, so waiting panics too.
+/// This call does not panic. But if `membarrier` starts failing later, changes of a table panic, because they cannot
+/// know whether the old entry is still in use; the entry is leaked. Waiting for an event that has signallers panics
+/// too, because the thread cannot know whether it has seen all signals.
 ///
 /// ```
 /// if let Err(reason) = doorbell::use_membarrier() {
@@ -105,8 +105,8 @@ mod choice {
     const FENCES: u8 = 1;
     const MEMBARRIER: u8 = 2;
 
-    /// Leaves `OPEN` once. Relaxed throughout: all that counts is the order of changes to this one byte, and who has
-    /// seen it settled, or learns of a reader from one who has, sees it so ever after.
+    /// Leaves `OPEN` once. Relaxed throughout: only the order of changes to this byte counts. A thread that has seen
+    /// the choice made, or learns of a reader from such a thread, sees the same from then on.
     static CHOICE: AtomicU8 = AtomicU8::new(OPEN);
 
     pub(super) fn register() -> Result<(), MembarrierError> {
@@ -115,24 +115,24 @@ mod choice {
             FENCES => return Err(MembarrierError::TooLate),
             _ => {}
         }
-        // Before the choice is made: whoever sees it may call.
+        // Before the choice is made: a thread that sees the choice may call `membarrier`.
         match membarrier(MembarrierCommand::RegisterPrivateExpedited) {
-            Ok(()) if settle_on(MEMBARRIER) == MEMBARRIER => Ok(()),
+            Ok(()) if choose(MEMBARRIER) == MEMBARRIER => Ok(()),
             Ok(()) => Err(MembarrierError::TooLate),
             Err(Errno::NOSYS | Errno::INVAL) => Err(MembarrierError::Unsupported),
             Err(_) => Err(MembarrierError::Refused),
         }
     }
 
-    fn settle_on(choice: u8) -> u8 {
+    fn choose(choice: u8) -> u8 {
         match CHOICE.compare_exchange(OPEN, choice, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => choice,
-            Err(settled) => settled,
+            Err(chosen) => chosen,
         }
     }
 
-    pub(crate) fn settle() {
-        settle_on(FENCES);
+    pub(crate) fn fix_choice() {
+        choose(FENCES);
     }
 
     #[inline(always)]
@@ -152,7 +152,7 @@ mod choice {
 
     pub(crate) fn heavy() {
         if is_light() {
-            // Sequentially consistent, as `begun` is: it comes after the change of whoever counted fewer.
+            // Sequentially consistent, as `begun` is: the barrier comes after the change of a thread that loaded less.
             let number = BEGUN.fetch_add(1, Ordering::SeqCst) + 1;
             membarrier(MembarrierCommand::PrivateExpedited)
                 .expect("membarrier works once it has been registered");
@@ -178,7 +178,7 @@ mod choice {
         Err(MembarrierError::Unsupported)
     }
 
-    pub(crate) fn settle() {}
+    pub(crate) fn fix_choice() {}
 
     #[inline(always)]
     pub(crate) fn is_light() -> bool {
@@ -210,10 +210,10 @@ pub(crate) fn full() {
     super::atomic::fence(super::atomic::Ordering::SeqCst);
 }
 
-/// * [`settle`]: from here on the choice stands. Readers and writers call it before they rely on one another.
-/// * [`is_light`]: whether readers do without a fence; to be asked after `settle`.
+/// * [`fix_choice`]: from here on the choice is fixed. Readers and writers call it before they rely on one another.
+/// * [`is_light`]: whether readers do without a fence; to be asked after `fix_choice`.
 /// * [`light`]: the barrier of a reader that does without, for the compiler only.
 /// * [`heavy`]: the barrier of a writer whose readers do without. Every thread of the process executes a full one.
 /// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to others. It asks how many have begun
 ///   after its change; when one that began later has ended, all threads have executed a full one since the change.
-pub(crate) use choice::{begun, ended_since, heavy, is_light, light, settle};
+pub(crate) use choice::{begun, ended_since, fix_choice, heavy, is_light, light};

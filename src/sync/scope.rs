@@ -4,8 +4,8 @@
 //! The kernel's counterpart is the difference between a futex with `FUTEX_PRIVATE_FLAG` and one without. Here a
 //! [`Shared`] word follows the protocol of a [`Private`] one, with two bounds added:
 //!
-//! * **A sleep ends by itself** after [`LOOK_UP`], like a spurious wake-up. A peer may be killed between the claim of an
-//!   announcement and the wake-up that it owes, or after it was woken and before it has announced the threads that
+//! * **A sleep ends by itself** after [`LOOK_UP`], like a spurious wake-up. A peer may be killed between the claim of
+//!   an announcement and the wake-up that it owes, or after it was woken and before it has announced the threads that
 //!   sleep on. It may also move a sleeper to another futex. Each of these delays a sleeper by at most `LOOK_UP`.
 //! * **A retry loop ends.** An operation that has lost [`MANY`] races in a row for one word goes on without the word: a
 //!   read that takes one unit finds none, a write finds no room, a signal adds without checking for overflow, a waker

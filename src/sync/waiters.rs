@@ -471,8 +471,8 @@ fn left(state: u32) -> u32 {
     state.wrapping_sub(one) & !ANNOUNCED
 }
 
-/// Whether the waiting threads are announced, or all of them claimed. Then a waker that makes a share wakes a thread for
-/// it.
+/// Whether the waiting threads are announced, or all of them claimed. Then a waker that makes a share wakes a thread
+/// for it.
 fn will_be_woken(state: u32) -> bool {
     state & ANNOUNCED != 0 || claimed(state) >= waiters(state)
 }

@@ -1,8 +1,8 @@
-//! Wake-ups held back, so that who has several reasons to be woken is woken once.
+//! Wake-ups held back, so that a thread with several reasons to be woken is woken once.
 //!
 //! The kernel's counterpart is its `wake_q`: `wake_q_add()` collects tasks while a lock is held, each once, and
-//! `wake_up_q()` wakes them afterwards. Here a thread collects while it rings several bells of which it does not know
-//! whose they are:
+//! `wake_up_q()` wakes them afterwards. Here a thread collects sleepers while it signals several events, which may
+//! belong to the same sleeper:
 //!
 //! ```text
 //!     hold        make a condition true; wake(sleepers)   ┐ any number of times,
@@ -10,12 +10,12 @@
 //!     release     each is woken, once, in the order in which they came to be woken
 //! ```
 //!
-//! Nothing is claimed before the end, so others may wake the same sleepers in the meantime, and then they are not woken
-//! again unless they have announced themselves anew. The handshake of `src/sync/waiters.rs` does not mind: between the
-//! condition and the look for an announcement there may be any time.
+//! Nothing is claimed before the end. So other threads may wake the same sleepers meanwhile, and then they are not
+//! woken again unless they have announced themselves again. The handshake of `src/sync/waiters.rs` allows that: any
+//! time may pass between making the condition true and loading the announcement.
 //!
-//! Who blocks while it holds wake-ups back may be waiting for one of those sleepers. So all that wait here
-//! [let go](let_go) first.
+//! A thread that blocks while it holds wake-ups back might wait for one of those sleepers. So each blocking call of
+//! this crate [lets go](let_go) first.
 
 use super::const_thread_local;
 use std::cell::{Cell, RefCell};
@@ -23,16 +23,16 @@ use std::collections::VecDeque;
 use std::ptr;
 use std::sync::Arc;
 
-/// Whoever sleeps in one place.
+/// Something that threads sleep in.
 pub(crate) trait Sleeper: Send + Sync + 'static {
-    /// Wakes them, if they sleep. Runs no code from elsewhere.
+    /// Wakes the threads, if they sleep. Runs no foreign code.
     fn wake_now(&self);
 }
 
 const_thread_local! {
     /// Whether this thread holds wake-ups back.
     static HOLDING: Cell<bool> = { Cell::new(false) };
-    /// Which; each sleeper once. Its memory is kept for the next time.
+    /// The sleepers held back, each once. The memory is kept for the next time.
     static QUEUE: RefCell<VecDeque<Arc<dyn Sleeper>>> = { RefCell::new(VecDeque::new()) };
 }
 
@@ -43,12 +43,12 @@ pub(crate) fn wake<S: Sleeper>(whom: &Arc<S>) {
     }
 }
 
-/// Returns false if the thread has come to its end, and its queue is gone.
+/// Returns false if the thread is ending, and its queue is gone.
 fn hold_back<S: Sleeper>(whom: &Arc<S>) -> bool {
     let put_in = |queue: &RefCell<VecDeque<Arc<dyn Sleeper>>>| {
         let mut queue = queue.borrow_mut();
         let same = |other: &Arc<dyn Sleeper>| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(whom));
-        // Most likely the one that was put in last.
+        // From the back: most likely it was put in last.
         if !queue.iter().rev().any(same) {
             queue.push_back(Arc::<S>::clone(whom));
         }
@@ -56,7 +56,7 @@ fn hold_back<S: Sleeper>(whom: &Arc<S>) -> bool {
     QUEUE.try_with(put_in).is_ok()
 }
 
-/// Wakes all whom this thread holds back, for it is about to wait.
+/// Wakes all sleepers that this thread holds back, because it is about to wait.
 pub(crate) fn let_go() {
     if !HOLDING.with(Cell::get) {
         return;
@@ -75,7 +75,7 @@ pub(crate) fn hold() {
     HOLDING.with(|holding| holding.set(true));
 }
 
-/// Wakes all whom this thread holds back, and from now on wakes at once.
+/// Wakes all sleepers that this thread holds back, and from now on wakes at once.
 pub(crate) fn release() {
     let_go();
     HOLDING.with(|holding| holding.set(false));

@@ -1,21 +1,21 @@
-//! Waiting put off.
+//! Waiting put off until a lock has been released.
 
 use super::grace::domain;
 use super::kind::{Fenced, Light};
 use super::owed::{WAIT, WAIT_LIGHT, begin_deferral, end_deferral};
 use std::marker::PhantomData;
 
-/// A time in which the writers of this thread do not wait for readers. The waiting comes at its end.
+/// A time in which the writers of this thread do not wait for readers. The waiting comes when it ends.
 ///
-/// It is for the time in which a thread holds a lock that a reader may wait for inside its section, so it ends after
-/// the lock. Forgetting it is safe; nobody but [`reclaim`](super::reclaim) frees what the thread retires then.
+/// For a thread that holds a lock which a reader may take inside its section; the deferral ends after the lock was
+/// released. Forgetting it is safe; then only [`reclaim`](super::reclaim) frees what the thread retires.
 pub struct Deferral {
-    /// Of the thread that began it.
+    /// It stays on the thread that began it.
     _thread: PhantomData<*const ()>,
 }
 
 impl Deferral {
-    /// Begins one, perhaps inside another, whose end it then is that counts.
+    /// Begins a deferral. Inside another one, the waiting comes when the outermost one ends.
     pub fn new() -> Self {
         begin_deferral();
         Deferral {

@@ -1,4 +1,4 @@
-//! Grace periods: waiting until nobody is inside a section that was inside before, and freeing afterwards.
+//! Grace periods: waiting until all sections that are under way have ended, and freeing afterwards.
 
 use super::kind::{Fenced, Kind};
 use super::owed::{FREE_OWN, is_freeing, leave_to_deferral, set_freeing, wait_for};
@@ -32,13 +32,13 @@ impl Domain {
 
     /// A slot for a new reader.
     pub(super) fn claim(&self) -> &'static Slot {
-        membarrier::settle();
+        membarrier::fix_choice();
         forked::watch();
         self.slots.claim()
     }
 
-    /// Waits until every section that is under way has ended, then frees `outdated` and what this thread has left; or,
-    /// where this thread is not to wait, leaves it all to later. Returns whether it has waited.
+    /// Waits until all sections that are under way have ended, then frees `outdated` and the piles of this thread. If
+    /// this thread must not wait, leaves `outdated` for later. Returns whether it has waited.
     pub(super) fn synchronize<K: Kind>(&self, outdated: Option<Outdated>) -> bool {
         if !self.may_wait(wait_for::<K>()) {
             if let Some(outdated) = outdated {
@@ -56,9 +56,9 @@ impl Domain {
         true
     }
 
-    /// Waits until the sections that are under way have ended; the light ones, too, or only those that are fenced.
+    /// Waits until the fenced sections that are under way have ended, and the light ones too if `light`.
     fn wait_for_readers(&self, light: bool) {
-        membarrier::settle();
+        membarrier::fix_choice();
         if light {
             membarrier::heavy();
         }
@@ -67,9 +67,9 @@ impl Domain {
         }
     }
 
-    /// Puts it into a pile of this kind.
+    /// Puts it into the pile of the thread and of this kind.
     pub(super) fn leave<K: Kind>(&self, thread: u64, outdated: Outdated) {
-        membarrier::settle();
+        membarrier::fix_choice();
         let owner = Owner {
             thread,
             light: K::LIGHT,
@@ -77,24 +77,24 @@ impl Domain {
         let mut piles = self.lock();
         let pile = piles.entry(owner).or_default();
         if K::LIGHT {
-            // A barrier that does for what is there may have come, which does not do for what comes now.
+            // There may have been a barrier that is late enough for `next`, but is too early for `outdated`.
             pile.begin_to_wait(true, || self.slots.inside());
             pile.barriers = membarrier::begun();
         }
         pile.push(outdated);
     }
 
-    /// Whether this thread may wait for readers, or free anything, now. If not, the end of whatever is in the way sees
-    /// to what is `owed`.
+    /// Whether this thread may wait for readers, or free anything, now. If not, the end of the section or deferral that
+    /// prevents it does what is `owed`.
     pub(super) fn may_wait(&self, owed: u32) -> bool {
         !is_freeing() && !leave_to_deferral(owed) && !self.leave_to_section(owed)
     }
 
-    /// Whether this thread is inside a section. If it is, that one owes.
+    /// Whether this thread is inside a section. If it is, the end of the section does what is `owed`.
     fn leave_to_section(&self, owed: u32) -> bool {
         let mut inside = false;
         for slot in self.slots.iter() {
-            // Acquire pairs with the Release of the entry: the owner is the one who entered, or a later one.
+            // Acquire pairs with the Release of the entry: the owner is the thread that entered, or a later one.
             let seq = slot.seq.load(Ordering::Acquire);
             if seq & INSIDE != 0 && slot.owner.load(Ordering::Relaxed) == this_thread() {
                 let owes = slot.owes.load(Ordering::Relaxed);
@@ -105,7 +105,7 @@ impl Domain {
         inside
     }
 
-    /// Frees what is due, without waiting for anything; or leaves that to later.
+    /// Frees what is due, without waiting. If this thread must not free now, leaves that for later.
     pub(super) fn free_due(&self, owed: u32) {
         if !self.may_wait(owed) {
             return;
@@ -128,8 +128,8 @@ impl Domain {
         go_on_unless_panicking(panicked);
     }
 
-    /// What is due of everybody's piles and, if asked for, of this thread's: all of those for whose readers it
-    /// `has_waited`.
+    /// What is due of the common piles and, if `own`, of this thread's piles. Of a pile whose readers it `has_waited`
+    /// for, everything is due.
     pub(super) fn take_due(&self, own: bool, has_waited: impl Fn(Owner) -> bool) -> Vec<Outdated> {
         let mut due = Vec::new();
         let mut piles = self.lock();
@@ -185,8 +185,8 @@ pub(super) fn domain() -> &'static Domain {
 
 /// What becomes of readers in a child of this process.
 ///
-/// It has one thread, and the slots of all. Those that were inside a section, the forking thread excepted, never leave
-/// it, and hold nothing. The slots themselves stay with their readers, some of which the child may go on to use.
+/// The child has one thread, and the slots of all. Readers of other threads that were inside a section never leave it,
+/// and hold nothing. The slots stay with their readers, some of which the child may go on to use.
 #[cfg(all(unix, not(loom)))]
 mod forked {
     use super::super::piles::Piles;
@@ -200,7 +200,7 @@ mod forked {
     /// Held during a fork, so that no other thread holds it in the child for ever.
     struct Held(UnsafeCell<Option<MutexGuard<'static, Piles>>>);
 
-    // SAFETY: the C library makes forks, with their handlers, take turns, and who forks runs them all.
+    // SAFETY: the C library makes forks, with their handlers, take turns, and the forking thread runs all handlers.
     unsafe impl Sync for Held {}
 
     static HELD: Held = Held(UnsafeCell::new(None));
@@ -245,21 +245,21 @@ mod forked {
     pub(super) fn watch() {}
 }
 
-/// Waits until every section that is under way has ended, for who has made a change with a
-/// [`DEKKER`](crate::sync::DEKKER) store that fenced sections look at with a [`dekker_load`](crate::sync::dekker_load).
-/// Returns whether it has waited: inside a section of this thread's, or while it has a [`Deferral`](super::Deferral),
-/// it does not.
+/// Waits until all fenced sections that are under way have ended. For a caller that has made a change with a
+/// [`DEKKER`](crate::sync::DEKKER) store, which fenced sections load with a [`dekker_load`](crate::sync::dekker_load).
+/// Does not wait inside a section of this thread's own, or while the thread has a [`Deferral`](super::Deferral);
+/// returns whether it has waited.
 pub fn synchronize() -> bool {
     domain().synchronize::<Fenced>(None)
 }
 
-/// Whether this thread may wait for others now: not inside a section, nor where the end of one frees, nor while it has
-/// a [`Deferral`](super::Deferral).
+/// Whether this thread may wait for others now. It may not inside a section, in a destructor that the end of a section
+/// runs, or while it has a [`Deferral`](super::Deferral).
 pub fn may_wait() -> bool {
     domain().may_wait(0)
 }
 
-/// Has `outdated` dropped as what a change inside a section has left is.
+/// Retires `outdated`, as a change inside a section does.
 #[cfg(loom)]
 pub fn retire(outdated: impl Send + 'static) {
     let domain = domain();
@@ -267,26 +267,27 @@ pub fn retire(outdated: impl Send + 'static) {
     domain.free_due(FREE_OWN);
 }
 
-/// Frees what detaching and deassigning inside callbacks has left behind, of all threads, on this thread.
+/// Frees what all threads have left behind by detaching and deassigning inside callbacks.
 ///
-/// An observer that is detached inside an observer's call cannot be dropped there, for another thread may be calling
-/// it. The thread that detached it drops it when its outermost call ends, unless another thread is inside a call or a
-/// lookup at that moment, of whatever event or table. Then it is dropped by the same thread later: when another of its
-/// outermost calls ends in which something was attached or detached, or in a change that it makes outside of calls and
-/// that waits. Or here. No other call drops anything of another thread's, and a signal drops nothing but what its own
-/// thread's callbacks have detached.
+/// An observer that is detached inside an observer's call cannot be dropped there, because another thread may be
+/// calling it. The thread that detached it drops it when its outermost call ends, unless another thread is inside a
+/// call or a lookup at that moment, of any event or table. In that case, the same thread drops it later: when another
+/// of its outermost calls ends in which something was attached or detached, or in a change that it makes outside of
+/// calls and that waits. Or this call drops it. No other call drops what another thread has detached, and a signal
+/// drops only what callbacks on its own thread have detached.
 ///
-/// So this is for programs whose threads detach inside calls, and then do so no more, or end. They call this now and
-/// then, from a thread that does such things, or when something must be gone: tests, or before the memory that an
-/// observer refers to is unmapped. (What another thread is dropping at this very moment is not waited for. Who must
-/// know calls this when the outermost calls have returned in which it was detached, or drops it outside of calls.)
+/// So this call is for programs whose threads detach inside calls, and then never do so again, or end. Call it now and
+/// then, from a thread that does such work. Or call it when an observer must be gone: in a test, or before memory that
+/// an observer refers to is unmapped. It does not wait for what another thread is dropping at the same time. To be
+/// certain, call it after the outermost calls have returned in which the observer was detached, or detach it outside of
+/// calls.
 ///
-/// It blocks until no other thread is inside a callback or a lookup that began before, then runs the destructors. So
-/// the caller holds no lock that a callback, or the destructor of an observer, may take. If destructors panic, all are
-/// run nevertheless, and this panics with the first payload.
+/// It blocks until no other thread is inside a callback or a lookup that began before, and then runs the destructors.
+/// So the caller must not hold a lock that a callback, or the destructor of an observer, may take. If destructors
+/// panic, all are run nevertheless, and this panics with the first payload.
 ///
-/// Returns false, having done nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction
-/// of an address space, or a destructor that runs at the end of a callback.
+/// Returns false, and does nothing, if it is called where it cannot wait: inside a callback, a lookup, a transaction of
+/// an address space, or a destructor that runs at the end of a callback.
 ///
 /// ```
 /// use doorbell::Event;

@@ -9,8 +9,8 @@ pub trait Kind: 'static {
 /// With a fence, always.
 pub struct Fenced;
 
-/// Without a fence, if [`use_membarrier`](crate::sync::membarrier) is in force. For what is looked up so often, and changed
-/// so seldom, that it pays.
+/// Without a fence, if [`use_membarrier`](crate::sync::membarrier) is in force. For what is looked up so often, and
+/// changed so seldom, that it pays.
 pub struct Light;
 
 impl Kind for Fenced {

@@ -1,16 +1,16 @@
-//! What the end of a section or of a deferral has to see to.
+//! What the end of a section or of a deferral has to do.
 
 use super::kind::Kind;
 use crate::sync::const_thread_local;
 use std::cell::Cell;
 
-/// To free what is due of everybody's pile.
+/// Free what is due of the common piles.
 pub(super) const FREE: u32 = 1;
-/// To free what is due of the thread's own piles, too.
+/// Free what is due of the thread's own piles too.
 pub(super) const FREE_OWN: u32 = FREE | 2;
-/// To wait for readers before, those in fenced sections.
+/// Before that, wait for readers in fenced sections.
 pub(super) const WAIT: u32 = FREE_OWN | 4;
-/// To wait for readers in light sections, too.
+/// Before that, wait for readers in light sections too.
 pub(super) const WAIT_LIGHT: u32 = WAIT | 8;
 
 pub(super) fn wait_for<K: Kind>() -> u32 {
@@ -19,13 +19,13 @@ pub(super) fn wait_for<K: Kind>() -> u32 {
 
 const_thread_local! {
     static DEFERRALS: Cell<usize> = { Cell::new(0) };
-    /// What their end is to see to.
+    /// What the end of the last one has to do.
     static DEFERRED: Cell<u32> = { Cell::new(0) };
     /// This thread frees at the end of a section.
     static FREEING: Cell<bool> = { Cell::new(false) };
 }
 
-/// Whether this thread has a deferral. If it has, its end sees to what is `owed`.
+/// Whether this thread has a deferral. If it has, its end does what is `owed`.
 pub(super) fn leave_to_deferral(owed: u32) -> bool {
     let deferred = DEFERRALS.with(Cell::get) != 0;
     if deferred {
@@ -34,12 +34,12 @@ pub(super) fn leave_to_deferral(owed: u32) -> bool {
     deferred
 }
 
-/// Begins a deferral of this thread's.
+/// Begins a deferral of this thread.
 pub(super) fn begin_deferral() {
     DEFERRALS.with(|deferrals| deferrals.set(deferrals.get() + 1));
 }
 
-/// Ends a deferral of this thread's. Returns what is to be seen to, which is nothing if there is another one.
+/// Ends a deferral of this thread. Returns what is owed now, which is 0 if the thread has another deferral.
 pub(super) fn end_deferral() -> u32 {
     let left = DEFERRALS.with(|deferrals| {
         deferrals.set(deferrals.get() - 1);

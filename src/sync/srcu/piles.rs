@@ -1,4 +1,4 @@
-//! What is out of date, and may be in use.
+//! What was retired, and may be in use.
 
 use super::slots::Readers;
 use crate::panics::{Payload, catch, go_on_unless_panicking};
@@ -12,35 +12,35 @@ pub(super) type Outdated = Box<dyn Any + Send>;
 
 pub(super) type Piles = BTreeMap<Owner, Pile>;
 
-/// Whose a pile is.
+/// Which pile it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Owner {
     pub(super) thread: u64,
-    /// Whether light sections have read what lies there.
+    /// Whether its contents were read in light sections.
     pub(super) light: bool,
 }
 
 impl Owner {
-    /// Whether who has waited for readers, those in light sections only if `light`, has waited for those of this pile.
-    /// Where no fence is left to writers, which is if not `is_light`, there is no difference.
+    /// Whether a thread that has waited for readers, including those in light sections if `light`, has waited for the
+    /// readers of this pile. If not `is_light`, light sections are fenced, and it has.
     pub(super) fn is_waited_for(&self, light: bool, is_light: bool) -> bool {
         light || !self.light || !is_light
     }
 }
 
-/// In the place of a thread's number.
+/// The common pile, in the place of a thread's number.
 pub(super) const EVERYBODY: u64 = 0;
 
-/// What is out of date, and may be in use.
+/// What was retired, and may be in use.
 #[derive(Default)]
 pub(super) struct Pile {
-    /// Is freed when all of the readers have left.
+    /// Freed when all of the readers have left.
     waiting: Vec<Outdated>,
-    /// Those that were inside when `waiting` was complete, and have not left.
+    /// The readers that were inside when `waiting` was complete, and have not left.
     readers: Readers,
-    /// What has come since.
+    /// What was retired since.
     next: Vec<Outdated>,
-    /// [`membarrier::begun`] when the last of `next` came.
+    /// [`membarrier::begun`] when the last of `next` was retired.
     pub(super) barriers: u64,
 }
 
@@ -57,7 +57,7 @@ impl Pile {
         due
     }
 
-    /// `waiting`, if all have left.
+    /// Takes `waiting`, if all of its readers have left.
     fn take_waiting(&mut self) -> Vec<Outdated> {
         self.readers
             .retain(|(slot, seq)| dekker_load(&slot.seq) == *seq);
@@ -68,7 +68,7 @@ impl Pile {
         }
     }
 
-    /// Makes `next` what waits, if nothing does, for the readers that are inside now.
+    /// If nothing is waiting, moves `next` there, to wait for the readers that are inside now.
     pub(super) fn begin_to_wait(&mut self, light: bool, inside: impl FnOnce() -> Readers) {
         let are_seen =
             || !light || !membarrier::is_light() || membarrier::ended_since(self.barriers);
@@ -100,7 +100,7 @@ pub(super) fn owners(own: bool) -> impl Iterator<Item = Owner> {
     threads.into_iter().flatten().flat_map(of)
 }
 
-/// Drops all of it, even if there is a panic. The first is kept.
+/// Drops all of it, even if destructors panic. Keeps the first panic.
 pub(super) fn free_each(due: Vec<Outdated>, panicked: &mut Option<Payload>) {
     for outdated in due {
         catch(panicked, || drop(outdated));

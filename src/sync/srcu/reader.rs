@@ -15,12 +15,12 @@ use std::thread_local;
 #[cfg(loom)]
 use loom::thread_local;
 
-/// The means to enter sections, for a thread that often does.
+/// Enters sections. For a thread that often does.
 ///
 /// It may move to another thread between sections.
 pub struct Reader {
     pub(super) slot: &'static Slot,
-    /// Sections of this reader's that are under way, one inside the other.
+    /// How many sections of this reader are under way, one inside the other.
     depth: Cell<usize>,
     /// The sequence has been published with a fence since the last entry without one.
     published: Cell<bool>,
@@ -148,12 +148,12 @@ pub fn with_light_section<R>(f: impl FnOnce(&Section<'_, Light>) -> R) -> R {
     with_own(|reader| f(&reader.enter_light()))
 }
 
-/// A section of the thread's own reader, if that is there: it is made in [`with_section`], and gone when the thread
-/// ends. For a hot path, which then need not have ready in memory what a closure takes along.
+/// A section of the thread's own reader, if the thread has one. The reader is made in [`with_section`], and gone when
+/// the thread ends. For hot paths, which save keeping the captures of a closure in memory.
 ///
 /// # Safety
 ///
-/// The section ends before the thread does: it is kept nowhere.
+/// The section ends before the thread does, so the caller does not store it.
 #[inline(always)]
 pub unsafe fn own_section<'a>() -> Option<Section<'a>> {
     // SAFETY: it is there as long as the thread.
@@ -169,8 +169,7 @@ fn with_own<R>(f: impl FnOnce(&Reader) -> R) -> R {
     }
 }
 
-/// The reader of this thread, which nobody else sees. `None` before it is made, and at the end of the thread, when it
-/// is gone already.
+/// The reader of this thread. `None` before it is made, and at the end of the thread, when it is gone already.
 #[inline(always)]
 fn own() -> Option<NonNull<Reader>> {
     OWN.try_with(Cell::get).unwrap_or(None)

@@ -13,7 +13,7 @@ pub(super) struct Slot {
     pub(super) seq: AtomicU32,
     /// `this_thread` as of the last section.
     pub(super) owner: AtomicUsize,
-    /// What is to be seen to when the section ends: `FREE`, `FREE_OWN`. Of the owner only.
+    /// What the end of the section has to do: bits of `owed.rs`. Accessed by the owner only.
     pub(super) owes: AtomicU32,
     /// Belongs to a `Reader`.
     pub(super) claimed: AtomicBool,
@@ -21,7 +21,7 @@ pub(super) struct Slot {
     next: AtomicPtr<CachePadded<Slot>>,
 }
 
-/// The bit of `seq` that says so.
+/// The bit of `seq` that is set inside a section.
 pub(super) const INSIDE: u32 = 1;
 
 /// Readers inside a section, and their sequences.
@@ -53,13 +53,13 @@ impl Slots {
         })
     }
 
-    /// A slot for a new reader: one that was left by another, or a new one.
+    /// A slot for a new reader: one that another reader has left, or a new one.
     pub(super) fn claim(&self) -> &'static Slot {
         let left = self.iter().find(|slot| {
             !slot.claimed.load(Ordering::Relaxed)
                 && slot
                     .claimed
-                    // Acquire pairs with the Release of the reader that left: its last stores come before ours.
+                    // Acquire pairs with the Release of the previous reader: its last stores come before the next ones.
                     .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
         });
@@ -76,8 +76,8 @@ impl Slots {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             slot.next.store(head, Ordering::Relaxed);
-            // The store of a handshake, as that of `seq` is: before this reader loads its first pointer, and after a
-            // writer has swapped it, the writer loads the head.
+            // First half of a handshake, like the store of `seq`: this comes before the reader's first load of a
+            // pointer. The writer loads the head after it has swapped the pointer.
             match self.head.compare_exchange_weak(
                 head,
                 ptr::from_ref(slot).cast_mut(),
@@ -90,7 +90,7 @@ impl Slots {
         }
     }
 
-    /// Who is inside a section now.
+    /// The readers that are inside a section now.
     pub(super) fn inside(&self) -> Readers {
         let seen = self.iter().map(|slot| (slot, dekker_load(&slot.seq)));
         seen.filter(|(_, seq)| seq & INSIDE != 0).collect()
@@ -120,7 +120,7 @@ impl Slot {
     }
 }
 
-/// Waiting for something that takes nanoseconds, unless a thread has lost its CPU.
+/// Pauses while waiting for something that takes nanoseconds, unless a thread was preempted.
 #[derive(Default)]
 struct Patience {
     backoff: Backoff,

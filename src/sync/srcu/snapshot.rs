@@ -14,10 +14,10 @@ use std::sync::PoisonError;
 
 /// The current snapshot of what readers share with one another and with writers.
 ///
-/// The destructor of a snapshot runs on whatever thread, so it must run no foreign code: what it leads to is owned
-/// elsewhere, and goes as the `outdated` of the writer that takes it out.
+/// The destructor of a snapshot runs on any thread, so it must run no foreign code. What a snapshot refers to is owned
+/// elsewhere; the writer that takes it out passes it as `outdated`.
 pub struct Srcu<T, K: Kind = Fenced> {
-    /// Never null. On lines of its own: writers contend for the lock, and readers shall not notice.
+    /// Never null. On cache lines of its own, so that writers that contend for the lock do not disturb readers.
     current: CachePadded<AtomicPtr<UnsafeCell<T>>>,
     writer: Mutex<()>,
     _kind: PhantomData<K>,
@@ -46,11 +46,11 @@ impl<T: Send + Sync + 'static, K: Kind> Srcu<T, K> {
         unsafe { Snapshot::new(current) }
     }
 
-    /// Keeps other writers out.
+    /// Locks out other writers.
     pub fn write(&self) -> Writer<'_, T, K> {
         Writer {
             current: &self.current,
-            // There is nothing behind it that a panic could have left half done.
+            // It protects no data, so a panic could not have left any half changed.
             _lock: self.writer.lock().unwrap_or_else(PoisonError::into_inner),
             _kind: PhantomData,
         }
@@ -128,23 +128,23 @@ impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
         unsafe { Snapshot::new(current) }
     }
 
-    /// Makes `value` the snapshot, lets other writers in, and waits until nobody holds the one before. Then drops that
-    /// and `outdated`, which it may have pointed to.
+    /// Makes `value` the snapshot, unlocks, and waits until no reader holds the previous snapshot. Then drops that and
+    /// `outdated`, which it may have pointed to.
     ///
-    /// Inside a section of this thread's it does not wait; this thread drops both later, see the module. While the
+    /// Inside a section of this thread it does not wait, and this thread drops both later, see the module. While the
     /// thread has a [`Deferral`](super::Deferral), all that comes at its end.
     ///
     /// # Panics
     ///
-    /// If it cannot find out who is still reading (see [`membarrier`]); `value` is published then, and what was before
-    /// is leaked. And if a destructor does.
+    /// If a destructor does. Or if it cannot find out which readers are inside a section (see [`membarrier`]); then
+    /// `value` has been published, and the previous snapshot is leaked.
     pub fn publish(self, value: T, outdated: impl Send + 'static) {
         let old = self.swap(value);
         domain().synchronize::<K>(Some(Box::new(Replaced { old, outdated })));
     }
 
-    /// Makes `value` the snapshot, lets other writers in, and returns, while readers may still hold the one before.
-    /// That is for who has only added something. (`call_srcu`)
+    /// Makes `value` the snapshot, unlocks, and returns, while readers may still hold the previous snapshot. For a
+    /// writer that has only added something. (`call_srcu`)
     ///
     /// # Panics
     ///
@@ -154,7 +154,7 @@ impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
         let domain = domain();
         domain.leave::<K>(EVERYBODY, Box::new(Replaced { old, outdated: () }));
         if K::LIGHT && membarrier::is_light() && domain.may_wait(FREE) {
-            // Nobody else might ever, and then old snapshots would pile up.
+            // If no other thread ever called it, old snapshots would pile up.
             membarrier::heavy();
         }
         domain.free_due(FREE);
@@ -167,7 +167,7 @@ impl<T: Send + Sync + 'static, K: Kind> Writer<'_, T, K> {
     }
 }
 
-/// A snapshot that is current no more. Readers may hold it, so it is no `Box` until the grace period has passed.
+/// A replaced snapshot. Readers may hold it, so it does not become a `Box` before the grace period has passed.
 struct Replaced<T, G> {
     old: *mut UnsafeCell<T>,
     #[expect(
