@@ -1679,6 +1679,68 @@ fn one_write_for_each_sleep_of_an_outer_loop() {
     assert_eq!(calls.len(), 3 * SLEEPS, "{calls:?}");
 }
 
+/// How often a poller calls membarrier for an event with a signaller, in so many rounds of a signal by that, a wait and
+/// a read. Nothing if that cannot be found out.
+fn barriers(test: &str, watch: Watch) -> Option<usize> {
+    let calls = calls_between_marks(test, || {
+        let opted_in = doorbell::use_membarrier();
+        let event = Arc::new(Event::new(0));
+        let signaller = Signaller::new(&event);
+        assert_eq!(signaller.has_lane(), opted_in.is_ok());
+        let poller = poller(&[Arc::clone(&event)], watch);
+        let mut found = Events::with_capacity(4);
+        let mut round = || {
+            signaller.signal();
+            wait(&poller, &mut found, Some(Duration::ZERO));
+            event.try_read();
+            if watch == watch.one_shot() {
+                poller.modify(0, watch).unwrap();
+            }
+        };
+        round();
+        mark();
+        (0..ROUNDS).for_each(|_| round());
+        mark();
+    })?;
+    if doorbell::use_membarrier().is_err() {
+        eprintln!("skipped: {test}: no membarrier");
+        return None;
+    }
+    let barriers = calls.iter().filter(|call| call.starts_with("membarrier("));
+    Some(barriers.count())
+}
+
+const ROUNDS: usize = 32;
+
+/// While it is awake, a poller does not call membarrier for an event that it watches for levels.
+#[test]
+fn no_barrier_for_levels() {
+    let calls = barriers("no_barrier_for_levels", Watch::READABLE);
+    assert!(matches!(calls, None | Some(0)), "{calls:?}");
+}
+
+#[test]
+fn a_barrier_for_each_edge() {
+    let calls = barriers("a_barrier_for_each_edge", Watch::READABLE.edge());
+    assert!(matches!(calls, None | Some(ROUNDS)), "{calls:?}");
+}
+
+#[test]
+fn two_barriers_for_each_one_shot() {
+    const TWICE: usize = 2 * ROUNDS;
+    let watch = Watch::READABLE.one_shot();
+    let calls = barriers("two_barriers_for_each_one_shot", watch);
+    assert!(matches!(calls, None | Some(TWICE)), "{calls:?}");
+}
+
+/// It is the signaller that calls, to hear of an overflow.
+#[test]
+fn a_barrier_for_each_signal_that_is_not_watched_for() {
+    let test = "a_barrier_for_each_signal_that_is_not_watched_for";
+    let calls = barriers(test, Watch::ERRORS);
+    assert!(matches!(calls, None | Some(ROUNDS)), "{calls:?}");
+}
+
 /// What an allocator calls in a thread that may be new.
 const MEMORY: [libc::c_long; 6] = [
     libc::SYS_brk,
