@@ -1,10 +1,10 @@
 //! The address space above the table: regions that carry doorbells, and listeners that take them over.
 //!
-//! A device does not know where the guest will put its registers. It hangs its doorbells on a [`Region`], at offsets;
-//! the guest's firmware maps the region, moves it, switches it off and on; and the [`AddressSpace`] works out which
-//! doorbells stand at which guest addresses, and tells those who can take guest writes earlier than the VMM does: its
-//! [`Listener`]s, KVM above all. QEMU's counterparts are `memory_region_add_eventfd`,
-//! `memory_region_transaction_commit` and `MemoryListener` (`system/memory.c`).
+//! A device does not know where the guest will put its registers. It adds its doorbells to a [`Region`], at offsets. The
+//! guest's firmware maps the region, moves it, and switches it off and on. The [`AddressSpace`] works out which doorbells
+//! are at which guest addresses, and tells its [`Listener`]s, which can take guest writes before the VMM does: mostly
+//! KVM. QEMU's counterparts are `memory_region_add_eventfd`, `memory_region_transaction_commit` and `MemoryListener`
+//! (`system/memory.c`).
 //!
 //! ```text
 //!     Region (BAR 4 at 0xe000_0000)      in force, absolute, sorted         Listener (KVM)        the table
@@ -14,35 +14,35 @@
 //!
 //! # A commit
 //!
-//! All changes are made in transactions; a change outside of one is a transaction of its own. The outermost
-//! [`commit`](Transaction::commit) compares what is in force with what should be, in one walk over two sorted lists,
-//! and then, with the doorbells that are in both left alone:
+//! All changes are made in transactions. A change outside of a transaction is a transaction of its own. The outermost
+//! [`commit`](Transaction::commit) compares the doorbells in force with those that should be, in one walk over two sorted
+//! lists. Doorbells in both lists are left alone. For the others:
 //!
-//! 1. the listeners let go of what has gone, the one with the highest priority first;
-//! 2. the table is brought up to date;
-//! 3. the listeners take what is new, the one with the lowest priority first;
-//! 4. other threads may change the address space again, and the commit waits for guest writes that were looked up
-//!    before.
+//! 1. the listeners let go of the doorbells that are no longer in force, the listener with the highest priority first;
+//! 2. the table is updated;
+//! 3. the listeners take the new doorbells, the listener with the lowest priority first;
+//! 4. the lock of the address space is released, and the commit waits for guest writes that were looked up before.
 //!
-//! The table has every doorbell in force, whoever else has it. So a guest write is served by the listener or, where
-//! that has not got the doorbell yet, has let go of it, or never took it, exits to the VMM and is served by the table:
-//! one of the two, and never both. The table changes in one step: a doorbell that moves, or is exchanged for another at
-//! its own address, is there at every moment, once. A listener that refuses a doorbell costs speed and nothing else,
-//! and the [`CommitReport`] says so.
+//! The table has every doorbell in force, whether a listener has it or not. A guest write to a doorbell that a listener
+//! has is served by the listener. If the listener does not have the doorbell yet, has let go of it, or has refused it,
+//! the write exits to the VMM and is served by the table. A write is never served by both. The table changes in one step:
+//! a doorbell that moves, or that is replaced by another at its address, is found once at every moment. A doorbell that a
+//! listener refuses is slower, and works: the [`CommitReport`] names it, and
+//! [`retry_refused`](AddressSpace::retry_refused) asks again.
 //!
 //! # Regions that overlap
 //!
-//! Guests can map regions over each other, so that is no error. Each address belongs to the region with the highest
-//! priority there, or among equals the one mapped last. A doorbell is in force if its first address belongs to its
-//! region; an array of doorbells, if all its addresses do. This is QEMU's rule, except that QEMU has no arrays, and also
-//! keeps a doorbell that has only its tail in sight, which no guest write could tell from the registers in front of it.
-//! Doorbells of two regions thus never collide, and doorbells of one region are checked when they are added.
+//! A guest may map regions over each other, which is no error. Each address belongs to the region with the highest
+//! priority there; among regions of the same priority, to the one that was mapped last. A doorbell is in force if its
+//! first address belongs to its region, and an array of doorbells if all its addresses do. This is QEMU's rule, with two
+//! differences: QEMU has no arrays, and it keeps a doorbell of which only later addresses belong to the region. Doorbells
+//! of two regions never collide. Doorbells of one region are checked when they are added.
 //!
 //! # From DRIVER_OK to the kick, and back
 //!
 //! | what a virtio device does | in QEMU | here |
 //! |---|---|---|
-//! | the region is made, with its callbacks | `memory_region_init_io` | [`AddressSpace::region`]; the callbacks are the VMM's own |
+//! | the region is made, with its callbacks | `memory_region_init_io` | [`AddressSpace::region`]; the callbacks are those of the VMM |
 //! | the guest programs the BAR | `memory_region_add_subregion`, `memory_region_set_enabled` | [`Region::map`], [`Region::set_enabled`] |
 //! | DRIVER_OK is written: an event for each queue | `event_notifier_init` | [`Event::new`](crate::Event::new) |
 //! | each is added to the notify region | `memory_region_add_eventfd` | [`Region::add_eventfd`] |
@@ -68,7 +68,7 @@
 //! let queues = [0, 1].map(|_| Arc::new(Event::new(0)));
 //! let transaction = space.begin();
 //! for (offset, queue) in [0x3000, 0x3004].into_iter().zip(&queues) {
-//!     // What it reports is empty, as the transaction around it is not over.
+//!     // Its report is empty, since the transaction is still open.
 //!     bar.add_eventfd(offset, 0, None, queue)?;
 //! }
 //! let report = transaction.commit();

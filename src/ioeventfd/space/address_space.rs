@@ -12,23 +12,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread;
 
-/// The guest addresses of one virtual machine, with the doorbells that stand there. Clones are handles to the same.
+/// The guest addresses of one virtual machine, with the doorbells that are there. Clones are handles to the same address
+/// space.
 ///
-/// The [module's page](super) shows it at work.
+/// The [module's page](super) has an example.
 ///
 /// # Threads
 ///
-/// [`write`](Self::write) is for vCPU threads, and waits for nobody who changes the address space. Everything else does
-/// wait: while a thread has a transaction open, the others that want to change or look at the address space or its
-/// regions stand back until the outermost commit, as under QEMU's big lock. A thread that takes locks of its own before
-/// it begins a transaction must do so everywhere.
+/// [`write`](Self::write) is for vCPU threads, and does not wait for threads that change the address space. All other
+/// calls do: while a thread has a transaction open, other threads that change or read the address space or its regions
+/// wait until the outermost commit, as with QEMU's big lock. A thread that holds a lock of its own when it begins a
+/// transaction must take the two in the same order everywhere.
 ///
-/// The address space may be changed from a callback that [`write`](Self::write) runs, also while another thread
-/// commits: the commit waits for that `write` last of all, when others may change the address space again. The
-/// callback's own change takes effect at once for writes that begin after it, and waits for nothing: writes of other
-/// threads that are under way may ring the old doorbells until they end. In the same way, what a thread does to a
-/// [`Table`] or to the observers of an event while it has a transaction open, or in a call of a listener, takes effect
-/// at once, and what it has to wait for is left to the end of the outermost transaction.
+/// A callback that [`write`](Self::write) runs may change the address space, even while another thread commits: the
+/// commit waits for that `write` only after it has released the lock of the address space. The callback's change takes
+/// effect at once for writes that begin after it, and does not wait: writes of other threads that are under way may ring
+/// the old doorbells until they end. Likewise, a thread that changes a [`Table`] or the observers of an event while it
+/// has a transaction open, or in a call of a listener, does not wait in that call. It waits at the end of the outermost
+/// transaction.
 #[derive(Clone, Default)]
 pub struct AddressSpace {
     shared: Arc<Shared>,
@@ -36,20 +37,21 @@ pub struct AddressSpace {
 
 #[derive(Default)]
 struct Shared {
-    /// Has all that is in force. No handle to it leaves this module, so nobody else's entries stand in the way of ours.
+    /// Has all doorbells in force. No handle to the table leaves this module, so there are no other entries to collide
+    /// with.
     table: Table,
     state: ReentrantMutex<State>,
 }
 
-/// Held by one thread at a time, which may enter it again: hence the cells. They are borrowed for a moment only, never
-/// while a listener is called.
+/// One thread at a time has the lock, and may lock it again, which is why there are cells. They are borrowed for moments,
+/// and never while code outside of this module is called.
 #[derive(Default)]
 struct State {
-    /// How many transactions the thread has open, one in the other.
+    /// How many transactions the thread has open, one inside the other.
     depth: Cell<u32>,
     /// Whether there is something to commit.
     changed: Cell<bool>,
-    /// Whether that includes to ask the listeners again for what they have not got.
+    /// Whether the commit is to offer the listeners again the doorbells that they do not have.
     retry: Cell<bool>,
     map: RefCell<Map>,
 }
@@ -58,7 +60,7 @@ struct State {
 pub(super) struct Map {
     pub regions: BTreeMap<RegionId, RegionEntry>,
     listeners: Listeners,
-    /// What the table has, in the order of places.
+    /// The doorbells in the table, by sort key.
     in_force: Vec<Doorbell>,
     registrations: BTreeMap<(Bus, AddressKey), Registration>,
     /// The number of the next region.
@@ -70,17 +72,17 @@ pub(super) struct Map {
 pub(super) type RegionId = u64;
 
 impl AddressSpace {
-    /// Without regions and listeners.
+    /// An address space without regions and listeners.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Opens a transaction: until it is committed, changes are collected and do not show.
-    ///
-    /// Transactions nest, across whatever devices take part: only the commit of the outermost does something. They
-    /// belong to the thread; other threads wait with their changes until it is done.
+    /// Opens a transaction: changes are collected, and take effect when it is committed.
     /// (`memory_region_transaction_begin`)
+    ///
+    /// Transactions nest, also across devices: only the commit of the outermost one has an effect. A transaction belongs
+    /// to its thread; other threads wait until it is committed.
     pub fn begin(&self) -> Transaction<'_> {
         let deferral = Deferral::new();
         let state = self.shared.state.lock();
@@ -92,33 +94,34 @@ impl AddressSpace {
                 state,
                 _deferral: deferral,
             },
-            told: Told(Vec::new()),
+            to_call: CommittedCalls(Vec::new()),
         }
     }
 
     /// Offers the doorbells a guest's write of `data`, in the byte order of the host, that has reached the VMM.
     ///
-    /// Signals the event whose doorbell it is, and returns whether there was one. If not, the write is for the device
-    /// models. What is in force is looked up, not what an open transaction has collected. A write of no bytes, which no
-    /// guest makes, is no doorbell's.
+    /// Rings the doorbell that the write matches, and returns whether there was one. If not, the write is for the device
+    /// models. The changes of an open transaction do not count yet. A write of no bytes, which no guest can make, matches
+    /// nothing.
     #[must_use = "a write that no doorbell took is for the device models"]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.shared.table.write(bus, address, data)
     }
 
-    /// Has `listener` told of all doorbells in force, and of what changes from then on. (`memory_listener_register`)
+    /// Tells `listener` of all doorbells in force, and of changes from then on. (`memory_listener_register`)
     ///
-    /// Among listeners of the same priority, this one comes last. Like every change, it waits for the outermost commit.
+    /// Among listeners of the same priority, this one comes last. Like every change, it takes effect at the outermost
+    /// commit.
     pub fn add_listener(&self, listener: Arc<dyn Listener>) -> CommitReport {
-        // Before anything is borrowed: what the listener does is its own affair.
+        // Before anything is borrowed, since the listener's code is called.
         let priority = listener.priority();
         self.change(|map| map.listeners.add(listener, priority))
     }
 
-    /// Takes all doorbells from `listener`, and tells it of no more. Without effect if it is none of this address
-    /// space. (`memory_listener_unregister`)
+    /// Takes all doorbells from `listener`, and tells it of no more changes. Has no effect if it is not a listener of this
+    /// address space. (`memory_listener_unregister`)
     ///
-    /// Like every change, this waits for the outermost commit.
+    /// Like every change, it takes effect at the outermost commit.
     pub fn remove_listener(&self, listener: &dyn Listener) -> CommitReport {
         self.change(|map| map.listeners.remove(listener))
     }
@@ -129,7 +132,7 @@ impl AddressSpace {
     /// descriptors had run out (`EMFILE`), a device of KVM's was there. What a listener has no means for is refused
     /// again. A doorbell that a listener takes now is served by it from then on; no write is lost or signalled twice.
     ///
-    /// Like every change, it waits for the outermost commit, whose report has the refusals.
+    /// Like every change, it takes effect at the outermost commit, whose report has the refusals.
     ///
     /// ```
     /// use doorbell::ioeventfd::space::{AddressSpace, Listener, RefusalError};
@@ -176,15 +179,8 @@ impl AddressSpace {
     /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks
     /// in eventfds. Returns how many kicks that was. When this returns, the events have all that came before.
     ///
-    /// Without it, [`doorbells`](Self::doorbells) may show a count of 0 where a guest has kicked. A snapshot of a
-    /// virtual machine is taken in this order:
-    ///
-    /// 1. every vCPU is paused: out of `KVM_RUN`, and with a write that has exited offered to [`write`](Self::write);
-    /// 2. the devices are paused: no thread reads the events any more;
-    /// 3. `drain`, then [`doorbells`](Self::doorbells) with the count of each event.
-    ///
-    /// On the other side, the events are made with these counts ([`Event::new`](crate::Event::new)). A device that was
-    /// not paused before is not wrong, but the count then says what it had not read at some moment.
+    /// Without it, the count of an event may be 0 though a guest has kicked: so a snapshot of a virtual machine calls it
+    /// before it [saves](Self::save) the address space and the counts of the events.
     ///
     /// Observers of the events are called, without the lock of the address space.
     ///
@@ -225,9 +221,9 @@ impl AddressSpace {
         drained
     }
 
-    /// What is in force now, in the order of bus and address, for a snapshot or a monitor. With each event goes its
-    /// [count](crate::Event::count) of pending kicks, less what a listener keeps of them: for a snapshot, call
-    /// [`drain`](Self::drain) first.
+    /// The doorbells in force, in the order of bus and address, for a monitor. Each event's
+    /// [count](crate::Event::count) is its pending kicks, without those that a listener keeps: call [`drain`](Self::drain)
+    /// first. For a snapshot, there is [`save`](Self::save).
     ///
     /// ```
     /// # use doorbell::{Event, ioeventfd::{Bus, Doorbell, Key}, ioeventfd::space::AddressSpace};
@@ -250,7 +246,7 @@ impl AddressSpace {
         self.with_map(|map| map.in_force.clone())
     }
 
-    /// What is there, with an open transaction's changes, if the thread has one open.
+    /// Gives access to the map, in which the changes of an open transaction of this thread are made already.
     pub(super) fn with_map<R>(&self, action: impl FnOnce(&mut Map) -> R) -> R {
         action(&mut self.shared.state.lock().map.borrow_mut())
     }
@@ -295,14 +291,14 @@ impl Map {
 }
 
 impl Shared {
-    /// Puts in force what has changed, as often as listeners make further changes when they are told. If a listener
-    /// panics, all is put in force nevertheless.
-    fn apply(&self, state: &State, told: &mut Told) -> CommitReport {
+    /// Puts changes in force, and again those that listeners make when they are called. If a listener panics, all changes
+    /// are put in force before the panic goes on.
+    fn apply(&self, state: &State, to_call: &mut CommittedCalls) -> CommitReport {
         let mut report = CommitReport::default();
         let mut panicked = None;
         while state.changed.replace(false) {
             let retry = state.retry.replace(false);
-            self.apply_once(&state.map, retry, &mut report, told, &mut panicked);
+            self.apply_once(&state.map, retry, &mut report, to_call, &mut panicked);
         }
         go_on_unless_panicking(panicked);
         report
@@ -313,7 +309,7 @@ impl Shared {
         map: &RefCell<Map>,
         retry: bool,
         report: &mut CommitReport,
-        told: &mut Told,
+        to_call: &mut CommittedCalls,
         panicked: &mut Option<Payload>,
     ) {
         let (wanted, difference) = {
@@ -328,12 +324,12 @@ impl Shared {
                 report.refusals.push(refusal);
             }
             let listener = call.listener();
-            if !told
+            if !to_call
                 .0
                 .last()
                 .is_some_and(|last| Arc::ptr_eq(last, listener))
             {
-                told.0.push(Arc::clone(listener));
+                to_call.0.push(Arc::clone(listener));
             }
         }
         drop(left);
@@ -354,7 +350,7 @@ impl Shared {
         }
     }
 
-    /// Brings the table up to date, in one step: no write finds a doorbell at two addresses, or one that moves at none.
+    /// Updates the table in one step: a doorbell that moves is found at one of its two addresses at every moment.
     fn switch(&self, map: &RefCell<Map>, Difference { removed, added }: &Difference) {
         let mut registrations: Vec<_> = {
             let mut map = map.borrow_mut();
@@ -366,10 +362,10 @@ impl Shared {
         self.table
             .replace(&mut registrations, added.iter().cloned())
             .expect("no two doorbells in force collide");
-        let places = added.iter().map(Doorbell::sort_key);
+        let keys = added.iter().map(Doorbell::sort_key);
         map.borrow_mut()
             .registrations
-            .extend(places.zip(registrations));
+            .extend(keys.zip(registrations));
     }
 }
 
@@ -383,20 +379,20 @@ impl fmt::Debug for AddressSpace {
 
 /// Changes to an [`AddressSpace`] that take effect together.
 ///
-/// Dropped instead of committed, it commits all the same, and what the listeners refused goes unheard: each change in
-/// it is whole, and QEMU has no way back either.
+/// When it is dropped, it is committed too, without a report. There is no rollback, as in QEMU: each change in it is
+/// complete by itself.
 #[must_use = "a transaction is committed when it is dropped"]
 pub struct Transaction<'a> {
     committed: bool,
     open: Open<'a>,
-    /// After `open`, which holds the lock and, by its deferral, targets that are to be dropped.
-    told: Told,
+    /// Dropped after `open`, which holds the lock and, by its deferral, targets that are to be dropped.
+    to_call: CommittedCalls,
 }
 
-/// Listeners that are to hear when the transaction is over.
-struct Told(Vec<Arc<dyn Listener>>);
+/// Listeners whose [`committed`](Listener::committed) is to be called when the transaction is over.
+struct CommittedCalls(Vec<Arc<dyn Listener>>);
 
-impl Drop for Told {
+impl Drop for CommittedCalls {
     fn drop(&mut self) {
         if thread::panicking() {
             return;
@@ -412,7 +408,7 @@ impl Drop for Told {
 /// One level of nesting.
 struct Open<'a> {
     shared: &'a Shared,
-    /// Given up before the deferral ends: guest writes that the table waits for may run callbacks that want the lock.
+    /// Released before the deferral ends: guest writes that the table waits for may run callbacks that take the lock.
     state: ReentrantMutexGuard<'a, State>,
     _deferral: Deferral,
 }
@@ -421,27 +417,27 @@ impl Transaction<'_> {
     /// Ends the transaction and, if it is the outermost, puts its changes in force.
     /// (`memory_region_transaction_commit`)
     ///
-    /// When this returns, guest writes find the doorbells where they should be and nowhere else, and what a listener
-    /// has let go of is signalled. The report of an inner transaction is empty.
+    /// When this returns, guest writes find the doorbells at their new addresses and nowhere else, and the events have all
+    /// kicks that came through doorbells that a listener has let go of. The report of an inner transaction is empty.
     pub fn commit(mut self) -> CommitReport {
         self.committed = true;
-        self.open.end(&mut self.told)
+        self.open.end(&mut self.to_call)
     }
 }
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if !self.committed {
-            let _ = self.open.end(&mut self.told);
+            let _ = self.open.end(&mut self.to_call);
         }
     }
 }
 
 impl Open<'_> {
-    fn end(&self, told: &mut Told) -> CommitReport {
+    fn end(&self, to_call: &mut CommittedCalls) -> CommitReport {
         match self.state.depth.get() {
             // Still counted as open, so that changes made by listeners nest.
-            1 => self.shared.apply(&self.state, told),
+            1 => self.shared.apply(&self.state, to_call),
             _ => CommitReport::default(),
         }
     }

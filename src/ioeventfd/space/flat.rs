@@ -1,4 +1,4 @@
-//! From regions with doorbells at offsets to doorbells at addresses, and what changes from one such list to the next.
+//! Turns regions with doorbells at offsets into a list of doorbells at addresses, and compares two such lists.
 
 use super::super::{Bus, DeassignError, Doorbell, DoorbellArray, DoorbellError, Key};
 use super::AddError;
@@ -6,21 +6,21 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How many ports there are. No instruction reaches another.
+/// The number of ports that instructions can reach.
 const PORTS: u64 = 0x1_0000;
 
 /// A region as the address space knows it.
 #[derive(Clone, Debug)]
 pub(super) struct RegionEntry {
     pub bus: Bus,
-    /// [`end_at`](RegionEntry::end_at) this there is an end.
+    /// Where it is mapped. Its end, [`end_at`](RegionEntry::end_at) this base, is valid.
     pub base: Option<u64>,
     pub size: u64,
     pub priority: i32,
     pub enabled: bool,
-    /// Greater in the one mapped later.
+    /// The greatest in the region that was mapped last.
     pub mapped: u64,
-    /// At offsets, in the order of their places. No two collide.
+    /// With offsets as addresses, by sort key. No two collide.
     pub doorbells: Vec<Doorbell>,
 }
 
@@ -58,7 +58,7 @@ impl RegionEntry {
             return Err(AddError::Outside);
         }
         let index = self.insertion_index(doorbell);
-        // If it collides with any, then with one beside it: what stands between them would collide with that.
+        // If it collides with any, then with a neighbour: all between the two would collide as well.
         let beside = &self.doorbells[index.saturating_sub(1)..self.doorbells.len().min(index + 1)];
         if beside.iter().any(|other| other.collides(doorbell)) {
             return Err(DoorbellError::Collision.into());
@@ -76,7 +76,7 @@ impl RegionEntry {
         Ok(self.doorbells.remove(index))
     }
 
-    /// Where it stands in the list, or would.
+    /// Where the doorbell is in the list, or would be inserted.
     fn insertion_index(&self, doorbell: &Doorbell) -> usize {
         let index = doorbell.sort_key();
         self.doorbells

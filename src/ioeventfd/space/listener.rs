@@ -5,18 +5,18 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// Somebody who can take guest writes to doorbells before they reach the VMM: an accelerator, a vhost-user backend.
+/// Takes guest writes to doorbells before they reach the VMM: an accelerator such as KVM, or a vhost-user back-end.
 /// (QEMU's `MemoryListener`)
 ///
 /// It is called at the commit of a transaction, by the thread that commits, for one doorbell after the other; never for
 /// two at once. At no time does it hold two that collide. It may change the address space in a call; that takes effect
 /// before the commit returns.
 ///
-/// If a call panics, the listener counts as one who has not got the doorbell, the commit goes on, and then panics with
-/// the first payload.
+/// If a call panics, the listener counts as not having the doorbell. The commit goes on, and then panics with the first
+/// payload.
 #[doc(alias = "MemoryListener")]
 pub trait Listener: Send + Sync {
-    /// What it is called in a [`Refusal`].
+    /// The name of the listener in a [`Refusal`].
     fn name(&self) -> &'static str;
 
     /// Where it stands among the listeners: those with lower priority are told of a new doorbell first and of a deleted
@@ -41,7 +41,7 @@ pub trait Listener: Send + Sync {
     ///
     /// # Errors
     ///
-    /// For the report. The listener no longer counts as one who has the doorbell.
+    /// The error is for the report. The listener counts as not having the doorbell.
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// Moves to the events all that the listener has taken for them and still keeps elsewhere, and returns how many
@@ -53,22 +53,23 @@ pub trait Listener: Send + Sync {
         0
     }
 
-    /// The outermost transaction is over in which the listener was asked to let go of doorbells. Targets that the
-    /// address space had alone have been dropped, unless a guest write is still under way that has found one of them.
+    /// The outermost transaction in which the listener was asked to let go of doorbells is over. Targets that nothing but
+    /// the address space kept have been dropped, unless a guest write that has found one of them is still under way.
     ///
-    /// Called by the thread that has committed, without the lock of the address space: at the same time as other calls,
-    /// it may be.
+    /// It is called by the thread that has committed, without the lock of the address space, and so perhaps while another
+    /// thread makes other calls.
     fn committed(&self) {}
 }
 
 /// Why a listener refused.
 pub type RefusalError = Box<dyn Error + Send + Sync>;
 
-/// What became of a commit. The doorbells are in force in any case.
+/// What the listeners did not do in a commit. The doorbells are in force in any case, so a report may be ignored: a
+/// refusal costs speed.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct CommitReport {
-    /// What the listeners did not do, in the order in which they were asked.
+    /// The refusals, in the order in which the listeners were asked.
     pub refusals: Vec<Refusal>,
 }
 
@@ -82,28 +83,28 @@ impl CommitReport {
 
 /// A listener did not do what it was asked.
 ///
-/// If it was to add a doorbell, then the guest's writes to it exit to the VMM, and
-/// [`AddressSpace::write`](super::AddressSpace::write) serves them; unless the error says that somebody else takes
-/// them, as `kvm::Occupied` does.
+/// If it was to add a doorbell, then the guest's writes to the doorbell exit to the VMM, and
+/// [`AddressSpace::write`](super::AddressSpace::write) serves them. The exception is an error that says that something
+/// else takes the writes, such as `kvm::Occupied`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Refusal {
     /// The listener's [name](Listener::name).
     pub listener: &'static str,
-    /// What it was asked.
+    /// The call.
     pub call: ListenerCall,
-    /// With which doorbell.
+    /// The doorbell that the call was for.
     pub doorbell: Doorbell,
     /// Why it refused.
     pub error: RefusalError,
 }
 
-/// What happens to a doorbell.
+/// A call of a [`Listener`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenerCall {
-    /// It comes.
+    /// [`eventfd_add`](Listener::eventfd_add)
     Add,
-    /// It goes.
+    /// [`eventfd_del`](Listener::eventfd_del)
     Delete,
 }
 
@@ -142,17 +143,17 @@ struct Slot {
     listener: Arc<dyn Listener>,
     priority: i32,
     phase: Phase,
-    /// What it has taken.
+    /// The doorbells that it has taken.
     held: BTreeMap<(Bus, AddressKey), Doorbell>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Phase {
-    /// To be told of all there is.
+    /// Has to be told of all doorbells.
     New,
-    /// To be told of what changes.
-    Told,
-    /// To let go of all it holds.
+    /// Has to be told of changes.
+    Active,
+    /// Has to let go of all doorbells that it has.
     Leaving,
 }
 
@@ -165,7 +166,7 @@ pub(super) struct Call {
 
 impl Listeners {
     pub fn add(&mut self, listener: Arc<dyn Listener>, priority: i32) {
-        let place = self.slots.partition_point(|slot| slot.priority <= priority);
+        let index = self.slots.partition_point(|slot| slot.priority <= priority);
         let slot = Slot {
             id: self.made,
             listener,
@@ -173,7 +174,7 @@ impl Listeners {
             phase: Phase::New,
             held: BTreeMap::new(),
         };
-        self.slots.insert(place, slot);
+        self.slots.insert(index, slot);
         self.made += 1;
     }
 
@@ -191,8 +192,8 @@ impl Listeners {
         listeners.collect()
     }
 
-    /// The calls by which the listeners let go of `removed`, and those that leave of everything; they count as made.
-    /// And the listeners that have left, to be dropped while nothing is borrowed.
+    /// The calls by which the listeners let go of `removed`, and leaving listeners of all their doorbells. The calls count
+    /// as made. Also the listeners that have left, which must be dropped while nothing is borrowed.
     pub fn letting_go(&mut self, removed: &[Doorbell]) -> (Vec<Call>, Vec<Arc<dyn Listener>>) {
         let mut calls = Vec::new();
         for slot in self.slots.iter_mut().rev() {
@@ -220,15 +221,15 @@ impl Listeners {
         (calls, left)
     }
 
-    /// The calls by which the listeners take `added`; the new ones `all`, and everyone what it has not got of `all` if
-    /// `retry`.
+    /// The calls by which the listeners take `added`, and new listeners `all`. With `retry`, each listener is asked for
+    /// all that it does not have.
     pub fn taking(&mut self, added: &[Doorbell], all: &[Doorbell], retry: bool) -> Vec<Call> {
         let mut calls = Vec::new();
         for slot in &mut self.slots {
             let doorbells = match slot.phase {
                 Phase::New => all,
-                Phase::Told if retry => all,
-                Phase::Told => added,
+                Phase::Active if retry => all,
+                Phase::Active => added,
                 Phase::Leaving => &[],
             };
             let missing = doorbells
@@ -240,7 +241,7 @@ impl Listeners {
                 doorbell,
             }));
             if slot.phase == Phase::New {
-                slot.phase = Phase::Told;
+                slot.phase = Phase::Active;
             }
         }
         calls
