@@ -12,24 +12,31 @@
 //!     true: taken, back to the guest; false: not a doorbell, go on to the device models
 //! ```
 //!
-//! What matches and what collides is KVM's, except that every registered entry is found: KVM's search misses some when//! ranges overlap.
+//! A write matches, and keys collide, by KVM's rules, with one exception: every registered entry is found, where KVM's
+//! search misses some when ranges overlap.
 //!
 //! # When to use it
 //!
-//! Under KVM, plain kicks are the kernel's: it takes one in a tenth of the time that an exit to the VMM needs. A VMM
-//! hangs its doorbells on the regions of an [`AddressSpace`](space::AddressSpace), whose listener gives KVM what it can
-//! take; the [page of that module](space#from-driver_ok-to-the-kick-and-back) goes with a virtio device through QEMU's
-//! steps, one by one, and has the same in code. The table, which has all doorbells too, serves what the kernel does not
-//! take:
+//! Under KVM, plain kicks are best left to the kernel: it takes a kick in a tenth of the time of an exit to the VMM. A VMM
+//! adds its doorbells to the regions of an [`AddressSpace`](space::AddressSpace), whose listener gives KVM those that KVM
+//! can take. The [page of that module](space#from-driver_ok-to-the-kick-and-back) goes through the life of a virtio
+//! device, step by step, beside QEMU's and in code. The table has all doorbells, and serves those that the kernel does
+//! not take:
 //!
-//! * **payload doorbells** ([`Latest`], [`ValueQueue`]), which keep what was written: NVMe's and SPDK's;
-//! * **stride doorbells** ([`DoorbellArray`]), an array as one entry. KVM can be given one with plain events slot by slot;
-//! * kicks through virtio's **`PCI_CFG` window**, which arrive as accesses to configuration space: the VMM offers them
-//!   to the table at the address that they mean;
-//! * **confidential guests**, whose data the kernel cannot see to compare with a datamatch;
-//! * the **gap around a BAR's move**, in which the kernel has neither the old doorbell nor the new one;
+//! * **payload doorbells** ([`Latest`], [`ValueQueue`]), which keep what was written, as NVMe and SPDK need it;
+//! * **arrays of doorbells** ([`DoorbellArray`]) at equal distances, or told apart by the value written, as one entry: the
+//!   notify addresses of virtio-pci, with any `notify_off_multiplier`. KVM is given an array of plain events slot by slot;
+//! * kicks through virtio's **`PCI_CFG` window**, which arrive as accesses to configuration space: the VMM offers them to
+//!   the table at the address that they mean;
+//! * **confidential guests**, whose data the kernel cannot compare with a datamatch;
+//! * the **gap while a BAR moves**, in which the kernel has neither the old doorbell nor the new one;
 //! * **hypervisors without ioeventfds**, and **vCPUs emulated in software**;
-//! * **device to device**: what one device of a process rings at another, without a guest or a kernel in between.
+//! * **device to device**: a device that rings another one in the same process, without a guest or a kernel in between.
+//!
+//! # Snapshots
+//!
+//! [`Table::save`] and [`AddressSpace::save`](space::AddressSpace::save) have doorbells, and the values that they keep,
+//! as plain data.
 
 mod addresses;
 mod array;

@@ -1,19 +1,20 @@
 //! Doorbells in the kernel: the same address space, backed by a real `/dev/kvm`.
 //!
-//! A guest write that KVM handles costs less than one that exits to the VMM, so a VMM on KVM adds a [`KvmListener`] to
+//! A guest write that KVM handles costs less than one that exits to the VMM. So a VMM on KVM adds a [`KvmListener`] to
 //! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).
 //!
-//! Interrupts are KVM's to deliver: a `KvmSink` (x86) is what the VMM's [`Router`](crate::irqfd::Router) ends in.
+//! KVM delivers interrupts: the sink of the VMM's [`Router`](crate::irqfd::Router) is a `KvmSink` (x86).
 //!
 //! # Snapshots
 //!
-//! Kicks that KVM took and no thread has moved are in the kernel, in eventfds of the listener's, and the events do not
-//! show them. So: pause the vCPUs, pause the devices, then
-//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down
-//! the counts of the events. The method's page has the steps in code.
+//! Kicks that KVM has taken, and that no thread has moved to their event yet, are in eventfds of the listener, where
+//! [`Event::count`](crate::Event::count) does not see them.
+//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) moves all of them. It comes after the vCPUs and
+//! the devices were paused, and before [`AddressSpace::save`](crate::ioeventfd::space::AddressSpace::save), whose page has
+//! the steps.
 //!
-//! Interrupts are in the router and in KVM's interrupt controllers. [In which order](crate::irqfd#snapshots) to save and
-//! restore the two is said with the router.
+//! Interrupts are in the router and in KVM's interrupt controllers: the page of the router says
+//! [in which order](crate::irqfd#snapshots) the two are saved and restored.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioctl;
@@ -63,7 +64,7 @@ pub struct Unsupported;
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an ioeventfd of KVM's does not keep what was written")
+        f.write_str("KVM's ioeventfds do not keep the value that was written")
     }
 }
 

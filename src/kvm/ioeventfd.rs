@@ -17,20 +17,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Has KVM take guest writes to doorbells, so that they do not exit to the VMM.
+/// Lets KVM take guest writes to doorbells, so that they do not exit to the VMM.
 ///
-/// The kernel can add to eventfds only. So each [`Event`](crate::Event) gets one, its [`KernelCount`], and its kicks
-/// are in two places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost
-/// between the two: when a doorbell leaves KVM, what its eventfd has goes to the event.
+/// The kernel can add to eventfds only. So each [`Event`](crate::Event) gets an eventfd, its [`KernelCount`]. Kicks that
+/// KVM takes are in the eventfd, and kicks that the table takes are in the event. Nothing is lost between the two: when a
+/// doorbell leaves KVM, the count of its eventfd moves to the event.
 ///
-/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
-/// that keeps what was written, is refused with [`Unsupported`], an array with such a target as a whole; the table
-/// serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it.
-/// What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
+/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what was
+/// written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target, as a
+/// whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
+/// [`Occupied`](super::Occupied), and nothing serves it. The [module's page](super#where-kvm-has-somebody-else) has a
+/// table of what else may take the guest's writes.
 ///
-/// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive. An event's
-/// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a
-/// new event comes, or descriptors run out, and the event has gone by then.
+/// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd of
+/// an event stays the same as long as the event lives. After that it is closed when a transaction ends that took
+/// doorbells from KVM, when another event gets its eventfd, or when descriptors run out.
 ///
 /// # System calls
 ///
@@ -46,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// | [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), [`KernelCount::drain`] | `read` |
 ///
 /// All but `new` take locks (`futex`: `FUTEX_WAIT`, `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private; `sched_yield`), and
-/// what `read`s wakes who sleeps for an event.
+/// those that `read` wake the threads that sleep for the event.
 /// Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)` before `close`.
 ///
 /// # Waiting
@@ -105,10 +106,10 @@ pub struct KvmListener {
 
 #[derive(Default)]
 struct State {
-    /// The eventfds, by the address of the event. They stay for as long as the event does, so that whoever waits for
-    /// one need not care that the doorbell moves. Those of events that have gone are closed by [`sweep`](Self::sweep).
+    /// The eventfds, by the address of the event. An eventfd stays as long as its event, so that a thread that waits for
+    /// it is not concerned when the doorbell moves. [`sweep`](Self::sweep) closes those of events that have gone.
     counts: HashMap<usize, (WeakEventHandle, Arc<OwnedFd>)>,
-    /// What KVM has.
+    /// The ioeventfds that KVM has.
     registered: BTreeMap<Key, KernelCount>,
 }
 
@@ -130,7 +131,7 @@ impl KvmListener {
     }
 
     /// The part of `event`'s count that is in the kernel. It is the same as long as the event lives, whether KVM has a
-    /// doorbell of this event already, still or again.
+    /// doorbell of the event at the moment or not.
     ///
     /// # Errors
     ///
@@ -149,8 +150,8 @@ impl KvmListener {
         self.ioctl(key, count, 0)
     }
 
-    /// When this returns, no vCPU adds to the eventfd any more. A drain after it gets all that no other has moved to
-    /// the event.
+    /// When this returns, no vCPU adds to the eventfd any more. A drain that follows gets all kicks that no other drain
+    /// has moved to the event.
     fn deassign(&self, key: &Key, count: &KernelCount) -> Result<(), Error> {
         self.ioctl(key, count, 1 << kvm_ioeventfd_flag_nr_deassign)
     }
@@ -163,8 +164,7 @@ impl KvmListener {
         Ok(())
     }
 
-    /// Deassigns what is registered under the keys, and only then drains, as this calls observers. The lock is not held
-    /// there.
+    /// Deassigns what is registered under the keys, and then drains. Draining calls observers, so the lock is not held.
     fn release<'a>(&self, keys: impl Iterator<Item = &'a Key>) -> Result<(), Error> {
         let mut released = Ok(());
         let mut counts = Vec::new();
@@ -222,7 +222,7 @@ impl State {
     fn count_of(&mut self, event: &EventHandle) -> Result<KernelCount, Error> {
         let address = ptr::from_ref(&**event).addr();
         let fd = match self.counts.get(&address) {
-            // Not of another event that was at this address: its weak handle keeps the memory from being used again.
+            // It cannot be of an older event at this address: the weak handle keeps the memory from being reused.
             Some((_, fd)) => Arc::clone(fd),
             None => {
                 if self.counts.len() == self.counts.capacity() {
@@ -261,7 +261,7 @@ impl Listener for KvmListener {
         }
         for (place, (key, event)) in entries.iter().enumerate() {
             if let Err(error) = self.register(*key, event) {
-                // All or nothing. The error to be told of is the first.
+                // All or nothing. The first error is the one that is reported.
                 let _ = self.release(entries[..place].iter().map(|(key, _)| key));
                 return Err(error.into());
             }
@@ -276,7 +276,7 @@ impl Listener for KvmListener {
 
     fn drain(&self) -> u64 {
         let counts: Vec<KernelCount> = self.lock().living().collect();
-        // Without the lock, as this calls observers.
+        // Without the lock, since observers are called.
         drain_all(&counts)
     }
 
@@ -286,7 +286,7 @@ impl Listener for KvmListener {
     }
 }
 
-/// Drains all, even if an observer panics. Then the first panic goes on.
+/// Drains all, even if an observer panics. The first panic goes on afterwards.
 fn drain_all(counts: &[KernelCount]) -> u64 {
     let mut drained = 0_u64;
     let mut panicked = None;
@@ -298,7 +298,7 @@ fn drain_all(counts: &[KernelCount]) -> u64 {
     drained
 }
 
-/// The ioeventfds that a doorbell comes to.
+/// The ioeventfds that a doorbell becomes, one for each slot.
 fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &EventHandle)>, Unsupported> {
     fn entry(key: Key, target: &Target) -> Result<(Key, &EventHandle), Unsupported> {
         match target {
@@ -321,7 +321,7 @@ fn entries(doorbell: &Doorbell) -> Result<Vec<(Key, &EventHandle)>, Unsupported>
 impl Drop for KvmListener {
     fn drop(&mut self) {
         let keys: Vec<Key> = self.lock().registered.keys().copied().collect();
-        // Nobody is left to be told of an error.
+        // A drop cannot report an error.
         let _ = self.release(keys.iter());
     }
 }
@@ -389,7 +389,7 @@ impl KernelCount {
         }
     }
 
-    /// What it is drained to.
+    /// The event that it is drained to.
     #[must_use]
     pub fn event(&self) -> &EventHandle {
         &self.event

@@ -1,8 +1,8 @@
-//! What KVM emulates itself, as far as KVM can be asked.
+//! The devices that KVM emulates itself, as far as KVM can be asked for them.
 //!
-//! KVM's devices stand on the buses on which its ioeventfds do (`kvm_io_bus`), and a guest write goes to the first that
-//! it fits into. `KVM_IOEVENTFD` knows of no collision with a device, so an ioeventfd inside of one is registered, and
-//! then either is never reached or takes the device's writes.
+//! These devices are on the same buses as ioeventfds (`kvm_io_bus`), and a guest write goes to the first entry that it
+//! fits into. `KVM_IOEVENTFD` does not check for collisions with a device. So an ioeventfd inside a device is registered,
+//! and then either is never reached or takes the device's writes.
 
 use super::ioctl::Vm;
 use crate::ioeventfd::Key;
@@ -22,11 +22,11 @@ pub enum InKernel {
     LocalApic,
 }
 
-/// A device of KVM's own stands where the doorbell should (`EBUSY`).
+/// A device that KVM emulates is where the doorbell should be (`EBUSY`).
 ///
-/// It is the device that takes the guest's writes there: they do not exit to the VMM, and the table does not see them.
-/// So nothing rings this doorbell, in KVM or in the table. Were KVM given it, the doorbell would be overlooked or, if
-/// it is shorter than the device and at its first address, take writes that are meant for the device.
+/// The device takes the guest's writes there: they do not exit to the VMM, and the table does not see them. So nothing
+/// rings this doorbell, in KVM or in the table. If KVM were given the doorbell, KVM would overlook it or, if it is shorter
+/// than the device and at the device's first address, give it writes that are meant for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Occupied {
@@ -44,7 +44,7 @@ impl fmt::Display for Occupied {
         };
         write!(
             f,
-            "KVM's own {device} takes the guest's writes at this address, and nothing rings the doorbell"
+            "the {device} that KVM emulates takes the guest's writes at this address, and nothing rings the doorbell"
         )
     }
 }
@@ -57,7 +57,7 @@ impl From<Occupied> for io::Error {
     }
 }
 
-/// Fails if a device of KVM's would take the writes of the doorbell, or the doorbell the device's.
+/// Fails if a device that KVM emulates would take the writes of the doorbell, or the doorbell those of the device.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn check_vacant(vm: &Vm, key: &Key) -> Result<(), Occupied> {
     match x86::device_at(key).filter(|&device| x86::is_there(vm, device)) {
@@ -66,7 +66,7 @@ pub(super) fn check_vacant(vm: &Vm, key: &Key) -> Result<(), Occupied> {
     }
 }
 
-/// Elsewhere, devices of KVM's stand where the VMM has put them.
+/// On other processors, KVM's devices are where the VMM has put them.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn check_vacant(_: &Vm, _: &Key) -> Result<(), Occupied> {
     Ok(())
@@ -79,7 +79,7 @@ mod x86 {
     use crate::kvm::ioctl::Vm;
     use kvm_bindings::KVM_IRQCHIP_IOAPIC;
 
-    /// Where they are, if they are: each with a bus, a first address and a size.
+    /// Where each device is, if the VM has it: bus, first address and size.
     const DEVICES: [(InKernel, Bus, u64, u64); 6] = [
         (InKernel::Pic, Bus::Pio, 0x20, 2),
         (InKernel::Pic, Bus::Pio, 0xa0, 2),
@@ -89,8 +89,8 @@ mod x86 {
         (InKernel::LocalApic, Bus::Mmio, 0xfee0_0000, 0x1000),
     ];
 
-    /// The device that has all of the doorbell's addresses, if it is there. One that reaches beyond a device has writes
-    /// to itself that do not fit into the device.
+    /// The device that has all of the doorbell's addresses, if the VM has it. A doorbell that reaches beyond a device
+    /// gets the writes that do not fit into the device.
     pub(super) fn device_at(key: &Key) -> Option<InKernel> {
         let fits = |&&(_, bus, first, size): &&(InKernel, Bus, u64, u64)| {
             let offset = key.address.checked_sub(first);
@@ -100,7 +100,7 @@ mod x86 {
         DEVICES.iter().find(fits).map(|&(device, ..)| device)
     }
 
-    /// Whether KVM has the device. What cannot be asked for is not there: KVM gives no device's state but its own.
+    /// Whether KVM has the device. KVM gives the state of its own devices only, so an error says that there is none.
     pub(super) fn is_there(vm: &Vm, device: InKernel) -> bool {
         match device {
             InKernel::Pit => vm.has_pit(),

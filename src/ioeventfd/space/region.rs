@@ -23,8 +23,8 @@ impl AddressSpace {
 
 /// A range of guest addresses with doorbells at offsets: a BAR, a block of device registers, a set of ports.
 ///
-/// It is removed from its [`AddressSpace`] when it is dropped. Each change is a transaction, or part of one that the
-/// thread has open, and returns what that transaction's commit reported.
+/// It is removed from its [`AddressSpace`] when it is dropped. Each change is a transaction of its own, and returns the
+/// report of the commit; or it is part of a transaction that the thread has open, and returns an empty report.
 #[doc(alias = "MemoryRegion")]
 #[doc(alias = "BAR")]
 pub struct Region {
@@ -33,15 +33,15 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps the region at `base`, wherever it was before: its doorbells go along. (`memory_region_set_address`)
+    /// Maps the region, with its doorbells, at `base`, wherever it was before. (`memory_region_set_address`)
     ///
     /// It becomes the last mapped of its priority, unless it is at `base` already.
     ///
     /// # Errors
     ///
-    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, the
-    /// last that there is; nothing was changed. A guest that finds out a BAR's size
-    /// by writing all ones to it brings this about, and a BAR with such a value counts as not mapped.
+    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, which is
+    /// the last. Nothing was changed. A guest causes this when it finds out a BAR's size by writing all ones to it. A BAR
+    /// with such a value counts as not mapped.
     pub fn map(&self, base: u64) -> Result<CommitReport, MapError> {
         self.space.try_change(|map| {
             let now = map.mapped + 1;
@@ -56,7 +56,7 @@ impl Region {
         })
     }
 
-    /// Takes the region out of the guest's sight. It keeps its doorbells. (`memory_region_del_subregion`)
+    /// Unmaps the region, which keeps its doorbells. (`memory_region_del_subregion`)
     pub fn unmap(&self) -> CommitReport {
         self.change(|region| region.base = None)
     }
@@ -67,10 +67,11 @@ impl Region {
         self.change(|region| region.enabled = enabled)
     }
 
-    /// Has guest writes at `offset`, of `length` bytes or any if that is 0, of the value `datamatch` or any if that is
-    /// `None`, signal `event`. One event may stand at any number of places. (`memory_region_add_eventfd`)
+    /// Lets guest writes at `offset` signal `event`: writes of `length` bytes, or of any length if that is 0, and of the
+    /// value `datamatch`, or of any value if that is `None`. One event may have any number of doorbells.
+    /// (`memory_region_add_eventfd`)
     ///
-    /// This is [`add`](Self::add) in QEMU's words. `event` may be a target that keeps what was written as well.
+    /// This is [`add`](Self::add) in QEMU's words. `event` may also be a target that keeps what was written.
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ impl Region {
 
     /// Ends what [`add_eventfd`](Self::add_eventfd) with the same arguments began. (`memory_region_del_eventfd`)
     ///
-    /// What has been signalled stays in the event: read it once more after the commit, and no kick is lost.
+    /// Signals that came before stay in the event. A last read after the commit finds them, so that no kick is lost.
     ///
     /// # Errors
     ///
@@ -102,12 +103,12 @@ impl Region {
         self.del(&single(self.bus(), offset, length, datamatch, event.into()))
     }
 
-    /// Hangs any doorbell that a [`Table`](crate::ioeventfd::Table) can hold on the region, an array or one that keeps
-    /// what was written too. Its address is the offset in the region, and where the region goes, it goes.
+    /// Adds any doorbell that a [`Table`](super::super::Table) can hold to the region, also an array or a doorbell that
+    /// keeps what was written. Its address is an offset in the region, and it moves with the region.
     ///
-    /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says; the
-    /// table serves it then. An array stands as a whole or not at all: it is in force while all its addresses belong to
-    /// the region.
+    /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says. The
+    /// table serves the doorbell then. An array is in force as a whole, while all its addresses belong to the region, or
+    /// not at all.
     ///
     /// ```
     /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, DoorbellArray, space::AddressSpace};
@@ -151,7 +152,7 @@ impl Region {
             .try_change(|map| map.region(self.id).del(doorbell))
     }
 
-    /// Removes the region, as dropping it does, and says what the listeners had to say.
+    /// Removes the region, as dropping it does, and returns the report of the commit.
     pub fn remove(self) -> CommitReport {
         let space = self.space.clone();
         let transaction = space.begin();
