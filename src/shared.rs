@@ -141,8 +141,8 @@ use waker::Waker;
 /// ```
 ///
 /// A child that runs another program: the descriptor is closed on exec, except where it becomes one of the child's
-/// standard ones. (Another way is to clear `FD_CLOEXEC` with `fcntl(F_SETFD)` and to tell the child the number; then each
-/// program that another thread starts meanwhile has the descriptor as well.)
+/// standard ones. (Another way is to clear `FD_CLOEXEC` with `fcntl(F_SETFD)` and to tell the child the number; then
+/// each program that another thread starts meanwhile has the descriptor as well.)
 ///
 /// ```no_run
 /// use doorbell::{Mode, SharedEvent};

@@ -515,8 +515,8 @@ fn every_key_reaches_kvm_as_it_is() {
     }
 }
 
-/// An array of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values is
-/// refused with a word of why.
+/// An array of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values
+/// is refused with a word of why.
 #[test]
 fn arrays_reach_kvm_and_payloads_do_not() {
     let Some(machine) = machine(&[]) else {
@@ -565,8 +565,8 @@ fn arrays_reach_kvm_and_payloads_do_not() {
     }
 }
 
-/// The queues of a virtio-pci device whose `notify_off_multiplier` is 0 have one address: KVM gets a datamatch for each,
-/// and a guest's kick of the last one does not exit.
+/// The queues of a virtio-pci device whose `notify_off_multiplier` is 0 have one address: KVM gets a datamatch for
+/// each, and a guest's kick of the last one does not exit.
 #[test]
 fn an_array_without_a_stride_is_a_datamatch_for_each_slot() {
     let Some(mut machine) = machine(&program(1, 5, next_place)) else {

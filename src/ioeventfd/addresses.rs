@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A search counts the addresses in a line that are less than the wanted one. The count is the number of the line to go
-//! on in, one level below. Each step waits for one cache line and compares all of it at once, without a branch. A binary
-//! search takes three dependent steps for the same.
+//! on in, one level below. Each step waits for one cache line and compares all of it at once, without a branch. A
+//! binary search takes three dependent steps for the same.
 //!
 //! `MAX` is not less than any address. So the search stays within the lines, and ends at the first `MAX` at the latest.
 
@@ -31,8 +31,8 @@ impl CacheLine {
         self.0[WIDTH - 1]
     }
 
-    /// How many are less than `address`. The last one is not counted: it is `MAX`, or the search came to this line since
-    /// the last one is not less.
+    /// How many are less than `address`. The last one is not counted: it is `MAX`, or the search came to this line
+    /// since the last one is not less.
     #[inline(always)]
     fn less(&self, address: u64) -> usize {
         let candidates = self.0[..WIDTH - 1].iter();
@@ -43,8 +43,8 @@ impl CacheLine {
 /// Immutable. Addresses may be equal.
 #[derive(Clone, Default)]
 pub(super) struct Addresses {
-    /// The levels one after the other: first the level of all addresses, last the level of one line. Empty if there are no
-    /// addresses.
+    /// The levels one after the other: first the level of all addresses, last the level of one line. Empty if there are
+    /// no addresses.
     lines: Vec<CacheLine>,
     /// Where in `lines` each level begins, the level of one line first.
     levels: Vec<usize>,

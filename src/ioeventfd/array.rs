@@ -5,8 +5,8 @@ use super::{Bus, DoorbellError, Key};
 ///
 /// The slots of an array are told apart in one of two ways:
 ///
-/// * by address, if the stride is not 0: a write that starts at `address + i * stride` rings slot `i`. Writes that start
-///   at other addresses of the array ring nothing.
+/// * by address, if the stride is not 0: a write that starts at `address + i * stride` rings slot `i`. Writes that
+///   start at other addresses of the array ring nothing.
 /// * by value, if the stride is 0: all slots are at `address`, and a write of the value `i` rings slot `i`, as if each
 ///   slot had a [datamatch](Key::with_datamatch) of its own. Such an array needs a length. Writes of other values ring
 ///   nothing.

@@ -42,9 +42,13 @@ impl fmt::Display for DoorbellError {
         f.write_str(match self {
             DoorbellError::Length => "a doorbell's length must be 0, 1, 2, 4 or 8",
             DoorbellError::Wrap => "the doorbell reaches beyond the end of the address space",
-            DoorbellError::WildcardDatamatch => "a doorbell with a datamatch, or an array of stride 0, needs a length of 1, 2, 4 or 8",
+            DoorbellError::WildcardDatamatch => {
+                "a datamatch, or an array of stride 0, needs a length of 1, 2, 4 or 8"
+            }
             DoorbellError::DatamatchWidth => "the datamatch is wider than the doorbell's length",
-            DoorbellError::Stride => "an array's stride must be a power of two, or 0 for slots told apart by the value written",
+            DoorbellError::Stride => {
+                "the stride must be a power of two, or 0 to go by the value written"
+            }
             DoorbellError::Slots => "an array must have slots, and a target for each",
             DoorbellError::Collision => "another doorbell takes these writes",
         })

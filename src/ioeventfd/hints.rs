@@ -3,12 +3,12 @@
 use crate::spread::spread;
 use std::cell::Cell;
 
-/// A cache with one entry for each hash of an address. A lookup checks what the cache says, so an outdated entry does no
-/// harm, and both buses share the cache.
+/// A cache with one entry for each hash of an address. A lookup checks what the cache says, so an outdated entry does
+/// no harm, and both buses share the cache.
 pub(super) struct Hints([Hint; Hints::COUNT]);
 
-/// The lower half of the address, and where the search for it ended. The half of the address is here so that a lookup of
-/// another address need not load from the table, which may be large, to find that the hint is of no use.
+/// The lower half of the address, and where the search for it ended. The half of the address is here so that a lookup
+/// of another address need not load from the table, which may be large, to find that the hint is of no use.
 pub(super) struct Hint(Cell<u64>);
 
 impl Hints {

@@ -6,9 +6,9 @@
 //!     doorbells   [ ...                                            ]    all of each doorbell, for changes
 //! ```
 //!
-//! A lookup searches for the first address that is not below the write's. An array of doorbells owns all addresses up to
-//! its end. So a write into an array, but not at its beginning, finds the array just before the place where the search
-//! ends.
+//! A lookup searches for the first address that is not below the write's. An array of doorbells owns all addresses up
+//! to its end. So a write into an array, but not at its beginning, finds the array just before the place where the
+//! search ends.
 
 use super::addresses::Addresses;
 use super::doorbell::{AddressKey, Doorbell, Target};
@@ -78,8 +78,8 @@ impl<'a> Access<'a> {
         (!data.is_empty()).then_some(Access { data })
     }
 
-    /// The length, and the value written, zero-extended. `None` for other lengths than 1, 2, 4 and 8 bytes, which only a
-    /// wildcard matches.
+    /// The length, and the value written, zero-extended. `None` for other lengths than 1, 2, 4 and 8 bytes, which only
+    /// a wildcard matches.
     #[inline(always)]
     fn value(self) -> Option<(u8, u64)> {
         Some(match *self.data {

@@ -197,8 +197,8 @@ impl ValueQueue {
 
     /// The writes that wait, the oldest first. They stay in the queue.
     ///
-    /// It is meant for snapshots and monitors, and may be called at any time. A write that comes or is taken while it runs
-    /// is among them or not.
+    /// It is meant for snapshots and monitors, and may be called at any time. A write that comes or is taken while it
+    /// runs is among them or not.
     pub fn iter(&self) -> impl Iterator<Item = Kick> + use<> {
         let mut oldest = self.oldest();
         // No more than there are now: guest writes may go on filling the room that this makes.

@@ -1,10 +1,10 @@
 //! The address space above the table: regions that carry doorbells, and listeners that take them over.
 //!
-//! A device does not know where the guest will put its registers. It adds its doorbells to a [`Region`], at offsets. The
-//! guest's firmware maps the region, moves it, and switches it off and on. The [`AddressSpace`] works out which doorbells
-//! are at which guest addresses, and tells its [`Listener`]s, which can take guest writes before the VMM does: mostly
-//! KVM. QEMU's counterparts are `memory_region_add_eventfd`, `memory_region_transaction_commit` and `MemoryListener`
-//! (`system/memory.c`).
+//! A device does not know where the guest will put its registers. It adds its doorbells to a [`Region`], at offsets.
+//! The guest's firmware maps the region, moves it, and switches it off and on. The [`AddressSpace`] works out which
+//! doorbells are at which guest addresses, and tells its [`Listener`]s, which can take guest writes before the VMM
+//! does: mostly KVM. QEMU's counterparts are `memory_region_add_eventfd`, `memory_region_transaction_commit` and
+//! `MemoryListener` (`system/memory.c`).
 //!
 //! ```text
 //!     Region (BAR 4 at 0xe000_0000)      in force, absolute, sorted         Listener (KVM)        the table
@@ -15,8 +15,8 @@
 //! # A commit
 //!
 //! All changes are made in transactions. A change outside of a transaction is a transaction of its own. The outermost
-//! [`commit`](Transaction::commit) compares the doorbells in force with those that should be, in one walk over two sorted
-//! lists. Doorbells in both lists are left alone. For the others:
+//! [`commit`](Transaction::commit) compares the doorbells in force with those that should be, in one walk over two
+//! sorted lists. Doorbells in both lists are left alone. For the others:
 //!
 //! 1. the listeners let go of the doorbells that are no longer in force, the listener with the highest priority first;
 //! 2. the table is updated;
@@ -25,18 +25,18 @@
 //!
 //! The table has every doorbell in force, whether a listener has it or not. A guest write to a doorbell that a listener
 //! has is served by the listener. If the listener does not have the doorbell yet, has let go of it, or has refused it,
-//! the write exits to the VMM and is served by the table. A write is never served by both. The table changes in one step:
-//! a doorbell that moves, or that is replaced by another at its address, is found once at every moment. A doorbell that a
-//! listener refuses is slower, and works: the [`CommitReport`] names it, and
+//! the write exits to the VMM and is served by the table. A write is never served by both. The table changes in one
+//! step: a doorbell that moves, or that is replaced by another at its address, is found once at every moment. A
+//! doorbell that a listener refuses is slower, and works: the [`CommitReport`] names it, and
 //! [`retry_refused`](AddressSpace::retry_refused) asks again.
 //!
 //! # Regions that overlap
 //!
 //! A guest may map regions over each other, which is no error. Each address belongs to the region with the highest
 //! priority there; among regions of the same priority, to the one that was mapped last. A doorbell is in force if its
-//! first address belongs to its region, and an array of doorbells if all its addresses do. This is QEMU's rule, with two
-//! differences: QEMU has no arrays, and it keeps a doorbell of which only later addresses belong to the region. Doorbells
-//! of two regions never collide. Doorbells of one region are checked when they are added.
+//! first address belongs to its region, and an array of doorbells if all its addresses do. This is QEMU's rule, with
+//! two differences: QEMU has no arrays, and it keeps a doorbell of which only later addresses belong to the region.
+//! Doorbells of two regions never collide. Doorbells of one region are checked when they are added.
 //!
 //! # From DRIVER_OK to the kick, and back
 //!

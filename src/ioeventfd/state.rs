@@ -158,8 +158,8 @@ impl Latest {
 }
 
 impl ValueQueue {
-    /// The queue with the writes that wait as plain data. `name` gives the VMM's number for the event. The writes stay in
-    /// the queue, as with [`iter`](Self::iter).
+    /// The queue with the writes that wait as plain data. `name` gives the VMM's number for the event. The writes stay
+    /// in the queue, as with [`iter`](Self::iter).
     #[must_use]
     pub fn save(&self, name: impl FnOnce(&Event) -> u64) -> ValueQueueState {
         ValueQueueState {
@@ -245,8 +245,8 @@ impl Table {
     /// Registers the doorbells that were saved, in one step, beside those that are there. `event` has the event of a
     /// number of the VMM's. No event is signalled.
     ///
-    /// Targets that keep values are made anew, with what they kept; the registrations have them, and are in the order of
-    /// the saved doorbells.
+    /// Targets that keep values are made anew, with what they kept; the registrations have them, and are in the order
+    /// of the saved doorbells.
     ///
     /// # Errors
     ///

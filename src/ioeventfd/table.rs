@@ -17,13 +17,13 @@ use std::sync::Arc;
 /// [`assign_all`](Self::assign_all), [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the
 /// price of one. A change holds for all lookups that begin after it. A change that only adds doorbells waits for no
 /// other thread. A change that removes doorbells returns when no signal comes through the old ones any more: it waits
-/// for the lookups and observers' calls that are under way, of all tables and events. So the caller must not hold a lock
-/// that a callback may take.
+/// for the lookups and observers' calls that are under way, of all tables and events. So the caller must not hold a
+/// lock that a callback may take.
 ///
 /// A change made inside a callback, in a lookup or an observer's call of the same thread, does not wait; neither does
 /// the outermost call when it ends. Lookups that other threads have begun before may still ring the old doorbells until
-/// they end, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While the thread has a transaction
-/// of an [`AddressSpace`](super::space::AddressSpace) open, changes wait at the end of the transaction.
+/// they end, and the targets are dropped after that: see [`reclaim`](crate::reclaim). While the thread has a
+/// transaction of an [`AddressSpace`](super::space::AddressSpace) open, changes wait at the end of the transaction.
 ///
 /// ```
 /// use doorbell::{Event, ioeventfd::{Bus, Key, Table}};
@@ -52,8 +52,8 @@ pub struct Table {
 
 struct Inner {
     /// The arrays of the snapshot own the doorbells: each pointer in the current snapshot stands for one count of an
-    /// [`Arc`]. A change hands the counts of the doorbells that stay from one snapshot to the next, and turns the others
-    /// back into `Arc`s, which are dropped together with the old snapshot.
+    /// [`Arc`]. A change hands the counts of the doorbells that stay from one snapshot to the next, and turns the
+    /// others back into `Arc`s, which are dropped together with the old snapshot.
     buses: Srcu<Buses, Light>,
 }
 
@@ -118,8 +118,8 @@ impl Table {
     /// Has guest writes that match `key` signal an event, until the registration is dropped or the key deassigned.
     ///
     /// `target` is an `Arc` of an [`Event`](crate::Event), or of a [`Latest`](super::Latest) or a
-    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One may stand under any number of keys. When this returns,
-    /// every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
+    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One may stand under any number of keys. When
+    /// this returns, every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
     ///
     /// # Errors
     ///
@@ -431,8 +431,8 @@ impl Reader {
     ///
     /// It suits doorbells whose devices poll or are busy, on a processor whose locked instructions are slow. A device
     /// that sleeps after each kick loses more than the vCPU saves, and interrupts the vCPUs when it falls asleep: see
-    /// `Signaller`. Finding the signaller takes time too: on an AMD EPYC (Zen 4), where a locked instruction takes 2 ns,
-    /// a hit among 64 doorbells takes 1.2 to 1.5 times as long as without signallers, if no other CPU reads the
+    /// `Signaller`. Finding the signaller takes time too: on an AMD EPYC (Zen 4), where a locked instruction takes 2
+    /// ns, a hit among 64 doorbells takes 1.2 to 1.5 times as long as without signallers, if no other CPU reads the
     /// counts. The report (`cargo run --release --example report`) shows what it is on a machine.
     ///
     /// This call allocates up to 96 bytes for each of `doorbells`, of which at most 65,536 count. The first ring of an

@@ -19,18 +19,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Lets KVM take guest writes to doorbells, so that they do not exit to the VMM.
 ///
-/// The kernel can add to eventfds only. So each [`Event`](crate::Event) gets an eventfd, its [`KernelCount`]. Kicks that
-/// KVM takes are in the eventfd, and kicks that the table takes are in the event. Nothing is lost between the two: when a
-/// doorbell leaves KVM, the count of its eventfd moves to the event.
+/// The kernel can add to eventfds only. So each [`Event`](crate::Event) gets an eventfd, its [`KernelCount`]. Kicks
+/// that KVM takes are in the eventfd, and kicks that the table takes are in the event. Nothing is lost between the two:
+/// when a doorbell leaves KVM, the count of its eventfd moves to the event.
 ///
-/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what was
-/// written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target, as a
-/// whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
+/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what
+/// was written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target,
+/// as a whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
 /// [`Occupied`](super::Occupied), and nothing serves it. The [module's page](super#where-kvm-has-somebody-else) has a
 /// table of what else may take the guest's writes.
 ///
-/// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd of
-/// an event stays the same as long as the event lives. After that it is closed when a transaction ends that took
+/// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd
+/// of an event stays the same as long as the event lives. After that it is closed when a transaction ends that took
 /// doorbells from KVM, when another event gets its eventfd, or when descriptors run out.
 ///
 /// # System calls
@@ -52,12 +52,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// # Waiting
 ///
-/// A device thread waits for both parts of a count: the event, and its [`KernelCount`]. A [`Poller`](crate::poll::Poller) watches both, as in
-/// the example below, or has the kernel's part bound to the event under one key
-/// ([`Poller::add_bound`](crate::poll::Poller::add_bound)). A thread that waits for the eventfd alone misses the kicks
-/// that the table takes: in the moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search
-/// overlooks it because doorbells of several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell
-/// is in the second half, which KVM does not look at.
+/// A device thread waits for both parts of a count: the event, and its [`KernelCount`]. A
+/// [`Poller`](crate::poll::Poller) watches both, as in the example below, or has the kernel's part bound to the event
+/// under one key ([`Poller::add_bound`](crate::poll::Poller::add_bound)). A thread that waits for the eventfd alone
+/// misses the kicks that the table takes: in the moment in which a doorbell moves, where KVM refused the doorbell,
+/// where KVM's search overlooks it because doorbells of several lengths overlap, or if the guest makes stores of 16
+/// bytes and the doorbell is in the second half, which KVM does not look at.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -106,8 +106,8 @@ pub struct KvmListener {
 
 #[derive(Default)]
 struct State {
-    /// The eventfds, by the address of the event. An eventfd stays as long as its event, so that a thread that waits for
-    /// it is not concerned when the doorbell moves. [`sweep`](Self::sweep) closes those of events that have gone.
+    /// The eventfds, by the address of the event. An eventfd stays as long as its event, so that a thread that waits
+    /// for it is not concerned when the doorbell moves. [`sweep`](Self::sweep) closes those of events that have gone.
     counts: HashMap<usize, (WeakEventHandle, Arc<OwnedFd>)>,
     /// The ioeventfds that KVM has.
     registered: BTreeMap<Key, KernelCount>,
@@ -121,8 +121,8 @@ impl KvmListener {
     ///
     /// # Errors
     ///
-    /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first doorbell,
-    /// which is refused with `ENOTTY` if it is not.
+    /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first
+    /// doorbell, which is refused with `ENOTTY` if it is not.
     pub fn new(vm: impl AsFd) -> Result<Self, Error> {
         Ok(KvmListener {
             vm: Vm::new(vm)?,
@@ -339,10 +339,10 @@ impl fmt::Debug for KvmListener {
 ///
 /// The descriptor does not block, is closed on exec, and becomes readable when KVM takes a kick. It can be
 ///
-/// * watched, by a [`Poller`](crate::poll::Poller), epoll, `event-manager`, tokio's `AsyncFd` or mio (feature `mio`), with
-///   a [`drain`](Self::drain) when it is readable;
-/// * [bound](crate::poll::Poller::bind) to its [`event`](Self::event) by a poller, which moves the kicks itself. What has
-///   no room in the event is left with such a poller until there is room;
+/// * watched, by a [`Poller`](crate::poll::Poller), epoll, `event-manager`, tokio's `AsyncFd` or mio (feature `mio`),
+///   with a [`drain`](Self::drain) when it is readable;
+/// * [bound](crate::poll::Poller::bind) to its [`event`](Self::event) by a poller, which moves the kicks itself. What
+///   has no room in the event is left with such a poller until there is room;
 /// * given to a peer that reads the kicks, such as vhost in the kernel or a vhost-user process. A
 ///   [`Forward`](crate::fd::Forward) of the event to the same eventfd passes on what the table takes, so that the peer
 ///   gets all kicks from one descriptor, and keeps them when the doorbell moves:
@@ -362,7 +362,8 @@ impl fmt::Debug for KvmListener {
 /// # }
 /// ```
 ///
-/// [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) then leaves the kicks where the peer reads them.
+/// [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) then leaves the kicks where the peer reads
+/// them.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
     event: EventHandle,

@@ -1,8 +1,8 @@
 //! The devices that KVM emulates itself, as far as KVM can be asked for them.
 //!
 //! These devices are on the same buses as ioeventfds (`kvm_io_bus`), and a guest write goes to the first entry that it
-//! fits into. `KVM_IOEVENTFD` does not check for collisions with a device. So an ioeventfd inside a device is registered,
-//! and then either is never reached or takes the device's writes.
+//! fits into. `KVM_IOEVENTFD` does not check for collisions with a device. So an ioeventfd inside a device is
+//! registered, and then either is never reached or takes the device's writes.
 
 use super::ioctl::Vm;
 use crate::ioeventfd::Key;
@@ -25,8 +25,8 @@ pub enum InKernel {
 /// A device that KVM emulates is where the doorbell should be (`EBUSY`).
 ///
 /// The device takes the guest's writes there: they do not exit to the VMM, and the table does not see them. So nothing
-/// rings this doorbell, in KVM or in the table. If KVM were given the doorbell, KVM would overlook it or, if it is shorter
-/// than the device and at the device's first address, give it writes that are meant for the device.
+/// rings this doorbell, in KVM or in the table. If KVM were given the doorbell, KVM would overlook it or, if it is
+/// shorter than the device and at the device's first address, give it writes that are meant for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Occupied {

@@ -478,8 +478,8 @@ fn snapshot_and_restore() {
     assert_eq!(addresses, [A - 4, A, 0xc050]);
 }
 
-/// What keeps an event can do anything when it is dropped, such as change the table: no call drops the last handle of an
-/// event while it holds the table.
+/// What keeps an event can do anything when it is dropped, such as change the table: no call drops the last handle of
+/// an event while it holds the table.
 #[test]
 fn the_last_handle_of_an_event_changes_the_table() {
     struct Device {

@@ -12,8 +12,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread;
 
-/// The guest addresses of one virtual machine, with the doorbells that are there. Clones are handles to the same address
-/// space.
+/// The guest addresses of one virtual machine, with the doorbells that are there. Clones are handles to the same
+/// address space.
 ///
 /// The [module's page](super) has an example.
 ///
@@ -26,10 +26,10 @@ use std::thread;
 ///
 /// A callback that [`write`](Self::write) runs may change the address space, even while another thread commits: the
 /// commit waits for that `write` only after it has released the lock of the address space. The callback's change takes
-/// effect at once for writes that begin after it, and does not wait: writes of other threads that are under way may ring
-/// the old doorbells until they end. Likewise, a thread that changes a [`Table`] or the observers of an event while it
-/// has a transaction open, or in a call of a listener, does not wait in that call. It waits at the end of the outermost
-/// transaction.
+/// effect at once for writes that begin after it, and does not wait: writes of other threads that are under way may
+/// ring the old doorbells until they end. Likewise, a thread that changes a [`Table`] or the observers of an event
+/// while it has a transaction open, or in a call of a listener, does not wait in that call. It waits at the end of the
+/// outermost transaction.
 #[derive(Clone, Default)]
 pub struct AddressSpace {
     shared: Arc<Shared>,
@@ -43,8 +43,8 @@ struct Shared {
     state: ReentrantMutex<State>,
 }
 
-/// One thread at a time has the lock, and may lock it again, which is why there are cells. They are borrowed for moments,
-/// and never while code outside of this module is called.
+/// One thread at a time has the lock, and may lock it again, which is why there are cells. They are borrowed for
+/// moments, and never while code outside of this module is called.
 #[derive(Default)]
 struct State {
     /// How many transactions the thread has open, one inside the other.
@@ -81,8 +81,8 @@ impl AddressSpace {
     /// Opens a transaction: changes are collected, and take effect when it is committed.
     /// (`memory_region_transaction_begin`)
     ///
-    /// Transactions nest, also across devices: only the commit of the outermost one has an effect. A transaction belongs
-    /// to its thread; other threads wait until it is committed.
+    /// Transactions nest, also across devices: only the commit of the outermost one has an effect. A transaction
+    /// belongs to its thread; other threads wait until it is committed.
     pub fn begin(&self) -> Transaction<'_> {
         let deferral = Deferral::new();
         let state = self.shared.state.lock();
@@ -100,9 +100,9 @@ impl AddressSpace {
 
     /// Offers the doorbells a guest's write of `data`, in the byte order of the host, that has reached the VMM.
     ///
-    /// Rings the doorbell that the write matches, and returns whether there was one. If not, the write is for the device
-    /// models. The changes of an open transaction do not count yet. A write of no bytes, which no guest can make, matches
-    /// nothing.
+    /// Rings the doorbell that the write matches, and returns whether there was one. If not, the write is for the
+    /// device models. The changes of an open transaction do not count yet. A write of no bytes, which no guest can
+    /// make, matches nothing.
     #[must_use = "a write that no doorbell took is for the device models"]
     pub fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool {
         self.shared.table.write(bus, address, data)
@@ -118,8 +118,8 @@ impl AddressSpace {
         self.change(|map| map.listeners.add(listener, priority))
     }
 
-    /// Takes all doorbells from `listener`, and tells it of no more changes. Has no effect if it is not a listener of this
-    /// address space. (`memory_listener_unregister`)
+    /// Takes all doorbells from `listener`, and tells it of no more changes. Has no effect if it is not a listener of
+    /// this address space. (`memory_listener_unregister`)
     ///
     /// Like every change, it takes effect at the outermost commit.
     pub fn remove_listener(&self, listener: &dyn Listener) -> CommitReport {
@@ -179,8 +179,8 @@ impl AddressSpace {
     /// Has all listeners move to the events what they have taken for them and still keep elsewhere, as KVM keeps kicks
     /// in eventfds. Returns how many kicks that was. When this returns, the events have all that came before.
     ///
-    /// Without it, the count of an event may be 0 though a guest has kicked: so a snapshot of a virtual machine calls it
-    /// before it [saves](Self::save) the address space and the counts of the events.
+    /// Without it, the count of an event may be 0 though a guest has kicked: so a snapshot of a virtual machine calls
+    /// it before it [saves](Self::save) the address space and the counts of the events.
     ///
     /// Observers of the events are called, without the lock of the address space.
     ///
@@ -222,8 +222,8 @@ impl AddressSpace {
     }
 
     /// The doorbells in force, in the order of bus and address, for a monitor. Each event's
-    /// [count](crate::Event::count) is its pending kicks, without those that a listener keeps: call [`drain`](Self::drain)
-    /// first. For a snapshot, there is [`save`](Self::save).
+    /// [count](crate::Event::count) is its pending kicks, without those that a listener keeps: call
+    /// [`drain`](Self::drain) first. For a snapshot, there is [`save`](Self::save).
     ///
     /// ```
     /// # use doorbell::{Event, ioeventfd::{Bus, Doorbell, Key}, ioeventfd::space::AddressSpace};
@@ -291,8 +291,8 @@ impl Map {
 }
 
 impl Shared {
-    /// Puts changes in force, and again those that listeners make when they are called. If a listener panics, all changes
-    /// are put in force before the panic goes on.
+    /// Puts changes in force, and again those that listeners make when they are called. If a listener panics, all
+    /// changes are put in force before the panic goes on.
     fn apply(&self, state: &State, to_call: &mut CommittedCalls) -> CommitReport {
         let mut report = CommitReport::default();
         let mut panicked = None;
@@ -417,8 +417,9 @@ impl Transaction<'_> {
     /// Ends the transaction and, if it is the outermost, puts its changes in force.
     /// (`memory_region_transaction_commit`)
     ///
-    /// When this returns, guest writes find the doorbells at their new addresses and nowhere else, and the events have all
-    /// kicks that came through doorbells that a listener has let go of. The report of an inner transaction is empty.
+    /// When this returns, guest writes find the doorbells at their new addresses and nowhere else, and the events have
+    /// all kicks that came through doorbells that a listener has let go of. The report of an inner transaction is
+    /// empty.
     pub fn commit(mut self) -> CommitReport {
         self.committed = true;
         self.open.end(&mut self.to_call)

@@ -30,8 +30,8 @@ pub trait Listener: Send + Sync {
     /// # Errors
     ///
     /// It does not take this one, which may be of a kind that it has no means for: an array, a target that keeps what
-    /// was written. It will not be asked to delete it. While the doorbell stays in place, it will be asked again only by
-    /// [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused).
+    /// was written. It will not be asked to delete it. While the doorbell stays in place, it will be asked again only
+    /// by [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused).
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
@@ -53,11 +53,12 @@ pub trait Listener: Send + Sync {
         0
     }
 
-    /// The outermost transaction in which the listener was asked to let go of doorbells is over. Targets that nothing but
-    /// the address space kept have been dropped, unless a guest write that has found one of them is still under way.
+    /// The outermost transaction in which the listener was asked to let go of doorbells is over. Targets that nothing
+    /// but the address space kept have been dropped, unless a guest write that has found one of them is still under
+    /// way.
     ///
-    /// It is called by the thread that has committed, without the lock of the address space, and so perhaps while another
-    /// thread makes other calls.
+    /// It is called by the thread that has committed, without the lock of the address space, and so perhaps while
+    /// another thread makes other calls.
     fn committed(&self) {}
 }
 
@@ -192,8 +193,8 @@ impl Listeners {
         listeners.collect()
     }
 
-    /// The calls by which the listeners let go of `removed`, and leaving listeners of all their doorbells. The calls count
-    /// as made. Also the listeners that have left, which must be dropped while nothing is borrowed.
+    /// The calls by which the listeners let go of `removed`, and leaving listeners of all their doorbells. The calls
+    /// count as made. Also the listeners that have left, which must be dropped while nothing is borrowed.
     pub fn letting_go(&mut self, removed: &[Doorbell]) -> (Vec<Call>, Vec<Arc<dyn Listener>>) {
         let mut calls = Vec::new();
         for slot in self.slots.iter_mut().rev() {

@@ -39,9 +39,9 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, which is
-    /// the last. Nothing was changed. A guest causes this when it finds out a BAR's size by writing all ones to it. A BAR
-    /// with such a value counts as not mapped.
+    /// The region would reach the end of the 64-bit addresses or, if it is one of ports, go beyond port 0xffff, which
+    /// is the last. Nothing was changed. A guest causes this when it finds out a BAR's size by writing all ones to it.
+    /// A BAR with such a value counts as not mapped.
     pub fn map(&self, base: u64) -> Result<CommitReport, MapError> {
         self.space.try_change(|map| {
             let now = map.mapped + 1;
@@ -67,8 +67,8 @@ impl Region {
         self.change(|region| region.enabled = enabled)
     }
 
-    /// Lets guest writes at `offset` signal `event`: writes of `length` bytes, or of any length if that is 0, and of the
-    /// value `datamatch`, or of any value if that is `None`. One event may have any number of doorbells.
+    /// Lets guest writes at `offset` signal `event`: writes of `length` bytes, or of any length if that is 0, and of
+    /// the value `datamatch`, or of any value if that is `None`. One event may have any number of doorbells.
     /// (`memory_region_add_eventfd`)
     ///
     /// This is [`add`](Self::add) in QEMU's words. `event` may also be a target that keeps what was written.
@@ -107,8 +107,8 @@ impl Region {
     /// keeps what was written. Its address is an offset in the region, and it moves with the region.
     ///
     /// A listener that has no means for such a doorbell refuses it, which the report of the outermost commit says. The
-    /// table serves the doorbell then. An array is in force as a whole, while all its addresses belong to the region, or
-    /// not at all.
+    /// table serves the doorbell then. An array is in force as a whole, while all its addresses belong to the region,
+    /// or not at all.
     ///
     /// ```
     /// use doorbell::ioeventfd::{Bus, Doorbell, Key, Latest, DoorbellArray, space::AddressSpace};

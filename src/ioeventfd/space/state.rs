@@ -1,7 +1,7 @@
 //! An address space as plain data.
 //!
-//! Saved are the regions, with their doorbells. Which doorbells are in force follows from them, and the listeners are the
-//! VMM's to add again.
+//! Saved are the regions, with their doorbells. Which doorbells are in force follows from them, and the listeners are
+//! the VMM's to add again.
 
 use super::super::state::{
     DoorbellState, DoorbellStateError, SavedTargets, TargetState, restore_targets,
