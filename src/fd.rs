@@ -2,8 +2,8 @@
 //!
 //! The kernel's counterpart is `eventfd_ctx_fdget`, which turns a descriptor into the counter that KVM, vhost and VFIO
 //! signal; QEMU's is `EventNotifier`. An [`Event`](crate::Event) has no descriptor, and so can be a `static` or a
-//! field, and be moved. It gets one from a handle that keeps hold of it, in one of two ways; where code of the VMM has
-//! an eventfd in its hands today, a drop-in takes its place.
+//! field, and be moved. It gets one from a [`Mirror`] or a [`Forward`], which keep the event alive. Drop-ins take the
+//! place of eventfds in code that has them today.
 //!
 //! | | what peers do with the descriptor | the count | system calls |
 //! |---|---|---|---|
@@ -12,24 +12,24 @@
 //! | [`EventFd`] | all that is done with an eventfd | here, then there | none, then one for each call |
 //!
 //! * A [`Mirror`] is for `poll`, epoll and io_uring, in this process or another, while the event is read here.
-//! * A [`Forward`] is for who takes the count: KVM (`KVM_IRQFD`), vhost, VFIO, a vhost-user peer.
+//! * A [`Forward`] is for peers that take the count: KVM (`KVM_IRQFD`), vhost, VFIO, a vhost-user peer.
 //! * An [`EventFd`] is for code written for `vmm_sys_util::eventfd::EventFd`, and [`EventNotifier`] and
 //!   [`EventConsumer`] for that written for `vmm_sys_util::event`. They make the descriptors that the originals make,
-//!   when the originals make them. The count is in this process until somebody asks for a descriptor, so they gain
-//!   where nobody does: an eventfd that is registered with epoll or KVM costs what the original costs.
+//!   when the originals make them. The count is in this process until code asks for a descriptor. So they are faster
+//!   where no code does; an eventfd that is registered with epoll or KVM costs what the original costs.
 //!
-//! (`AsFd` of an `Event` itself could not fail, and would leave open who closes the descriptor, and what keeps the
-//! event in its place for the observer that is to light it.)
+//! (An `Event` itself is not `AsFd`: `as_fd` cannot fail, and the event has no owner for the descriptor, nor a fixed
+//! address for the observer that updates it.)
 //!
 //! For a descriptor that exists already, and that a peer or the kernel signals, use
 //! [`Poller::bind`](crate::poll::Poller::bind) or [`Poller::add_fd`](crate::poll::Poller::add_fd).
 //!
 //! # Peers and children
 //!
-//! Whoever is given a duplicate of a descriptor shares its flags and its count. What a peer that is not trusted can do
-//! with that, and what there is for such peers, is said at [`Mirror`](Mirror#peers-that-are-not-trusted) and
-//! [`Forward`](Forward#peers-that-are-not-trusted); what a child made by `fork` shares with its parent, there and at
-//! [`EventFd`](EventFd#child-processes).
+//! A process that has a duplicate of a descriptor shares its flags and its count.
+//! [`Mirror`](Mirror#peers-that-are-not-trusted) and [`Forward`](Forward#peers-that-are-not-trusted) say what a peer
+//! that is not trusted can do with that, and what to give to such peers. They and [`EventFd`](EventFd#child-processes)
+//! say what a child made by `fork` shares with its parent.
 //!
 //! # The types of vmm-sys-util
 //!
@@ -101,7 +101,7 @@
 //!
 //! An observer is attached and detached under a lock (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), and detached with
 //! `sched_yield` and `clock_nanosleep` while other threads are in observers' calls. Threads that sleep in an event or
-//! an `EventFd` call `futex` (`FUTEX_WAIT`), and who wakes them `futex` (`FUTEX_WAKE`); the first such sleep in a
+//! an `EventFd` call `futex` (`FUTEX_WAIT`), and threads that wake them `futex` (`FUTEX_WAKE`); the first such sleep in a
 //! process reads `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp)
 //! has. All futexes are private. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
 //! before `close`.

@@ -1,8 +1,8 @@
 //! Events in memory that processes share.
 //!
-//! The original is an eventfd passed over a Unix socket. Here the counter and those who wait for it stand in 64 bytes
-//! of a memfd, of POSIX shared memory or of a guest's RAM, and each process that has mapped them has a
-//! [`SharedEvent`]:
+//! The kernel's counterpart is an eventfd that is passed over a Unix socket. Here the counter and the state of its
+//! waiters are in 64 bytes of a memfd, of POSIX shared memory or of a guest's RAM, and each process that has mapped
+//! them has a [`SharedEvent`]:
 //!
 //! ```text
 //!     process A                                                        process B
@@ -14,8 +14,8 @@
 //!            epoll of A ◀────────── a byte, if A is armed ──────────────┘
 //! ```
 //!
-//! It is the counter of [`Event`](crate::Event), the same code; only its futexes are not private to the process, and
-//! it puts up with peers that are killed or hostile, see `src/sync/scope.rs`.
+//! It is the counter of [`Event`](crate::Event), by the same code, with two differences: its futexes are not private to
+//! the process, and it tolerates peers that are killed or hostile (see `src/sync/scope.rs`).
 //!
 //! System calls: `futex` (`FUTEX_WAIT`, `FUTEX_WAKE`, not private) to sleep and to wake sleepers, `sendto` to wake an
 //! armed peer; to create `memfd_create`, `ftruncate`, `fcntl`, `fstat`, `fstatfs`, `mmap`; to attach the last four; to
@@ -28,14 +28,14 @@
 //!
 //! | offset | bytes | field | |
 //! |---|---|---|---|
-//! | 0 | 4 | `magic` | `0x6c656244`, "Dbel" on a little-endian machine. Written last by who makes the event |
+//! | 0 | 4 | `magic` | `0x6c656244`, "Dbel" on a little-endian machine. Written last by the process that makes the event |
 //! | 4 | 2 | `version` | 1 |
 //! | 6 | 2 | `size` | 64 |
 //! | 8 | 8 | `count` | the counter, `u64::MAX` is the overflow state |
-//! | 16 | 4 | `readers.state` | who waits for `count > 0` |
-//! | 20 | 4 | `readers.generation` | what they sleep on, a futex without the private flag |
-//! | 24 | 4 | `writers.state` | who waits for room |
-//! | 28 | 4 | `writers.generation` | what they sleep on |
+//! | 16 | 4 | `readers.state` | the threads that wait for `count > 0` |
+//! | 20 | 4 | `readers.generation` | the word that they sleep on, a futex without the private flag |
+//! | 24 | 4 | `writers.state` | the threads that wait for room |
+//! | 28 | 4 | `writers.generation` | the word that they sleep on |
 //! | 32 | 4 | `mode` | 0: a read takes the whole count, 1: one unit |
 //! | 36 | 28 | reserved | 0 |
 //!
@@ -51,12 +51,12 @@
 //! **To read**: exchange `count` for 0, or compare-exchange it to `count - 1` if the mode is 1. If there was
 //! something, *notify the writers*, all of them.
 //!
-//! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; who succeeds adds 1
-//! to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if `CLAIMED`
-//! and the number to notify are together less than the number of threads, and less than 63, set `CLAIMED` to that sum
-//! instead and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 63, and wake
-//! all. If `ARMED` is set and this process knows wakers, clear it in the same step, and send each a byte without
-//! blocking.
+//! **To notify** some: load their `state`. If `ANNOUNCED` is set, clear it by compare-exchange; the one that succeeds
+//! adds 1 to their `generation` and calls `FUTEX_WAKE` on it for as many. If the mode is 1 and they are readers: if
+//! `CLAIMED` and the number to notify are together less than the number of threads, and less than 63, set `CLAIMED` to
+//! that sum instead and leave `ANNOUNCED`; else clear `ANNOUNCED`, set `CLAIMED` to the number of threads, at most 63,
+//! and wake all. If `ARMED` is set and this process knows wakers, clear it in the same step, and send each a byte
+//! without blocking.
 //!
 //! **To sleep** until one can read (or write):
 //!
@@ -67,7 +67,8 @@
 //!    back to 2 if that fails and the caller has time left;
 //! 5. subtract 16 from `state` and, in the same compare-exchange, 1 from `CLAIMED` if that is not 0, and set
 //!    `ANNOUNCED` if the number is not 0 then, else clear it and `CLAIMED`. If it is not 0 and the event can be read
-//!    now, notify the readers as if the whole count had been signalled. (Writers need not: who makes room wakes all.)
+//!    now, notify the readers as if the whole count had been signalled. (Writers need not: a read that makes room wakes
+//!    all.)
 //!
 //! **To sleep in `epoll`**: set `ARMED` in `readers.state` (`writers.state` to wait for room) by an `or` even if it
 //! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
@@ -107,21 +108,20 @@ use waker::Waker;
 ///
 /// # A peer is trusted with the event, and with nothing else
 ///
-/// Whoever can write to the memory can make the count anything and wake or not wake whom it likes. Whatever it does,
-/// the calls here neither panic nor touch other memory, and those that do not wait for anything, or whose time limit
-/// has passed, return: a call that has lost a thousand races for the count in a row, which takes a peer that changes
-/// it without pause, finds nothing to read or no room, and a signal adds without looking at the limit. The mode is
-/// the one that was found on attaching. A peer that has the file open can take the memory away with
-/// `FALLOC_FL_PUNCH_HOLE`: the event is empty then, and each access after it a page fault, which waits while the peer
-/// is at it. In a file that [`create`](Self::create) has made this is one page, so let the side that trusts less
-/// create.
+/// A process that can write to the memory can set the count to anything, and can leave sleepers asleep. Whatever it
+/// does, the calls here do not panic and do not touch other memory. Calls that do not wait return, and so do calls
+/// whose time limit has passed. For this, a call that has lost a thousand races for the count in a row, as only a peer
+/// that changes the count without pause can cause it, finds nothing to read or no room; and a signal then adds without
+/// a check for the limit. The mode is the one that was found on attaching. A peer that has the file open can punch a
+/// hole into it (`FALLOC_FL_PUNCH_HOLE`): the event is then empty, and each access is a page fault, which waits while
+/// the peer punches. In a file that [`create`](Self::create) has made this affects one page, so the side that trusts
+/// less should create the file.
 ///
 /// # A peer may be killed
 ///
-/// At any instruction: the count then has its last operation in it, or not, and nothing else of the event depends on
-/// its going on. A sleeper looks at the count of its own accord 4 times a second, which bounds what is lost if a peer
-/// is killed just when it was to wake somebody. A peer that is killed asleep leaves behind that somebody seems to
-/// sleep, which costs wake-ups of nobody.
+/// A peer may be killed at any instruction. Its last operation is then in the count or not, and the event remains
+/// usable. A sleeper checks the count 4 times a second, which bounds the delay if a peer is killed just before it wakes
+/// the sleeper. A peer that is killed asleep still counts as a sleeper, which costs wake-ups that wake no thread.
 ///
 /// # Examples
 ///
@@ -132,7 +132,7 @@ use waker::Waker;
 ///
 /// let (mine, memfd) = SharedEvent::create(0, Mode::Counter)?;
 /// let yours = SharedEvent::attach(&memfd, 0)?;
-/// drop(memfd); // once it is mapped on both sides, nobody needs it any more
+/// drop(memfd); // once it is mapped on both sides, it is not needed any more
 ///
 /// mine.signal();
 /// mine.signal();
@@ -200,8 +200,8 @@ impl SharedEvent {
     ///
     /// # Safety
     ///
-    /// Nobody shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), nobody makes a hole
-    /// where the event is either.
+    /// No process shortens the file while the event is in use. In a file of huge pages (`hugetlbfs`), no process makes
+    /// a hole where the event is either.
     ///
     /// # Errors
     ///
@@ -213,8 +213,8 @@ impl SharedEvent {
     /// Makes an event with `initial` in it of 64 bytes that this process has mapped, for instance in a guest's RAM or
     /// in a memfd that holds several.
     ///
-    /// Peers may attach when this has returned. To make an event of one that is in use confuses those who use it, no
-    /// more.
+    /// Peers may attach when this has returned. If there is an event in use already, its users see a wrong count, and
+    /// no worse.
     ///
     /// # Safety
     ///
@@ -248,7 +248,7 @@ impl SharedEvent {
         Ok(event)
     }
 
-    /// Uses the event that somebody has made in 64 bytes that this process has mapped.
+    /// Uses the event that a process has made in 64 bytes that this process has mapped.
     ///
     /// # Safety
     ///
@@ -289,14 +289,14 @@ impl SharedEvent {
         Mapping::modelled(SharedLayout::new(initial)).map(|mapping| Self::at(mapping, mode))
     }
 
-    /// What a process does to readers that is killed when it owes them a wake-up.
+    /// Does what a process does that is killed just before it wakes readers.
     #[cfg(loom)]
     pub fn signal_and_die(&self) {
         self.mapping.counter.add_saturating(1);
         self.mapping.counter.readers().claim_for_nothing();
     }
 
-    /// What a process leaves behind that is killed asleep in a read.
+    /// Does what a process does that is killed asleep in a read.
     #[cfg(loom)]
     pub fn sleep_and_die(&self) {
         self.mapping.counter.readers().wait_for_ever();
@@ -458,17 +458,17 @@ impl SharedEvent {
         self.spin.policy()
     }
 
-    /// Gives this process the means to wake somebody who sleeps in `epoll`: one end of a pair of connected sockets,
-    /// of which the sleeper watches the other.
+    /// Gives this process the means to wake a peer that sleeps in `epoll`: one end of a pair of connected sockets, of
+    /// which the sleeper watches the other.
     ///
-    /// Whoever may signal needs one for each that may [arm](Self::arm), threads of one process included. So the sleeper
-    /// makes a pair for each peer, and passes its end once, over a Unix socket; and one for itself if its own process
-    /// signals, too. With a pair of its own, the death of a peer shows as the end of the connection.
+    /// A process that signals needs a socket for each process or thread that may [arm](Self::arm). So the sleeper makes
+    /// a pair for each peer, and passes one end to it, over a Unix socket; and a pair for itself if its own process
+    /// signals too. With a pair for each peer, the death of a peer shows as the end of the connection.
     ///
-    /// It is sent one byte each time that a change of this process's making finds somebody armed, and one now, since
-    /// there may have been a change before. That never blocks, whatever the peer has done to the socket. (An eventfd
-    /// would not do: the peer could fill it, and make it block.) A socket that is full, or has no other end any more,
-    /// gets nothing.
+    /// The socket is sent one byte each time that a change by this process finds the event armed, and one byte now,
+    /// since there may have been a change before. That never blocks, whatever the peer has done to the socket. (An
+    /// eventfd would not do: the peer could fill it, and make it block.) A socket that is full, or whose other end is
+    /// closed, gets nothing.
     ///
     /// # Errors
     ///
@@ -483,11 +483,11 @@ impl SharedEvent {
     /// Asks for one byte in the [socket](Self::add_waker) after the next change of `interest`, and says what the
     /// event is ready for.
     ///
-    /// Who is told that it is not ready may sleep: a change that came before is in the answer, a later one sends the
-    /// byte. (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the same;
-    /// [`count`](Self::count) looks without ordering, and does not.) Until then, and after it, signals cost what they
-    /// cost if nobody is armed. A byte may come that nobody has asked for. A peer that is killed may have been about
-    /// to send it; then its end of the socket is closed, which `epoll` reports.
+    /// If the event is not ready, the caller may sleep: a change that came before is in the answer, and a later one
+    /// sends the byte. (A [`try_read`](Self::try_read) or [`try_write`](Self::try_write) that fails afterwards says the
+    /// same. [`count`](Self::count) loads without ordering, and does not.) Before `arm`, and after the byte, signals
+    /// cost what they cost if no peer is armed. A byte may come without a reason. A peer may be killed just before it
+    /// sends the byte; then its end of the socket is closed, which `epoll` reports.
     ///
     /// ```
     /// use doorbell::event::Interest;
@@ -528,7 +528,7 @@ impl Owner for SharedEvent {
         &self.spin
     }
 
-    /// Who could wake nobody leaves the arming to those who can.
+    /// A process without wakers leaves `ARMED` set, for a process that has some.
     #[inline(always)]
     fn kinds(&self) -> u32 {
         if self.wakers.is_empty() { 0 } else { ARMED }
@@ -544,7 +544,7 @@ impl Owner for SharedEvent {
 }
 
 impl fmt::Debug for SharedEvent {
-    /// A snapshot: what a debugger wants to know of an event that seems stuck.
+    /// A snapshot, with fields for diagnosing an event that seems stuck.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("SharedEvent");
         self.mapping.counter.describe(self, &mut fields);

@@ -13,15 +13,16 @@
 //!                                                     4  shown = LIT or DARK; unlock
 //! ```
 //!
-//! When a signal or read returns, the descriptor agrees with every count there has been since. Step 2 and 3 against the
-//! change of the count and the look at `shown` is a [`DEKKER`] handshake: the thread that looks at the count sees the
-//! change, or the one that made the change sees `MOVING`, and waits for its turn to look. (An observer that is called
-//! on demand would cost less while there is nothing to do, but only its first caller would wait for the descriptor.)
+//! When a signal or read returns, the descriptor agrees with every count that there has been since. The change of the
+//! count and the load of `shown`, on one side, and steps 2 and 3, on the other, are a [`DEKKER`] handshake: the thread
+//! in step 3 sees the change, or the thread that made the change sees `MOVING`, and takes the lock to check the count.
+//! (An observer that is called on demand would cost less while there is nothing to do, but only its first caller would
+//! wait for the descriptor.)
 //!
-//! An epoll that watches for edges in another process needs one for each time that the count leaves zero, even if the
-//! descriptor was not put out in between because a signal came before its reader got to it. So a read that finds the
-//! count above zero afterwards adds an edge. Of a semaphore that may be a read that left units behind, which cannot be
-//! told from the other case: one edge too many, at the price of a system call.
+//! An epoll that watches for edges in another process needs an edge each time that the count leaves zero. There may
+//! have been no time to make the descriptor unreadable in between, if a signal came right after the read. So a read
+//! that finds the count above zero afterwards adds an edge. With a semaphore, a read that leaves units does so too:
+//! that cannot be told apart, and costs a system call and an edge too many.
 
 use super::kernel::KernelEvent;
 use crate::event::{Change, EventHandle, Interest, Observation, Observer};
@@ -42,8 +43,8 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Edges
 ///
-/// Whoever watches for edges (`EPOLLET`) gets what this table says. An eventfd gives one for each `write(2)`, and to
-/// who watches for output too, one for each `read(2)`.
+/// A watcher of edges (`EPOLLET`) gets those in this table. An eventfd gives an edge for each `write(2)` and, to a
+/// watcher of output, one for each `read(2)`.
 ///
 /// | what happens to the event | edge for `EPOLLIN` | edge for `EPOLLIN` and `EPOLLOUT` |
 /// |---|---|---|
@@ -53,25 +54,26 @@ use std::sync::{Arc, PoisonError};
 /// | a read finds it above 0 afterwards, because it was signalled meanwhile | one | one |
 /// | a read of a semaphore leaves units | one for each such read | one for each such read |
 ///
-/// So there may be edges without anything new, but none is missing: who reads the event once for each edge gets all.
+/// So there may be edges without anything new, but none is missing: a reader that reads the event once for each edge
+/// gets everything.
 ///
 /// # Peers that are not trusted
 ///
-/// Peers only poll it. It is always writable, and its own count means nothing. A peer that reads it nevertheless puts
-/// it out until the count has been 0 again; one that writes to it lights it until then; and one that clears its
-/// `O_NONBLOCK`, which duplicates share, can block the threads that signal and read the event. The event's count is
-/// safe from all of them. A peer that is not to be trusted with that gets [`poll_only`](Self::poll_only) instead.
+/// Peers should only poll it. It is always writable, and its own count means nothing. A peer that reads it makes it
+/// unreadable until the count has been 0 again. A peer that writes to it makes it readable until then. A peer that
+/// clears its `O_NONBLOCK`, which duplicates share, can block the threads that signal and read the event. None of this
+/// changes the event's count. A peer that is not trusted with that much gets [`poll_only`](Self::poll_only) instead.
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event shows in
-/// the one descriptor. So a child leaves event and mirror alone, or makes others of its own. Its end, or an `exec`,
-/// changes nothing for the parent.
+/// A child made by `fork` has a copy of the event, but the same eventfd: what either process does to its event changes
+/// the one descriptor. So a child must not use the event and the mirror, and makes others of its own if it needs some.
+/// Its exit, or an `exec`, changes nothing for the parent.
 ///
 /// # Examples
 ///
-/// An event can have any number of mirrors. Dropping one closes its descriptor; copies that were made of the
-/// descriptor stay as they were then. It keeps the event alive if it holds an `Arc` of it.
+/// An event can have any number of mirrors. The drop of a mirror closes its descriptor; duplicates of the descriptor
+/// stay as they are at that moment.
 ///
 /// ```
 /// use doorbell::Event;
@@ -94,7 +96,7 @@ use std::sync::{Arc, PoisonError};
 /// ```
 #[must_use = "the descriptor goes with the mirror"]
 pub struct Mirror {
-    // Before the lamp: it is put out of use, then closed.
+    // Dropped first: the observer is detached before the descriptor is closed.
     observation: Observation,
     lamp: Arc<Lamp>,
 }
@@ -134,40 +136,39 @@ impl Mirror {
     }
 }
 
-/// Not readable, and the count was 0 or the thread that changed it is not done yet.
+/// Not readable: the count was 0, or the thread that changed it has not returned yet.
 const DARK: u32 = 0;
-/// Readable, likewise.
+/// Readable: the count was above 0, or the thread that changed it has not returned yet.
 const LIT: u32 = 1;
-/// Somebody is finding out which it is to be.
+/// A thread is checking the count and updates the descriptor.
 const MOVING: u32 = 2;
 
-/// The descriptor, and what it shows.
+/// The descriptor, which is lit while the count is above 0.
 struct Lamp {
     event: EventHandle,
     fd: KernelEvent,
     shown: AtomicU32,
-    /// Held by who has set `MOVING`.
+    /// Locked by the thread that has set `MOVING`.
     moving: Mutex<()>,
 }
 
 impl Lamp {
     fn update(&self, change: Change) {
-        // There is nothing behind it that a panic could have left half done.
+        // The lock protects no data that a panic could have left half changed.
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        // First half of the handshake with `notified`; the look at the count is the second.
+        // First half of the handshake with `notified`; the load of the count is the second.
         let before = self.shown.swap(MOVING, DEKKER);
         let after = match self.event.count_after_asking() {
             0 => DARK,
             _ => LIT,
         };
-        // Neither can fail for a descriptor that peers leave alone. If they have read or written it, it is as it should
-        // be.
+        // These fail only if a peer has read or written the descriptor, and it is as it should be then.
         let _ = match (before, after, change) {
             (DARK, LIT, _) | (LIT, LIT, Change::Read) => self.fd.write(1),
             (LIT, DARK, _) => self.fd.read().map(drop),
             _ => Ok(()),
         };
-        // Releases what was done to the descriptor to those who see that. (A read-modify-write for the sake of loom.)
+        // Releases the change of the descriptor to threads that see `after`. (A read-modify-write for loom's sake.)
         self.shown.swap(after, DEKKER);
     }
 }
@@ -178,7 +179,7 @@ impl Observer for Lamp {
             Change::Signalled => LIT,
             Change::Read => DARK,
         };
-        // After the change of the count, the first half.
+        // The change of the count was the first half of the handshake.
         if dekker_load(&self.shown) != right {
             self.update(change);
         }

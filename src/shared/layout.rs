@@ -9,13 +9,13 @@ use std::mem::offset_of;
 
 const MAGIC: u32 = 0x6c65_6244;
 const VERSION: u16 = 1;
-/// The size of a line in bytes, and its alignment.
+/// The size of the layout in bytes, and its alignment.
 pub(super) const SIZE: usize = 64;
 
 const COUNTER: u32 = 0;
 const SEMAPHORE: u32 = 1;
 
-/// Any 64 bytes are one, so a reference to one may be made before they have been looked at.
+/// The 64 bytes of an event. Any bytes are valid, so a reference may be made before they have been checked.
 #[repr(C, align(64))]
 pub(super) struct SharedLayout {
     magic: AtomicU32,
@@ -55,9 +55,9 @@ impl SharedLayout {
         }
     }
 
-    /// Makes an event of whatever is there.
+    /// Makes an event, whatever the bytes are.
     pub(super) fn init(&self, initial: u64, mode: Mode) {
-        // Whoever looks now finds no event, rather than half of one.
+        // A process that attaches meanwhile finds no event, rather than a half-made one.
         self.magic.store(0, Ordering::Relaxed);
         self.counter.reset(initial);
         self.version.store(VERSION, Ordering::Relaxed);
@@ -74,8 +74,8 @@ impl SharedLayout {
         self.magic.store(MAGIC, Ordering::Release);
     }
 
-    /// Whether this is an event, and of which mode. The peer may change it afterwards: what matters is kept by the
-    /// caller.
+    /// Checks that this is an event, and returns its mode. The peer may change the bytes afterwards, so the caller
+    /// keeps the mode.
     pub(super) fn check(&self) -> Result<Mode, Unfit> {
         // Acquire pairs with the Release in `init`.
         if self.magic.load(Ordering::Acquire) != MAGIC {

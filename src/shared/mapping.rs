@@ -1,4 +1,4 @@
-//! Where a line is: in pages that we have mapped, or where the caller says.
+//! The memory of a shared event: pages that this crate has mapped, or a pointer of the caller's.
 
 use super::error::AttachError;
 use super::layout::{SIZE, SharedLayout};
@@ -12,25 +12,25 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 pub(super) struct Mapping {
-    line: NonNull<SharedLayout>,
+    layout: NonNull<SharedLayout>,
     _memory: Memory,
 }
 
-/// What keeps the line where it is.
+/// What keeps the event's memory valid.
 enum Memory {
     Mapped {
         _pages: Pages,
     },
-    /// Whoever gave the pointer has promised to.
+    /// The caller who gave the pointer has promised it.
     Given,
     #[cfg(loom)]
     Modelled {
-        _line: std::sync::Arc<SharedLayout>,
+        _layout: std::sync::Arc<SharedLayout>,
     },
 }
 
-// SAFETY: a line consists of atomics, which any thread may use, and it stays where it is for as long as this exists, in
-// whatever thread.
+// SAFETY: the layout consists of atomics, which any thread may use, and it stays valid as long as this exists, on any
+// thread.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -40,12 +40,12 @@ impl Deref for Mapping {
 
     #[inline(always)]
     fn deref(&self) -> &SharedLayout {
-        // SAFETY: it is there as long as `self` is, see `Memory`, it is aligned, and any bytes are a line.
-        unsafe { self.line.as_ref() }
+        // SAFETY: it is valid as long as `self` is, see `Memory`, it is aligned, and any bytes are a valid layout.
+        unsafe { self.layout.as_ref() }
     }
 }
 
-/// A file in memory that has room for one line and keeps its size.
+/// Makes a memfd with room for one event, whose size cannot change.
 pub(super) fn create_file() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create("doorbell", flags)?;
@@ -55,8 +55,8 @@ pub(super) fn create_file() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Whether an access to the file cannot fail, whatever those do who have it open. Asks a peer's file system nothing:
-/// what is not the kernel's own has no seals.
+/// Checks that no access to the file can fail, whatever other processes do that have it open. It makes no call of a
+/// peer's file system: only files of the kernel's own have seals.
 pub(super) fn check_safe(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
     match rustix::fs::fcntl_get_seals(fd) {
         Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
@@ -64,14 +64,14 @@ pub(super) fn check_safe(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
         Ok(_) | Err(Errno::INVAL) => return Err(AttachError::NotSealed),
         Err(error) => return Err(os(error)),
     }
-    // A hole in it is filled from the huge pages that are left, of which there may be none.
+    // An access to a hole needs a huge page, and there may be none left.
     match huge_page(fd)? {
         Some(_) => Err(AttachError::HugePages),
         None => Ok(()),
     }
 }
 
-/// The size of the pages of a file of huge ones.
+/// The size of the pages, if it is a file of huge pages.
 fn huge_page(fd: BorrowedFd<'_>) -> Result<Option<u64>, AttachError> {
     let stat = rustix::fs::fstatfs(fd).map_err(os)?;
     // The types differ between architectures. The number has 32 bits.
@@ -87,7 +87,7 @@ fn os(error: Errno) -> AttachError {
 }
 
 impl Mapping {
-    /// Maps the 64 bytes at `offset`. Nobody may shorten the file, or make holes in one of huge pages.
+    /// Maps the 64 bytes at `offset`. No process may shorten the file, or make holes in a file of huge pages.
     pub(super) fn map(fd: BorrowedFd<'_>, offset: u64) -> Result<Self, AttachError> {
         if offset % SIZE as u64 != 0 {
             return Err(AttachError::Misaligned);
@@ -97,43 +97,43 @@ impl Mapping {
         if offset.checked_add(SIZE as u64).is_none_or(|end| end > size) {
             return Err(AttachError::OutOfBounds { size });
         }
-        // Huge ones are mapped, and unmapped, in no other units.
+        // Huge pages can only be mapped and unmapped as a whole.
         let page = huge_page(fd)?.unwrap_or(rustix::param::page_size() as u64);
         let into_page = offset % page;
         let pages = Pages::map(fd, offset - into_page, page as usize).map_err(os)?;
-        // SAFETY: the line is in the page, with which it is aligned.
-        let line = unsafe { pages.start.byte_add(into_page as usize) };
+        // SAFETY: the 64 bytes are in the page, and aligned as the page is.
+        let layout = unsafe { pages.start.byte_add(into_page as usize) };
         Ok(Mapping {
-            line: line.cast(),
+            layout: layout.cast(),
             _memory: Memory::Mapped { _pages: pages },
         })
     }
 
-    /// Takes the caller's word that there are 64 bytes, for as long as the place exists.
+    /// Trusts the caller that there are 64 bytes, which stay valid as long as this exists.
     pub(super) fn given(ptr: *mut u8) -> Result<Self, AttachError> {
         match NonNull::new(ptr.cast::<SharedLayout>()) {
-            Some(line) if line.is_aligned() => Ok(Mapping {
-                line,
+            Some(layout) if layout.is_aligned() => Ok(Mapping {
+                layout,
                 _memory: Memory::Given,
             }),
             _ => Err(AttachError::Misaligned),
         }
     }
 
-    /// Two places of one line on the heap: loom's atomics cannot be in shared memory.
+    /// Two mappings of one layout on the heap: loom's atomics cannot be in shared memory.
     #[cfg(loom)]
-    pub(super) fn modelled(line: SharedLayout) -> [Self; 2] {
-        let line = std::sync::Arc::new(line);
+    pub(super) fn modelled(layout: SharedLayout) -> [Self; 2] {
+        let layout = std::sync::Arc::new(layout);
         [(); 2].map(|()| Mapping {
-            line: NonNull::from(&*line),
+            layout: NonNull::from(&*layout),
             _memory: Memory::Modelled {
-                _line: std::sync::Arc::clone(&line),
+                _layout: std::sync::Arc::clone(&layout),
             },
         })
     }
 }
 
-/// Unmapped at the end of their life.
+/// Pages that are unmapped on drop.
 struct Pages {
     start: NonNull<c_void>,
     length: usize,

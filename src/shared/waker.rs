@@ -15,20 +15,20 @@ impl Waker {
 
     /// Sends a byte. Never blocks.
     pub(super) fn ring(&self) {
-        // Full: who does not read has been woken. Closed: there is nobody to wake.
+        // If the socket is full, the peer has been woken. If it is closed, there is no peer to wake.
         let _ = rustix::net::send(&self.0, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 }
 
-/// Whether a send that is not to block does not, whatever the peer does to the socket, and goes to nobody but the one
-/// whom the socket is connected to now.
+/// Checks that a non-blocking send never blocks, whatever the peer does to the socket, and that it always goes to the
+/// peer that the socket is connected to now.
 fn check(socket: BorrowedFd<'_>) -> Result<(), WakerError> {
-    // What is not a socket is not looked at any further: a peer may be its file system.
+    // Nothing else is asked of a descriptor that is not a socket: a peer may implement its file system.
     match sockopt::socket_domain(socket).map_err(refused)? {
         AddressFamily::UNIX => {}
         other => return Err(WakerError::NotUnix(other.as_raw())),
     }
-    // A connection is made once.
+    // The connection of these types cannot change.
     match sockopt::socket_type(socket).map_err(refused)? {
         SocketType::STREAM | SocketType::SEQPACKET => {}
         _ => return Err(WakerError::NotConnected),
