@@ -6,8 +6,8 @@
 //!           └─▶ [Handover]   shared by the handles              what they go to before
 //! ```
 //!
-//! Nobody else has seen a descriptor before the move, so the eventfd has a count of 0 until then. The move takes the
-//! count out of the event and writes it there: see `src/event/handover.rs`.
+//! No other code has seen a descriptor before the move, so the eventfd has a count of 0 until then. The move takes the
+//! count out of the event and writes it to the eventfd: see `src/event/handover.rs`.
 
 use super::kernel::KernelEvent;
 use crate::Mode;
@@ -29,8 +29,8 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 ///
 /// Same API as `vmm_sys_util::eventfd::EventFd`, same results, same errors, same descriptors: [`new`](Self::new) and
 /// [`try_clone`](Self::try_clone) make one each. The count is an [`Event`](crate::Event) in this process at first:
-/// reads and writes that need not block make no system call. The first time that somebody asks for the descriptor of
-/// one of the handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is written to the
+/// reads and writes that need not block make no system call. The first time that code asks for the descriptor of one of
+/// the handles ([`as_raw_fd`](std::os::fd::AsRawFd::as_raw_fd) and the like), the count is written to the
 /// kernel's eventfd, and stays there: all calls of all handles from then on are `read(2)` and `write(2)`, with exactly
 /// the kernel's semantics. Threads asleep in a read or write go on sleeping in the kernel; nothing is lost or doubled.
 ///
@@ -103,7 +103,7 @@ impl EventFd {
     /// descriptors; `ENOMEM`.
     pub fn new(flag: i32) -> io::Result<Self> {
         let flags = EventfdFlags::from_bits_retain(flag as u32);
-        // The kernel knows which flags there are.
+        // The kernel checks the flags.
         let fd = KernelEvent::new(flags)?;
         let mode = if flags.contains(EventfdFlags::SEMAPHORE) {
             Mode::Semaphore
@@ -177,9 +177,9 @@ impl EventFd {
     fn shown(&self) -> &KernelEvent {
         if let Some(here) = &self.here {
             here.count.move_out(|count| {
-                // It fits: the eventfd was empty. If the write fails, the descriptor is not ours any more: somebody has
-                // closed it, as daemons do with all that they inherit. Then it is of no use to the original either,
-                // whose calls fail with the errors that calls here will fail with from now on.
+                // It fits: the eventfd was empty. If the write fails, the descriptor was closed by other code, as
+                // daemons close all that they inherit. Calls of the original would fail then, and calls of this type
+                // fail from now on, with the same errors.
                 let _ = self.fd.write(count);
             });
         }

@@ -1,8 +1,8 @@
 //! An event whose signals go on to the kernel.
 //!
-//! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds: what they react to is the write.
-//! So an observer passes on every signal, on the thread that makes it, as a write of its own. Each takes what is in the
-//! event, and writes without a lock: a peer can hold up a write, and is not to hold up others by that.
+//! The kernel's counterpart is an eventfd that KVM (`KVM_IRQFD`), vhost or VFIO holds. They react to writes. So an
+//! observer passes on every signal, on the thread that makes it, by a write of its own. Each takes the count of the
+//! event, and writes without a lock, since a peer can block a write, and must not block other threads by that.
 
 use super::kernel::KernelEvent;
 use crate::errno::Errno;
@@ -14,44 +14,42 @@ use std::io;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 
-/// Passes an event's signals on to an eventfd that somebody in the kernel, or in another process, waits for.
+/// Passes an event's signals on to an eventfd, for the kernel or another process that waits for it.
 ///
-/// It owns the event as an irqfd does: each signal or write takes the count there is (all of it, of a semaphore too)
-/// and writes it to the eventfd before it returns. So readers and pollers of the event do not see it, but those of the
-/// eventfd do. Each signal or write makes one `write(2)` of its own after its change of the count, that of 0 included,
-/// and every one of them is an edge there, as it would be had it been a `write(2)` in the first place. Of two signals
-/// at the same time one may take the count of both along, and the other then writes 0: both counts have arrived when
-/// both have returned.
+/// It takes over the event as an irqfd does: each signal or write takes the count (all of it, of a semaphore too) and
+/// writes it to the eventfd before it returns. So readers and pollers of the eventfd see the count, and those of the
+/// event do not. Each signal or write makes one `write(2)` after its change of the count, also if it was of 0. Each of
+/// these is an edge, as if the signal had been a `write(2)` in the first place. Of two signals at the same time, one
+/// may take the count of both, and the other then writes 0. Both counts have arrived when both signals have returned.
 ///
-/// If a non-blocking eventfd has no room, the number waits here, later signals wait in the event, and all is tried
-/// again at the next signal or [`flush`](Self::flush). Nothing is lost: dropping the `Forward` puts a number that waits
-/// back into the event, which saturates as for [`signal_n`](crate::Event::signal_n).
+/// If a non-blocking eventfd has no room, the number is kept here, later signals stay in the event, and the next signal
+/// or [`flush`](Self::flush) tries again. Nothing is lost: the drop of the `Forward` puts a number that is kept back
+/// into the event, which saturates as for [`signal_n`](crate::Event::signal_n).
 ///
 /// # Eventfds that block
 ///
 /// [`new`](Self::new) makes a non-blocking eventfd. One that a peer sent may be blocking, and
 /// [`with_fd`](Self::with_fd) takes that too. As long as it has room, there is no difference. A signal for which it has
-/// no room sleeps in `write(2)` until somebody reads the eventfd: a read of any duplicate makes room, also one by this
-/// process through [`as_fd`](std::os::fd::AsFd::as_fd). An eventfd is full at `u64::MAX - 1`: signals of 1 never get
-/// there, so it takes large numbers by [`signal_n`](crate::Event::signal_n), or a peer that fills it.
+/// no room sleeps in `write(2)` until the eventfd is read: a read of any duplicate makes room, also one by this process
+/// through [`as_fd`](std::os::fd::AsFd::as_fd). An eventfd is full at `u64::MAX - 1`. Signals of 1 never fill it; large
+/// numbers by [`signal_n`](crate::Event::signal_n) do, or a peer.
 ///
-/// [`with_fd_nonblocking`](Self::with_fd_nonblocking) sets `O_NONBLOCK` first. Then no signal waits for room, but the
-/// flag belongs to all duplicates: a peer that sleeps in `read(2)` on the eventfd gets `EAGAIN` instead. QEMU's
-/// vhost-user server sets the flag on the eventfds that it is sent; DPDK and SPDK leave it alone and write.
+/// [`with_fd_nonblocking`](Self::with_fd_nonblocking) sets `O_NONBLOCK` first. Then no signal waits for room. But all
+/// duplicates share the flag: a peer that would sleep in `read(2)` on the eventfd gets `EAGAIN` instead. QEMU's
+/// vhost-user server sets the flag on the eventfds that it is sent; DPDK and SPDK do not, and write.
 ///
 /// # Peers that are not trusted
 ///
-/// Whoever has a duplicate of the descriptor shares its flags: a peer that sent a blocking eventfd, or that clears
-/// `O_NONBLOCK` later, and fills the eventfd blocks each thread that signals the event in its `write(2)`, for as long
-/// as the peer likes, and [`flush`](Self::flush) likewise. Linux (as of 6.18) has no write to an eventfd that the flag
-/// does not govern: `pwritev2(RWF_NOWAIT)` and `splice` are refused, it cannot be opened a second time, and to look
-/// before the write leaves the peer the time in between. While a thread is blocked there, it holds no lock:
-/// [`pending`](Self::pending), `Debug`, reads of the event and all that other events do go on. A thread that waits
-/// until observers' calls have returned (in the drop of the `Forward`, see [`Observation`]) waits for the blocked
-/// thread too.
+/// A peer with a duplicate of the descriptor shares its flags. A peer that sent a blocking eventfd, or that clears
+/// `O_NONBLOCK` later, and then fills the eventfd, blocks each thread that signals the event in its `write(2)`, and
+/// each [`flush`](Self::flush), for as long as the peer likes. Linux (as of 6.18) has no write to an eventfd that
+/// ignores the flag: `pwritev2(RWF_NOWAIT)` and `splice` are refused, the eventfd cannot be opened a second time, and a
+/// check before the write is outdated by the time of the write. A thread that is blocked there holds no lock:
+/// [`pending`](Self::pending), `Debug`, reads of the event, and calls of other events go on. A thread that waits until
+/// observers' calls have returned (in the drop of the `Forward`, see [`Observation`]) waits for the blocked thread too.
 ///
 /// So a peer that is not trusted, such as the front-end of a vhost-user device, which sent the eventfd in the first
-/// place, is to get its counts from a thread that nobody waits for, in place of a `Forward`:
+/// place, should get its counts from a thread of its own, in place of a `Forward`:
 ///
 /// ```
 /// # use doorbell::{Event, fd::EventFd};
@@ -71,9 +69,9 @@ use std::sync::{Arc, PoisonError};
 ///
 /// # Child processes
 ///
-/// A child made by `fork` has a copy of the event, and the same eventfd: what it signals arrives there too. What waited
-/// for room at the fork waits in both processes, and arrives twice if both go on. So a child leaves event and forward
-/// alone. Its end, or an `exec`, changes nothing for the parent.
+/// A child made by `fork` has a copy of the event, and the same eventfd: the child's signals arrive there too. A number
+/// that was kept for want of room at the fork is kept in both processes, and arrives twice if both go on. So a child
+/// must not use the event and the forward. Its exit, or an `exec`, changes nothing for the parent.
 ///
 /// # Examples
 ///
@@ -95,7 +93,7 @@ use std::sync::{Arc, PoisonError};
 /// ```
 #[must_use = "signals are passed on until this is dropped"]
 pub struct Forward {
-    // Before the sender: it is detached before what it still has goes back.
+    // Dropped first: the observer is detached before the sender puts back what it keeps.
     observation: Observation,
     sender: Arc<Sender>,
 }
@@ -121,7 +119,7 @@ impl Forward {
         });
         let observer = Arc::clone(&sender) as Arc<dyn Observer>;
         let observation = Observation::new(event, Interest::Signals, observer);
-        // A full one is said by `pending`.
+        // If the eventfd is full, `pending` says so.
         let _ = sender.pass_on(false);
         Forward {
             observation,
@@ -135,19 +133,19 @@ impl Forward {
         self.observation.event()
     }
 
-    /// Passes on what is left from signals for which the eventfd had no room.
+    /// Tries again to pass on what was kept for want of room.
     ///
     /// # Errors
     ///
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it still has none; what is left stays. (If the eventfd
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if the eventfd still has no room. Nothing is lost. (If the eventfd
     /// [blocks](Self#eventfds-that-block), this sleeps instead.)
     pub fn flush(&self) -> io::Result<()> {
         self.sender.pass_on(false)
     }
 
-    /// What is left from signals for which the eventfd had no room: the number that waits here, and not what is in the
-    /// event, nor what a thread is writing at this moment. `u64::MAX` says that or more: several threads that find no
-    /// room at once can each leave a whole count.
+    /// The number that is kept here for want of room in the eventfd. The count of the event is not in it, nor a number
+    /// that a thread is writing at this moment. `u64::MAX` stands for that or more: several threads that find no room
+    /// at once can each leave a whole count.
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.sender.pending()
@@ -169,9 +167,9 @@ impl Forward {
 struct Sender {
     event: EventHandle,
     fd: KernelEvent,
-    /// Taken from the event, not written to the descriptor, for which there was no room. Locked for moments: a peer can
-    /// block writes. Wider than a count, since each of several threads may leave a whole one here, while others fill
-    /// the event anew.
+    /// Taken from the event, and not written to the descriptor for want of room. It is never locked during a write,
+    /// which a peer can block. It is wider than a count, since each of several threads may leave a whole count here,
+    /// while others fill the event again.
     owed: Mutex<u128>,
 }
 
@@ -182,8 +180,8 @@ impl Sender {
         let taken = self.event.take_all();
         let result = self.write(taken.into());
         if taken == 0 && late == 0 && signalled {
-            // Another thread has taken it along, or it was 0. Without room nobody misses an edge: there are others to
-            // be read.
+            // Another thread has taken the count, or the signal was of 0. If there is no room for a write of 0, no edge
+            // is missed: the eventfd is readable already.
             let _ = self.fd.write(0);
         }
         if taken != 0 {
@@ -192,13 +190,13 @@ impl Sender {
         result
     }
 
-    /// Writes `n`, which nobody else has. What there is no room for is owed.
+    /// Writes `n`, which was taken from the event or from `owed`. What there is no room for goes to `owed`.
     fn write(&self, mut n: u128) -> io::Result<()> {
         while n != 0 {
-            // More than one write may add: the overflow state, or what several threads have left.
+            // It may be more than one write can add: the overflow state, or what several threads have left.
             let part = saturated(n).min(u64::MAX - 1);
             if self.fd.write(part).is_err() {
-                // For want of room: it fails for nothing else.
+                // There was no room: the write fails for no other reason.
                 *self.owed() += n;
                 return Err(Errno::Again.into());
             }
@@ -212,14 +210,14 @@ impl Sender {
     }
 
     fn owed(&self) -> MutexGuard<'_, u128> {
-        // A panic cannot have left it wrong: nothing between its changes panics.
+        // A panic cannot have left it half changed.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Observer for Sender {
     fn notified(&self, _: Change) {
-        // What does not fit stays, see `Forward`.
+        // What there is no room for is kept.
         let _ = self.pass_on(true);
     }
 }
@@ -233,7 +231,7 @@ impl Drop for Sender {
     }
 }
 
-/// As much of `n` as a count can say.
+/// `n`, or the greatest count if that is less.
 fn saturated(n: u128) -> u64 {
     n.try_into().unwrap_or(u64::MAX)
 }
@@ -256,24 +254,23 @@ mod as_fd {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
     impl Forward {
-        /// Passes signals on to an eventfd that is there already, blocking or not, beginning with what is in the event.
+        /// Passes signals on to an existing eventfd, blocking or not, beginning with the count of the event.
         ///
-        /// The descriptor's flags stay as they are, for its duplicates have them too. A blocking eventfd that is full
-        /// holds up the threads that signal, as it does those that write to it: see
-        /// [above](Self#eventfds-that-block).
+        /// The descriptor's flags stay as they are, since its duplicates share them. A blocking eventfd that is full
+        /// blocks the threads that signal, as it does threads that write to it: see [above](Self#eventfds-that-block).
         ///
         /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and
-        /// has no room for what is in the event.
+        /// has no room for the count of the event.
         pub fn with_fd(event: impl Into<EventHandle>, fd: OwnedFd) -> Self {
             Self::start(event.into(), fd.into())
         }
 
-        /// As [`with_fd`](Self::with_fd), after setting `O_NONBLOCK` if the eventfd blocks: signals for which it has no
-        /// room wait in the event, and no thread does.
+        /// As [`with_fd`](Self::with_fd), but sets `O_NONBLOCK` first if the eventfd blocks. Signals for which it has
+        /// no room stay in the event, and no thread waits.
         ///
         /// The flag is set for all duplicates of the descriptor: a peer's `read(2)` of the empty eventfd fails with
-        /// `EAGAIN` where it slept before. So this is for peers that read theirs when it is readable, or that expect
-        /// the flag.
+        /// `EAGAIN` where it slept before. So this is for peers that read the eventfd when it is readable, or that
+        /// expect the flag.
         ///
         /// # Errors
         ///
