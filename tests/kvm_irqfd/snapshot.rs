@@ -290,3 +290,25 @@ fn a_flush_waits_for_the_thread() {
         assert!(flush.join().unwrap(), "the device has not been told");
     });
 }
+
+/// And for a message that the kernel sends by a worker, as it does one that is for all APICs.
+#[test]
+fn a_save_waits_for_messages_of_a_worker() {
+    for injection in BOTH {
+        let Some(mut machine) = Machine::new() else {
+            return;
+        };
+        let sink = KvmSink::new(descriptor(machine.vm()), injection).unwrap();
+        let router = Router::new(sink);
+        let all = MsiMessage::new(0xfee0_0000 | 0xff << 12, MESSAGE.into());
+        router.set_route(MSI, Some(all.into())).unwrap();
+        let event = Arc::new(Event::new(0));
+        let _irqfd = router.assign(&event, MSI).unwrap();
+        for round in 0..100 {
+            event.signal();
+            let _ = router.save(|_| 0);
+            assert!(machine.is_requested(MESSAGE), "{injection:?}, {round}");
+            assert_eq!(taken(&mut machine, Machine::run), [MESSAGE]);
+        }
+    }
+}
