@@ -12,8 +12,8 @@
 //! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), which moves all of them, and then take down
 //! the counts of the events. The method's page has the steps in code.
 //!
-//! Interrupts are in the router and in KVM's interrupt controllers. [In which order](crate::irqfd#snapshots) to save and
-//! restore the two is said with the router.
+//! Interrupts are in the router and in KVM's interrupt controllers. [In which order](crate::irqfd#snapshots) to save
+//! and restore the two is said with the router.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioctl;

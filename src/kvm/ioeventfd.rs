@@ -23,10 +23,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// are in two places: those that KVM took in the eventfd, those that the table took in the event. Nothing is lost
 /// between the two: when a doorbell leaves KVM, what its eventfd has goes to the event.
 ///
-/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. What KVM has no means for, a target
-/// that keeps what was written, is refused with [`Unsupported`], an array with such a target as a whole; the table
-/// serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing serves it.
-/// What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a table.
+/// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. What KVM has no means for,
+/// a target that keeps what was written, is refused with [`Unsupported`], an array with such a target as a whole; the
+/// table serves it. A doorbell inside a device of KVM's own is refused with [`Occupied`](super::Occupied): nothing
+/// serves it. What else may take the guest's writes, the [module's page](super#where-kvm-has-somebody-else) has in a
+/// table.
 ///
 /// When the listener is dropped, KVM has none of its doorbells any more. Until then it keeps the VM alive. An event's
 /// eventfd is the same as long as the event lives. It is closed when a transaction ends that took doorbells from KVM, a
@@ -51,12 +52,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// # Waiting
 ///
-/// A device thread waits for both parts of a count: the event, and its [`KernelCount`]. A [`Poller`](crate::poll::Poller) watches both, as in
-/// the example below, or has the kernel's part bound to the event under one key
-/// ([`Poller::add_bound`](crate::poll::Poller::add_bound)). A thread that waits for the eventfd alone misses the kicks
-/// that the table takes: in the moment in which a doorbell moves, where KVM refused the doorbell, where KVM's search
-/// overlooks it because doorbells of several lengths overlap, or if the guest makes stores of 16 bytes and the doorbell
-/// is in the second half, which KVM does not look at.
+/// A device thread waits for both parts of a count: the event, and its [`KernelCount`]. A
+/// [`Poller`](crate::poll::Poller) watches both, as in the example below, or has the kernel's part bound to the event
+/// under one key ([`Poller::add_bound`](crate::poll::Poller::add_bound)). A thread that waits for the eventfd alone
+/// misses the kicks that the table takes: in the moment in which a doorbell moves, where KVM refused the doorbell,
+/// where KVM's search overlooks it because doorbells of several lengths overlap, or if the guest makes stores of 16
+/// bytes and the doorbell is in the second half, which KVM does not look at.
 ///
 /// ```no_run
 /// use doorbell::ioeventfd::{Bus, space::AddressSpace};
@@ -120,8 +121,8 @@ impl KvmListener {
     ///
     /// # Errors
     ///
-    /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first doorbell,
-    /// which is refused with `ENOTTY` if it is not.
+    /// There is no descriptor left (`EMFILE`, `ENFILE`). Whether the descriptor is a VM's shows with the first
+    /// doorbell, which is refused with `ENOTTY` if it is not.
     pub fn new(vm: impl AsFd) -> Result<Self, Error> {
         Ok(KvmListener {
             vm: Vm::new(vm)?,
@@ -339,10 +340,10 @@ impl fmt::Debug for KvmListener {
 ///
 /// The descriptor does not block, is closed on exec, and becomes readable when KVM takes a kick. It can be
 ///
-/// * watched, by a [`Poller`](crate::poll::Poller), epoll, `event-manager`, tokio's `AsyncFd` or mio (feature `mio`), with
-///   a [`drain`](Self::drain) when it is readable;
-/// * [bound](crate::poll::Poller::bind) to its [`event`](Self::event) by a poller, which moves the kicks itself. What has
-///   no room in the event is left with such a poller until there is room;
+/// * watched, by a [`Poller`](crate::poll::Poller), epoll, `event-manager`, tokio's `AsyncFd` or mio (feature `mio`),
+///   with a [`drain`](Self::drain) when it is readable;
+/// * [bound](crate::poll::Poller::bind) to its [`event`](Self::event) by a poller, which moves the kicks itself. What
+///   has no room in the event is left with such a poller until there is room;
 /// * given to a peer that reads the kicks, such as vhost in the kernel or a vhost-user process. A
 ///   [`Forward`](crate::fd::Forward) of the event to the same eventfd passes on what the table takes, so that the peer
 ///   gets all kicks from one descriptor, and keeps them when the doorbell moves:
@@ -362,7 +363,8 @@ impl fmt::Debug for KvmListener {
 /// # }
 /// ```
 ///
-/// [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) then leaves the kicks where the peer reads them.
+/// [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) then leaves the kicks where the peer reads
+/// them.
 #[derive(Clone, Debug)]
 pub struct KernelCount {
     event: EventHandle,

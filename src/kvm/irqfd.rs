@@ -19,25 +19,26 @@ mod wire;
 
 pub use table::RouteTableError;
 
-/// How a signal becomes a message-signalled interrupt of the guest's. Pins are always moved by the VMM (`KVM_IRQ_LINE`).
+/// How a signal becomes a message-signalled interrupt of the guest's. Pins are always moved by the VMM
+/// (`KVM_IRQ_LINE`).
 ///
-/// KVM's own irqfds can pulse pins, too, by a worker some time after the signal. That costs the signaller as much as two
-/// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18). But the pulse then goes by the routes of that time, so it may be lost
-/// or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
+/// KVM's own irqfds can pulse pins, too, by a worker some time after the signal. That costs the signaller as much as
+/// two `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18). But the pulse then goes by the routes of that time, so it may be
+/// lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Injection {
-    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no file descriptors, and a message was measured to cost the signaller no
-    /// more than a write to an irqfd of KVM's. So it is the default.
+    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no file descriptors, and a message was measured to cost the signaller
+    /// no more than a write to an irqfd of KVM's. So it is the default.
     #[default]
     Userspace,
-    /// The kernel injects, by `KVM_IRQFD`, when the VMM writes to an eventfd. Each GSI with irqfds has one eventfd, which
-    /// is made with its first irqfd and closed with its last.
+    /// The kernel injects, by `KVM_IRQFD`, when the VMM writes to an eventfd. Each GSI with irqfds has one eventfd,
+    /// which is made with its first irqfd and closed with its last.
     ///
-    /// If KVM cannot look up the destination of a message at once, a worker of KVM's sends the message. This is so for a
-    /// logical destination while the guest's APICs are in several logical modes, and for an address that all APICs share.
-    /// The worker may send the message after the signal has returned, by the route of that time. [`synchronize`] does not
-    /// wait for it; [`save`] and the deassign of the GSI's last irqfd do.
+    /// If KVM cannot look up the destination of a message at once, a worker of KVM's sends the message. This is so for
+    /// a logical destination while the guest's APICs are in several logical modes, and for an address that all APICs
+    /// share. The worker may send the message after the signal has returned, by the route of that time. [`synchronize`]
+    /// does not wait for it; [`save`] and the deassign of the GSI's last irqfd do.
     ///
     /// [`synchronize`]: crate::irqfd::Router::synchronize
     /// [`save`]: crate::irqfd::Router::save
@@ -54,35 +55,36 @@ pub enum Injection {
 /// routes. Many changes are therefore best made at once, by
 /// [`Router::change_routes`](crate::irqfd::Router::change_routes) or
 /// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on
-/// GSIs of the router (vhost in the kernel, VFIO) needs `Injection::Kernel`. KVM's table has 4,096 entries. Routes that it
-/// cannot have are a [`RouteTableError`].
+/// GSIs of the router (vhost in the kernel, VFIO) needs `Injection::Kernel`. KVM's table has 4,096 entries. Routes that
+/// it cannot have are a [`RouteTableError`].
 ///
-/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with any of the bits 32 to 39 set in the address, and every table that
-/// has such a message. A guest may write one into a device's vector. So the sink leaves it out of the table, and the
-/// message is [refused](Self::refused) when it is sent.
+/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with any of the bits 32 to 39 set in the address, and every table
+/// that has such a message. A guest may write one into a device's vector. So the sink leaves it out of the table, and
+/// the message is [refused](Self::refused) when it is sent.
 ///
 /// KVM knows of the guest's ends of interrupt. So a line with resampling irqfds belongs to the kernel, with either
-/// injection: KVM lowers the line and tells a thread of the sink, which signals the resample events. Lowering such a line
-/// without an end of interrupt (for a mask, another route, or the end of the last resampling irqfd) is costly. The thread
-/// starts with the first resampling irqfd and ends with the sink. A line has two eventfds as long as it has a resampling
-/// irqfd.
+/// injection: KVM lowers the line and tells a thread of the sink, which signals the resample events. Lowering such a
+/// line without an end of interrupt (for a mask, another route, or the end of the last resampling irqfd) is costly. The
+/// thread starts with the first resampling irqfd and ends with the sink. A line has two eventfds as long as it has a
+/// resampling irqfd.
 ///
-/// When a call returns, KVM has the edges and the changes of levels that the call has made. The exception is the rise of a
-/// line with resampling irqfds, which a worker of KVM's carries out soon. A [save](crate::irqfd::Router::save) waits for
-/// it.
+/// When a call returns, KVM has the edges and the changes of levels that the call has made. The exception is the rise
+/// of a line with resampling irqfds, which a worker of KVM's carries out soon. A [save](crate::irqfd::Router::save)
+/// waits for it.
 ///
 /// # Split interrupt controllers
 ///
 /// Then KVM has the local APICs only. Pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
-/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). At the end of interrupt of a level-triggered message,
-/// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC calls [`Router::ack`](crate::irqfd::Router::ack) for each
-/// pin that has the vector. But KVM watches for those vectors only that are in its table. So the IOAPIC announces the
-/// message of each pin by [`set_ioapic_message`](Self::set_ioapic_message) before it sends the message.
+/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). At the end of interrupt of a level-triggered
+/// message, `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC calls
+/// [`Router::ack`](crate::irqfd::Router::ack) for each pin that has the vector. But KVM watches for those vectors only
+/// that are in its table. So the IOAPIC announces the message of each pin by
+/// [`set_ioapic_message`](Self::set_ioapic_message) before it sends the message.
 ///
 /// # System calls
 ///
-/// For a seccomp filter, in addition to those of the router. Each is made on the thread that makes the call in the first
-/// column, or on the thread that drives the line at the time.
+/// For a seccomp filter, in addition to those of the router. Each is made on the thread that makes the call in the
+/// first column, or on the thread that drives the line at the time.
 ///
 /// | when | calls |
 /// |---|---|
@@ -96,11 +98,11 @@ pub enum Injection {
 /// | the router is saved or restored | for each line that is up and has resampling irqfds: `eventfd2`, `ioctl` (`KVM_IRQFD`), `close`; for each GSI with an irqfd, if the kernel injects: `ioctl` (`KVM_IRQFD`); `read`, and those of an end of interrupt that the router has not been told of |
 /// | the guest ends an interrupt of a line with resampling irqfds | on the sink's thread: `epoll_pwait`, `read`, `close`; those of a change of a level; those of a signal of the resample events |
 ///
-/// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private). So does a message if its
-/// thread makes a change of a level for another thread. Deassigning, changes of routes and saves call `sched_yield` and
-/// `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that assigned
-/// the first resampling irqfd. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
-/// before `close`.
+/// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private). So does a message if
+/// its thread makes a change of a level for another thread. Deassigning, changes of routes and saves call `sched_yield`
+/// and `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that
+/// assigned the first resampling irqfd. Where the standard library is built with debug assertions, it calls
+/// `fcntl(F_GETFD)` before `close`.
 ///
 /// ```no_run
 /// use doorbell::Event;
@@ -168,8 +170,8 @@ struct GsiIrqfds {
 }
 
 impl State {
-    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not where a message is
-    /// left out of KVM's table, so that the refusal is counted.
+    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not where a message
+    /// is left out of KVM's table, so that the refusal is counted.
     fn is_by_wire(&self, route: Option<Route>) -> bool {
         match route {
             Some(Route::Pin(_)) => false,
@@ -202,13 +204,13 @@ impl KvmSink {
     /// For a VM with an interrupt controller, full or split. Takes the VM's routes away.
     ///
     /// The VM can be of any crate's type that is [`AsFd`], or a [`BorrowedFd`](std::os::fd::BorrowedFd).
-    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It is
-    /// duplicated, so the sink keeps the VM alive.
+    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It
+    /// is duplicated, so the sink keeps the VM alive.
     ///
     /// # Errors
     ///
-    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is no
-    /// descriptor left (`EMFILE`, `ENFILE`).
+    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is
+    /// no descriptor left (`EMFILE`, `ENFILE`).
     pub fn new(vm: impl AsFd, injection: Injection) -> Result<Self, Error> {
         let vm = Arc::new(Vm::new(vm)?);
         let sink = KvmSink {
@@ -235,20 +237,21 @@ impl KvmSink {
     /// How many interrupts, and changes of a level, KVM has refused with an error. This counter is the only place where
     /// they show: the router's counters have them as injected.
     ///
-    /// KVM refuses a message that no vCPU takes (`EPERM`), for instance while there is no vCPU. With `KVM_CAP_X2APIC_API`
-    /// it refuses a message whose address is not in x2APIC format (`EINVAL`). A message that the guest's APIC takes and
-    /// drops is not counted. Nor is a message that KVM drops after it has got it by [`Injection::Kernel`].
+    /// KVM refuses a message that no vCPU takes (`EPERM`), for instance while there is no vCPU. With
+    /// `KVM_CAP_X2APIC_API` it refuses a message whose address is not in x2APIC format (`EINVAL`). A message that the
+    /// guest's APIC takes and drops is not counted. Nor is a message that KVM drops after it has got it by
+    /// [`Injection::Kernel`].
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }
 
     /// The message of a pin of the VMM's IOAPIC, beside a split interrupt controller; `None` takes it away.
     ///
-    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that are in KVM's table, in a level-triggered
-    /// message (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. It does not
-    /// matter which message is sent. So the VMM's IOAPIC calls this when the guest has written a redirection entry, before
-    /// it sends the message. The message then is in the table at the GSI `pin`. If the kernel injects, the router can have
-    /// no message on that GSI then.
+    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that are in KVM's table, in a
+    /// level-triggered message (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was
+    /// given. It does not matter which message is sent. So the VMM's IOAPIC calls this when the guest has written a
+    /// redirection entry, before it sends the message. The message then is in the table at the GSI `pin`. If the kernel
+    /// injects, the router can have no message on that GSI then.
     ///
     /// If the message is the same as before, this makes no system call.
     ///
@@ -331,8 +334,8 @@ impl KvmSink {
         self.vm.set_gsi_routing(&routing)
     }
 
-    /// To be called before a GSI gets this route: a worker of KVM's must not find a pin, or no route, where it was to send
-    /// a message.
+    /// To be called before a GSI gets this route: a worker of KVM's must not find a pin, or no route, where it was to
+    /// send a message.
     fn detach_wire(&self, state: &State, gsi: u32, route: Option<Route>) {
         let wire = state.wire(gsi).filter(|_| !state.is_by_wire(route));
         if let Some(wire) = wire {
@@ -403,8 +406,8 @@ impl KvmSink {
         Ok(assertion)
     }
 
-    /// To be called when the line has no resampling irqfds any more. Returns its [`Eoi`] if there is an end of interrupt
-    /// that the line has not been told of.
+    /// To be called when the line has no resampling irqfds any more. Returns its [`Eoi`] if there is an end of
+    /// interrupt that the line has not been told of.
     fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) -> Option<Eoi> {
         let ended = assertion.take_end();
         if assertion.is_raised() {

@@ -100,8 +100,8 @@ impl Assertion {
 
     /// Waits until KVM's worker has raised the line, if it has been raised.
     ///
-    /// KVM waits for the worker when an irqfd goes. Another irqfd keeps the line up meanwhile, and tells the same eventfd
-    /// of ends of interrupt.
+    /// KVM waits for the worker when an irqfd goes. Another irqfd keeps the line up meanwhile, and tells the same
+    /// eventfd of ends of interrupt.
     pub(super) fn flush(&self) -> io::Result<()> {
         let mut state = self.lock();
         if !state.raised || !state.registered {
@@ -181,7 +181,8 @@ impl Pump {
         })
     }
 
-    /// `None` where the caller must not wait for them: in a callback, for which an observer of a resample event may wait.
+    /// `None` where the caller must not wait for them: in a callback, for which an observer of a resample event may
+    /// wait.
     pub(super) fn in_flight(&self) -> Option<InFlight> {
         let thread = self.thread.as_ref()?.thread();
         let may_wait = thread.id() != thread::current().id() && srcu::may_wait();
@@ -209,8 +210,8 @@ impl Pump {
         Ok(())
     }
 
-    /// Stops telling the router of ends of interrupt on this line, except of one that the thread is telling it now. Returns
-    /// the line's [`Eoi`].
+    /// Stops telling the router of ends of interrupt on this line, except of one that the thread is telling it now.
+    /// Returns the line's [`Eoi`].
     pub(super) fn forget(&self, gsi: u32) -> io::Result<Option<Eoi>> {
         let mut watched = self.shared.lock();
         let number = watched.numbers.remove(&gsi);
@@ -246,8 +247,8 @@ impl Drop for Pump {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // An ack may drop the last handle to the sink on this very thread. In a callback the drop must not wait, because an
-        // observer of a resample event may be waiting for the callback.
+        // An ack may drop the last handle to the sink on this very thread. In a callback the drop must not wait,
+        // because an observer of a resample event may be waiting for the callback.
         if thread.thread().id() != thread::current().id() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();

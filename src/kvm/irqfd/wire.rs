@@ -1,8 +1,8 @@
 //! A GSI's messages by an irqfd of KVM's.
 //!
-//! KVM's irqfds do not pulse pins here. KVM's worker raises and lowers a pin some time after the signal, by the routes of
-//! that time. When it lowers the pin, it takes down a level that `KVM_IRQ_LINE` may have raised meanwhile, because the two
-//! are one source to KVM.
+//! KVM's irqfds do not pulse pins here. KVM's worker raises and lowers a pin some time after the signal, by the routes
+//! of that time. When it lowers the pin, it takes down a level that `KVM_IRQ_LINE` may have raised meanwhile, because
+//! the two are one source to KVM.
 
 use super::Vm;
 use super::eventfd::EventFd;
