@@ -114,6 +114,7 @@ mod lines;
 mod route;
 mod router;
 mod sink;
+mod snapshot;
 mod state;
 mod worker;
 
@@ -126,4 +127,5 @@ pub use line::model;
 pub use route::{MsiMessage, Route, RouteChange, Routes};
 pub use router::{Irqfd, Router};
 pub use sink::{Eoi, InterruptSink};
-pub use state::{IrqfdState, LineState, Restored, RouterState};
+pub use snapshot::Restored;
+pub use state::{IrqfdState, LineState, RouterState};
