@@ -28,7 +28,7 @@ pub use table::RouteTableError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Injection {
-    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no file descriptors, and a message was measured to cost the signaller
+    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no eventfds, and a message was measured to cost the signaller
     /// no more than a write to an irqfd of KVM's. So it is the default.
     #[default]
     Userspace,
