@@ -46,10 +46,11 @@
 //! | [`reclaim`](crate::reclaim) | always |
 //!
 //! Inside a callback none of them waits. No other call waits for a callback. This includes the calls that a vCPU makes
-//! in an exit and that a device makes for a request: [`assign`](Router::assign) and [`assign_with_resample`](Router::assign_with_resample),
-//! [`mask`](Router::mask), [`unmask`](Router::unmask), [`unmask_with_route`](Router::unmask_with_route) and
-//! [`unmask_with_routes`](Router::unmask_with_routes), [`set_level`](Router::set_level), [`LevelSource`]s,
-//! [`ack`](Router::ack), signals, attaching observers, adding doorbells, and all getters.
+//! in an exit and that a device makes for a request: [`assign`](Router::assign) and
+//! [`assign_with_resample`](Router::assign_with_resample), [`mask`](Router::mask), [`unmask`](Router::unmask),
+//! [`unmask_with_route`](Router::unmask_with_route) and [`unmask_with_routes`](Router::unmask_with_routes),
+//! [`set_level`](Router::set_level), [`LevelSource`]s, [`ack`](Router::ack), signals, attaching observers, adding
+//! doorbells, and all getters.
 //!
 //! Some calls run callbacks **on the caller's own thread**. Do not make them while holding a lock that the sink takes,
 //! or that an observer of a resample event of the line takes:
@@ -63,14 +64,14 @@
 //! | `assign`, `restore` | [`InterruptSink::connect`] |
 //! | `save`, `restore` | [`InterruptSink::flush`]; with KVM, the ends of interrupt that have not been told |
 //!
-//! (If another thread is driving the line at the moment, that thread runs them.) Changes of routes come one at a time, so
-//! a change waits for the sink's `set_routes` of another one. A thread that changes routes must therefore not hold a lock
-//! that `set_routes` takes.
+//! (If another thread is driving the line at the moment, that thread runs them.) Changes of routes come one at a time,
+//! so a change waits for the sink's `set_routes` of another one. A thread that changes routes must therefore not hold a
+//! lock that `set_routes` takes.
 //!
 //! # Snapshots
 //!
-//! [`Router::save`] takes a router down as plain data, and [`Router::restore`] makes a new router of it: routes, irqfds,
-//! masks, pending bits, and the levels that resampling irqfds, [level sources](LevelSource) and
+//! [`Router::save`] takes a router down as plain data, and [`Router::restore`] makes a new router of it: routes,
+//! irqfds, masks, pending bits, and the levels that resampling irqfds, [level sources](LevelSource) and
 //! [`set_level`](Router::set_level) hold up. In this order, each interrupt that is on its way at the time comes once.
 //! To save a VM:
 //!
@@ -113,6 +114,7 @@ mod lines;
 mod route;
 mod router;
 mod sink;
+mod snapshot;
 mod state;
 mod worker;
 
@@ -125,4 +127,5 @@ pub use line::model;
 pub use route::{MsiMessage, Route, RouteChange, Routes};
 pub use router::{Irqfd, Router};
 pub use sink::{Eoi, InterruptSink};
-pub use state::{IrqfdState, LineState, Restored, RouterState};
+pub use snapshot::Restored;
+pub use state::{IrqfdState, LineState, RouterState};

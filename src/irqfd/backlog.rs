@@ -2,11 +2,11 @@
 //!
 //! The kernel's counterpart is the work queue that irqfds of pins inject from. A line with something to do is in the
 //! backlog at most once, because it is `BUSY` until the worker has finished with it. The worker gives it one turn, and
-//! puts it at the end of the backlog if that leaves something to do. So between two turns of a line, each other line has
-//! at most one.
+//! puts it at the end of the backlog if that leaves something to do. So between two turns of a line, each other line
+//! has at most one.
 //!
-//! A turn is in no section, but in a [`Deferral`]: if a call of the sink has to wait for something, the wait comes after
-//! the turn. A worker never waits for another worker, because two workers could then wait for each other.
+//! A turn is in no section, but in a [`Deferral`]: if a call of the sink has to wait for something, the wait comes
+//! after the turn. A worker never waits for another worker, because two workers could then wait for each other.
 
 use super::line::{IrqLine, Turn};
 use crate::Event;

@@ -1,8 +1,8 @@
 //! What the irqfds of a router share: the lines, the routes, the sink.
 //!
 //! Everything that leads to a call of the sink happens in a section of [`srcu`](crate::sync::srcu), or on the worker's
-//! thread. So a thread can change the routes, a mask or the list of an event's observers, and then wait for the sections
-//! under way and for the worker. After that, nothing that was decided before the change happens any more.
+//! thread. So a thread can change the routes, a mask or the list of an event's observers, and then wait for the
+//! sections under way and for the worker. After that, nothing that was decided before the change happens any more.
 
 use super::backlog::Backlog;
 use super::line::{Holders, IrqLine, Pending, Request, Requested, Then, Trigger, Turn};

@@ -1,13 +1,14 @@
 //! The irqfd proper: the observer of an assigned event.
 //!
 //! The kernel's counterpart is `irqfd_wakeup()`: called inside the write, it takes the count away and injects. The
-//! change triggers the interrupt rather than the count: a write of 0 interrupts, and so does a signal whose count another
-//! reader has taken.
+//! change triggers the interrupt rather than the count: a write of 0 interrupts, and so does a signal whose count
+//! another reader has taken.
 //!
-//! **The end of an irqfd.** In the kernel one lock makes a write and its injection one step. So what the count holds when
-//! an irqfd goes has interrupted, and is taken away with the irqfd. Here a signal first changes the count and then looks
-//! for observers. The count may be that of a signal that finds no observer, because the irqfd has gone; then it must
-//! stay. So an injector records how much of the count has [interrupted](Injector::covered), and takes away that much.
+//! **The end of an irqfd.** In the kernel one lock makes a write and its injection one step. So what the count holds
+//! when an irqfd goes has interrupted, and is taken away with the irqfd. Here a signal first changes the count and then
+//! looks for observers. The count may be that of a signal that finds no observer, because the irqfd has gone; then it
+//! must stay. So an injector records how much of the count has [interrupted](Injector::covered), and takes away that
+//! much.
 
 use super::board::Board;
 use super::line::{IrqLine, Pending, Request, Trigger};
@@ -67,8 +68,8 @@ pub(super) struct Counters {
 pub struct IrqfdCounters {
     /// Signals and writes of its event, and the count that was there when it was assigned, if there was one.
     pub signals: u64,
-    /// Signals with an interrupt of their own: at once, or when the line is unmasked, provided that there is a route then
-    /// and that the irqfd has not been deassigned before.
+    /// Signals with an interrupt of their own: at once, or when the line is unmasked, provided that there is a route
+    /// then and that the irqfd has not been deassigned before.
     pub injections: u64,
     /// Signals without one, because an interrupt was due already or the line was up.
     pub coalesced: u64,

@@ -9,8 +9,8 @@ use std::sync::Arc;
 ///
 /// A line is up as long as one of its level sources, [`Router::set_level`](super::Router::set_level) or a resampling
 /// irqfd holds it up. So devices that share a pin, such as PCI functions that share INTx, have a level source each. The
-/// level stays across masks, changes of routes and the guest's ends of interrupt: a line that is held up is raised again
-/// as soon as it can be. Dropping the level source lets go of the line.
+/// level stays across masks, changes of routes and the guest's ends of interrupt: a line that is held up is raised
+/// again as soon as it can be. Dropping the level source lets go of the line.
 ///
 /// A level source keeps the line and the sink alive, but not irqfds, which go with the router.
 ///

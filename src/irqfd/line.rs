@@ -20,9 +20,9 @@
 //!
 //! The sink must be told of changes in the order in which they happen. A lock around its calls would deadlock with a
 //! sink that calls back. So a thread that makes a request sets a bit. If there is something to do then and the line is
-//! not `BUSY`, the same step sets `BUSY`, and the thread is the **driver**. The driver takes one request out of the word,
-//! carries it out, and reads the word again. In the step in which it finds nothing to do, it stops being the driver. A
-//! thread that finds the line `BUSY` leaves its request to the driver.
+//! not `BUSY`, the same step sets `BUSY`, and the thread is the **driver**. The driver takes one request out of the
+//! word, carries it out, and reads the word again. In the step in which it finds nothing to do, it stops being the
+//! driver. A thread that finds the line `BUSY` leaves its request to the driver.
 //!
 //! * Nothing is lost. A request is set either before the driver stops, and then the driver sees it, or after that, and
 //!   then the requesting thread becomes the driver.
@@ -31,9 +31,9 @@
 //! * An assertion that an ack swallows was set before the resample events were signalled. So the owners of those events
 //!   check their devices afterwards, and assert the line again.
 //!
-//! **Turns.** The driver works in turns. A turn takes each kind of step at most once, so a flood of one kind holds up no
-//! other kind, and everything that was due when a turn began has been done when the turn ends. The worker gives the lines
-//! of its backlog one turn each, in order.
+//! **Turns.** The driver works in turns. A turn takes each kind of step at most once, so a flood of one kind holds up
+//! no other kind, and everything that was due when a turn began has been done when the turn ends. The worker gives the
+//! lines of its backlog one turn each, in order.
 //!
 //! **Relief.** A thread that drives inside its own signal would inject for other threads for as long as they make
 //! requests. Only a thread that is present can take over, because a thread that finds the line `BUSY` leaves. So:
@@ -48,14 +48,14 @@
 //!     or, after any turn: nothing left to do: as 4                     or the time is up: clears both bits, then as 5
 //! ```
 //!
-//! * Nothing is lost. `OFFERED` is set as long as the last thread that set it waits. When that thread sees the bit gone,
-//!   it checks whether it must drive. So when the driver leaves work behind, another thread finds it.
-//! * No thread blocks. The wait is a spin of [`PATIENCE`]. When the time is up, the request is left to the driver, which
-//!   goes on. A thread does not wait inside a call that it makes as the driver of the same line.
+//! * Nothing is lost. `OFFERED` is set as long as the last thread that set it waits. When that thread sees the bit
+//!   gone, it checks whether it must drive. So when the driver leaves work behind, another thread finds it.
+//! * No thread blocks. The wait is a spin of [`PATIENCE`]. When the time is up, the request is left to the driver,
+//!   which goes on. A thread does not wait inside a call that it makes as the driver of the same line.
 //! * A thread that waits for the sections under way also waits for all requests made before. The driver at that time is
 //!   in one of those sections. It carries the request out, or leaves it to a thread that offered itself before the
-//!   driver's last turn began. If the request was made before that turn, the turn has carried it out. If not, the section
-//!   of the other thread is one of those under way, and the same argument holds for that thread.
+//!   driver's last turn began. If the request was made before that turn, the turn has carried it out. If not, the
+//!   section of the other thread is one of those under way, and the same argument holds for that thread.
 //!
 //! Messages have no level, so they need no driver while the line is not masked: see `board.rs`.
 
@@ -240,8 +240,8 @@ pub(super) struct IrqLine {
     level_at: AtomicU64,
     /// How many there are.
     irqfds: Mutex<usize>,
-    /// The resample events of the irqfds, each as often as irqfds have it. The irqfds own the events, because any thread
-    /// may free an old list.
+    /// The resample events of the irqfds, each as often as irqfds have it. The irqfds own the events, because any
+    /// thread may free an old list.
     resamplers: Srcu<Vec<WeakEventHandle>>,
     holders: Mutex<Holders>,
     counters: Counters,
@@ -281,8 +281,8 @@ pub struct LineCounters {
     pub raises: u64,
     /// Signals that had no route.
     pub lost: u64,
-    /// How often the line was lowered and its resample events were signalled: at an ack of the guest's, at the unmasking
-    /// of an asserted line, and when the last resampling irqfd went.
+    /// How often the line was lowered and its resample events were signalled: at an ack of the guest's, at the
+    /// unmasking of an asserted line, and when the last resampling irqfd went.
     pub resamples: u64,
 }
 
@@ -429,8 +429,8 @@ impl IrqLine {
 
     /// Carries out requests until there are none, or until another thread takes over.
     ///
-    /// To be called in a section, for which a change of routes waits. (The worker calls [`turn`](Self::turn) instead, in
-    /// no section.)
+    /// To be called in a section, for which a change of routes waits. (The worker calls [`turn`](Self::turn) instead,
+    /// in no section.)
     pub(super) fn drive(&self, sink: &dyn InterruptSink, route: impl Fn() -> Option<Route>) {
         let here = ptr::from_ref(self).addr();
         let outer = DRIVEN.with(|driven| driven.replace(here));
@@ -634,8 +634,8 @@ impl IrqLine {
         writer.publish_without_waiting(all);
     }
 
-    /// When this returns, the event is not signalled any more, unless the caller is inside a section. Returns whether it
-    /// was the last one.
+    /// When this returns, the event is not signalled any more, unless the caller is inside a section. Returns whether
+    /// it was the last one.
     pub(super) fn remove_resampler(&self, event: EventHandle) -> bool {
         let writer = self.resamplers.write();
         let mut all = writer.read().clone();

@@ -23,8 +23,8 @@ use std::sync::{Arc, PoisonError, Weak};
 /// A signal to an assigned event takes no lock on its way to the sink. Deassigning and changes of routes wait for
 /// signals that are under way, so that no interrupt from before comes after them. Inside an observer's or a sink's call
 /// they do not wait: they take effect for later signals, and what other threads are in the middle of may still happen
-/// after the outermost call has ended. No other method waits for other threads, except [`synchronize`](Self::synchronize),
-/// [`save`](Self::save) and [`restore`](Self::restore). The docs of the module say
+/// after the outermost call has ended. No other method waits for other threads, except
+/// [`synchronize`](Self::synchronize), [`save`](Self::save) and [`restore`](Self::restore). The docs of the module say
 /// [which locks a caller may hold](super#locks-that-a-caller-may-hold).
 ///
 /// ```
@@ -96,12 +96,12 @@ impl Router {
 
     /// Calls `sink` on a thread of the router's own, for a sink that may sleep. (KVM does so for pins.)
     ///
-    /// A signal then is a request to that thread, and signals that arrive before the thread gets to it are coalesced with
-    /// it. A deassign, a change of routes and a [`synchronize`](Self::synchronize) return when the thread has carried out
-    /// all requests made before. When the last handle to the router, its irqfds and its level sources is dropped, the drop
-    /// waits until the thread has done what is left and has ended. Inside a callback the drop does not wait, and the
-    /// thread ends by itself. Inside the sink's call on that thread nothing waits, as in any callback: what has to be
-    /// waited for comes after the call.
+    /// A signal then is a request to that thread, and signals that arrive before the thread gets to it are coalesced
+    /// with it. A deassign, a change of routes and a [`synchronize`](Self::synchronize) return when the thread has
+    /// carried out all requests made before. When the last handle to the router, its irqfds and its level sources is
+    /// dropped, the drop waits until the thread has done what is left and has ended. Inside a callback the drop does
+    /// not wait, and the thread ends by itself. Inside the sink's call on that thread nothing waits, as in any
+    /// callback: what has to be waited for comes after the call.
     ///
     /// # Errors
     ///
@@ -146,12 +146,12 @@ impl Router {
     }
 
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
-    /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` is signalled together with
-    /// the resample events of all other irqfds of the GSI. A device that still needs service signals `event` again,
-    /// for instance inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
+    /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` is signalled together
+    /// with the resample events of all other irqfds of the GSI. A device that still needs service signals `event`
+    /// again, for instance inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
     ///
-    /// A signal while the line is up is coalesced, so a signal before the ack does not interrupt again after it. This is
-    /// why the device must check at the resample event whether it still needs service. On a GSI that is routed to a
+    /// A signal while the line is up is coalesced, so a signal before the ack does not interrupt again after it. This
+    /// is why the device must check at the resample event whether it still needs service. On a GSI that is routed to a
     /// message, which has no level, each signal sends a message.
     ///
     /// When the last resampling irqfd of a GSI is deassigned, the line goes down, unless it is held up otherwise.
@@ -258,8 +258,8 @@ impl Router {
         })
     }
 
-    /// Ends an [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and GSI.
-    /// If there is none, this does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
+    /// Ends an [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
+    /// GSI. If there is none, this does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
     ///
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
@@ -267,21 +267,21 @@ impl Router {
     /// When this returns, nothing is injected for the event any more. It is an event like others, and may be assigned
     /// again.
     ///
-    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. The count that the
-    /// event had when it was assigned has interrupted, and is taken away now unless a signal has taken it before. Of a
-    /// semaphore with a count, one unit is taken away. (A signal that is made at the same time stays. If other threads
-    /// read from the event, a signal as large as what they read may be taken for that count.) A signal that a mask keeps
-    /// [pending](Self::is_pending) is given back to the count, as one signal. The last irqfd of a GSI takes the pending
-    /// bit out, so that the next one does not interrupt for it.
+    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. The count that
+    /// the event had when it was assigned has interrupted, and is taken away now unless a signal has taken it before.
+    /// Of a semaphore with a count, one unit is taken away. (A signal that is made at the same time stays. If other
+    /// threads read from the event, a signal as large as what they read may be taken for that count.) A signal that a
+    /// mask keeps [pending](Self::is_pending) is given back to the count, as one signal. The last irqfd of a GSI takes
+    /// the pending bit out, so that the next one does not interrupt for it.
     ///
     /// The level of a resampling irqfd ends with it. It is not given back, as in KVM, even if a mask kept it from the
     /// guest. The caller then asks the device whether it needs service, as an [`unmask`](Self::unmask) would have done.
     ///
     /// If two threads deassign the same irqfd at the same time, one of the calls waits and the other may return before.
-    /// Inside an observer's or a sink's call this does not wait: the event may be assigned again when the outermost call
-    /// has ended, provided that no other thread is inside such a call then, and otherwise later, see
-    /// [`reclaim`](crate::reclaim). Signals stay in the count from the start. The pending bit goes at the end, so an irqfd
-    /// that is assigned to the GSI before that may interrupt for it.
+    /// Inside an observer's or a sink's call this does not wait: the event may be assigned again when the outermost
+    /// call has ended, provided that no other thread is inside such a call then, and otherwise later, see
+    /// [`reclaim`](crate::reclaim). Signals stay in the count from the start. The pending bit goes at the end, so an
+    /// irqfd that is assigned to the GSI before that may interrupt for it.
     pub fn deassign(&self, event: &Event, gsi: u32) {
         self.remove(event, |assigned| assigned.gsi == gsi);
     }
@@ -302,8 +302,8 @@ impl Router {
     /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
     /// caller must not hold.
     ///
-    /// A signal finds either the old routes or the new ones. A line that is up is lowered at the old pin and raised at the
-    /// new one. Signals that were lost for want of a route stay lost. If the routes are the same as before, nothing
+    /// A signal finds either the old routes or the new ones. A line that is up is lowered at the old pin and raised at
+    /// the new one. Signals that were lost for want of a route stay lost. If the routes are the same as before, nothing
     /// happens.
     ///
     /// # Errors
@@ -325,8 +325,8 @@ impl Router {
         self.reroute_and_wait(|all| all.set(gsi, route))
     }
 
-    /// Gives several GSIs other routes, or none, in one step, as [`set_routes`](Self::set_routes). It costs as much as one
-    /// change. The routes of other GSIs stay. (See [`Routes::set_all`].)
+    /// Gives several GSIs other routes, or none, in one step, as [`set_routes`](Self::set_routes). It costs as much as
+    /// one change. The routes of other GSIs stay. (See [`Routes::set_all`].)
     ///
     /// # Errors
     ///
@@ -356,8 +356,8 @@ impl Router {
         self.board().routes()
     }
 
-    /// Keeps interrupts of `gsi` back, as the mask bit of an MSI-X vector or of an IOAPIC's pin does. Masks do not nest:
-    /// one [`unmask`](Self::unmask) ends any number of calls.
+    /// Keeps interrupts of `gsi` back, as the mask bit of an MSI-X vector or of an IOAPIC's pin does. Masks do not
+    /// nest: one [`unmask`](Self::unmask) ends any number of calls.
     ///
     /// A line that is up goes down at the sink. Signals set the pending bit, or the level of the line. A signal that is
     /// made after this has returned does not interrupt. This does not wait for other threads: injections that they have
@@ -371,17 +371,18 @@ impl Router {
     /// Ends a [`mask`](Self::mask), and injects what is pending, by the route there is now.
     ///
     /// A line that resampling irqfds assert is not raised, because their devices may need no service any more. Instead
-    /// their resample events are signalled, as after an [`ack`](Self::ack), and a device that needs service signals again.
+    /// their resample events are signalled, as after an [`ack`](Self::ack), and a device that needs service signals
+    /// again.
     pub fn unmask(&self, gsi: u32) {
         let board = self.board();
         board.ask(board.lines().get(gsi), Request::Unmask);
     }
 
-    /// Gives a masked vector another route, then unmasks it. What is pending, and what is signalled meanwhile, goes by the
-    /// new route. This is how a guest moves a vector: it masks, writes and unmasks the entry of the MSI-X table.
+    /// Gives a masked vector another route, then unmasks it. What is pending, and what is signalled meanwhile, goes by
+    /// the new route. This is how a guest moves a vector: it masks, writes and unmasks the entry of the MSI-X table.
     ///
-    /// If the route is the same as before, this is just an [`unmask`](Self::unmask). It never waits for other threads: an
-    /// injection by the old route that another thread has begun before may be under way when this returns.
+    /// If the route is the same as before, this is just an [`unmask`](Self::unmask). It never waits for other threads:
+    /// an injection by the old route that another thread has begun before may be under way when this returns.
     ///
     /// # Errors
     ///
@@ -392,12 +393,13 @@ impl Router {
         Ok(())
     }
 
-    /// As [`unmask_with_route`](Self::unmask_with_route) for many GSIs, with one change of routes. For a guest that enables
-    /// all vectors of a device.
+    /// As [`unmask_with_route`](Self::unmask_with_route) for many GSIs, with one change of routes. For a guest that
+    /// enables all vectors of a device.
     ///
     /// # Errors
     ///
-    /// The routes are invalid, or the sink refuses them. All routes then are as they were, and the GSIs are still masked.
+    /// The routes are invalid, or the sink refuses them. All routes then are as they were, and the GSIs are still
+    /// masked.
     pub fn unmask_with_routes(
         &self,
         routes: impl IntoIterator<Item = (u32, Route)>,
@@ -425,18 +427,18 @@ impl Router {
 
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
-    /// With a [worker](Self::with_worker), this waits until the worker has carried out all requests made before. Inside an
-    /// observer's or a sink's call it does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold) that
-    /// the caller must not hold.
+    /// With a [worker](Self::with_worker), this waits until the worker has carried out all requests made before. Inside
+    /// an observer's or a sink's call it does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold)
+    /// that the caller must not hold.
     pub fn synchronize(&self) {
         self.board().wait_in_flight();
     }
 
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. The value may be stale.
     ///
-    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of a
-    /// vector that is no longer in use ends in QEMU. A change of routes does not end it, nor does an end of irqfds end the
-    /// mask.
+    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of
+    /// a vector that is no longer in use ends in QEMU. A change of routes does not end it, nor does an end of irqfds
+    /// end the mask.
     #[must_use]
     #[doc(alias = "msix_is_pending")]
     pub fn is_pending(&self, gsi: u32) -> bool {
@@ -469,14 +471,15 @@ impl Router {
 
     /// Holds a line up, or lets it go, in the name of the VMM. (`KVM_IRQ_LINE`, where the VMM is one holder as well.)
     ///
-    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All callers
-    /// of this are one holder, and the last call decides. **Devices that share a pin use a level source each.**
+    /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All
+    /// callers of this are one holder, and the last call decides. **Devices that share a pin use a level source each.**
     pub fn set_level(&self, gsi: u32, level: bool) {
         let board = self.board();
         board.hold(board.lines().get(gsi), |holders| holders.vmm = level);
     }
 
-    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up at first.
+    /// A device's hold on a line, for a level-triggered interrupt without an irqfd. It does not hold the line up at
+    /// first.
     ///
     /// Devices that share a pin, as PCI functions share INTx, have one each: [`set_level`](Self::set_level) is one
     /// holder for all of its callers, so one device's `false` would lower what another one still holds up.
@@ -486,10 +489,10 @@ impl Router {
         LevelSource::new(Arc::clone(core), Arc::clone(core.board.lines().get(gsi)))
     }
 
-    /// The guest's end of interrupt on `gsi`. The line is lowered, then the resample events of its irqfds are signalled,
-    /// no matter what had raised the line. If the line is still held up, it is raised again. To be called by the interrupt
-    /// controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls take. A GSI without
-    /// resampling irqfds needs no acks and ignores them.
+    /// The guest's end of interrupt on `gsi`. The line is lowered, then the resample events of its irqfds are
+    /// signalled, no matter what had raised the line. If the line is still held up, it is raised again. To be called by
+    /// the interrupt controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls
+    /// take. A GSI without resampling irqfds needs no acks and ignores them.
     ///
     /// If another thread is driving the line at the moment, that thread does all this soon; this does not wait for it.
     pub fn ack(&self, gsi: u32) {
@@ -618,7 +621,8 @@ impl Irqfd {
         self.counters.get()
     }
 
-    /// Leaves the event assigned without a guard. It is then [deassigned](Router::deassign) explicitly, or with the router.
+    /// Leaves the event assigned without a guard. It is then [deassigned](Router::deassign) explicitly, or with the
+    /// router.
     pub fn keep(mut self) {
         self.router = None;
     }

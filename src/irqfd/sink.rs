@@ -5,20 +5,20 @@ use std::sync::{Arc, Weak};
 
 /// Where interrupts end: an interrupt controller that the VMM emulates, or that of the hypervisor.
 ///
-/// The methods are called on the threads that signal, inside the call of an [`Observer`](crate::event::Observer), so they
-/// should be short and must not block. A sink that may block has its router [hand the calls
-/// over](super::Router::with_worker) to a thread. Methods are also called on the threads that call the router's methods,
-/// and at the end of a call inside which an irqfd was deassigned.
+/// The methods are called on the threads that signal, inside the call of an [`Observer`](crate::event::Observer), so
+/// they should be short and must not block. A sink that may block has its router [hand the calls
+/// over](super::Router::with_worker) to a thread. Methods are also called on the threads that call the router's
+/// methods, and at the end of a call inside which an irqfd was deassigned.
 ///
-/// Calls for a pin are made by the thread that signals, or by another thread that signals the same line at the time. One
-/// thread makes calls for others for sixteen turns, for instance of one pulse each. Then the next thread that makes a
-/// request takes over, provided that the sink takes no longer than some microseconds. For that, a signal may spin for up
-/// to 20 µs. (With a slower sink, a thread may have to go on for as long as others signal. Such a sink is better served
-/// by a router with a worker, which gives the lines one turn each in order.)
+/// Calls for a pin are made by the thread that signals, or by another thread that signals the same line at the time.
+/// One thread makes calls for others for sixteen turns, for instance of one pulse each. Then the next thread that makes
+/// a request takes over, provided that the sink takes no longer than some microseconds. For that, a signal may spin for
+/// up to 20 µs. (With a slower sink, a thread may have to go on for as long as others signal. Such a sink is better
+/// served by a router with a worker, which gives the lines one turn each in order.)
 ///
-/// The router holds no lock during a call. Calls for one line come one at a time and in order, except `signal_msi`, which
-/// any number of threads may be in at once. So a sink may call the router, also for the same line: the driver of the line
-/// carries out such a request later. A sink that takes a lock must not hold it while it calls
+/// The router holds no lock during a call. Calls for one line come one at a time and in order, except `signal_msi`,
+/// which any number of threads may be in at once. So a sink may call the router, also for the same line: the driver of
+/// the line carries out such a request later. A sink that takes a lock must not hold it while it calls
 /// [`Router::ack`](super::Router::ack), which may begin with a call to the sink, nor while it makes one of the calls
 /// that [wait for callbacks](super#locks-that-a-caller-may-hold).
 ///
@@ -67,9 +67,9 @@ pub trait InterruptSink: Send + Sync {
         Ok(())
     }
 
-    /// An irqfd that [`connect`](Self::connect) has announced is gone, and its interrupts have ended. This is called once
-    /// for each irqfd with the same arguments, so a sink can count the irqfds of a line. A sink that hands `connect` on to
-    /// another sink must hand this on, too.
+    /// An irqfd that [`connect`](Self::connect) has announced is gone, and its interrupts have ended. This is called
+    /// once for each irqfd with the same arguments, so a sink can count the irqfds of a line. A sink that hands
+    /// `connect` on to another sink must hand this on, too.
     fn disconnect(&self, gsi: u32, resample: bool) {
         let _ = (gsi, resample);
     }
@@ -151,9 +151,9 @@ impl Eoi {
         self.gsi
     }
 
-    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may have
-    /// lowered the line already, and is told to raise it again if it is held up otherwise. Does nothing when the router
-    /// has gone.
+    /// As [`Router::ack`](super::Router::ack), but also if the line has no resampling irqfds any more: the sink may
+    /// have lowered the line already, and is told to raise it again if it is held up otherwise. Does nothing when the
+    /// router has gone.
     pub fn ack(&self) {
         if let Some(lines) = self.lines.upgrade() {
             lines.ack(self.gsi);

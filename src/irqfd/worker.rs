@@ -8,7 +8,8 @@ use std::mem;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// When this is dropped, the thread does what is left to do and ends. The drop waits for that, except inside a callback.
+/// When this is dropped, the thread does what is left to do and ends. The drop waits for that, except inside a
+/// callback.
 pub(super) struct Worker {
     board: Arc<Board>,
     thread: Option<JoinHandle<()>>,

@@ -19,66 +19,72 @@ mod wire;
 
 pub use table::RouteTableError;
 
-/// Who turns a signal into the guest's message-signalled interrupt. A pin is the VMM's to move (`KVM_IRQ_LINE`).
+/// How a signal becomes a message-signalled interrupt of the guest's. Pins are always moved by the VMM
+/// (`KVM_IRQ_LINE`).
 ///
-/// KVM's own irqfds pulse pins, too, by a worker, some time after the signal. That costs the signaller as much as two
-/// `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18), but the pulse then goes by the routes of that time, so that it may
-/// be lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
+/// KVM's own irqfds can pulse pins, too, by a worker some time after the signal. That costs the signaller as much as
+/// two `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18). But the pulse then goes by the routes of that time, so it may be
+/// lost or come after a mask, and its falling edge takes down a level that `KVM_IRQ_LINE` has raised meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Injection {
-    /// The VMM, by `KVM_SIGNAL_MSI`. No file descriptors. Measured, a message costs the signaller no more than a write
-    /// to an irqfd of KVM's: the default.
+    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no eventfds, and a message was measured to cost the signaller
+    /// no more than a write to an irqfd of KVM's. So it is the default.
     #[default]
     Userspace,
-    /// The kernel, by `KVM_IRQFD`: a write to an eventfd that each GSI has that has an irqfd. It is made when the GSI
-    /// gets its first, and closed with its last.
+    /// The kernel injects, by `KVM_IRQFD`, when the VMM writes to an eventfd. Each GSI with irqfds has one eventfd,
+    /// which is made with its first irqfd and closed with its last.
     ///
-    /// A message whose destination KVM cannot look up at once is sent by a worker of KVM's: a logical destination while
-    /// the guest's APICs are in several logical modes, or an address that all APICs share. The worker may send it after
-    /// the signal has returned, by the route of that time, and no [`synchronize`] waits for it. The deassign of the
-    /// GSI's last irqfd does.
+    /// If KVM cannot look up the destination of a message at once, a worker of KVM's sends the message. This is so for
+    /// a logical destination while the guest's APICs are in several logical modes, and for an address that all APICs
+    /// share. The worker may send the message after the signal has returned, by the route of that time. [`synchronize`]
+    /// does not wait for it; [`save`] and the deassign of the GSI's last irqfd do.
     ///
     /// [`synchronize`]: crate::irqfd::Router::synchronize
+    /// [`save`]: crate::irqfd::Router::save
     Kernel,
 }
 
 /// Interrupts by KVM: the sink of a [`Router`](crate::irqfd::Router) for a VM with KVM's interrupt controllers.
 ///
-/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so the sink is for one router. Pin n is the IOAPIC's
-/// pin n and, below 16, that of the PICs. The VM has no routes to begin with. With [`Injection::Userspace`] its table
-/// has the pins only, so a change of messages makes no system call. With [`Injection::Kernel`] it has all routes, and
-/// each change is a call that costs time in proportion to their number, so many changes are made at once, with
+/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so a VM has one sink, for one router. Pin n is pin n of
+/// the IOAPIC and, below 16, of the PICs. The VM has no routes at first.
+///
+/// With [`Injection::Userspace`] KVM's table has the pins only, so a change of messages makes no system call. With
+/// [`Injection::Kernel`] it has all routes, and each change is a call that costs time in proportion to the number of
+/// routes. Many changes are therefore best made at once, by
 /// [`Router::change_routes`](crate::irqfd::Router::change_routes) or
 /// [`Router::unmask_with_routes`](crate::irqfd::Router::unmask_with_routes). A VMM that gives KVM irqfds of its own on
-/// GSIs of the router's (vhost in the kernel, VFIO) takes `Injection::Kernel`. KVM's table has 4,096 entries, and what
-/// it cannot have is a [`RouteTableError`].
+/// GSIs of the router (vhost in the kernel, VFIO) needs `Injection::Kernel`. KVM's table has 4,096 entries. Routes that
+/// it cannot have are a [`RouteTableError`].
 ///
-/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with a bit of 32 to 39 set in the address, and every table with one.
-/// A guest may write one into a device's vector, so the table does without, and the message is
-/// [refused](Self::refused) when it is sent.
+/// With `KVM_CAP_X2APIC_API`, KVM refuses messages with any of the bits 32 to 39 set in the address, and every table
+/// that has such a message. A guest may write one into a device's vector. So the sink leaves it out of the table, and
+/// the message is [refused](Self::refused) when it is sent.
 ///
-/// KVM knows of the guest's ends of interrupt, so a line with resampling irqfds is the kernel's, whoever injects
-/// otherwise: KVM lowers it, and tells a thread of the sink, which signals the resample events. Taking such a line down
-/// without an end of interrupt (a mask, another route, the end of the last resampling irqfd) is costly. The thread
-/// starts with the first resampling irqfd and ends with the sink; a line has two eventfds as long as it has a
+/// KVM knows of the guest's ends of interrupt. So a line with resampling irqfds belongs to the kernel, with either
+/// injection: KVM lowers the line and tells a thread of the sink, which signals the resample events. Lowering such a
+/// line without an end of interrupt (for a mask, another route, or the end of the last resampling irqfd) is costly. The
+/// thread starts with the first resampling irqfd and ends with the sink. A line has two eventfds as long as it has a
 /// resampling irqfd.
 ///
-/// An edge, or a change of a level, is there when the call that it comes from returns, except the rise of a line with
-/// resampling irqfds, which a worker of KVM's carries out soon.
+/// When a call returns, KVM has the edges and the changes of levels that the call has made. The exception is the rise
+/// of a line with resampling irqfds, which a worker of KVM's carries out soon. A [save](crate::irqfd::Router::save)
+/// waits for it.
 ///
 /// # Split interrupt controllers
 ///
-/// KVM has the local APICs only then: pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
-/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). If a message is level-triggered, `KVM_RUN` returns
-/// with `KVM_EXIT_IOAPIC_EOI` at its end of interrupt, and the IOAPIC calls [`Router::ack`](crate::irqfd::Router::ack)
-/// for each pin that has the vector. But KVM watches for such vectors alone that its table has, so the IOAPIC tells the
-/// message of each pin by [`set_ioapic_message`](Self::set_ioapic_message) before it sends it.
+/// Then KVM has the local APICs only. Pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
+/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). At the end of interrupt of a level-triggered
+/// message, `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC calls
+/// [`Router::ack`](crate::irqfd::Router::ack) for each pin that has the vector. But KVM watches for those vectors only
+/// that are in its table. So the IOAPIC announces the message of each pin by
+/// [`set_ioapic_message`](Self::set_ioapic_message) before it sends the message.
 ///
 /// # System calls
 ///
-/// For a seccomp filter, beside those of the router: each on the thread that makes the call in the first column, or
-/// that drives the line for it at the time.
+/// For a seccomp filter, in addition to those of the router. Each is made on the thread that makes the call in the
+/// first column, or on the thread that drives the line at the time.
 ///
 /// | when | calls |
 /// |---|---|
@@ -92,11 +98,11 @@ pub enum Injection {
 /// | the router is saved or restored | for each line that is up and has resampling irqfds: `eventfd2`, `ioctl` (`KVM_IRQFD`), `close`; for each GSI with an irqfd, if the kernel injects: `ioctl` (`KVM_IRQFD`); `read`, and those of an end of interrupt that the router has not been told of |
 /// | the guest ends an interrupt of a line with resampling irqfds | on the sink's thread: `epoll_pwait`, `read`, `close`; those of a change of a level; those of a signal of the resample events |
 ///
-/// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private), and so does a message where
-/// the thread makes a change of a level for another one. Deassigning, and changes of routes, call `sched_yield` and
-/// `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that assigned
-/// the first resampling irqfd. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
-/// before `close`.
+/// All but `new` and a message take locks (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`, private). So does a message if
+/// its thread makes a change of a level for another thread. Deassigning, changes of routes and saves call `sched_yield`
+/// and `clock_nanosleep` while other threads are in callbacks. The sink's thread has the filter of the thread that
+/// assigned the first resampling irqfd. Where the standard library is built with debug assertions, it calls
+/// `fcntl(F_GETFD)` before `close`.
 ///
 /// ```no_run
 /// use doorbell::Event;
@@ -123,26 +129,27 @@ pub struct KvmSink {
     vm: Arc<Vm>,
     injection: Injection,
     has_pins: bool,
-    /// Held while a level changes, and while the routes do: a line is lowered where it was raised.
+    /// Held while a level changes and while the routes change, so that a line is lowered where it was raised.
     ///
-    /// Nobody who holds it waits for a grace period: those who are waited for may want it.
+    /// No thread waits for a grace period while it holds this: a thread that is waited for may take it.
     state: Mutex<State>,
-    /// Those of the lines, for who signals. Whoever changes them has the right to write this first, then the state.
+    /// The wires of the lines, for the threads that signal. A thread that changes them takes the right to write this
+    /// before it locks the state.
     wires: Srcu<Wires>,
     refused: Tally,
 }
 
 #[derive(Default)]
 struct State {
-    /// Those of the router's that KVM's table was made from.
+    /// The routes of the router that KVM's table was made from.
     routes: Routes,
     /// The messages of the pins of a VMM's IOAPIC.
     ioapic: BTreeMap<u32, MsiMessage>,
-    /// KVM takes messages in x2APIC format only, as it has turned out.
+    /// KVM takes messages in x2APIC format only, as a refusal has shown.
     x2apic: bool,
     /// The GSIs that have irqfds.
-    lines: BTreeMap<u32, Line>,
-    /// Those that `KVM_IRQ_LINE` has raised.
+    lines: BTreeMap<u32, GsiIrqfds>,
+    /// The GSIs that `KVM_IRQ_LINE` has raised.
     raised: BTreeSet<u32>,
     /// Started for the first assertion.
     pump: Option<Pump>,
@@ -150,8 +157,9 @@ struct State {
 
 type Wires = BTreeMap<u32, Arc<Wire>>;
 
+/// The irqfds of a GSI.
 #[derive(Default)]
-struct Line {
+struct GsiIrqfds {
     irqfds: usize,
     /// So many of them.
     resampling: usize,
@@ -162,8 +170,8 @@ struct Line {
 }
 
 impl State {
-    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not see those in no
-    /// other way, and what it refuses is to be counted.
+    /// Whether the kernel, where it injects, sends the messages of a GSI with this route. It does not where a message
+    /// is left out of KVM's table, so that the refusal is counted.
     fn is_by_wire(&self, route: Option<Route>) -> bool {
         match route {
             Some(Route::Pin(_)) => false,
@@ -196,13 +204,13 @@ impl KvmSink {
     /// For a VM with an interrupt controller, full or split. Takes the VM's routes away.
     ///
     /// The VM can be of any crate's type that is [`AsFd`], or a [`BorrowedFd`](std::os::fd::BorrowedFd).
-    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It is
-    /// duplicated, so the sink keeps the VM alive.
+    /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It
+    /// is duplicated, so the sink keeps the VM alive.
     ///
     /// # Errors
     ///
-    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is no
-    /// descriptor left (`EMFILE`, `ENFILE`).
+    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is
+    /// no descriptor left (`EMFILE`, `ENFILE`).
     pub fn new(vm: impl AsFd, injection: Injection) -> Result<Self, Error> {
         let vm = Arc::new(Vm::new(vm)?);
         let sink = KvmSink {
@@ -221,30 +229,31 @@ impl KvmSink {
         Ok(sink)
     }
 
-    /// Who injects, where either can.
+    /// How messages are injected.
     pub fn injection(&self) -> Injection {
         self.injection
     }
 
-    /// How many interrupts, or changes of a level, KVM has refused with an error. Nobody else is told of them: the
-    /// router's counters have them as injected.
+    /// How many interrupts, and changes of a level, KVM has refused with an error. This counter is the only place where
+    /// they show: the router's counters have them as injected.
     ///
-    /// KVM refuses a message that no vCPU takes (`EPERM`), as long as there is none for instance, and, with
-    /// `KVM_CAP_X2APIC_API`, one whose address is not in x2APIC format (`EINVAL`). A message that the guest's APIC
-    /// takes and drops is not counted, nor is what KVM drops that has got it by [`Injection::Kernel`].
+    /// KVM refuses a message that no vCPU takes (`EPERM`), for instance while there is no vCPU. With
+    /// `KVM_CAP_X2APIC_API` it refuses a message whose address is not in x2APIC format (`EINVAL`). A message that the
+    /// guest's APIC takes and drops is not counted. Nor is a message that KVM drops after it has got it by
+    /// [`Injection::Kernel`].
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }
 
     /// The message of a pin of the VMM's IOAPIC, beside a split interrupt controller; `None` takes it away.
     ///
-    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that KVM's table has in a level-triggered
-    /// message (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was given. What
-    /// message is sent does not matter. So the VMM's IOAPIC calls this when the guest has written a redirection entry,
-    /// before it sends the message, and the message stands in the table at the GSI `pin`. If the kernel injects, the
-    /// router can have none on that GSI then.
+    /// `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI` for those vectors only that are in KVM's table, in a
+    /// level-triggered message (bit 15 of the data) on a GSI below the number of pins that `KVM_CAP_SPLIT_IRQCHIP` was
+    /// given. It does not matter which message is sent. So the VMM's IOAPIC calls this when the guest has written a
+    /// redirection entry, before it sends the message. The message then is in the table at the GSI `pin`. If the kernel
+    /// injects, the router can have no message on that GSI then.
     ///
-    /// Nothing is asked of KVM if the message is the same as before.
+    /// If the message is the same as before, this makes no system call.
     ///
     /// # Errors
     ///
@@ -292,8 +301,8 @@ impl KvmSink {
             Err(error) if !state.x2apic && error.raw_os_error() == Some(EINVAL) => error,
             result => return result,
         };
-        // KVM does not say which format it wants. What it takes only without the messages that are in another one,
-        // tells.
+        // KVM does not say which format it takes. If it takes the table without the messages in the other format, it is
+        // x2APIC's.
         if !table
             .iter()
             .any(|&(_, route)| table::is_no_x2apic_message(route))
@@ -325,7 +334,8 @@ impl KvmSink {
         self.vm.set_gsi_routing(&routing)
     }
 
-    /// For a GSI that gets this route: KVM's worker must not find a pin, or nothing, where it was to send a message.
+    /// To be called before a GSI gets this route: a worker of KVM's must not find a pin, or no route, where it was to
+    /// send a message.
     fn detach_wire(&self, state: &State, gsi: u32, route: Option<Route>) {
         let wire = state.wire(gsi).filter(|_| !state.is_by_wire(route));
         if let Some(wire) = wire {
@@ -370,7 +380,7 @@ impl KvmSink {
         }
     }
 
-    /// Returns whether it was up, as far as is known here.
+    /// Returns whether the line was up, as far as the sink knows.
     fn lower(&self, state: &mut State, gsi: u32) -> bool {
         let raised = state.raised.remove(&gsi);
         if raised {
@@ -396,12 +406,12 @@ impl KvmSink {
         Ok(assertion)
     }
 
-    /// The line has no resampling irqfds any more. Returns its way back if there is an end of interrupt that it has not
-    /// been told of.
+    /// To be called when the line has no resampling irqfds any more. Returns its [`Eoi`] if there is an end of
+    /// interrupt that the line has not been told of.
     fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) -> Option<Eoi> {
         let ended = assertion.take_end();
         if assertion.is_raised() {
-            // Somebody else may hold it up. If not, the router lowers it.
+            // The line may be held up otherwise. If not, the router lowers it.
             state.raised.insert(gsi);
             self.set_line(gsi, true);
         }
@@ -444,7 +454,7 @@ impl InterruptSink for KvmSink {
             return;
         }
         let flags = message.devid().map_or(0, |_| KVM_MSI_VALID_DEVID);
-        // Whether a CPU of the guest's takes it is between it and them.
+        // A result of 0 says that the guest's APICs have dropped the message, which is no error.
         self.count_refusal(self.vm.signal_msi(kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -475,7 +485,7 @@ impl InterruptSink for KvmSink {
         {
             return Ok(());
         }
-        // What is up must be lowered by the old route. The router raises it by the new one, as soon as there is one.
+        // A line that is up must be lowered by the old route. The router raises it by the new route, if there is one.
         let mut moving = Vec::new();
         for change in changes {
             if self.lower(state, change.gsi) {

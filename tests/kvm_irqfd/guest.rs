@@ -4,6 +4,7 @@
 //! APIC. In each run it takes all interrupts there are, one after the other. Each handler tells the test
 //! that an interrupt is in service, then ends it, with the PIC or the APIC.
 
+use crate::refusals;
 use crate::vm::{self, Exit, VECTORS, Vm};
 use iced_x86::code_asm::*;
 use kvm_bindings::{
@@ -203,6 +204,11 @@ impl Machine {
         // Level-triggered, and not masked.
         ioapic.redirtbl[pin].bits = u64::from(vector) | 1 << 15;
         self.vm().set_irqchip(&chip).unwrap();
+    }
+
+    /// Whether the local APIC has a request with this vector.
+    pub fn is_requested(&mut self, vector: u8) -> bool {
+        refusals::is_requested(self.0.vcpu(), vector)
     }
 
     pub fn save(&mut self) -> MachineState {

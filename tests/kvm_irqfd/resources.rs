@@ -132,7 +132,8 @@ fn how_descriptors_are_opened() {
         let [edge, level, resample] = [(); 3].map(|()| Arc::new(Event::new(0)));
         let before = descriptors();
         let router = router(&vm, Injection::Kernel);
-        let open = |of: &dyn Fn(BorrowedFd<'_>)| {
+        let of_no_irqfd = descriptors();
+        let open = |before: &[RawFd], of: &dyn Fn(BorrowedFd<'_>)| {
             let mut new = descriptors();
             new.retain(|fd| !before.contains(fd));
             // SAFETY: the sink has it open.
@@ -141,7 +142,7 @@ fn how_descriptors_are_opened() {
         };
         // On a pin, KVM does not have it.
         let _edge = router.assign(&edge, 20).unwrap();
-        let of_a_message = open(&|fd| {
+        let of_a_message = open(&of_no_irqfd, &|fd| {
             rustix::io::write(fd, &3_u64.to_ne_bytes()).unwrap();
             let mut count = [0; 8];
             for _ in 0..3 {
@@ -152,7 +153,7 @@ fn how_descriptors_are_opened() {
         });
         assert_eq!(of_a_message, 1);
         let _level = router.assign_with_resample(&level, 10, &resample).unwrap();
-        let all = open(&|fd| {
+        let all = open(&before, &|fd| {
             assert_eq!(rustix::io::fcntl_getfd(fd), Ok(FdFlags::CLOEXEC));
             let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             if fs::read_link(path).unwrap().as_os_str() == "anon_inode:[eventfd]" {
@@ -160,8 +161,8 @@ fn how_descriptors_are_opened() {
                 assert!(flags.contains(OFlags::NONBLOCK));
             }
         });
-        // Two of messages, two of the assertion, two of the thread.
-        assert_eq!(all, 6);
+        // The VM's, two of messages, two of the assertion, two of the thread.
+        assert_eq!(all, 7);
     });
 }
 
@@ -209,7 +210,8 @@ fn descriptors_go_with_the_last_irqfd() {
             drop(plain);
             assert_eq!(open(), thread);
             drop(router);
-            assert_eq!(descriptors().len(), none);
+            // The VM's goes with the sink, too.
+            assert_eq!(descriptors().len(), none - 1);
             assert_eq!(threads(), 0);
         }
     });

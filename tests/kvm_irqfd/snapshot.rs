@@ -140,8 +140,8 @@ fn taken(machine: &mut Machine, run: fn(&mut Machine, &mut dyn FnMut(Option<u8>)
 /// Each interrupt that was on its way comes once, the guest's end of interrupt comes to the device, and what is read of
 /// an event after the restore is what was signalled before the save.
 ///
-/// The interrupt that is in service is one of the PIC's: the KVM that this was written on, `kvm_pvm` of Linux 6.18, ends
-/// a local APIC's when a guest in real mode takes it.
+/// The interrupt that is in service is one of the PIC's: the KVM that this was written on, `kvm_pvm` of Linux 6.18,
+/// ends a local APIC's when a guest in real mode takes it.
 #[test]
 fn a_round_trip() {
     stay();
@@ -221,7 +221,8 @@ fn round_trip(from: Injection, to: Injection, pin: u32, vector: u8, in_service: 
     assert!(!level(machine.vm(), HELD_PIN), "{what}");
 }
 
-/// A save waits for what KVM, and the sink's thread, have yet to carry out: the rise of a line, and an end of interrupt.
+/// A save waits for what KVM, and the sink's thread, have yet to carry out: the rise of a line, and an end of
+/// interrupt.
 #[test]
 fn a_save_waits_for_what_is_under_way() {
     for injection in BOTH {
@@ -289,4 +290,26 @@ fn a_flush_waits_for_the_thread() {
         gate.signal();
         assert!(flush.join().unwrap(), "the device has not been told");
     });
+}
+
+/// And for a message that the kernel sends by a worker, as it does one that is for all APICs.
+#[test]
+fn a_save_waits_for_messages_of_a_worker() {
+    for injection in BOTH {
+        let Some(mut machine) = Machine::new() else {
+            return;
+        };
+        let sink = KvmSink::new(descriptor(machine.vm()), injection).unwrap();
+        let router = Router::new(sink);
+        let all = MsiMessage::new(0xfee0_0000 | 0xff << 12, MESSAGE.into());
+        router.set_route(MSI, Some(all.into())).unwrap();
+        let event = Arc::new(Event::new(0));
+        let _irqfd = router.assign(&event, MSI).unwrap();
+        for round in 0..100 {
+            event.signal();
+            let _ = router.save(|_| 0);
+            assert!(machine.is_requested(MESSAGE), "{injection:?}, {round}");
+            assert_eq!(taken(&mut machine, Machine::run), [MESSAGE]);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use rustix::io::{Errno, read, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// One on which no thread sleeps.
+/// An eventfd whose reads and writes do not block.
 pub(super) struct EventFd(OwnedFd);
 
 impl EventFd {

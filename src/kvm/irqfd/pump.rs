@@ -1,4 +1,4 @@
-//! The way back: KVM tells an eventfd of the guest's ends of interrupt, and a thread tells the router.
+//! The guest's ends of interrupt: KVM signals an eventfd, and a thread tells the router.
 
 use super::Vm;
 use super::eventfd::EventFd;
@@ -26,12 +26,12 @@ pub(super) struct Assertion {
 #[derive(Default)]
 struct State {
     registered: bool,
-    /// It was raised, and neither lowered since nor has the end of that interrupt been heard of.
+    /// The line was raised. Since then it has not been lowered, and no end of that interrupt has been taken.
     raised: bool,
-    /// It was lowered without an end of interrupt. So the next end to be heard of may be that of an interrupt from
+    /// The line was lowered without an end of interrupt. So the next end that is taken may be that of an interrupt from
     /// before, and KVM's worker may have raised the line after it.
     unsure: bool,
-    /// Such an end was heard of while the line was raised: whether KVM has lowered it then is not known.
+    /// Such an end was taken while the line was raised. Whether KVM has lowered the line then is not known.
     suspect: bool,
 }
 
@@ -82,9 +82,9 @@ impl Assertion {
         self.lock().raised
     }
 
-    /// Lowers the line if nobody else has. Returns whether it was up.
+    /// Lowers the line, unless KVM has done so at an end of interrupt. Returns whether it was up.
     ///
-    /// Without an end of interrupt, KVM lowers the line when its last resampling irqfd goes.
+    /// Without an end of interrupt, KVM lowers the line only when its last resampling irqfd goes.
     pub(super) fn lower(&self) -> io::Result<bool> {
         let mut state = self.lock();
         let raised = mem::take(&mut state.raised);
@@ -100,8 +100,8 @@ impl Assertion {
 
     /// Waits until KVM's worker has raised the line, if it has been raised.
     ///
-    /// KVM waits for the worker when an irqfd goes. Another irqfd keeps the line up meanwhile, and tells the same eventfd
-    /// of ends of interrupt.
+    /// KVM waits for the worker when an irqfd goes. Another irqfd keeps the line up meanwhile, and tells the same
+    /// eventfd of ends of interrupt.
     pub(super) fn flush(&self) -> io::Result<()> {
         let mut state = self.lock();
         if !state.raised || !state.registered {
@@ -116,12 +116,12 @@ impl Assertion {
         registered
     }
 
-    /// KVM lowers the line, and has nothing to do with it any more.
+    /// Ends the irqfd. KVM lowers the line.
     pub(super) fn close(&self) -> io::Result<()> {
         self.unregister(&mut self.lock())
     }
 
-    /// Looks whether the guest has ended an interrupt. KVM has lowered the line then, as far as is known.
+    /// Takes the end of an interrupt, if the guest has ended one. KVM has lowered the line then, as far as is known.
     pub(super) fn take_end(&self) -> bool {
         let mut state = self.lock();
         let ended = self.resample.take();
@@ -135,7 +135,7 @@ impl Assertion {
     }
 }
 
-/// The thread. It ends when this is dropped; or soon after, where nobody is to wait.
+/// The thread. It ends when this is dropped; inside a callback, where the drop must not wait, soon after.
 pub(super) struct Pump {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -155,7 +155,7 @@ struct Watched {
     /// By GSI, and by the number that stands in the epoll.
     numbers: BTreeMap<u32, u64>,
     lines: BTreeMap<u64, (Arc<Assertion>, Eoi)>,
-    /// A number is never given twice: the thread may have one in hand whose line has gone.
+    /// A number is never used twice, because the thread may have the number of a line that has gone.
     next: u64,
 }
 
@@ -181,7 +181,8 @@ impl Pump {
         })
     }
 
-    /// `None` where the caller must not wait for them: in a callback, which those of a resample event may wait for.
+    /// `None` where the caller must not wait for them: in a callback, for which an observer of a resample event may
+    /// wait.
     pub(super) fn in_flight(&self) -> Option<InFlight> {
         let thread = self.thread.as_ref()?.thread();
         let may_wait = thread.id() != thread::current().id() && srcu::may_wait();
@@ -209,8 +210,8 @@ impl Pump {
         Ok(())
     }
 
-    /// The router hears of the ends on this line no more, except of one that the thread has in hand. Returns its way
-    /// back.
+    /// Stops telling the router of ends of interrupt on this line, except of one that the thread is telling it now.
+    /// Returns the line's [`Eoi`].
     pub(super) fn forget(&self, gsi: u32) -> io::Result<Option<Eoi>> {
         let mut watched = self.shared.lock();
         let number = watched.numbers.remove(&gsi);
@@ -218,7 +219,7 @@ impl Pump {
         else {
             return Ok(None);
         };
-        // The thread may hold the assertion, so its closing does not take it out.
+        // The thread may hold the assertion, and its eventfd then stays open and in the epoll.
         self.shared.remove(&assertion.resample)?;
         Ok(Some(line))
     }
@@ -246,8 +247,8 @@ impl Drop for Pump {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // The last handle to the sink may be dropped by an ack, on this very thread. Or in a callback, which an
-        // observer of a resample event may be waiting for.
+        // An ack may drop the last handle to the sink on this very thread. In a callback the drop must not wait,
+        // because an observer of a resample event may be waiting for the callback.
         if thread.thread().id() != thread::current().id() && srcu::may_wait() {
             // It catches what panics.
             let _ = thread.join();

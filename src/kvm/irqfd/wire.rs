@@ -1,8 +1,8 @@
 //! A GSI's messages by an irqfd of KVM's.
 //!
-//! The pins are not KVM's to pulse. Its worker raises and lowers a pin some time after the signal, by the routes of
-//! that time, and what it lowers is the level that `KVM_IRQ_LINE` may have raised meanwhile: they are one source to
-//! KVM.
+//! KVM's irqfds do not pulse pins here. KVM's worker raises and lowers a pin some time after the signal, by the routes
+//! of that time. When it lowers the pin, it takes down a level that `KVM_IRQ_LINE` may have raised meanwhile, because
+//! the two are one source to KVM.
 
 use super::Vm;
 use super::eventfd::EventFd;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub(super) struct Wire {
     vm: Arc<Vm>,
     gsi: u32,
-    /// A semaphore: signals that come after it was detached are taken back one by one.
+    /// A semaphore, so that signals that come after it was detached are taken back one by one.
     fd: EventFd,
     /// How often it was attached and detached: an odd number while it is attached. Changed under the lock of the
     /// sink's state.
