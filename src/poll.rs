@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`wait_any()`] | a few events: which can be read? | `poll(2)` |
 //! | [`Poller`] | many events by keys, level- or edge-triggered or one-shot; file descriptors too | `epoll(7)`, `ep_poll_callback()` |
+//! | [`PollerFd`] | a poller in another event loop: epoll, tokio, event-manager | an epoll in an epoll |
 //! | [`Event::wait_readable`](crate::Event::wait_readable) | one event, without taking anything | |
 //! | [`Event::read_async`](crate::Event::read_async), [`Event::write_async`](crate::Event::write_async), [`Event::wait_readable_async`](crate::Event::wait_readable_async), [`Event::readings`](crate::Event::readings) | async code, on any runtime | |
 //!
@@ -76,7 +77,7 @@
 //!   would wait for a lock.)
 //! * What a probe finds is reported as level-triggered, in no particular order beside the rest.
 //! * Registrations are told apart by keys, so one event can be registered twice, as a descriptor and its duplicate can.
-//!   The poller keeps the events alive. A poller cannot be watched by another.
+//!   The poller keeps the events alive. A poller is watched by another, or by an epoll, as a [`PollerFd`].
 //!
 //! # System calls
 //!
@@ -102,10 +103,13 @@
 //! |---|---|
 //! | a signal to an event of a poller | `futex` (`FUTEX_WAKE`) or, in a poller with descriptors, `write`, if a thread sleeps that has not been woken |
 //! | [`notify`](Poller::notify) | the same `futex` or `write` |
+//! | [`notify_all`](Poller::notify_all) | the same for the first thread that sleeps, and `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the lock; each thread that it wakes makes the same call for the next |
 //! | [`wait`](Poller::wait) | while events or probes are ready: none, or with descriptors one `epoll_pwait` in 32 waits; else `futex` (`FUTEX_WAIT`) or `epoll_pwait`; while the window is open, `sched_yield` every 50 µs, and with descriptors `epoll_pwait`; `clock_gettime` where that is one; before the first window, what an [`Event`](crate::Event) calls, unless [prepared](crate::prepare_for_seccomp) |
 //! | [`look`](Poller::look) | none, or with descriptors one `epoll_pwait` in 32 looks |
+//! | [`PollerFd::arm`](PollerFd::arm) | as `look` if it finds something, else one `epoll_pwait`, which does not wait |
+//! | [`PollerFd::disarm`](PollerFd::disarm) | none, or as a signal if other threads sleep in the poller and something is ready |
 //! | [`add`](Poller::add), [`modify`](Poller::modify), [`delete`](Poller::delete) | `sched_yield` and `clock_nanosleep`, where an event leaves while other threads are in observers' calls; `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the locks |
-//! | the first descriptor | `epoll_create1`, `eventfd2`, `epoll_ctl`, and the `futex` of the locks |
+//! | the first descriptor, or the first [`PollerFd`] | `epoll_create1`, `eventfd2`, `epoll_ctl`, and the `futex` of the locks |
 //! | [`add_fd`](Poller::add_fd) and its end | `epoll_ctl` |
 //! | [`bind`](Poller::bind), [`add_bound`](Poller::add_bound) and their end | `fcntl`, `openat`, `read`, `epoll_ctl`, `preadv2`, `close` |
 //! | [`attach_probe`](Poller::attach_probe), [`add_probe`](Poller::add_probe) and their end | `futex` (`FUTEX_WAIT_BITSET`, `FUTEX_WAKE`) for the lock; as a signal, if a thread sleeps |

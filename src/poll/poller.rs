@@ -64,6 +64,9 @@ use std::time::{Duration, Instant};
 /// device.join().unwrap();
 /// # Ok::<(), doorbell::poll::PollError>(())
 /// ```
+#[doc(alias = "epoll")]
+#[doc(alias = "kqueue")]
+#[doc(alias = "EventLoop")]
 pub struct Poller {
     shared: Arc<Shared<Item>>,
     registered: Mutex<Registered>,
@@ -113,6 +116,7 @@ const BUSY_WAITS: u32 = 32;
 
 impl Poller {
     /// A poller with nothing registered. It owns no file descriptor until one is [added](Self::add_fd).
+    #[must_use]
     pub fn new() -> Self {
         Self::with_spin(Spin::DEFAULT)
     }
@@ -122,6 +126,8 @@ impl Poller {
     ///
     /// With [`Spin::Adaptive`], a wait looks on for `max` as long as that saves sleeps often enough, as
     /// [the module](crate::poll#looking-before-sleeping) describes; on a machine with one CPU, it sleeps at once.
+    #[must_use]
+    #[doc(alias = "poll_max_ns")]
     pub fn with_spin(spin: Spin) -> Self {
         Poller {
             shared: Arc::new(Shared::new()),
@@ -144,6 +150,8 @@ impl Poller {
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists).
+    #[doc(alias = "register")]
+    #[doc(alias = "epoll_ctl")]
     pub fn add(
         &self,
         event: impl Into<EventHandle>,
@@ -192,6 +200,7 @@ impl Poller {
     ///
     /// [`NoEntry`](PollError::NoEntry); [`Bound`](PollError::Bound) for a binding that reports nothing, and for what is
     /// nothing but a probe; [`OneShot`](PollError::OneShot) for what has a probe.
+    #[doc(alias = "reregister")]
     pub fn modify(&self, key: usize, watch: Watch) -> Result<(), PollError> {
         let item = {
             let mut registered = self.registered();
@@ -299,6 +308,8 @@ impl Poller {
     /// # Panics
     ///
     /// If the probe of the source does, in [`end`](Probe::end). The source is deleted then.
+    #[doc(alias = "remove")]
+    #[doc(alias = "deregister")]
     pub fn delete(&self, key: usize) -> Result<(), PollError> {
         let (registration, mut probe, _swept) = {
             let (mut probes, mut registered) = loop {
@@ -339,6 +350,7 @@ impl Poller {
     /// before it returns count as one.
     ///
     /// Takes no lock and never waits, so it may be called in a handler of a signal too.
+    #[doc(alias = "wake")]
     pub fn notify(&self) {
         self.shared.notify();
     }
@@ -389,6 +401,8 @@ impl Poller {
     ///
     /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
     /// has closed a descriptor that is the poller's own.
+    #[doc(alias = "epoll_wait")]
+    #[doc(alias = "poll")]
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
         self.wait_within(events, Limit::of(timeout))
     }
@@ -841,6 +855,7 @@ impl Poller {
     }
 
     /// How often threads have looked and slept so far. A snapshot.
+    #[must_use]
     pub fn stats(&self) -> PollStats {
         let Tally {
             windows,

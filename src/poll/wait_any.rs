@@ -42,6 +42,40 @@ use std::time::{Duration, Instant};
 /// with one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the
 /// timeout and returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
 ///
+/// # Stopping many threads
+///
+/// An event that is signalled once and never read stays readable. So an event `stop` in the lists of several threads
+/// stops all of them: each `wait_any`, those to come included, returns with its index.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::poll::wait_any;
+/// use std::thread;
+///
+/// static STOP: Event = Event::new(0);
+/// static QUEUES: [Event; 3] = [const { Event::new(0) }; 3];
+///
+/// let threads = QUEUES.each_ref().map(|queue| {
+///     thread::spawn(move || {
+///         let mut kicks = 0;
+///         loop {
+///             for index in wait_any(&[&STOP, queue], None).expect("no timeout") {
+///                 match index {
+///                     0 => return kicks,
+///                     _ => kicks += queue.try_read().unwrap_or(0),
+///                 }
+///             }
+///         }
+///     })
+/// });
+/// STOP.signal();
+/// for thread in threads {
+///     assert_eq!(thread.join().unwrap(), 0);
+/// }
+/// ```
+///
+/// # Memory
+///
 /// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in
 /// proportion to the number of events when it has to sleep.
 ///
@@ -78,11 +112,15 @@ use std::time::{Duration, Instant};
 /// queues[2].read();
 /// assert!(wait_any(&queues, Some(Duration::from_millis(1))).is_none());
 /// ```
+#[doc(alias = "select")]
+#[doc(alias = "poll")]
+#[must_use = "nothing is read from the events: the result says which of them are ready"]
 pub fn wait_any<E: AsRef<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
     find(events, Limit::of(timeout))
 }
 
 /// As [`wait_any`], up to a point in time. With one in the past it looks once.
+#[must_use = "nothing is read from the events: the result says which of them are ready"]
 pub fn wait_any_deadline<E: AsRef<Event>>(events: &[E], deadline: Instant) -> Option<Ready<'_, E>> {
     find(events, Limit::Until(deadline))
 }
