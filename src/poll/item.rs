@@ -29,7 +29,7 @@
 use super::bound::Bound;
 use super::events;
 use super::incoming::{Link, Linked};
-use super::place::Place;
+use super::queued_binding::QueuedBinding;
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::event::{Change, EventHandle, Interest, Observer, Readiness};
@@ -53,11 +53,11 @@ pub(super) struct Item {
     /// How many looks have found nothing, of late. Under the poller's lock.
     idle: AtomicU32,
     pub(super) key: usize,
-    pub(super) what: What,
+    pub(super) kind: Kind,
     shared: Arc<Shared<Item>>,
 }
 
-pub(super) enum What {
+pub(super) enum Kind {
     Watched(EventHandle),
     Bound(Bound),
 }
@@ -66,7 +66,7 @@ pub(super) enum What {
 const MOST_IDLE: u32 = 256;
 
 /// What a look at an item found.
-pub(super) enum Found<'a> {
+pub(super) enum Examined<'a> {
     /// Not ready or disabled. It has left the queue.
     Nothing,
     /// It has left the queue, and these are the flags to be reported.
@@ -76,28 +76,28 @@ pub(super) enum Found<'a> {
     /// Not ready, but it stays in the queue, to be looked at.
     Hot(Arc<Item>),
     /// It has left the queue and is armed. When its signallers have been [heard](Item::hear_signallers), it is to be
-    /// looked at [once more](Item::look_when_armed).
+    /// looked at [once more](Item::examine_armed).
     Armed(&'a Item),
 }
 
 impl Item {
     /// An item that is disabled until there is a [`watch`](Self::watch), and counts as queued until it
     /// [leaves](Self::leave_queue) the queue for the first time.
-    pub(super) fn new(key: usize, what: What, shared: Arc<Shared<Item>>) -> Arc<Self> {
+    pub(super) fn new(key: usize, kind: Kind, shared: Arc<Shared<Item>>) -> Arc<Self> {
         Arc::new(Item {
             link: Link::new(),
             state: AtomicU32::new(QUEUED),
             idle: AtomicU32::new(0),
             key,
-            what,
+            kind,
             shared,
         })
     }
 
     fn event(&self) -> &EventHandle {
-        match &self.what {
-            What::Watched(event) => event,
-            What::Bound(bound) => bound.event(),
+        match &self.kind {
+            Kind::Watched(event) => event,
+            Kind::Bound(bound) => bound.event(),
         }
     }
 
@@ -123,7 +123,7 @@ impl Item {
     pub(super) fn sample(&self) {
         let state = self.state.load(Ordering::Relaxed);
         self.arm(state);
-        if self.level(state) != 0 {
+        if self.ready_flags(state) != 0 {
             self.enqueue();
         }
     }
@@ -170,52 +170,52 @@ impl Item {
     /// # Safety
     ///
     /// It is registered, and the caller has the poller's lock.
-    pub(super) unsafe fn look<'a>(self: Arc<Self>, may_be_hot: bool) -> Found<'a> {
+    pub(super) unsafe fn examine<'a>(self: Arc<Self>, may_be_hot: bool) -> Examined<'a> {
         let state = self.state.load(Ordering::Relaxed);
         let stays = state & (EDGE | ONE_SHOT) == 0;
         if stays && state & ENABLED != 0 {
-            let flags = self.level(state);
+            let flags = self.ready_flags(state);
             if flags != 0 {
                 self.idle.store(0, Ordering::Relaxed);
-                return Found::StillReady(self, flags);
+                return Examined::StillReady(self, flags);
             }
             if may_be_hot && self.event().has_signallers() {
                 let idle = self.idle.load(Ordering::Relaxed) + 1;
                 self.idle.store(idle % (MOST_IDLE + 1), Ordering::Relaxed);
                 if idle <= MOST_IDLE {
-                    return Found::Hot(self);
+                    return Examined::Hot(self);
                 }
             }
         }
         // SAFETY: as promised.
         let item = unsafe { self.leave_queue() };
         if state & ENABLED == 0 {
-            return Found::Nothing;
+            return Examined::Nothing;
         }
         item.event().arm_unheard(interest(state));
         if item.event().has_signallers() {
-            return Found::Armed(item);
+            return Examined::Armed(item);
         }
-        item.look_when_armed()
+        item.examine_armed()
     }
 
     /// Whoever has armed it looks at it. Under the poller's lock.
-    pub(super) fn look_when_armed<'a>(&self) -> Found<'a> {
+    pub(super) fn examine_armed<'a>(&self) -> Examined<'a> {
         let state = self.state.load(Ordering::Relaxed);
-        let flags = self.level(state);
+        let flags = self.ready_flags(state);
         if flags == 0 {
-            return Found::Nothing;
+            return Examined::Nothing;
         }
         if state & ONE_SHOT != 0 {
             self.state.fetch_and(QUEUED, Ordering::Relaxed);
         }
         if state & (EDGE | ONE_SHOT) != 0 {
-            return Found::Ready(flags);
+            return Examined::Ready(flags);
         }
         // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
         match self.enter_queue() {
-            Some(item) => Found::StillReady(item, flags),
-            None => Found::Nothing,
+            Some(item) => Examined::StillReady(item, flags),
+            None => Examined::Nothing,
         }
     }
 
@@ -227,13 +227,13 @@ impl Item {
 
     /// Carries over for a binding, or settles one that has been deleted.
     pub(super) fn carry(&self) {
-        if let What::Bound(bound) = &self.what {
+        if let Kind::Bound(bound) = &self.kind {
             bound.carry(self);
         }
     }
 
     /// What is to be reported of the event now. To be looked at after [`arm`](Self::arm).
-    fn level(&self, state: u32) -> u8 {
+    fn ready_flags(&self, state: u32) -> u8 {
         let now = Readiness::of(self.event().count_after_asking());
         let mut flags = 0;
         for (wanted, is, flag) in [
@@ -269,7 +269,7 @@ impl Linked for Item {
     }
 }
 
-impl Place for Item {
+impl QueuedBinding for Item {
     fn is_deleted(&self) -> bool {
         self.state.load(Ordering::Relaxed) & DELETED != 0
     }

@@ -142,7 +142,10 @@ impl<E: AsRef<Event>> Iterator for Ready<'_, E> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        let index = self.found.take().or_else(|| look(self.events, self.next));
+        let index = self
+            .found
+            .take()
+            .or_else(|| first_ready(self.events, self.next));
         self.next = index.map_or(self.events.len(), |index| index + 1);
         index
     }
@@ -160,7 +163,7 @@ impl<E> fmt::Debug for Ready<'_, E> {
 }
 
 fn find<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
-    let found = look(events, 0).or_else(|| wait(events, limit))?;
+    let found = first_ready(events, 0).or_else(|| wait(events, limit))?;
     Some(Ready {
         events,
         found: Some(found),
@@ -169,16 +172,16 @@ fn find<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
 }
 
 /// The first event from `start` on that can be read, with `DEKKER` loads.
-fn look<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
+fn first_ready<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
     let ready = |event: &E| event.as_ref().units() != 0;
     Some(start + events[start..].iter().position(ready)?)
 }
 
 /// The same, after the announcement at all of them.
-fn look_when_heard<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
+fn first_ready_after_barrier<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
     // To hear those of one event is to hear all there are.
     let heard = |event: &E| event.as_ref().hear_signallers();
-    events.iter().any(heard).then(|| look(events, 0))?
+    events.iter().any(heard).then(|| first_ready(events, 0))?
 }
 
 #[cold]
@@ -226,7 +229,7 @@ fn sleep_at_readers<E: AsRef<Event>>(
     events.iter().for_each(|event| event.as_ref().visit());
     let result = loop {
         events.iter().for_each(|event| readers(event).announce());
-        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
+        if let Some(found) = first_ready(events, 0).or_else(|| first_ready_after_barrier(events)) {
             break Ok(Some(found));
         }
         let outcome = sleep_at_all(events.iter().map(readers).zip(keys), deadline);
@@ -234,7 +237,7 @@ fn sleep_at_readers<E: AsRef<Event>>(
         for (event, key) in events.iter().zip(&mut keys) {
             *key = readers(event).generation();
         }
-        let found = look(events, 0);
+        let found = first_ready(events, 0);
         match outcome {
             Ok(Outcome::Woken) if found.is_none() => {}
             outcome => break outcome.map(|_| found),
@@ -265,11 +268,11 @@ fn sleep_in_line<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Op
             let place = unsafe { places.as_mut().map_unchecked_mut(|all| &mut all[index]) };
             place.join(&waker);
         }
-        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
+        if let Some(found) = first_ready(events, 0).or_else(|| first_ready_after_barrier(events)) {
             return Some(found);
         }
         let outcome = parker.park(deadline);
-        let found = look(events, 0);
+        let found = first_ready(events, 0);
         if found.is_some() || outcome == Outcome::TimedOut {
             return found;
         }
