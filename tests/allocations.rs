@@ -107,7 +107,7 @@ fn a_woken_wait_any_takes_no_memory() {
     }
     watchdog::limit("a_woken_wait_any_takes_no_memory", || {
         let events: Vec<_> = (0..64).map(|_| Event::new(0)).collect();
-        wait_any(&events, Some(Duration::from_millis(1)));
+        let _ = wait_any(&events, Some(Duration::from_millis(1)));
         thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 allocations(|| {

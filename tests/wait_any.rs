@@ -516,3 +516,30 @@ mod refused {
         }
     }
 }
+
+/// An event that nobody reads ends the waits of all threads, those to come too, in whatever way they sleep.
+#[test]
+fn one_signal_that_is_not_read_stops_all() {
+    watchdog::limit("one_signal_that_is_not_read_stops_all", || {
+        for number in [1, 8, 200] {
+            let events: Arc<[Event]> = (0..number)
+                .map(|_| Event::new(0).with_spin(Spin::Never))
+                .collect();
+            let waiters: Vec<_> = (0..6)
+                .map(|_| {
+                    let events = Arc::clone(&events);
+                    call_at(Place::Several, move || {
+                        wait_any(&events, None).unwrap().collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            waiters.iter().for_each(Caller::wait_asleep);
+            let stop = number - 1;
+            events[stop].signal();
+            for waiter in waiters {
+                assert_eq!(waiter.finish(), [stop]);
+            }
+            assert_eq!(wait_any(&events, None).unwrap().next(), Some(stop));
+        }
+    });
+}

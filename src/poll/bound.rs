@@ -13,7 +13,7 @@
 
 use super::PollError;
 use super::epoll::read_at_once;
-use super::place::Place;
+use super::queued_binding::QueuedBinding;
 use crate::event::transfer::{Carrier, Step};
 use crate::event::{EventHandle, Interest};
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +38,7 @@ const READS: u32 = 64;
 
 /// What to do after a round of carrying.
 #[derive(PartialEq, Eq)]
-enum Then {
+enum NextStep {
     /// The eventfd is empty, or the event full.
     Stop,
     /// There may be more to read, but it is the turn of others.
@@ -76,7 +76,7 @@ impl Bound {
 
     /// Carries over what there is, `item` being the binding's; or what is left, if that has been deleted. Not under the
     /// poller's lock: the event's observers are called.
-    pub(super) fn carry(&self, item: &impl Place) {
+    pub(super) fn carry(&self, item: &impl QueuedBinding) {
         if item.is_deleted() {
             // Whoever carries at the moment reads no more after this.
             return self.carrier.settle(&self.event);
@@ -85,16 +85,16 @@ impl Bound {
         if self.callers.fetch_add(1, Ordering::AcqRel) != 0 {
             return;
         }
-        let at_it = AtIt { bound: self, item };
+        let guard = CarryGuard { bound: self, item };
         let mut reads = READS;
         loop {
             let callers = self.callers.load(Ordering::Acquire);
             match self.round(item, &mut reads) {
                 // Later, and others first.
-                Then::GoOn => return drop(at_it),
+                NextStep::GoOn => return drop(guard),
                 // Here it ends, with the callers left as they are.
-                Then::End => return std::mem::forget(at_it),
-                Then::Stop => {
+                NextStep::End => return std::mem::forget(guard),
+                NextStep::Stop => {
                     let done = self.callers.compare_exchange(
                         callers,
                         0,
@@ -102,7 +102,7 @@ impl Bound {
                         Ordering::Relaxed,
                     );
                     if done.is_ok() {
-                        return std::mem::forget(at_it);
+                        return std::mem::forget(guard);
                     }
                 }
             }
@@ -110,26 +110,26 @@ impl Bound {
     }
 
     /// Carries until there is nothing left to carry, or no more `reads`.
-    fn round(&self, item: &impl Place, reads: &mut u32) -> Then {
+    fn round(&self, item: &impl QueuedBinding, reads: &mut u32) -> NextStep {
         while *reads != 0 {
             *reads -= 1;
             let (over, read) = (|| item.is_deleted(), || self.read());
             match self.carrier.step(&self.event, over, read) {
                 // The read has emptied the eventfd. A write after that is an edge, which epoll reports.
-                Step::Carried if !self.by_units => return Then::Stop,
+                Step::Carried if !self.by_units => return NextStep::Stop,
                 Step::Carried => {}
-                Step::Empty => return Then::Stop,
+                Step::Empty => return NextStep::Stop,
                 Step::Full => {
                     // A read from now on queues the binding.
                     self.event.arm(Interest::Reads);
                     if self.event.count_after_asking() >= u64::MAX - 1 {
-                        return Then::Stop;
+                        return NextStep::Stop;
                     }
                 }
-                Step::Over => return Then::End,
+                Step::Over => return NextStep::End,
             }
         }
-        Then::GoOn
+        NextStep::GoOn
     }
 
     /// What is in the eventfd, without waiting for it, be it non-blocking or not.
@@ -144,12 +144,12 @@ impl Bound {
 }
 
 /// Whoever carries. If it stops with work left, or an observer panics, the binding is queued again.
-struct AtIt<'a, P: Place> {
+struct CarryGuard<'a, P: QueuedBinding> {
     bound: &'a Bound,
     item: &'a P,
 }
 
-impl<P: Place> Drop for AtIt<'_, P> {
+impl<P: QueuedBinding> Drop for CarryGuard<'_, P> {
     fn drop(&mut self) {
         self.bound.callers.swap(0, Ordering::AcqRel);
         self.item.enqueue();

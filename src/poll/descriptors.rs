@@ -1,7 +1,7 @@
 //! What a poller takes in of the kernel's: descriptors to be watched, and eventfds to be carried over.
 
 use super::bound::Bound;
-use super::item::{Item, What};
+use super::item::{Item, Kind};
 use super::poller::Poller;
 use super::registered::Registration;
 use super::{PollError, Watch};
@@ -129,7 +129,7 @@ impl Poller {
         watch: Option<Watch>,
     ) -> Result<(), PollError> {
         let bound = Bound::new(fd, event.clone())?;
-        let item = Item::new(key, What::Bound(bound), Arc::clone(self.shared()));
+        let item = Item::new(key, Kind::Bound(bound), Arc::clone(self.shared()));
         item.watch(Watch::WRITABLE);
         // Outside the lock, which an observer's call may want.
         let binding = self.observed(item, event.clone(), Interest::Reads);
@@ -138,7 +138,7 @@ impl Poller {
         {
             let mut registered = self.registered();
             registered.check_vacant(key)?;
-            let What::Bound(bound) = &binding.item.what else {
+            let Kind::Bound(bound) = &binding.item.kind else {
                 unreachable!("made above");
             };
             let fds = self.fds()?;

@@ -27,7 +27,7 @@ pub(super) struct Fds {
 }
 
 /// What the kernel says of one descriptor.
-pub(super) use rustix::event::epoll::Event as Found;
+pub(super) use rustix::event::epoll::Event as FdReport;
 
 /// Tells registrations apart, those under the same key one after the other too.
 pub(super) type Token = u64;
@@ -102,7 +102,11 @@ impl Fds {
     }
 
     /// Gives up to `room` of what is ready to `take`.
-    pub(super) fn look(&self, room: usize, take: impl FnOnce(&[Found])) -> Result<(), PollError> {
+    pub(super) fn look(
+        &self,
+        room: usize,
+        take: impl FnOnce(&[FdReport]),
+    ) -> Result<(), PollError> {
         self.pwait(room, Some(Duration::ZERO), take)
     }
 
@@ -112,7 +116,7 @@ impl Fds {
         &self,
         room: usize,
         deadline: Option<Instant>,
-        take: impl FnOnce(&[Found]),
+        take: impl FnOnce(&[FdReport]),
     ) -> Result<Outcome, PollError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
@@ -128,7 +132,7 @@ impl Fds {
         &self,
         room: usize,
         timeout: Option<Duration>,
-        take: impl FnOnce(&[Found]),
+        take: impl FnOnce(&[FdReport]),
     ) -> Result<(), PollError> {
         // rustix makes whole milliseconds of it, rounded up.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -46,6 +46,7 @@ pub(super) const HANG_UP: u8 = 8;
 
 impl Events {
     /// For up to so many at a time. With none, [`wait`](super::Poller::wait) fails.
+    #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Events {
             list: Vec::new(),
@@ -56,16 +57,19 @@ impl Events {
     }
 
     /// How many there can be.
+    #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
     /// How many there are.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
     /// Whether there are none: after a wait that timed out or was [notified](super::Poller::notify).
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -119,26 +123,31 @@ impl fmt::Debug for Events {
 
 impl Report {
     /// The key it is registered under.
+    #[must_use]
     pub fn key(&self) -> usize {
         self.key
     }
 
     /// A read would not block (`EPOLLIN`).
+    #[must_use]
     pub fn is_readable(&self) -> bool {
         self.flags & READABLE != 0
     }
 
     /// A write, of an event one of 1, would not block (`EPOLLOUT`).
+    #[must_use]
     pub fn is_writable(&self) -> bool {
         self.flags & WRITABLE != 0
     }
 
     /// The event has overflowed, or the file descriptor has an error to report (`EPOLLERR`).
+    #[must_use]
     pub fn is_error(&self) -> bool {
         self.flags & ERROR != 0
     }
 
     /// The other end of the file descriptor has been closed (`EPOLLHUP`). Never of an event.
+    #[must_use]
     pub fn is_hang_up(&self) -> bool {
         self.flags & HANG_UP != 0
     }

@@ -1,6 +1,6 @@
 //! Which of the kernel's reports belongs to which registration: the poller's descriptors by tokens and by numbers.
 
-use super::epoll::{Fds, Found, Token};
+use super::epoll::{FdReport, Fds, Token};
 use super::events;
 use super::{PollError, Watch};
 use rustix::event::epoll::EventFlags;
@@ -63,7 +63,7 @@ impl FdTable {
     }
 
     /// Whose this is and what it is ready for. Nobody is told of the bell, nor of what has been deleted meanwhile.
-    pub(super) fn resolve(&self, found: &Found) -> Option<(usize, u8)> {
+    pub(super) fn resolve(&self, found: &FdReport) -> Option<(usize, u8)> {
         let known = self.known.get(&found.data.u64())?;
         Some((known.key, reported(found.flags)))
     }

@@ -1,17 +1,17 @@
-//! What has become ready and has not been looked at yet: a stack that any thread pushes on without a lock.
+//! The items that have become ready and have not been looked at yet: a stack on which any thread pushes without a lock.
 //!
 //! ```text
 //!     head ──▶ newest ──▶ … ──▶ oldest        push: one compare-exchange      take_all: one swap
 //! ```
 //!
-//! It is intrusive: the links are in the items, so a signal allocates nothing. An item is pushed only by the thread
-//! that set its `QUEUED` bit, and the bit is cleared after it was taken, so it is never on the stack twice. As only the
-//! whole stack is ever taken, and under the poller's lock, there is no ABA.
+//! The stack is intrusive: the links are in the items, so a signal allocates nothing. Only the thread that has set the
+//! `QUEUED` bit of an item pushes it, and the bit is cleared after the item was taken, so an item is never on the stack
+//! twice. There is no ABA problem, because only the whole stack is ever taken, under the poller's lock.
 //!
-//! The queue owns a count of the `Arc` of each item that is registered, wherever it is: in this stack, with those who
-//! have taken it from here or, between two times, [kept](Link::keep) in the item itself. So a signal need not count.
-//! When the poller goes, the stack is closed: an observer's call may still be under way then, and what it would push
-//! nobody would free.
+//! The queue owns one count of the `Arc` of each registered item. The count is in this stack, with the thread that has
+//! taken the item from here, or, while the item is not queued, [kept](Link::keep) in the item itself. So a signal does
+//! not touch the count. When the poller is dropped, the stack is closed: an observer's call may still be under way, and
+//! nothing would free an item that it pushed.
 
 use crate::sync::DEKKER;
 use crate::sync::atomic::{AtomicPtr, Ordering};
@@ -27,8 +27,8 @@ pub(super) trait Linked: Sized {
     fn link(&self) -> &Link<Self>;
 }
 
-/// The place of an item in the stack, or of the queue's count of it outside. Of whoever has set the item's `QUEUED`
-/// bit, then of who took it.
+/// The link of an item in the stack, or, while the item is not queued, the queue's count of it. It belongs to the thread
+/// that has set the item's `QUEUED` bit, then to the thread that has taken the item.
 pub(super) struct Link<T>(AtomicPtr<T>);
 
 /// The head of a closed stack.
@@ -43,22 +43,22 @@ impl<T: Linked> Incoming<T> {
         }
     }
 
-    /// A glance, for who spins.
+    /// A relaxed check for the loop that spins; it may be out of date.
     pub(super) fn seems_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed).is_null()
     }
 
-    /// With a [`DEKKER`] load: to be asked after an announcement.
+    /// The check after an announcement, with a [`DEKKER`] load.
     pub(super) fn is_empty(&self) -> bool {
         self.head.load(DEKKER).is_null()
     }
 
-    /// Returns whether somebody will take it. The caller then wakes a thread: the push is the store of its handshake.
+    /// Returns false if the stack is closed. Otherwise the caller wakes a thread: the push is the store of the handshake.
     pub(super) fn push(&self, item: Arc<T>) -> bool {
         let item = Arc::into_raw(item).cast_mut();
         let mut head = self.head.load(Ordering::Relaxed);
         while head != closed() {
-            // SAFETY: the count that was taken over above keeps it alive until somebody takes it.
+            // SAFETY: the count that was taken over above keeps it alive until the stack is taken.
             unsafe { &(*item).link().0 }.store(head, Ordering::Relaxed);
             // Release hands over the link and what was done to the event before.
             match self
@@ -74,13 +74,13 @@ impl<T: Linked> Incoming<T> {
         false
     }
 
-    /// Takes all, and gives the oldest to `each` first. Only one thread at a time.
+    /// Takes all items, and passes them to `each`, oldest first. One thread at a time calls this.
     pub(super) fn take_all(&self, mut each: impl FnMut(Arc<T>)) {
-        // Looking first keeps the line shared while there is nothing to take.
+        // A load first, so that the cache line stays shared while there is nothing to take.
         if self.is_empty() {
             return;
         }
-        // Acquires from every push since the last time.
+        // Acquire pairs with the Release of each push since the last time.
         let mut newer = ptr::null_mut();
         let mut item = self.head.swap(ptr::null_mut(), DEKKER);
         while !item.is_null() {
@@ -99,7 +99,7 @@ impl<T: Linked> Incoming<T> {
         }
     }
 
-    /// Drops all, and lets nothing in any more.
+    /// Drops all items, and makes each later push drop its item.
     pub(super) fn close(&self) {
         loop {
             self.take_all(drop);
@@ -121,7 +121,7 @@ impl<T> Link<T> {
         Link(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Keeps a count, the item's own, until somebody takes it out.
+    /// Keeps the queue's count of the item, until [`take`](Self::take).
     pub(super) fn keep(&self, item: Arc<T>) {
         self.0
             .store(Arc::into_raw(item).cast_mut(), Ordering::Relaxed);
@@ -129,10 +129,10 @@ impl<T> Link<T> {
 
     /// # Safety
     ///
-    /// The last that happened to it is a [`keep`](Self::keep), and it happens once after that.
+    /// The last call on this link was [`keep`](Self::keep).
     pub(super) unsafe fn take(&self) -> Arc<T> {
         let item = self.0.load(Ordering::Relaxed);
-        // SAFETY: it comes from `keep`, and nobody else takes it over, as promised.
+        // SAFETY: it comes from `keep`, and this is the one call that takes it out, as the caller promises.
         unsafe { Arc::from_raw(item) }
     }
 }

@@ -1,8 +1,8 @@
-//! What is registered with a poller and gets into its queue: an event that is watched, or a binding.
+//! An item is what gets into a poller's queue: an event that is watched, or a binding.
 //!
-//! The kernel's counterpart is `struct epitem` and its `ep_poll_callback()`. An item is an observer that is armed:
-//! after the call that puts it into the queue, changes of its event cost nothing until a thread in `wait` has looked at
-//! it.
+//! The kernel's counterpart is `struct epitem` and its `ep_poll_callback()`. An item is an observer that asks for one
+//! call. The call puts the item into the queue. After that, changes of its event cost nothing, until a thread in `wait`
+//! has looked at the item.
 //!
 //! ```text
 //!     state   | QUEUED | ONE_SHOT | EDGE | ENABLED | WRITABLE | READABLE |
@@ -21,15 +21,15 @@
 //! A level-triggered item that is ready stays in the queue, QUEUED and not armed. Only when a later look finds it not
 //! ready, it goes through 1 to 3.
 //!
-//! Step 2 of an event with [signallers](crate::event::Signaller) is followed by a barrier that all threads of the
-//! process execute, see `src/event/split.rs`, and an armed signal costs them what they save. So a level-triggered item
-//! of that kind is *hot*: it stays in the queue, ready or not, and is looked at each time, as long as no thread sleeps
-//! and for [`MOST_IDLE`] looks in vain. Then all that are hot are armed, and there is one barrier for all.
+//! If the event has [signallers](crate::event::Signaller), step 2 is followed by a barrier that all threads of the
+//! process execute (see `src/event/split.rs`), and a signal to an armed event costs more than a signaller saves. So a
+//! level-triggered item with signallers is *hot*: it stays in the queue, ready or not, and each look examines it, until
+//! a thread sleeps or [`MOST_IDLE`] looks have found nothing. Then all hot items are armed, with one barrier for all.
 
 use super::bound::Bound;
 use super::events;
 use super::incoming::{Link, Linked};
-use super::place::Place;
+use super::queued_binding::QueuedBinding;
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::event::{Change, EventHandle, Interest, Observer, Readiness};
@@ -38,70 +38,70 @@ use std::sync::Arc;
 
 const READABLE: u32 = 1;
 const WRITABLE: u32 = 2;
-/// It may report something, an error if nothing else. Not so after a one-shot, nor after the deletion.
+/// It may report something, at least an error. Clear after the report of a one-shot, and after the deletion.
 const ENABLED: u32 = 4;
 const EDGE: u32 = 8;
 const ONE_SHOT: u32 = 16;
 /// It is in the queue, or on its way there.
 const QUEUED: u32 = 32;
-/// It has been deleted. It stays QUEUED, in the queue or not, so that nobody queues it again.
+/// It has been deleted. It stays QUEUED, in the queue or not, so that no thread queues it again.
 const DELETED: u32 = 64;
 
 pub(super) struct Item {
     link: Link<Item>,
     state: AtomicU32,
-    /// How many looks have found nothing, of late. Under the poller's lock.
+    /// How many looks in a row have found nothing. Under the poller's lock.
     idle: AtomicU32,
     pub(super) key: usize,
-    pub(super) what: What,
+    pub(super) kind: Kind,
     shared: Arc<Shared<Item>>,
 }
 
-pub(super) enum What {
+pub(super) enum Kind {
     Watched(EventHandle),
     Bound(Bound),
 }
 
-/// After so many looks that found nothing, an item is not hot any more: looks cost time too.
+/// After this many looks that found nothing, an item is no longer hot: looks cost time too.
 const MOST_IDLE: u32 = 256;
 
-/// What a look at an item found.
-pub(super) enum Found<'a> {
+/// What the examination of an item found.
+pub(super) enum Examined<'a> {
     /// Not ready or disabled. It has left the queue.
     Nothing,
-    /// It has left the queue, and these are the flags to be reported.
+    /// It has left the queue. These flags are to be reported.
     Ready(u8),
-    /// The same, but it stays in the queue.
+    /// These flags are to be reported, and it stays in the queue.
     StillReady(Arc<Item>, u8),
-    /// Not ready, but it stays in the queue, to be looked at.
+    /// It is not ready, but stays in the queue, to be examined again.
     Hot(Arc<Item>),
-    /// It has left the queue and is armed. When its signallers have been [heard](Item::hear_signallers), it is to be
-    /// looked at [once more](Item::look_when_armed).
+    /// It has left the queue and is armed. The caller executes the [barrier](Item::hear_signallers), and then examines
+    /// it [once more](Item::examine_armed).
     Armed(&'a Item),
 }
 
 impl Item {
-    /// An item that is disabled until there is a [`watch`](Self::watch), and counts as queued until it
-    /// [leaves](Self::leave_queue) the queue for the first time.
-    pub(super) fn new(key: usize, what: What, shared: Arc<Shared<Item>>) -> Arc<Self> {
+    /// An item that is disabled until the first [`watch`](Self::watch), and counts as queued until the first
+    /// [`leave_queue`](Self::leave_queue).
+    pub(super) fn new(key: usize, kind: Kind, shared: Arc<Shared<Item>>) -> Arc<Self> {
         Arc::new(Item {
             link: Link::new(),
             state: AtomicU32::new(QUEUED),
             idle: AtomicU32::new(0),
             key,
-            what,
+            kind,
             shared,
         })
     }
 
     fn event(&self) -> &EventHandle {
-        match &self.what {
-            What::Watched(event) => event,
-            What::Bound(bound) => bound.event(),
+        match &self.kind {
+            Kind::Watched(event) => event,
+            Kind::Bound(bound) => bound.event(),
         }
     }
 
-    /// Changes what it is watched for. Under the poller's lock; afterwards, [`sample`](Self::sample).
+    /// Changes what it is watched for. Called under the poller's lock, and followed by [`sample`](Self::sample).
     pub(super) fn watch(&self, watch: Watch) {
         let mut bits = ENABLED;
         for (wanted, bit) in [
@@ -113,7 +113,7 @@ impl Item {
             bits |= if wanted { bit } else { 0 };
         }
         let update = |state| Some(state & QUEUED | bits);
-        // Calls that are armed for from now on see it: `arm` releases, and who claims acquires.
+        // A call that is asked for from now on sees it: `arm` releases, and the thread that claims the call acquires.
         let _ = self
             .state
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
@@ -123,12 +123,12 @@ impl Item {
     pub(super) fn sample(&self) {
         let state = self.state.load(Ordering::Relaxed);
         self.arm(state);
-        if self.level(state) != 0 {
+        if self.ready_flags(state) != 0 {
             self.enqueue();
         }
     }
 
-    /// Takes it out for good. Returns whether it may still be in the queue. Under the poller's lock.
+    /// Deletes it. Returns whether it may still be in the queue. Called under the poller's lock.
     pub(super) fn delete(&self) -> bool {
         // Acquire pairs with the Release in `leave_queue`.
         let before = self.state.swap(QUEUED | DELETED, Ordering::Acquire);
@@ -144,7 +144,7 @@ impl Item {
         self.state.load(Ordering::Relaxed) & ONE_SHOT != 0
     }
 
-    /// What the caller has to put into the queue, unless it is there.
+    /// Returns the count that the caller has to put into the queue; `None` if the item is queued already.
     pub(super) fn enter_queue(&self) -> Option<Arc<Self>> {
         // AcqRel pairs with itself in `leave_queue`: the link is handed over with the bit.
         let before = self.state.fetch_or(QUEUED, Ordering::AcqRel);
@@ -152,88 +152,90 @@ impl Item {
         (before & QUEUED == 0).then(|| unsafe { self.link.take() })
     }
 
-    /// Whoever has taken it from the queue. From then on somebody else may put it there.
+    /// Called by the thread that has taken it from the queue. From then on any thread may queue it again.
     ///
     /// # Safety
     ///
-    /// It is registered, and stays so as long as the reference is used: the caller has the poller's lock.
+    /// The item is registered, and stays registered as long as the reference is used: the caller has the poller's lock.
     pub(super) unsafe fn leave_queue<'a>(self: Arc<Self>) -> &'a Self {
         // SAFETY: the registration holds a count too.
         let item = unsafe { &*Arc::as_ptr(&self) };
         item.link.keep(self);
+        // Release hands the link over to the thread that sets the bit next. Acquire pairs with the Release in
+        // `enter_queue`.
         item.state.fetch_and(!QUEUED, Ordering::AcqRel);
         item
     }
 
-    /// Whoever has taken it from the queue looks at a watched event, which may be hot if that is so of any.
+    /// Called by the thread that has taken it from the queue. With `may_be_hot`, an item with signallers may stay there.
     ///
     /// # Safety
     ///
-    /// It is registered, and the caller has the poller's lock.
-    pub(super) unsafe fn look<'a>(self: Arc<Self>, may_be_hot: bool) -> Found<'a> {
+    /// The item is registered, and the caller has the poller's lock.
+    pub(super) unsafe fn examine<'a>(self: Arc<Self>, may_be_hot: bool) -> Examined<'a> {
         let state = self.state.load(Ordering::Relaxed);
         let stays = state & (EDGE | ONE_SHOT) == 0;
         if stays && state & ENABLED != 0 {
-            let flags = self.level(state);
+            let flags = self.ready_flags(state);
             if flags != 0 {
                 self.idle.store(0, Ordering::Relaxed);
-                return Found::StillReady(self, flags);
+                return Examined::StillReady(self, flags);
             }
             if may_be_hot && self.event().has_signallers() {
                 let idle = self.idle.load(Ordering::Relaxed) + 1;
                 self.idle.store(idle % (MOST_IDLE + 1), Ordering::Relaxed);
                 if idle <= MOST_IDLE {
-                    return Found::Hot(self);
+                    return Examined::Hot(self);
                 }
             }
         }
         // SAFETY: as promised.
         let item = unsafe { self.leave_queue() };
         if state & ENABLED == 0 {
-            return Found::Nothing;
+            return Examined::Nothing;
         }
         item.event().arm_unheard(interest(state));
         if item.event().has_signallers() {
-            return Found::Armed(item);
+            return Examined::Armed(item);
         }
-        item.look_when_armed()
+        item.examine_armed()
     }
 
-    /// Whoever has armed it looks at it. Under the poller's lock.
-    pub(super) fn look_when_armed<'a>(&self) -> Found<'a> {
+    /// The look at the count that follows arming. Called under the poller's lock.
+    pub(super) fn examine_armed<'a>(&self) -> Examined<'a> {
         let state = self.state.load(Ordering::Relaxed);
-        let flags = self.level(state);
+        let flags = self.ready_flags(state);
         if flags == 0 {
-            return Found::Nothing;
+            return Examined::Nothing;
         }
         if state & ONE_SHOT != 0 {
             self.state.fetch_and(QUEUED, Ordering::Relaxed);
         }
         if state & (EDGE | ONE_SHOT) != 0 {
-            return Found::Ready(flags);
+            return Examined::Ready(flags);
         }
-        // It has become ready this very moment. If it is on its way to the queue already, it will be looked at again.
+        // It has just become ready. If another thread is queueing it already, it will be examined again.
         match self.enter_queue() {
-            Some(item) => Found::StillReady(item, flags),
-            None => Found::Nothing,
+            Some(item) => Examined::StillReady(item, flags),
+            None => Examined::Nothing,
         }
     }
 
-    /// To be looked at afterwards, for who has armed it. Returns whether there are any signallers; then those of all
-    /// other events have been heard too.
+    /// The barrier between arming and the look at the count. Returns whether the event has signallers; if so, the
+    /// barrier was executed, and counts for the signallers of all other events too.
     pub(super) fn hear_signallers(&self) -> bool {
         self.event().hear_signallers()
     }
 
-    /// Carries over for a binding, or settles one that has been deleted.
+    /// Carries over for a binding. For one that has been deleted, delivers what was read and not carried over yet.
     pub(super) fn carry(&self) {
-        if let What::Bound(bound) = &self.what {
+        if let Kind::Bound(bound) = &self.kind {
             bound.carry(self);
         }
     }
 
-    /// What is to be reported of the event now. To be looked at after [`arm`](Self::arm).
-    fn level(&self, state: u32) -> u8 {
+    /// The flags to be reported of the event now. Called after [`arm`](Self::arm).
+    fn ready_flags(&self, state: u32) -> u8 {
         let now = Readiness::of(self.event().count_after_asking());
         let mut flags = 0;
         for (wanted, is, flag) in [
@@ -254,7 +256,7 @@ impl Item {
     }
 }
 
-/// What an item that is enabled is to be called for.
+/// The changes for which an enabled item asks to be called.
 fn interest(state: u32) -> Interest {
     if state & WRITABLE != 0 {
         Interest::Both
@@ -269,12 +271,12 @@ impl Linked for Item {
     }
 }
 
-impl Place for Item {
+impl QueuedBinding for Item {
     fn is_deleted(&self) -> bool {
         self.state.load(Ordering::Relaxed) & DELETED != 0
     }
 
-    /// Wakes a thread too, unless it is there.
+    /// Queues it and wakes a thread, unless it is queued already.
     fn enqueue(&self) {
         if let Some(item) = self.enter_queue() {
             self.shared.push(item);
@@ -291,7 +293,7 @@ impl Observer for Item {
         }
         let wanted = match change {
             Change::Signalled if state & READABLE != 0 => true,
-            // One that is not to be told of signals is to be told of an overflow. (epoll does not.)
+            // An item that is not watched for signals still reports an overflow. (epoll does not.)
             Change::Signalled if state & ENABLED != 0 => {
                 self.event().arm(Interest::Signals);
                 self.event().count_after_asking() == u64::MAX

@@ -20,7 +20,7 @@ struct Bell {
     writes: u64,
 }
 
-pub(super) enum Found {}
+pub(super) enum FdReport {}
 
 impl Fds {
     pub(super) fn new() -> Result<Self, PollError> {
@@ -34,7 +34,7 @@ impl Fds {
         self.rung.notify_all();
     }
 
-    pub(super) fn look(&self, _: usize, take: impl FnOnce(&[Found])) -> Result<(), PollError> {
+    pub(super) fn look(&self, _: usize, take: impl FnOnce(&[FdReport])) -> Result<(), PollError> {
         self.bell().edge = false;
         take(&[]);
         Ok(())
@@ -45,7 +45,7 @@ impl Fds {
         &self,
         _: usize,
         deadline: Option<Instant>,
-        take: impl FnOnce(&[Found]),
+        take: impl FnOnce(&[FdReport]),
     ) -> Result<Outcome, PollError> {
         assert_eq!(deadline, None);
         self.wait_readable_and(|bell| bell.edge = false);

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 pub(super) enum Fds {}
 
-pub(super) enum Found {}
+pub(super) enum FdReport {}
 
 impl Fds {
     pub(super) fn ring(&self) {
         match *self {}
     }
 
-    pub(super) fn look(&self, _: usize, _: impl FnOnce(&[Found])) -> Result<(), PollError> {
+    pub(super) fn look(&self, _: usize, _: impl FnOnce(&[FdReport])) -> Result<(), PollError> {
         match *self {}
     }
 
@@ -21,7 +21,7 @@ impl Fds {
         &self,
         _: usize,
         _: Option<Instant>,
-        _: impl FnOnce(&[Found]),
+        _: impl FnOnce(&[FdReport]),
     ) -> Result<Outcome, PollError> {
         match *self {}
     }

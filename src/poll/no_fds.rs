@@ -1,7 +1,7 @@
 //! Stands in for `fd_table` and `bound` where descriptors cannot be registered: where there is no epoll, and under loom.
 
-use super::epoll::{Fds, Found};
-use super::place::Place;
+use super::epoll::{FdReport, Fds};
+use super::queued_binding::QueuedBinding;
 use super::{PollError, Watch};
 use crate::event::EventHandle;
 
@@ -30,7 +30,7 @@ impl FdTable {
         match *registration {}
     }
 
-    pub(super) fn resolve(&self, found: &Found) -> Option<(usize, u8)> {
+    pub(super) fn resolve(&self, found: &FdReport) -> Option<(usize, u8)> {
         match *found {}
     }
 }
@@ -40,7 +40,7 @@ impl Bound {
         match *self {}
     }
 
-    pub(super) fn carry(&self, _: &impl Place) {
+    pub(super) fn carry(&self, _: &impl QueuedBinding) {
         match *self {}
     }
 }

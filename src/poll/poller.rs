@@ -1,9 +1,9 @@
 use super::epoll::Fds;
 use super::events::Events;
-use super::item::{Found, Item, What};
-use super::place::Place;
+use super::item::{Examined, Item, Kind};
 use super::probe::Probe;
 use super::probes::{Asker, Probes};
+use super::queued_binding::QueuedBinding;
 use super::registered::{Entry, Registered, Registration, Watched};
 use super::shared::Shared;
 use super::sleepers::Seat;
@@ -64,6 +64,9 @@ use std::time::{Duration, Instant};
 /// device.join().unwrap();
 /// # Ok::<(), doorbell::poll::PollError>(())
 /// ```
+#[doc(alias = "epoll")]
+#[doc(alias = "kqueue")]
+#[doc(alias = "EventLoop")]
 pub struct Poller {
     shared: Arc<Shared<Item>>,
     registered: Mutex<Registered>,
@@ -73,7 +76,7 @@ pub struct Poller {
     /// Waits since descriptors were last looked at.
     busy_waits: AtomicU32,
     spinner: Spinner,
-    tally: Tally,
+    counters: Counters,
 }
 
 /// What came of looking for a while.
@@ -87,7 +90,7 @@ enum Looked {
 
 /// What a poller counts, apart from waits that find something at once: those count nothing, so as to cost nothing.
 #[derive(Default)]
-struct Tally {
+struct Counters {
     windows: AtomicU64,
     looks: AtomicU64,
     hits: AtomicU64,
@@ -113,6 +116,7 @@ const BUSY_WAITS: u32 = 32;
 
 impl Poller {
     /// A poller with nothing registered. It owns no file descriptor until one is [added](Self::add_fd).
+    #[must_use]
     pub fn new() -> Self {
         Self::with_spin(Spin::DEFAULT)
     }
@@ -122,6 +126,8 @@ impl Poller {
     ///
     /// With [`Spin::Adaptive`], a wait looks on for `max` as long as that saves sleeps often enough, as
     /// [the module](crate::poll#looking-before-sleeping) describes; on a machine with one CPU, it sleeps at once.
+    #[must_use]
+    #[doc(alias = "poll_max_ns")]
     pub fn with_spin(spin: Spin) -> Self {
         Poller {
             shared: Arc::new(Shared::new()),
@@ -130,7 +136,7 @@ impl Poller {
             backlog: AtomicUsize::new(0),
             busy_waits: AtomicU32::new(0),
             spinner: Spinner::new(spin),
-            tally: Tally::default(),
+            counters: Counters::default(),
         }
     }
 
@@ -144,6 +150,8 @@ impl Poller {
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists).
+    #[doc(alias = "register")]
+    #[doc(alias = "epoll_ctl")]
     pub fn add(
         &self,
         event: impl Into<EventHandle>,
@@ -165,7 +173,7 @@ impl Poller {
     /// An item for an event that is to be watched. To be called outside the lock, which an observer's call may want,
     /// and so in vain if the key is in use.
     pub(super) fn watched(&self, event: EventHandle, key: usize) -> Watched {
-        let what = What::Watched(event.clone());
+        let what = Kind::Watched(event.clone());
         let item = Item::new(key, what, Arc::clone(&self.shared));
         self.observed(item, event, Interest::Both)
     }
@@ -192,6 +200,7 @@ impl Poller {
     ///
     /// [`NoEntry`](PollError::NoEntry); [`Bound`](PollError::Bound) for a binding that reports nothing, and for what is
     /// nothing but a probe; [`OneShot`](PollError::OneShot) for what has a probe.
+    #[doc(alias = "reregister")]
     pub fn modify(&self, key: usize, watch: Watch) -> Result<(), PollError> {
         let item = {
             let mut registered = self.registered();
@@ -299,6 +308,8 @@ impl Poller {
     /// # Panics
     ///
     /// If the probe of the source does, in [`end`](Probe::end). The source is deleted then.
+    #[doc(alias = "remove")]
+    #[doc(alias = "deregister")]
     pub fn delete(&self, key: usize) -> Result<(), PollError> {
         let (registration, mut probe, _swept) = {
             let (mut probes, mut registered) = loop {
@@ -316,7 +327,7 @@ impl Poller {
             (registration, probe, swept)
         };
         // Outside the locks, which an observer's call may want, or its drop, or that of a probe.
-        registration.settle();
+        registration.deliver_rest();
         go_on(probe.as_mut().and_then(|probe| probe.panicked.take()));
         Ok(())
     }
@@ -339,6 +350,7 @@ impl Poller {
     /// before it returns count as one.
     ///
     /// Takes no lock and never waits, so it may be called in a handler of a signal too.
+    #[doc(alias = "wake")]
     pub fn notify(&self) {
         self.shared.notify();
     }
@@ -389,6 +401,8 @@ impl Poller {
     ///
     /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
     /// has closed a descriptor that is the poller's own.
+    #[doc(alias = "epoll_wait")]
+    #[doc(alias = "poll")]
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
         self.wait_within(events, Limit::of(timeout))
     }
@@ -409,7 +423,7 @@ impl Poller {
     fn wait_within(&self, events: &mut Events, limit: Limit) -> Result<usize, PollError> {
         self.fill(events, |events| {
             let result = self.find(events, limit);
-            self.hand_over(events);
+            self.heat_reported(events);
             result
         })?;
         Ok(events.len())
@@ -426,7 +440,7 @@ impl Poller {
     pub fn look(&self, events: &mut Events) -> Result<usize, PollError> {
         self.fill(events, |events| {
             let result = self.look_once(events);
-            self.hand_over(events);
+            self.heat_reported(events);
             result
         })?;
         Ok(events.len())
@@ -440,7 +454,7 @@ impl Poller {
             let result = self.try_arm(events);
             // A loop that sleeps reports nothing, and all is cold.
             if !matches!(result, Ok(Some(_))) {
-                self.hand_over(events);
+                self.heat_reported(events);
             }
             result
         })
@@ -491,7 +505,7 @@ impl Poller {
     #[cfg(target_os = "linux")]
     pub(super) fn disarm(&self, seat: Seat) {
         self.registered().sleepers.leave(seat);
-        self.shared.waiters.leave(false, || self.hand_on());
+        self.shared.waiters.leave(false, || self.wake_next());
     }
 
     /// Counts a thread or an outer loop that is about to sleep, unless it is to go on because others have yet to hear
@@ -509,11 +523,11 @@ impl Poller {
         if events.capacity() == 0 {
             return Err(PollError::NoCapacity);
         }
-        events.merge(self.probes.are_there());
+        events.merge(self.probes.any());
         let filled = panic::catch_unwind(AssertUnwindSafe(|| find(events)));
         filled.unwrap_or_else(|payload| {
             // Those that sleep may rely on this one. One that is woken ends what is hot.
-            if self.probes.are_there() {
+            if self.probes.any() {
                 self.shared.wake();
             }
             panic::resume_unwind(payload)
@@ -558,7 +572,7 @@ impl Poller {
             self.take_fds(events)?;
         }
         // What is first may take all the room, so that changes.
-        if !self.probes.are_there() {
+        if !self.probes.any() {
             Ok(self.harvest(events, None))
         } else if waits % 2 == 0 {
             self.probes.ask(events);
@@ -586,7 +600,7 @@ impl Poller {
         let result = fds.look(events.room(), |found| {
             self.registered().take_over(events, found);
         });
-        self.shared.waiters.leave(false, || self.hand_on());
+        self.shared.waiters.leave(false, || self.wake_next());
         result?;
         Ok(true)
     }
@@ -623,19 +637,19 @@ impl Poller {
             }
         };
         drop(asking);
-        self.tally.windows.fetch_add(1, Ordering::Relaxed);
-        self.tally.looks.fetch_add(looks, Ordering::Relaxed);
+        self.counters.windows.fetch_add(1, Ordering::Relaxed);
+        self.counters.looks.fetch_add(looks, Ordering::Relaxed);
         if !found {
             return Ok(Looked::InVain(pace));
         }
-        self.tally.hits.fetch_add(1, Ordering::Relaxed);
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
         self.spinner.found(&pace);
         Ok(Looked::Found)
     }
 
     /// Sleeps until there is something, and returns whether there is.
     fn sleep(&self, events: &mut Events, deadline: Option<Instant>) -> Result<bool, PollError> {
-        self.tally.sleeps.fetch_add(1, Ordering::Relaxed);
+        self.counters.sleeps.fetch_add(1, Ordering::Relaxed);
         let Some(seat) = self.take_seat() else {
             return Ok(true);
         };
@@ -646,13 +660,13 @@ impl Poller {
                 poller: self,
                 events: RefCell::new(&mut *events),
                 deadline,
-                place: Cell::new(self.shared.fds.get()),
+                epoll: Cell::new(self.shared.fds.get()),
                 failed: Cell::new(None),
             };
             let awake = self.shared.waiters.wait_in(
                 || sleep.attempt(),
                 |key| sleep.sleep(key),
-                || self.hand_on(),
+                || self.wake_next(),
             );
             match awake {
                 None => return Ok(false),
@@ -674,7 +688,7 @@ impl Poller {
 
     /// What a thread does between announcement and sleep. `None` if it may sleep.
     fn attempt(&self, events: &mut Events) -> Option<Awake> {
-        if self.probes.are_there() {
+        if self.probes.any() {
             if let Err(payload) = self.probes.rest(events) {
                 return Some(Awake::Panicked(payload));
             }
@@ -695,8 +709,8 @@ impl Poller {
     }
 
     /// Before a report: what is in it gets hot, unless another thread sleeps, which nobody would wake then.
-    fn hand_over(&self, events: &mut Events) {
-        if !self.probes.are_there() {
+    fn heat_reported(&self, events: &mut Events) {
+        if !self.probes.any() {
             return;
         }
         let others_sleep = || self.shared.waiters.count() != 0;
@@ -748,24 +762,24 @@ impl Poller {
             }
             let key = item.key;
             // SAFETY: it has not been deleted, so it is registered, and this is under the lock.
-            match unsafe { item.look(may_be_hot) } {
-                Found::Nothing => {}
-                Found::Ready(flags) => events.push(key, flags),
-                Found::StillReady(item, flags) => {
+            match unsafe { item.examine(may_be_hot) } {
+                Examined::Nothing => {}
+                Examined::Ready(flags) => events.push(key, flags),
+                Examined::StillReady(item, flags) => {
                     events.push(key, flags);
                     ready.push_back(item);
                 }
-                Found::Hot(item) => ready.push_back(item),
-                Found::Armed(item) => {
+                Examined::Hot(item) => ready.push_back(item),
+                Examined::Armed(item) => {
                     armed.push(item);
                     // Each may be ready now, and there is room for it.
                     if armed.len() == events.room() {
-                        hear_and_look(&mut armed, events, ready);
+                        examine_all_armed(&mut armed, events, ready);
                     }
                 }
             }
         }
-        hear_and_look(&mut armed, events, ready);
+        examine_all_armed(&mut armed, events, ready);
         self.note_backlog(&registered);
         let bindings = registered.bindings.len();
         drop(registered);
@@ -821,7 +835,7 @@ impl Poller {
     }
 
     /// A thread leaves that was or may have been woken, and others stay.
-    fn hand_on(&self) -> Release {
+    fn wake_next(&self) -> Release {
         let (queued, are_late) = {
             let registered = self.registered();
             (registered.queued() != 0, registered.sleepers.are_late())
@@ -841,13 +855,14 @@ impl Poller {
     }
 
     /// How often threads have looked and slept so far. A snapshot.
+    #[must_use]
     pub fn stats(&self) -> PollStats {
-        let Tally {
+        let Counters {
             windows,
             looks,
             hits,
             sleeps,
-        } = &self.tally;
+        } = &self.counters;
         let [windows, looks, hits, sleeps] =
             [windows, looks, hits, sleeps].map(|count| count.load(Ordering::Relaxed));
         PollStats {
@@ -893,17 +908,17 @@ impl Poller {
 }
 
 /// Looks at items that have been armed, when their signallers have been heard: once for all. There is room for them.
-fn hear_and_look(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut VecDeque<Arc<Item>>) {
+fn examine_all_armed(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut VecDeque<Arc<Item>>) {
     // To hear the signallers of one event is to hear those of all.
     armed.iter().any(|item| item.hear_signallers());
     for item in armed.drain(..) {
-        match item.look_when_armed() {
-            Found::Ready(flags) => events.push(item.key, flags),
-            Found::StillReady(queued, flags) => {
+        match item.examine_armed() {
+            Examined::Ready(flags) => events.push(item.key, flags),
+            Examined::StillReady(queued, flags) => {
                 events.push(item.key, flags);
                 ready.push_back(queued);
             }
-            Found::Nothing | Found::Hot(_) | Found::Armed(_) => {}
+            Examined::Nothing | Examined::Hot(_) | Examined::Armed(_) => {}
         }
     }
 }
@@ -927,7 +942,7 @@ struct Sleep<'a> {
     deadline: Option<Instant>,
     /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see
     /// [`Shared::wake`].
-    place: Cell<Option<&'a Fds>>,
+    epoll: Cell<Option<&'a Fds>>,
     failed: Cell<Option<PollError>>,
 }
 
@@ -953,7 +968,7 @@ impl Sleep<'_> {
 
     fn sleep(&self, key: u32) -> Outcome {
         let shared = &self.poller.shared;
-        let outcome = match self.place.get() {
+        let outcome = match self.epoll.get() {
             Some(fds) => {
                 self.poller.busy_waits.store(0, Ordering::Relaxed);
                 let mut events = self.events.borrow_mut();
@@ -969,7 +984,7 @@ impl Sleep<'_> {
             None if shared.fds.get().is_some() => Outcome::Woken,
             None => shared.waiters.sleep(key, self.deadline),
         };
-        self.place.set(shared.fds.get());
+        self.epoll.set(shared.fds.get());
         outcome
     }
 }
@@ -981,7 +996,7 @@ impl Drop for Poller {
         let registrations = std::mem::take(&mut self.registered().registrations);
         for Entry { registration, .. } in registrations.into_values() {
             let _swept = self.end(&mut self.registered(), &registration);
-            catch(&mut panicked, || registration.settle());
+            catch(&mut panicked, || registration.deliver_rest());
         }
         self.shared.incoming.close();
         go_on_unless_panicking(panicked);

@@ -51,7 +51,7 @@ pub(super) struct Probes {
 #[derive(Default)]
 struct Table {
     sources: Vec<Option<Source>>,
-    /// Places in `sources`.
+    /// Slots in `sources`.
     by_key: BTreeMap<usize, usize>,
     vacant: Vec<usize>,
     hot: Vec<usize>,
@@ -141,7 +141,7 @@ impl Probes {
     }
 
     /// Whether there are any. With a [`DEKKER`] load: whoever adds one looks for sleepers afterwards.
-    pub(super) fn are_there(&self) -> bool {
+    pub(super) fn any(&self) -> bool {
         self.number.load(DEKKER) != 0
     }
 
@@ -160,7 +160,7 @@ impl Probes {
     }
 
     pub(super) fn lock_if_any(&self) -> Option<Locked<'_>> {
-        self.are_there().then(|| self.lock())
+        self.any().then(|| self.lock())
     }
 
     /// Turns all notifications on and drops the probes. One that panics keeps no other from its end.
@@ -227,9 +227,9 @@ impl Probes {
     pub(super) fn report(&self, events: &mut Events, others_sleep: impl FnOnce() -> bool) -> bool {
         self.lock().run(|table| {
             for report in &*events {
-                if let Some(&place) = table.by_key.get(&report.key()) {
-                    table.source(place).rests = 0;
-                    table.heat(place);
+                if let Some(&slot) = table.by_key.get(&report.key()) {
+                    table.source(slot).rests = 0;
+                    table.heat(slot);
                     table.heat_warm();
                 }
             }
@@ -270,11 +270,11 @@ impl Locked<'_> {
     /// it. The caller then wakes a thread for a hot one: one that sleeps has not asked it yet.
     pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, ready: bool, alone: bool) {
         let table = &mut *self.table;
-        let place = table.vacant.pop().unwrap_or_else(|| {
+        let slot = table.vacant.pop().unwrap_or_else(|| {
             table.sources.push(None);
             table.sources.len() - 1
         });
-        table.sources[place] = Some(Source {
+        table.sources[slot] = Some(Source {
             key,
             probe,
             alone,
@@ -284,9 +284,9 @@ impl Locked<'_> {
             rests: 0,
             warm: false,
         });
-        table.by_key.insert(key, place);
+        table.by_key.insert(key, slot);
         if ready || alone {
-            table.heat(place);
+            table.heat(slot);
         }
         // First half of the handshake with a thread that falls asleep.
         self.probes.number.fetch_add(1, DEKKER);
@@ -295,11 +295,11 @@ impl Locked<'_> {
     /// Removes one, its notifications turned on.
     pub(super) fn delete(&mut self, key: usize) -> Option<Deleted> {
         let table = &mut *self.table;
-        let place = table.by_key.remove(&key)?;
-        table.hot.retain(|hot| *hot != place);
-        table.warm.retain(|warm| *warm != place);
-        table.vacant.push(place);
-        let mut source = table.sources[place].take()?;
+        let slot = table.by_key.remove(&key)?;
+        table.hot.retain(|hot| *hot != slot);
+        table.warm.retain(|warm| *warm != slot);
+        table.vacant.push(slot);
+        let mut source = table.sources[slot].take()?;
         self.probes.number.fetch_sub(1, Ordering::Relaxed);
         let mut panicked = None;
         if source.begun {
@@ -313,27 +313,27 @@ impl Locked<'_> {
 }
 
 impl Table {
-    fn source(&mut self, place: usize) -> &mut Source {
-        match &mut self.sources[place] {
+    fn source(&mut self, slot: usize) -> &mut Source {
+        match &mut self.sources[slot] {
             Some(source) => source,
-            None => unreachable!("a place of a source that is gone"),
+            None => unreachable!("a slot of a source that is gone"),
         }
     }
 
-    fn heat(&mut self, place: usize) {
-        let source = self.source(place);
+    fn heat(&mut self, slot: usize) {
+        let source = self.source(slot);
         source.idle = 0;
         if !std::mem::replace(&mut source.hot, true) {
-            self.hot.push(place);
+            self.hot.push(slot);
         }
     }
 
     /// With the first report after a sleep, what was hot before it gets hot.
     fn heat_warm(&mut self) {
         if std::mem::take(&mut self.slept) {
-            for place in std::mem::take(&mut self.warm) {
-                self.source(place).warm = false;
-                self.heat(place);
+            for slot in std::mem::take(&mut self.warm) {
+                self.source(slot).warm = false;
+                self.heat(slot);
             }
         }
     }
@@ -355,10 +355,10 @@ impl Table {
             if events.room() == 0 {
                 return;
             }
-            let place = (first + turn) % number;
+            let slot = (first + turn) % number;
             // Whoever takes the last room is last the next time, and so is whoever panics: neither hides another.
-            self.first = place + 1;
-            let source = self.source(self.hot[place]);
+            self.first = slot + 1;
+            let source = self.source(self.hot[slot]);
             if source.probe.ready() {
                 source.idle = 0;
                 source.rests = 0;
@@ -392,8 +392,8 @@ impl Table {
         let mut hot = std::mem::take(&mut self.hot);
         let mut warm = std::mem::take(&mut self.warm);
         let mut left_over = false;
-        hot.retain(|place| {
-            let source = self.source(*place);
+        hot.retain(|slot| {
+            let source = self.source(*slot);
             if !over(source) {
                 return true;
             }
@@ -412,7 +412,7 @@ impl Table {
             source.rests = if ready { 0 } else { source.rests + 1 };
             let stays_warm = !source.hot && source.rests < MOST_RESTS;
             if stays_warm && !std::mem::replace(&mut source.warm, true) {
-                warm.push(*place);
+                warm.push(*slot);
             }
             source.idle = 0;
             if ready && events.room() == 0 {

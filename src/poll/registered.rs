@@ -1,11 +1,11 @@
 //! What is under a poller's lock: the registrations, and the queue of what has become ready.
 
 use super::PollError;
-use super::epoll::Found;
+use super::epoll::FdReport;
 use super::events::Events;
 use super::fd_table::{FdRegistration, FdTable};
-use super::item::{Item, What};
-use super::place::Place;
+use super::item::{Item, Kind};
+use super::queued_binding::QueuedBinding;
 use super::shared::Shared;
 use super::sleepers::Sleepers;
 use crate::event::Observation;
@@ -79,7 +79,7 @@ impl Registered {
     }
 
     /// Takes over what the kernel has found. Nobody is told of the bell, nor of what has been deleted in the meantime.
-    pub(super) fn take_over(&mut self, events: &mut Events, found: &[Found]) {
+    pub(super) fn take_over(&mut self, events: &mut Events, found: &[FdReport]) {
         for (key, flags) in found.iter().filter_map(|found| self.fds.resolve(found)) {
             match self.registrations.get(&key).map(|it| &it.registration) {
                 Some(Registration::Fd(_)) => events.push(key, flags),
@@ -92,9 +92,9 @@ impl Registered {
     }
 
     pub(super) fn take_in(&mut self, shared: &Shared<Item>) {
-        shared.incoming.take_all(|item| match item.what {
-            What::Watched(_) => self.ready.push_back(item),
-            What::Bound(_) => self.bindings.push_back(item),
+        shared.incoming.take_all(|item| match item.kind {
+            Kind::Watched(_) => self.ready.push_back(item),
+            Kind::Bound(_) => self.bindings.push_back(item),
         });
     }
 
@@ -153,7 +153,7 @@ impl Registration {
     }
 
     /// After the end, and outside the lock.
-    pub(super) fn settle(&self) {
+    pub(super) fn deliver_rest(&self) {
         if let Registration::Bound { binding, .. } = self {
             binding.item.carry();
         }

@@ -42,6 +42,40 @@ use std::time::{Duration, Instant};
 /// with one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the
 /// timeout and returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
 ///
+/// # Stopping many threads
+///
+/// An event that is signalled once and never read stays readable. So an event `stop` in the lists of several threads
+/// stops all of them: each `wait_any`, those to come included, returns with its index.
+///
+/// ```
+/// use doorbell::Event;
+/// use doorbell::poll::wait_any;
+/// use std::thread;
+///
+/// static STOP: Event = Event::new(0);
+/// static QUEUES: [Event; 3] = [const { Event::new(0) }; 3];
+///
+/// let threads = QUEUES.each_ref().map(|queue| {
+///     thread::spawn(move || {
+///         let mut kicks = 0;
+///         loop {
+///             for index in wait_any(&[&STOP, queue], None).expect("no timeout") {
+///                 match index {
+///                     0 => return kicks,
+///                     _ => kicks += queue.try_read().unwrap_or(0),
+///                 }
+///             }
+///         }
+///     })
+/// });
+/// STOP.signal();
+/// for thread in threads {
+///     assert_eq!(thread.join().unwrap(), 0);
+/// }
+/// ```
+///
+/// # Memory
+///
 /// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in
 /// proportion to the number of events when it has to sleep.
 ///
@@ -78,11 +112,15 @@ use std::time::{Duration, Instant};
 /// queues[2].read();
 /// assert!(wait_any(&queues, Some(Duration::from_millis(1))).is_none());
 /// ```
+#[doc(alias = "select")]
+#[doc(alias = "poll")]
+#[must_use = "nothing is read from the events: the result says which of them are ready"]
 pub fn wait_any<E: AsRef<Event>>(events: &[E], timeout: Option<Duration>) -> Option<Ready<'_, E>> {
     find(events, Limit::of(timeout))
 }
 
 /// As [`wait_any`], up to a point in time. With one in the past it looks once.
+#[must_use = "nothing is read from the events: the result says which of them are ready"]
 pub fn wait_any_deadline<E: AsRef<Event>>(events: &[E], deadline: Instant) -> Option<Ready<'_, E>> {
     find(events, Limit::Until(deadline))
 }
@@ -104,7 +142,10 @@ impl<E: AsRef<Event>> Iterator for Ready<'_, E> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        let index = self.found.take().or_else(|| look(self.events, self.next));
+        let index = self
+            .found
+            .take()
+            .or_else(|| first_ready(self.events, self.next));
         self.next = index.map_or(self.events.len(), |index| index + 1);
         index
     }
@@ -122,7 +163,7 @@ impl<E> fmt::Debug for Ready<'_, E> {
 }
 
 fn find<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
-    let found = look(events, 0).or_else(|| wait(events, limit))?;
+    let found = first_ready(events, 0).or_else(|| wait(events, limit))?;
     Some(Ready {
         events,
         found: Some(found),
@@ -131,16 +172,16 @@ fn find<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<Ready<'_, E>> {
 }
 
 /// The first event from `start` on that can be read, with `DEKKER` loads.
-fn look<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
+fn first_ready<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
     let ready = |event: &E| event.as_ref().units() != 0;
     Some(start + events[start..].iter().position(ready)?)
 }
 
 /// The same, after the announcement at all of them.
-fn look_when_heard<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
+fn first_ready_after_barrier<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
     // To hear those of one event is to hear all there are.
     let heard = |event: &E| event.as_ref().hear_signallers();
-    events.iter().any(heard).then(|| look(events, 0))?
+    events.iter().any(heard).then(|| first_ready(events, 0))?
 }
 
 #[cold]
@@ -188,7 +229,7 @@ fn sleep_at_readers<E: AsRef<Event>>(
     events.iter().for_each(|event| event.as_ref().visit());
     let result = loop {
         events.iter().for_each(|event| readers(event).announce());
-        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
+        if let Some(found) = first_ready(events, 0).or_else(|| first_ready_after_barrier(events)) {
             break Ok(Some(found));
         }
         let outcome = sleep_at_all(events.iter().map(readers).zip(keys), deadline);
@@ -196,7 +237,7 @@ fn sleep_at_readers<E: AsRef<Event>>(
         for (event, key) in events.iter().zip(&mut keys) {
             *key = readers(event).generation();
         }
-        let found = look(events, 0);
+        let found = first_ready(events, 0);
         match outcome {
             Ok(Outcome::Woken) if found.is_none() => {}
             outcome => break outcome.map(|_| found),
@@ -227,11 +268,11 @@ fn sleep_in_line<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Op
             let place = unsafe { places.as_mut().map_unchecked_mut(|all| &mut all[index]) };
             place.join(&waker);
         }
-        if let Some(found) = look(events, 0).or_else(|| look_when_heard(events)) {
+        if let Some(found) = first_ready(events, 0).or_else(|| first_ready_after_barrier(events)) {
             return Some(found);
         }
         let outcome = parker.park(deadline);
-        let found = look(events, 0);
+        let found = first_ready(events, 0);
         if found.is_some() || outcome == Outcome::TimedOut {
             return found;
         }

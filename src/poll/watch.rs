@@ -13,6 +13,20 @@
 /// such as one unit of a semaphore, is not told of the rest before somebody writes again: take all, until there is
 /// nothing.
 ///
+/// # Events with signallers
+///
+/// What a [`Signaller`](crate::event::Signaller) saves, a poller pays by a call of `membarrier(2)`, which interrupts
+/// the other threads of the process. How often depends on what the event is watched for:
+///
+/// | | calls |
+/// |---|---|
+/// | readable, level-triggered | one before each sleep, for all such events |
+/// | readable, edge-triggered | one in each wait that finds any, for all that it finds |
+/// | readable, one-shot | the same, and one in each [`modify`](super::Poller::modify) |
+/// | writable or errors alone | one in each signal while the poller has nothing to report, by the thread that signals |
+///
+/// So events with signallers are best watched for levels.
+///
 /// ```
 /// use doorbell::poll::Watch;
 ///
@@ -30,6 +44,7 @@ pub struct Watch {
 
 impl Watch {
     /// Nothing but errors, which for an event is the overflow.
+    #[doc(alias = "EPOLLERR")]
     pub const ERRORS: Watch = Watch {
         readable: false,
         writable: false,
@@ -38,12 +53,14 @@ impl Watch {
     };
 
     /// Whether a read would not block (`EPOLLIN`).
+    #[doc(alias = "EPOLLIN")]
     pub const READABLE: Watch = Watch {
         readable: true,
         ..Self::ERRORS
     };
 
     /// Whether a write would not block: of an event, one of 1 (`EPOLLOUT`).
+    #[doc(alias = "EPOLLOUT")]
     pub const WRITABLE: Watch = Watch {
         writable: true,
         ..Self::ERRORS
@@ -56,11 +73,15 @@ impl Watch {
     };
 
     /// The same, but edge-triggered.
+    #[must_use]
+    #[doc(alias = "EPOLLET")]
     pub const fn edge(self) -> Self {
         Watch { edge: true, ..self }
     }
 
     /// The same, but reported once. Of several threads in [`wait`](super::Poller::wait), one gets it.
+    #[must_use]
+    #[doc(alias = "EPOLLONESHOT")]
     pub const fn one_shot(self) -> Self {
         Watch {
             one_shot: true,

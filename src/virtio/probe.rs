@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryBackend;
 /// in the meantime.
 ///
 /// The probe keeps the guest memory of the queue mapped.
+#[must_use = "a probe does nothing unless it is attached to a poller"]
 pub struct QueueProbe<M: Deref<Target: GuestMemoryBackend>> {
     pub(super) rings: Arc<Rings<GuestRings<M>>>,
 }

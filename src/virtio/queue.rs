@@ -49,7 +49,8 @@ pub struct PolledQueue<M: Deref<Target: GuestMemoryBackend>> {
 
 /// What [`PolledQueue::serve`] has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use]
+#[must_use = "if there is more, the driver will not kick for it"]
+#[non_exhaustive]
 pub struct Served {
     /// How many chains were popped and completed.
     pub requests: u16,
@@ -88,6 +89,7 @@ where
     }
 
     /// The queue as it is.
+    #[must_use]
     pub fn queue(&self) -> &Queue {
         &self.queue
     }

@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 mod bound;
+mod broadcast;
 mod calls;
 mod cases;
 #[path = "../common/mod.rs"]

@@ -1,7 +1,6 @@
 //! A poller in another loop: an epoll, tokio, event-manager, mio's, another poller.
 
-use crate::NOTHING;
-use crate::common::caller::{call_at, wait_until};
+use crate::common::caller::call_at;
 use crate::common::counter::Place;
 use crate::common::watchdog;
 use doorbell::event::Signaller;
@@ -12,7 +11,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -546,170 +545,4 @@ fn in_mio() {
         event.read();
     }
     poll.registry().deregister(&mut fd).unwrap();
-}
-
-// Notifications of all
-
-/// Every thread returns, wherever it sleeps, and each once.
-#[test]
-fn all_are_notified() {
-    watchdog::limit("all_are_notified", || {
-        const THREADS: usize = 6;
-        for with_fd in [false, true] {
-            let poller = Arc::new(Poller::with_spin(Spin::Never));
-            let fd = with_fd.then(|| PollerFd::new(Arc::clone(&poller)).unwrap());
-            let place = || match with_fd {
-                false => Place::Futex,
-                true => Place::Descriptor(0),
-            };
-            for _ in 0..50 {
-                let waiters: Vec<_> = (0..THREADS)
-                    .map(|_| {
-                        let poller = Arc::clone(&poller);
-                        call_at(place(), move || {
-                            let mut events = Events::with_capacity(1);
-                            // Told of what was before it came.
-                            if poller.wait(&mut events, AT_ONCE) != Ok(0) {
-                                return Err(PollError::NoEntry);
-                            }
-                            poller.wait(&mut events, None)
-                        })
-                    })
-                    .collect();
-                wait_until("all to sleep", || {
-                    format!("{poller:?}").contains(&format!("waiting: {THREADS}"))
-                });
-                poller.notify_all();
-                for waiter in waiters {
-                    assert_eq!(waiter.finish(), Ok(0));
-                }
-            }
-            drop(fd);
-        }
-    });
-}
-
-/// A flag, and a notification that comes between the look at the flag and the wait.
-#[test]
-fn a_notification_of_all_is_kept_for_each_buffer() {
-    let poller = Poller::new();
-    let event = Arc::new(Event::new(0));
-    poller.add(&event, 1, Watch::READABLE).unwrap();
-    let mut buffers = [(); 3].map(|()| Events::with_capacity(1));
-    assert_eq!(poller.wait(&mut buffers[0], AT_ONCE), Ok(0));
-    poller.notify_all();
-    poller.notify_all();
-    for events in &mut buffers {
-        assert_eq!(poller.wait(events, None), Ok(0));
-    }
-    for events in &mut buffers {
-        // It does not come again, nor does it hide what is ready.
-        event.signal();
-        assert_eq!(poller.wait(events, None), Ok(1));
-        poller.notify_all();
-        assert_eq!(poller.wait(events, None), Ok(1));
-        event.read();
-        let start = std::time::Instant::now();
-        let timeout = Duration::from_millis(5);
-        assert_eq!(poller.wait(events, Some(timeout)), Ok(0));
-        assert!(start.elapsed() >= timeout);
-    }
-}
-
-/// One that is used with two pollers is told while it waits, and not again and again.
-#[test]
-fn a_notification_of_all_and_a_buffer_of_two_pollers() {
-    watchdog::limit("a_notification_of_all_and_a_buffer_of_two_pollers", || {
-        let pollers = [(); 2].map(|()| Arc::new(Poller::with_spin(Spin::Never)));
-        let mut events = Events::with_capacity(1);
-        for _ in 0..5 {
-            for poller in &pollers {
-                let waiter = call_at(Place::Futex, {
-                    let poller = Arc::clone(poller);
-                    let mut events = std::mem::replace(&mut events, Events::with_capacity(1));
-                    move || {
-                        assert_eq!(poller.wait(&mut events, None), Ok(0));
-                        events
-                    }
-                });
-                waiter.wait_asleep();
-                poller.notify_all();
-                events = waiter.finish();
-            }
-            pollers[0].notify_all();
-        }
-    });
-}
-
-/// Threads that come and go while all are notified again and again.
-#[test]
-fn notified_again_and_again() {
-    watchdog::limit("notified_again_and_again", || {
-        const THREADS: usize = 4;
-        const TIMES: usize = 500;
-        for with_fd in [false, true] {
-            for spin in [Spin::Never, Spin::DEFAULT] {
-                let poller = Arc::new(Poller::with_spin(spin));
-                let fd = with_fd.then(|| PollerFd::new(Arc::clone(&poller)).unwrap());
-                let turns = Barrier::new(THREADS + 1);
-                let epoch = AtomicU64::new(0);
-                thread::scope(|scope| {
-                    for _ in 0..THREADS {
-                        scope.spawn(|| {
-                            let mut events = Events::with_capacity(1);
-                            for turn in 1..=TIMES as u64 {
-                                while epoch.load(Ordering::Acquire) < turn {
-                                    assert_eq!(poller.wait(&mut events, None), Ok(0));
-                                }
-                                turns.wait();
-                            }
-                        });
-                    }
-                    for turn in 1..=TIMES as u64 {
-                        epoch.store(turn, Ordering::Release);
-                        poller.notify_all();
-                        turns.wait();
-                    }
-                });
-                drop(fd);
-                assert!(format!("{poller:?}").contains("waiting: 0"));
-            }
-        }
-    });
-}
-
-// Deadlines
-
-#[test]
-fn deadlines() {
-    use std::time::Instant;
-
-    let poller = Poller::new();
-    let event = Arc::new(Event::new(0));
-    let fd = eventfd(0, EventfdFlags::empty()).unwrap();
-    poller.add(&event, 1, Watch::READABLE).unwrap();
-    let keys = |deadline| {
-        let mut events = Events::with_capacity(4);
-        let number = poller.wait_deadline(&mut events, deadline).unwrap();
-        assert_eq!(number, events.len());
-        events.iter().map(|ready| ready.key()).collect::<Vec<_>>()
-    };
-    let far = || Instant::now() + Duration::from_secs(3600);
-    for with_fd in [false, true] {
-        if with_fd {
-            poller.add_fd(&fd, 2, Watch::READABLE).unwrap();
-        }
-        let past = Instant::now();
-        assert_eq!(keys(past), NOTHING);
-        let deadline = Instant::now() + Duration::from_millis(10);
-        assert_eq!(keys(deadline), NOTHING);
-        assert!(Instant::now() >= deadline);
-        event.signal();
-        assert_eq!(keys(past), [1]);
-        assert_eq!(keys(far()), [1]);
-        event.read();
-    }
-    rustix::io::write(&fd, &1_u64.to_ne_bytes()).unwrap();
-    assert_eq!(keys(Instant::now()), [2], "a deadline that is over");
-    assert_eq!(keys(far()), [2]);
 }

@@ -1,5 +1,5 @@
 /// What a binding is to its poller.
-pub(super) trait Place {
+pub(super) trait QueuedBinding {
     fn is_deleted(&self) -> bool;
 
     /// Puts the binding into the queue of those that have something to carry.
