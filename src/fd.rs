@@ -63,9 +63,9 @@
 //! # }
 //! ```
 //!
-//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15. Code that owns one can turn it into an [`EventFd`]
-//! of ours, which is (by `From` with the feature, or by its raw descriptor). Code that does not own it borrows its
-//! descriptor:
+//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15. Code that owns one can turn it into an
+//! [`EventFd`] of ours, which is (by `From` with the feature, or by its raw descriptor). Code that does not own it
+//! borrows its descriptor:
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -101,8 +101,8 @@
 //!
 //! An observer is attached and detached under a lock (`futex`: `FUTEX_WAIT_BITSET`, `FUTEX_WAKE`), and detached with
 //! `sched_yield` and `clock_nanosleep` while other threads are in observers' calls. Threads that sleep in an event or
-//! an `EventFd` call `futex` (`FUTEX_WAIT`), and threads that wake them `futex` (`FUTEX_WAKE`); the first such sleep in a
-//! process reads `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp)
+//! an `EventFd` call `futex` (`FUTEX_WAIT`), and threads that wake them `futex` (`FUTEX_WAKE`); the first such sleep in
+//! a process reads `/sys/devices/system/cpu/online` before, unless [`prepare_for_seccomp`](crate::prepare_for_seccomp)
 //! has. All futexes are private. Where the standard library is built with debug assertions, it calls `fcntl(F_GETFD)`
 //! before `close`.
 //!

@@ -74,10 +74,10 @@
 //! is set, look at `count`, and sleep if that is not what one waits for. A byte in the socket is the wake-up.
 //!
 //! Why this loses no wake-up is argued in `src/sync/waiters.rs`, and `tests/shared/peer.c` is a peer in C. A process
-//! may be killed between any two of these steps. What it leaves behind: a `state` whose number is too high or in
-//! which `ANNOUNCED` or `ARMED` stands for nobody costs wake-ups of nobody; an announcement that it claimed without
-//! waking anybody delays a sleeper until the end of its 250 ms, and one in `epoll` until the socket reports that it
-//! was closed. The count is changed in one step or not at all.
+//! may be killed between any two of these steps. What it leaves behind: a `state` whose number is too high or in which
+//! `ANNOUNCED` or `ARMED` stands for no waiter costs wake-ups that wake no thread; an announcement that it claimed
+//! without waking a thread delays a sleeper until the end of its 250 ms, and one in `epoll` until the socket reports
+//! that it was closed. The count is changed in one step or not at all.
 
 mod error;
 mod layout;
@@ -234,7 +234,7 @@ impl SharedEvent {
     ///
     /// let ram = Ram(UnsafeCell::new([0xff; 4096]));
     /// let here = ram.0.get().cast::<u8>().wrapping_add(128);
-    /// // SAFETY: `ram` outlives both, and nobody else looks at it.
+    /// // SAFETY: `ram` outlives both, and no other code accesses it.
     /// let (host, guest) = unsafe {
     ///     (SharedEvent::create_at(here, 0, Mode::Semaphore)?, SharedEvent::attach_at(here)?)
     /// };

@@ -4,7 +4,7 @@
 //! What a snapshot is, and when it may be freed, is the matter of `srcu.rs`.
 
 use doorbell::Event;
-use doorbell::ioeventfd::{Bus, Doorbell, Key, Table};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Kick, Table, ValueQueue};
 use doorbell::sync::srcu::with_section;
 use loom::thread;
 use loom_tests::check;
@@ -178,5 +178,31 @@ fn deassign_inside_a_lookup() {
         vcpu.join().unwrap();
         // Nobody else was inside anything when the section ended.
         assert_eq!(Arc::strong_count(&event), 1);
+    });
+}
+
+/// A queue is looked at while a guest writes, and then emptied: no write is lost or taken twice, and they come in their
+/// order.
+#[test]
+fn a_queue_is_looked_at_during_a_write() {
+    check("a_queue_is_looked_at_during_a_write", None, || {
+        let table = table();
+        let event = Arc::new(Event::new(0));
+        let queue = Arc::new(ValueQueue::new(&event, 2));
+        let registration = table.assign(KEY, &queue).unwrap();
+        assert!(queue.push(Kick::new(0, 7)));
+        let vcpu = spawn(&table, |table| write(table, KEY));
+        let looker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.iter().map(|kick| kick.value).collect::<Vec<_>>())
+        };
+        let first = queue.pop();
+        assert_eq!(first, Some(Kick::new(0, 7)));
+        let seen = looker.join().unwrap();
+        assert!([&[7, 0][..], &[7], &[0], &[]].contains(&&*seen), "{seen:?}");
+        assert!(vcpu.join().unwrap());
+        assert_eq!(event.count(), 1);
+        assert!(queue.drain().eq([Kick::new(0, 0)]));
+        drop(registration);
     });
 }

@@ -1,5 +1,5 @@
 //! A drop-in for `vmm_sys_util::eventfd::EventFd`: the descriptors of an eventfd from the start, the count in the
-//! process until somebody looks at one.
+//! process until code asks for one of them.
 //!
 //! ```text
 //!     handle ─▶ descriptor   of its own, as the original's      what calls go to after the move

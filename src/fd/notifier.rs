@@ -49,8 +49,8 @@ pub fn new_event_consumer_and_notifier(
 
 /// The end that notifies: a drop-in for `vmm_sys_util::event::EventNotifier`.
 ///
-/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until somebody asks for that. It
-/// may be made from any other descriptor that takes 8 bytes at a time, such as a pipe's.
+/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until code asks for the descriptor.
+/// It may be made from any other descriptor that takes 8 bytes at a time, such as a pipe's.
 #[derive(Debug)]
 pub struct EventNotifier(EventFd);
 
@@ -76,13 +76,13 @@ impl EventNotifier {
 
 /// The end that consumes: a drop-in for `vmm_sys_util::event::EventConsumer`.
 ///
-/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until somebody asks for that. It
-/// may be made from any other descriptor that gives 8 bytes at a time, such as a pipe's.
+/// Like an [`EventFd`] it has a file descriptor, and a count that is in the process until code asks for the descriptor.
+/// It may be made from any other descriptor that gives 8 bytes at a time, such as a pipe's.
 #[derive(Debug)]
 pub struct EventConsumer(EventFd);
 
 impl EventConsumer {
-    /// Takes the count, of however many notifications it is; blocks while there are none, unless it is non-blocking.
+    /// Takes all notifications at once. Blocks while there are none, unless it is non-blocking.
     ///
     /// # Errors
     ///

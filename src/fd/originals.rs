@@ -21,8 +21,8 @@ pub struct AsOriginal<'a, T> {
 
 impl<'a, T: FromRawFd> AsOriginal<'a, T> {
     fn new(fd: BorrowedFd<'a>) -> Self {
-        // SAFETY: the descriptor is open for `'a`, as an owner's must be, and is not closed by this owner, which nobody
-        // can take out: it is lent by `Deref` alone.
+        // SAFETY: the descriptor is open for `'a`, as an owner's must be, and is not closed by this owner, which no
+        // code can take out: it is lent by `Deref` alone.
         let original = unsafe { T::from_raw_fd(fd.as_raw_fd()) };
         AsOriginal {
             original: ManuallyDrop::new(original),

@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what
 /// was written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target,
 /// as a whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
-/// [`Occupied`](super::Occupied), and nothing serves it. The [module's page](super#where-kvm-has-somebody-else) has a
-/// table of what else may take the guest's writes.
+/// [`Occupied`](super::Occupied), and nothing serves it. The [module's
+/// page](super#where-something-else-takes-the-writes) has a table of what else may take the guest's writes.
 ///
 /// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd
 /// of an event stays the same as long as the event lives. After that it is closed when a transaction ends that took

@@ -17,10 +17,10 @@ pub enum AttachError {
     },
     /// The file may be shortened (it lacks `F_SEAL_SHRINK`), and then an access would kill this process with `SIGBUS`.
     NotSealed,
-    /// The file is of huge pages (`hugetlbfs`). Whoever has it open can take pages out of it in spite of the seal, and
-    /// then an access may kill this process with `SIGBUS`.
+    /// The file is of huge pages (`hugetlbfs`). A process that has it open can take pages out of it in spite of the
+    /// seal, and then an access may kill this process with `SIGBUS`.
     HugePages,
-    /// The magic number is not there: nobody has made an event of this memory, or not yet.
+    /// The magic number is not there: no process has made an event of this memory yet.
     NotAnEvent,
     /// An event, in a version of the layout that this version of the crate does not know.
     UnknownVersion(u16),
@@ -82,7 +82,7 @@ impl From<AttachError> for io::Error {
     }
 }
 
-/// Why a descriptor was not taken to wake somebody with.
+/// Why a descriptor cannot be used to wake a peer.
 ///
 /// Converts into an [`io::Error`] with the kernel's number, given in brackets.
 #[derive(Debug)]
@@ -90,11 +90,11 @@ impl From<AttachError> for io::Error {
 pub enum WakerError {
     /// It is not a socket (`ENOTSOCK`).
     NotSocket,
-    /// It is a socket of this address family instead of `AF_UNIX` (`EAFNOSUPPORT`). Whoever has the other end, or the
-    /// same socket, could hold up a send that is not to block.
+    /// It is a socket of this address family instead of `AF_UNIX` (`EAFNOSUPPORT`). A process that has the other end,
+    /// or the same socket, could hold up a send that is not to block.
     NotUnix(u16),
-    /// It is a socket for datagrams, or one that is not connected (`ENOTCONN`). Whoever has the same socket could
-    /// connect it to somebody else, later and again.
+    /// It is a socket for datagrams, or one that is not connected (`ENOTCONN`). A process that has the same socket
+    /// could connect it to another one later.
     NotConnected,
     /// The system would not look at the descriptor.
     Os(io::Error),

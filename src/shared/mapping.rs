@@ -159,7 +159,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: whoever used the pages borrowed them or is being dropped with them.
+        // SAFETY: the users of the pages have borrowed them, or are being dropped together with them.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.length) };
         debug_assert!(unmapped.is_ok());
     }

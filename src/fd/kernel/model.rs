@@ -1,4 +1,4 @@
-//! The kernel's eventfd, for loom: a counter under a lock, as it is in the kernel, and a queue of those who sleep.
+//! The kernel's eventfd, for loom: a counter under a lock, as it is in the kernel, and a queue of sleeping threads.
 
 use loom::sync::{Condvar, Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
