@@ -81,7 +81,6 @@ where
     }
 
     /// The poller's half. One poller should have it at a time.
-    #[must_use]
     pub fn probe(&self) -> QueueProbe<M> {
         QueueProbe {
             rings: Arc::clone(&self.rings),
