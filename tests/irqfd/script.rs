@@ -4,12 +4,14 @@
 
 use super::sink::{Call, Log, down, message, up};
 use arbitrary::{Arbitrary, Unstructured};
+use doorbell::event::EventHandle;
 use doorbell::irqfd::{
     AssignError, Irqfd, LevelSource, Route, RouteError, Router, Routes, RoutingError,
 };
 use doorbell::{Event, Mode};
 use std::array;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ptr;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -55,6 +57,7 @@ enum What {
     UnmaskWithRoute(u8, RouteSketch),
     UnmaskWithRoutes(Vec<(u8, RouteSketch)>),
     TakePending(u8),
+    SetPending(u8),
     SetLevel(u8, bool),
     AddSource(u8),
     /// One of the level sources.
@@ -65,6 +68,8 @@ enum What {
     SetRoutes(Vec<(u8, RouteSketch)>),
     /// All goes, and a new machine comes.
     Restart,
+    /// Both machines are saved, and go on as others that are restored from that.
+    Migrate,
 }
 
 /// Few pins, so that many GSIs want the same.
@@ -239,6 +244,14 @@ impl Machine {
         coalesced
     }
 
+    fn set_pending(&mut self, gsi: u32) {
+        let line = self.line(gsi);
+        if !matches!(line.up, Some(Place::Pin(_))) {
+            line.pending = true;
+            self.settle(gsi);
+        }
+    }
+
     /// What a change of routes does to the levels.
     fn moved(&mut self) {
         for gsi in self.lines.keys().copied().collect::<Vec<_>>() {
@@ -346,6 +359,11 @@ impl Model {
             line.take_pending();
         }
     }
+}
+
+fn name_of(events: &[Arc<Event>; EVENTS], handle: &EventHandle) -> usize {
+    let is = |event: &Arc<Event>| handle.ptr_eq(event);
+    events.iter().position(is).expect("a known event")
 }
 
 struct Player {
@@ -460,6 +478,10 @@ impl Player {
                 let line = model.machines[machine].line(gsi);
                 assert_eq!(taken, line.take_pending());
             }
+            What::SetPending(number) => {
+                router.set_pending(gsi(*number));
+                model.machines[machine].set_pending(gsi(*number));
+            }
             What::SetLevel(number, level) => {
                 let gsi = gsi(*number);
                 router.set_level(gsi, *level);
@@ -510,6 +532,7 @@ impl Player {
                 }
             }
             What::SetRoutes(entries) => self.set_routes(machine, entries),
+            What::Migrate => self.migrate(),
             What::Restart => {
                 let gone = |owner: &Owner| owner.machine == machine;
                 let model = &mut self.model;
@@ -565,6 +588,79 @@ impl Player {
                 match keep {
                     true => irqfd.keep(),
                     false => self.irqfds.push((irqfd, event)),
+                }
+            }
+        }
+    }
+
+    fn migrate(&mut self) {
+        let name = |event: &Event| {
+            let is = |other: &Arc<Event>| ptr::eq(&**other, event);
+            self.events.iter().position(is).expect("a known event") as u64
+        };
+        let states = self.routers.each_ref().map(|router| router.save(name));
+        let events = self.events.each_ref().map(|event| event.save());
+        let level =
+            |(source, machine): (LevelSource, usize)| (source.gsi(), source.level(), machine);
+        let sources: Vec<_> = self.sources.drain(..).map(level).collect();
+        let guarded: Vec<usize> = self.irqfds.drain(..).map(|(_, event)| event).collect();
+
+        self.events = events.map(|event| Arc::new(Event::restore(&event).expect("our version")));
+        self.logs = Default::default();
+        self.routers = self.logs.each_ref().map(|log| Router::new(Arc::clone(log)));
+        let find = |id| self.events.get(id as usize).map(Into::into);
+        let restored = [0, 1].map(|machine| {
+            let restored = self.routers[machine].restore(&states[machine], find);
+            restored.expect("what was saved")
+        });
+        let mut held = Vec::new();
+        let mut irqfds = BTreeMap::new();
+        for (machine, restored) in restored.into_iter().enumerate() {
+            held.extend(restored.sources.into_iter().map(|source| (source, machine)));
+            for irqfd in restored.irqfds {
+                let event = name_of(&self.events, irqfd.event());
+                irqfds.insert(event, irqfd);
+            }
+        }
+        let guarded = guarded.into_iter().map(|event| {
+            let irqfd = irqfds.remove(&event).expect("it was assigned");
+            (irqfd, event)
+        });
+        self.irqfds = guarded.collect();
+        irqfds.into_values().for_each(Irqfd::keep);
+        for (gsi, level, machine) in sources {
+            let source = match level {
+                true => {
+                    let is = |(source, other): &(LevelSource, usize)| {
+                        (source.gsi(), *other) == (gsi, machine)
+                    };
+                    let index = held.iter().position(is).expect("it held the line up");
+                    held.swap_remove(index).0
+                }
+                false => self.routers[machine].level_source(gsi),
+            };
+            self.sources.push((source, machine));
+        }
+        assert!(held.is_empty());
+
+        // Counters begin again, the sinks are told again of what is up, and resample events are signalled in the order of
+        // the irqfds' events.
+        let Model {
+            machines, owners, ..
+        } = &mut self.model;
+        for owner in owners.values_mut() {
+            (owner.signals, owner.coalesced) = (0, 0);
+        }
+        for (index, machine) in machines.iter_mut().enumerate() {
+            for (&gsi, line) in &mut machine.lines {
+                let here = owners
+                    .values()
+                    .filter(|owner| (owner.machine, owner.gsi) == (index, gsi));
+                line.resamplers = here.filter_map(|owner| owner.resample).collect();
+                (line.edges, line.raises, line.lost, line.resamples) = (0, 0, 0, 0);
+                if let Some(Place::Pin(pin)) = line.up {
+                    line.raises = 1;
+                    machine.calls.push(up(gsi, pin));
                 }
             }
         }
@@ -670,6 +766,11 @@ impl Player {
             assert!(router.routes().iter().eq(machine.routes.clone()));
             for (&gsi, line) in &machine.lines {
                 assert_eq!(router.is_pending(gsi), line.pending);
+                assert_eq!(router.is_masked(gsi), line.masked);
+                let is_up = matches!(line.up, Some(Place::Pin(_)));
+                assert_eq!(router.level(gsi), is_up);
+                let holds = line.asserted || line.held || line.sources != 0;
+                assert_eq!(router.is_asserted(gsi), holds);
                 let ours = router.line_counters(gsi);
                 assert_eq!(
                     (ours.edges, ours.raises, ours.lost, ours.resamples),
