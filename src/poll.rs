@@ -14,7 +14,7 @@
 //!     signal ──▶ Event ── armed? ──▶ item ── QUEUED already? ──▶ incoming ──▶ wakes one thread, if any sleeps
 //!       │                    no: done           yes: done           │ taken as a whole, under the lock
 //!       │                                                           ▼
-//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks at the count, reports
+//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks, and reports
 //! ```
 //!
 //! For each event that it watches, a poller has an [`Observer`](crate::event::Observer) that asks for one call. The

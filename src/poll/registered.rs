@@ -107,7 +107,8 @@ impl Registered {
         self.deleted += usize::from(item.delete());
     }
 
-    /// Removes deleted items from the queues if they are more than half. So a delete costs little, and nothing piles up.
+    /// Removes deleted items from the queues if they are more than half, so that a delete costs little and nothing
+    /// piles up.
     pub(super) fn sweep(&mut self) -> Vec<Arc<Item>> {
         let mut swept = Vec::new();
         if self.deleted > self.queued() / 2 {
