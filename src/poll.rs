@@ -14,7 +14,7 @@
 //!     signal ──▶ Event ── armed? ──▶ item ── QUEUED already? ──▶ incoming ──▶ wakes one thread, if any sleeps
 //!       │                    no: done           yes: done           │ taken as a whole, under the lock
 //!       │                                                           ▼
-//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks at the count, reports
+//!       └── at any time, on any thread, without a lock            ready ──▶ a thread in wait: looks, and reports
 //! ```
 //!
 //! For each event that it watches, a poller has an [`Observer`](crate::event::Observer) that asks for one call. The
@@ -49,10 +49,10 @@
 //!   source that has a [`Probe`], such as a virtqueue, whose driver need not kick while the poller looks. See [`Probe`]
 //!   for the contract, and `doorbell::virtio` (feature `virtio-queue`) for a probe that is ready to use.
 //! * **The hot set.** The poller asks only the probes of sources that were reported since the thread last slept, and of
-//!   those that were hot before that sleep. All other sources notify, and cost nothing, however many there are. A source
-//!   whose probe has just been attached is among these, unless it is ready. A source that has nothing but a probe is
-//!   always hot. A source leaves the hot set if it had nothing to do in 16 of these times, or in 2,048 looks if other
-//!   sources keep the thread awake.
+//!   those that were hot before that sleep. All other sources notify, and cost nothing, however many there are. A
+//!   source whose probe has just been attached is among these, unless it is ready. A source that has nothing but a
+//!   probe is always hot. A source leaves the hot set if it had nothing to do in 16 of these times, or in 2,048 looks
+//!   if other sources keep the thread awake.
 //! * **The window** is as long as [`Spin::Adaptive`](crate::Spin::Adaptive) allows, or closed. It closes when it does
 //!   not [pay](crate::Spin#when-an-adaptive-spin-pays): when too few looks find something, or when other threads need
 //!   the CPU, so that waits take longer than they would without looking. It opens again for a trial of eight looks,

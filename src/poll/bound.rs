@@ -1,15 +1,16 @@
-//! A kernel eventfd bound to an event: what arrives there is carried over here.
+//! A kernel eventfd bound to an event: what arrives at the eventfd is carried over to the event.
 //!
 //! ```text
 //!     KVM, vhost, another process ──▶ eventfd ──▶ epoll ──▶ a thread in wait ──▶ Event
 //!                                       count  ── read ──▶ carrier ── write ──▶ count
 //! ```
 //!
-//! What was read and does not fit stays with the [`Carrier`]. As long as there is any, the eventfd is not read, so that
-//! it fills and holds up its writers as the event would; a read of the event queues the binding again.
+//! If the event has no room for what was read, the rest stays with the [`Carrier`]. As long as there is a rest, the
+//! eventfd is not read, so that it fills and blocks its writers as the event would. A read of the event queues the
+//! binding again.
 //!
-//! The eventfd is watched for edges, so it is read until it is empty; one thread at a time does so. A thread that finds
-//! another at it leaves a note and goes.
+//! The eventfd is watched for edges, so it is read until it is empty, by one thread at a time. A thread that finds
+//! another one carrying counts itself in `callers` and leaves; the other then carries once more.
 
 use super::PollError;
 use super::epoll::read_at_once;
@@ -22,18 +23,17 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 pub(super) struct Bound {
-    /// A duplicate, so that it is there as long as the binding.
+    /// A duplicate, so that it stays open as long as the binding exists.
     fd: OwnedFd,
     event: EventHandle,
-    /// Each read may take one unit of several: the eventfd is a semaphore, or the system does not say that it is none.
+    /// A read may take one unit of several: the eventfd is a semaphore, or the system does not tell.
     by_units: bool,
-    /// Who came to carry since the one at it last looked, himself included; 0 if there is none.
+    /// The callers since the thread that carries last checked, that thread included; 0 if no thread carries.
     callers: AtomicU32,
     carrier: Carrier,
 }
 
-/// Attempts to read in one go. A semaphore gives one unit each time, the eventfd may be written to without end, and
-/// others wait.
+/// Reads before other work gets its turn: a semaphore gives one unit each time, and a peer may write without end.
 const READS: u32 = 64;
 
 /// What to do after a round of carrying.
@@ -41,7 +41,7 @@ const READS: u32 = 64;
 enum NextStep {
     /// The eventfd is empty, or the event full.
     Stop,
-    /// There may be more to read, but it is the turn of others.
+    /// There may be more to read, but other work gets its turn first.
     GoOn,
     /// The binding has been deleted.
     End,
@@ -74,14 +74,15 @@ impl Bound {
         &self.event
     }
 
-    /// Carries over what there is, `item` being the binding's; or what is left, if that has been deleted. Not under the
-    /// poller's lock: the event's observers are called.
+    /// Carries over what is in the eventfd. If the binding, whose item is `item`, has been deleted, delivers what was
+    /// read before and not carried over. Not called under the poller's lock, because the event's observers are called.
     pub(super) fn carry(&self, item: &impl QueuedBinding) {
         if item.is_deleted() {
-            // Whoever carries at the moment reads no more after this.
+            // A thread that carries at the moment reads no more after this.
             return self.carrier.settle(&self.event);
         }
-        // AcqRel here and below: rounds come one after the other, and see what a caller saw before.
+        // AcqRel here, and with the accesses below, which it pairs with: rounds come one after the other, and each sees
+        // what its callers saw before.
         if self.callers.fetch_add(1, Ordering::AcqRel) != 0 {
             return;
         }
@@ -90,9 +91,9 @@ impl Bound {
         loop {
             let callers = self.callers.load(Ordering::Acquire);
             match self.round(item, &mut reads) {
-                // Later, and others first.
+                // The guard queues the binding again.
                 NextStep::GoOn => return drop(guard),
-                // Here it ends, with the callers left as they are.
+                // No thread carries any more, so the callers stay as they are.
                 NextStep::End => return std::mem::forget(guard),
                 NextStep::Stop => {
                     let done = self.callers.compare_exchange(
@@ -109,18 +110,18 @@ impl Bound {
         }
     }
 
-    /// Carries until there is nothing left to carry, or no more `reads`.
+    /// Carries until nothing is left to carry, or `reads` is 0.
     fn round(&self, item: &impl QueuedBinding, reads: &mut u32) -> NextStep {
         while *reads != 0 {
             *reads -= 1;
             let (over, read) = (|| item.is_deleted(), || self.read());
             match self.carrier.step(&self.event, over, read) {
-                // The read has emptied the eventfd. A write after that is an edge, which epoll reports.
+                // The read has emptied the eventfd. epoll reports an edge for each write after that.
                 Step::Carried if !self.by_units => return NextStep::Stop,
                 Step::Carried => {}
                 Step::Empty => return NextStep::Stop,
                 Step::Full => {
-                    // A read from now on queues the binding.
+                    // From now on, a read of the event queues the binding.
                     self.event.arm(Interest::Reads);
                     if self.event.count_after_asking() >= u64::MAX - 1 {
                         return NextStep::Stop;
@@ -132,7 +133,7 @@ impl Bound {
         NextStep::GoOn
     }
 
-    /// What is in the eventfd, without waiting for it, be it non-blocking or not.
+    /// Reads the eventfd without waiting, whether or not it is non-blocking.
     fn read(&self) -> Option<u64> {
         loop {
             match read_at_once(self.fd.as_fd()) {
@@ -143,7 +144,7 @@ impl Bound {
     }
 }
 
-/// Whoever carries. If it stops with work left, or an observer panics, the binding is queued again.
+/// Held while a thread carries. If the thread stops with work left, or an observer panics, the binding is queued again.
 struct CarryGuard<'a, P: QueuedBinding> {
     bound: &'a Bound,
     item: &'a P,
@@ -151,16 +152,17 @@ struct CarryGuard<'a, P: QueuedBinding> {
 
 impl<P: QueuedBinding> Drop for CarryGuard<'_, P> {
     fn drop(&mut self) {
+        // AcqRel pairs with itself in `carry`: the next round sees this one.
         self.bound.callers.swap(0, Ordering::AcqRel);
         self.item.enqueue();
     }
 }
 
-/// What the system knows of a descriptor, if there is a `/proc` to ask.
+/// What `/proc` says about a descriptor; `None` if it cannot be read.
 fn what_proc_says(fd: BorrowedFd<'_>) -> Option<String> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
     let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    // The lines in question come among the first.
+    // The lines about eventfds are among the first.
     let mut text = [0; 512];
     let length = rustix::io::read(file, &mut text).ok()?;
     Some(String::from_utf8_lossy(&text[..length]).into_owned())

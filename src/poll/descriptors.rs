@@ -1,4 +1,4 @@
-//! What a poller takes in of the kernel's: descriptors to be watched, and eventfds to be carried over.
+//! The calls that register the kernel's objects with a poller: descriptors, and eventfds that are bound to events.
 
 use super::bound::Bound;
 use super::item::{Item, Kind};
@@ -10,20 +10,21 @@ use rustix::fd::AsFd;
 use std::sync::Arc;
 
 impl Poller {
-    /// Watches a file descriptor: a socket, a timer, an eventfd that the kernel signals; whatever epoll takes.
+    /// Watches a file descriptor that epoll accepts, such as a socket, a timer or an eventfd that the kernel signals.
     ///
-    /// The flags are epoll's own. From the first descriptor on, threads in [`wait`](Self::wait) sleep in epoll, those
-    /// that sleep elsewhere at the time move, and a timeout may pass up to a millisecond late. While events of the
-    /// process or probes are ready, descriptors are looked at in every 32nd wait; a wait that looks for a while before
-    /// it sleeps looks at them every 50 µs.
+    /// The reported flags are epoll's own. From the first descriptor on, threads in [`wait`](Self::wait) sleep in
+    /// epoll. Threads that sleep elsewhere at the time move there. A timeout may then pass up to a millisecond late.
+    /// While events or probes are ready, the poller looks at descriptors in every 32nd wait. A wait that looks for a
+    /// while before it sleeps looks at them every 50 µs.
     ///
     /// An eventfd that only wakes the thread, such as a virtqueue's kick, need not be read: watch it for
-    /// [edges](Watch::edge), which is one system call a kick.
+    /// [edges](Watch::edge), which costs one system call for each kick.
     ///
-    /// The poller keeps no duplicate of the descriptor, and does not keep it open. [`delete`](Self::delete) comes
-    /// before closing: closing ends the registration only if no duplicate is left anywhere, and leaves the key in use.
-    /// A peer that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer does to a
-    /// descriptor that was closed here and not deleted goes on waking threads, and can no longer be deleted.
+    /// The poller keeps no duplicate of the descriptor, and does not keep it open. Call [`delete`](Self::delete) before
+    /// closing the descriptor. Closing it ends the registration only if no duplicate is left anywhere, and leaves the
+    /// key in use. A peer that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer
+    /// does to a descriptor that was closed here without `delete` goes on waking threads, and cannot be deleted any
+    /// more.
     ///
     /// # Errors
     ///
@@ -58,22 +59,22 @@ impl Poller {
     /// Binds a kernel eventfd to an event: what KVM, vhost or another process adds to the eventfd, a thread in
     /// [`wait`](Self::wait) carries over to the event, where it is signalled as by a [`write`](crate::Event::write).
     ///
-    /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until somebody reads it, in
-    /// the eventfd as far as possible, whose writers then block. A semaphore eventfd is emptied too, a unit at a time.
-    /// Several threads in `wait` carry for several bindings at once: an observer that takes its time holds up its own.
-    /// Nothing is carried while nobody waits. The binding itself reports nothing: for that, [`add`](Self::add) the
-    /// event, or wait for it elsewhere.
+    /// Nothing is lost and nothing doubled. If the event has no room, the rest stays behind until the event is read, as
+    /// far as possible in the eventfd, whose writers then block. A semaphore eventfd is emptied too, one unit at a
+    /// time. Several threads in `wait` carry over for several bindings at once, so a slow observer holds up only the
+    /// binding of its own event. Nothing is carried over while no thread is in `wait`. The binding itself reports
+    /// nothing: [`add`](Self::add) the event, or wait for it elsewhere.
     ///
-    /// The poller holds on to a duplicate of the descriptor, and to the event, until [`delete`](Self::delete). What is
-    /// in the eventfd then stays there. What has been read is in the event when `delete` returns, also if another
-    /// thread has read it this very moment; what had no room is signalled, so that the event may overflow. An eventfd
-    /// that is bound twice gives each count to one of the events.
+    /// The poller keeps a duplicate of the descriptor, and the event, until [`delete`](Self::delete). What is in the
+    /// eventfd at that time stays there. What has been read, by another thread at the same moment too, is in the event
+    /// when `delete` returns. If the event has no room for it, it is signalled, so that the event may overflow. If an
+    /// eventfd is bound twice, each count goes to one of the two events.
     ///
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists), [`NotEventfd`](PollError::NotEventfd), [`BadFd`](PollError::BadFd) or
-    /// [`Os`](PollError::Os). What kind of descriptor it is, is asked of `/proc`; if that is not there, it is taken for
-    /// an eventfd.
+    /// [`Os`](PollError::Os). The kind of the descriptor is read from `/proc`. Without `/proc`, the descriptor is taken
+    /// for an eventfd.
     ///
     /// ```
     /// use doorbell::Event;
@@ -105,8 +106,8 @@ impl Poller {
 
     /// Binds as [`bind`](Self::bind) does, and watches the event as [`add`](Self::add) does, under one key.
     ///
-    /// A device whose kicks come from the kernel or another process, and which reads them from an event, has one
-    /// registration a queue so. [`modify`](Self::modify) changes the watch.
+    /// For a device that reads kicks of the kernel or of another process from an event: it has one registration for
+    /// each queue. [`modify`](Self::modify) changes the watch.
     ///
     /// # Errors
     ///
@@ -131,7 +132,7 @@ impl Poller {
         let bound = Bound::new(fd, event.clone())?;
         let item = Item::new(key, Kind::Bound(bound), Arc::clone(self.shared()));
         item.watch(Watch::WRITABLE);
-        // Outside the lock, which an observer's call may want.
+        // Outside the lock, which an observer's call may take.
         let binding = self.observed(item, event.clone(), Interest::Reads);
         let watched = watch.map(|_| self.watched(event, key));
         let sampled = watched.as_ref().map(|watched| Arc::clone(&watched.item));

@@ -1,11 +1,11 @@
 //! Real file descriptors in the same wait: the poller's epoll instance.
 //!
-//! It is made when the first descriptor is added. From then on threads sleep in `epoll_pwait(2)`, and who has something
-//! for them in the process writes to the *bell*, an eventfd that is in the epoll too, but only if one is announced. The
-//! bell is edge-triggered and never read: each write wakes one thread.
+//! It is made when the first descriptor is added, or the first `PollerFd` is made. From then on, threads sleep in
+//! `epoll_pwait(2)`. A thread that has something for them, and finds one announced, writes to the *bell*, an eventfd
+//! that the epoll instance watches for edges and that is never read. Each write wakes one thread.
 //!
-//! A thread that sees the bell has used up the wake-up of a sleeper, so it must stand among the [`Waiters`] then, as
-//! one that leaves wakes the next if need be.
+//! A thread that hears the bell has used up the wake-up of a sleeper. So it must stand among the [`Waiters`] at the
+//! time: a thread that leaves them wakes the next one if something is left.
 //!
 //! [`Waiters`]: crate::sync::waiters::Waiters
 
@@ -26,19 +26,19 @@ pub(super) struct Fds {
     bell: OwnedFd,
 }
 
-/// What the kernel says of one descriptor.
+/// What the kernel reports of one descriptor.
 pub(super) use rustix::event::epoll::Event as FdReport;
 
-/// Tells registrations apart, those under the same key one after the other too.
+/// Tells registrations apart, including those that have the same key one after the other.
 pub(super) type Token = u64;
 
-/// The bell's; those of registrations count from 0.
+/// The token of the bell. Those of registrations count from 0.
 const BELL: Token = u64::MAX;
 
-/// Longer sleeps are cut: epoll counts milliseconds in an `int`.
+/// Longer sleeps are cut into parts: epoll counts milliseconds in an `int`.
 const LONGEST_SLEEP: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// More are left for the next look.
+/// Descriptors in one report. More are left for the next look.
 const MOST_AT_ONCE: usize = 64;
 
 impl Fds {
@@ -58,15 +58,15 @@ impl Fds {
         self.epoll.as_fd()
     }
 
-    /// Wakes one thread that sleeps in [`sleep`](Self::sleep), or the next to come.
+    /// Wakes one thread that sleeps in [`sleep`](Self::sleep), or the next one that calls it.
     pub(super) fn ring(&self) {
-        // It cannot fail before it has been rung 2^64 times.
+        // It cannot fail before 2^64 writes.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
-    /// Fails where the kernel cannot read eventfds without waiting.
+    /// Fails if the kernel cannot read eventfds without waiting.
     pub(super) fn check_reads(&self) -> Result<(), PollError> {
-        // The bell's count is nobody's.
+        // No thread needs the count of the bell.
         match read_at_once(self.bell.as_fd()) {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(errno) => Err(PollError::of(errno)),
@@ -96,12 +96,12 @@ impl Fds {
         }
     }
 
-    /// Forgets a descriptor, which the kernel may have done itself when it was closed.
+    /// Removes a descriptor. The kernel may have done so itself when the descriptor was closed.
     pub(super) fn delete(&self, fd: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Gives up to `room` of what is ready to `take`.
+    /// Passes up to `room` reports of what is ready to `take`, without sleeping.
     pub(super) fn look(
         &self,
         room: usize,
@@ -110,8 +110,8 @@ impl Fds {
         self.pwait(room, Some(Duration::ZERO), take)
     }
 
-    /// Sleeps until a descriptor is ready, the bell rings or the deadline passes, or for no reason less, such as a
-    /// signal handler that ran; then as [`look`](Self::look).
+    /// Sleeps until a descriptor is ready, the bell rings or the deadline passes. May return spuriously, for example
+    /// after a signal handler has run. Passes what is ready to `take`, as [`look`](Self::look) does.
     pub(super) fn sleep(
         &self,
         room: usize,
@@ -120,7 +120,7 @@ impl Fds {
     ) -> Result<Outcome, PollError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         self.pwait(room, left.map(|left| left.min(LONGEST_SLEEP)), take)?;
-        // Whatever was found: there may always be something, such as the bell or a binding, that ends no wait.
+        // Whatever was found: the bell or a binding may come each time, and ends no wait.
         Ok(if has_passed(deadline) {
             Outcome::TimedOut
         } else {
@@ -134,7 +134,7 @@ impl Fds {
         timeout: Option<Duration>,
         take: impl FnOnce(&[FdReport]),
     ) -> Result<(), PollError> {
-        // rustix makes whole milliseconds of it, rounded up.
+        // rustix rounds it up to whole milliseconds.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut buffer = [const { MaybeUninit::uninit() }; MOST_AT_ONCE];
         let room = room.min(MOST_AT_ONCE);
@@ -149,12 +149,12 @@ impl Fds {
     }
 }
 
-/// What a `read(2)` of an eventfd gives, but `EAGAIN` if that would block, whatever the flags of its open file say:
-/// other processes share those. Needs Linux 5.8, or is `EOPNOTSUPP`.
+/// Reads an eventfd as `read(2)` does, but fails with `EAGAIN` where that would block, whatever the flags of the open
+/// file are: other processes share and may change these. Fails with `EOPNOTSUPP` before Linux 5.8.
 pub(super) fn read_at_once(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut count = [0; 8];
     let mut buffer = [IoSliceMut::new(&mut count)];
-    // No place in particular: it has none.
+    // An offset of -1 is the current position, which an eventfd does not have.
     let whence = u64::MAX;
     match rustix::io::preadv2(eventfd, &mut buffer, whence, ReadWriteFlags::NOWAIT)? {
         8 => Ok(u64::from_ne_bytes(count)),

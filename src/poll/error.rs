@@ -1,7 +1,8 @@
 use crate::errno::Errno;
 use std::{error, fmt, io};
 
-/// Why a [`Poller`](super::Poller) did nothing. What was registered is as it was, and nothing that is ready was lost.
+/// Why a call of a [`Poller`](super::Poller) failed. The registrations are as they were, and nothing that is ready was
+/// lost.
 ///
 /// Converts into the [`io::Error`] that epoll gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,14 +10,13 @@ use std::{error, fmt, io};
 pub enum PollError {
     /// The key is in use (`EEXIST`).
     KeyExists,
-    /// Nothing is registered under the key (`ENOENT`), or the file descriptor that is has been closed.
+    /// Nothing is registered under the key, or the file descriptor that is registered has been closed (`ENOENT`).
     NoEntry,
     /// The buffer has no room for even one event (`EINVAL`).
     NoCapacity,
-    /// The key stands for a file descriptor that is bound to an event and reports nothing, or for nothing but a probe
-    /// (`EINVAL`).
+    /// The key stands for a binding that reports nothing, or for a source that has nothing but a probe (`EINVAL`).
     Bound,
-    /// What is reported once cannot have a probe (`EINVAL`).
+    /// A source that is watched as one-shot cannot have a probe (`EINVAL`).
     OneShot,
     /// The file descriptor to be bound is not an eventfd (`EINVAL`).
     NotEventfd,
@@ -26,7 +26,7 @@ pub enum PollError {
     BadFd,
     /// The file descriptor cannot be waited for: it is a regular file or a directory (`EPERM`).
     NotPollable,
-    /// The system has no more descriptors, memory or watches to give, or had another reason of its own: this `errno`.
+    /// The system has no more descriptors, memory or watches to give, or refused for another reason: this `errno`.
     Os(i32),
 }
 

@@ -1,13 +1,13 @@
 use std::fmt;
 
-/// What a [`wait`](super::Poller::wait) found: a buffer to be used again and again.
+/// What a [`wait`](super::Poller::wait) found: a buffer to be used again and again, by one thread for one poller.
 ///
-/// A small one makes sure that nobody waits long for its turn in the loop that works it off: what does not fit is first
-/// the next time.
+/// What does not fit into the buffer comes first in the next wait. So a small buffer keeps the time short that a source
+/// waits for its turn in the loop that handles the reports.
 pub struct Events {
     list: Vec<Report>,
     capacity: usize,
-    /// The same key may be reported twice, which is one report then.
+    /// Two reports of the same key become one.
     merges: bool,
     told: Told,
 }
@@ -45,7 +45,7 @@ pub(super) const ERROR: u8 = 4;
 pub(super) const HANG_UP: u8 = 8;
 
 impl Events {
-    /// For up to so many at a time. With none, [`wait`](super::Poller::wait) fails.
+    /// A buffer for up to `capacity` reports at a time. With a capacity of 0, [`wait`](super::Poller::wait) fails.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Events {
@@ -56,25 +56,25 @@ impl Events {
         }
     }
 
-    /// How many there can be.
+    /// How many reports there can be.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How many there are.
+    /// How many reports there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
-    /// Whether there are none: after a wait that timed out or was [notified](super::Poller::notify).
+    /// Whether there is no report, as after a wait that timed out or was [notified](super::Poller::notify).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// What is ready, those that have waited longest first.
+    /// The reports. Sources that have been ready longest come first.
     pub fn iter(&self) -> impl Iterator<Item = Report> + '_ {
         self.list.iter().copied()
     }

@@ -1,4 +1,4 @@
-//! Which of the kernel's reports belongs to which registration: the poller's descriptors by tokens and by numbers.
+//! The poller's registered descriptors, by the tokens in the kernel's reports and by their numbers.
 
 use super::epoll::{FdReport, Fds, Token};
 use super::events;
@@ -7,12 +7,13 @@ use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::collections::BTreeMap;
 
-/// The descriptors of a poller that are not its own. Under its lock.
+/// The registered descriptors of a poller. Under its lock.
 #[derive(Default)]
 pub(super) struct FdTable {
     next_token: Token,
     known: BTreeMap<Token, Known>,
-    /// Who was added last under a number. Numbers are given anew when a descriptor was closed without being deleted.
+    /// The registration that was last added for a number. The kernel reuses the number of a descriptor that was closed
+    /// without being deleted.
     numbers: BTreeMap<RawFd, Token>,
 }
 
@@ -62,7 +63,7 @@ impl FdTable {
         }
     }
 
-    /// Whose this is and what it is ready for. Nobody is told of the bell, nor of what has been deleted meanwhile.
+    /// The key and the flags of a report. `None` for the bell, and for what has been deleted in the meantime.
     pub(super) fn resolve(&self, found: &FdReport) -> Option<(usize, u8)> {
         let known = self.known.get(&found.data.u64())?;
         Some((known.key, reported(found.flags)))
@@ -73,16 +74,16 @@ impl FdTable {
         known.is_some_and(|known| known.one_shot)
     }
 
-    /// The descriptor, unless its number is known to have been given to another.
+    /// The descriptor, unless its number is known to belong to a later registration.
     fn fd(&self, registration: &FdRegistration) -> Option<BorrowedFd<'_>> {
         let ours = self.numbers.get(&registration.number) == Some(&registration.token);
-        // SAFETY: it may be closed, and open again as something else. It is only looked for in the list of our own
-        // epoll instance, in which nobody else's descriptor is.
+        // SAFETY: the number may have been closed, and reused for another file. The kernel only looks it up among the
+        // descriptors of the poller's own epoll instance, where the other file is not found.
         ours.then(|| unsafe { BorrowedFd::borrow_raw(registration.number) })
     }
 }
 
-/// A descriptor's place in a [`FdTable`].
+/// A descriptor in a [`FdTable`].
 pub(super) struct FdRegistration {
     token: Token,
     number: RawFd,

@@ -27,8 +27,8 @@ pub(super) trait Linked: Sized {
     fn link(&self) -> &Link<Self>;
 }
 
-/// The link of an item in the stack, or, while the item is not queued, the queue's count of it. It belongs to the thread
-/// that has set the item's `QUEUED` bit, then to the thread that has taken the item.
+/// The link of an item in the stack, or, while the item is not queued, the queue's count of it. It belongs to the
+/// thread that has set the item's `QUEUED` bit, then to the thread that has taken the item.
 pub(super) struct Link<T>(AtomicPtr<T>);
 
 /// The head of a closed stack.
@@ -53,7 +53,8 @@ impl<T: Linked> Incoming<T> {
         self.head.load(DEKKER).is_null()
     }
 
-    /// Returns false if the stack is closed. Otherwise the caller wakes a thread: the push is the store of the handshake.
+    /// Returns false if the stack is closed. Otherwise the caller wakes a thread: the push is the store of the
+    /// handshake.
     pub(super) fn push(&self, item: Arc<T>) -> bool {
         let item = Arc::into_raw(item).cast_mut();
         let mut head = self.head.load(Ordering::Relaxed);

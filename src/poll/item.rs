@@ -156,7 +156,7 @@ impl Item {
     ///
     /// # Safety
     ///
-    /// The item is registered, and stays registered as long as the reference is used: the caller has the poller's lock.
+    /// The item is registered, and stays so as long as the reference is used: the caller has the poller's lock.
     pub(super) unsafe fn leave_queue<'a>(self: Arc<Self>) -> &'a Self {
         // SAFETY: the registration holds a count too.
         let item = unsafe { &*Arc::as_ptr(&self) };
@@ -167,7 +167,7 @@ impl Item {
         item
     }
 
-    /// Called by the thread that has taken it from the queue. With `may_be_hot`, an item with signallers may stay there.
+    /// Called by the thread that has taken it from the queue. With `may_be_hot`, an item with signallers may stay.
     ///
     /// # Safety
     ///

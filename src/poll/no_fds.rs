@@ -1,4 +1,5 @@
-//! Stands in for `fd_table` and `bound` where descriptors cannot be registered: where there is no epoll, and under loom.
+//! Stands in for `fd_table` and `bound` where descriptors cannot be registered: where there is no epoll, and under
+//! loom.
 
 use super::epoll::{FdReport, Fds};
 use super::queued_binding::QueuedBinding;

@@ -30,9 +30,17 @@ use std::time::{Duration, Instant};
 /// what to report and how often. What is ready is found in a time that depends on how much is ready and not on how much
 /// is registered.
 ///
-/// Several threads may wait. Edge-triggered and one-shot events are given to one of them; a level-triggered one to
-/// each, as long as it is ready. What is ready is reported in the order in which it became so; a level-triggered event
-/// that was reported goes to the end. So a noisy event cannot hide a quiet one, however small the buffer.
+/// Several threads may wait. An edge-triggered or one-shot event is reported to one of them, and a level-triggered
+/// event to each, as long as it is ready. Events are reported in the order in which they became ready. A
+/// level-triggered event that was reported goes to the end, so a noisy event cannot hide a quiet one, however small the
+/// buffer is.
+///
+/// # Stopping its threads
+///
+/// An event that is watched for levels, is signalled once and is never read stays ready. So such an event makes each
+/// wait of each thread return, those to come included. [`notify_all`](Self::notify_all) makes each thread return once.
+///
+/// # Examples
 ///
 /// ```
 /// use doorbell::Event;
@@ -71,24 +79,24 @@ pub struct Poller {
     shared: Arc<Shared<Item>>,
     registered: Mutex<Registered>,
     probes: Probes,
-    /// How long the queue under the lock is, for who spins.
+    /// The length of the queue under the lock, for the loop that spins.
     backlog: AtomicUsize,
-    /// Waits since descriptors were last looked at.
+    /// Waits since the poller last looked at descriptors.
     busy_waits: AtomicU32,
     spinner: Spinner,
     counters: Counters,
 }
 
-/// What came of looking for a while.
+/// How the window ended.
 enum Looked {
     /// `wait` is to return.
     Found,
     InVain(Pace),
-    /// The window is closed, or another thread looks.
+    /// There was none: it is closed, or another thread looks.
     Not,
 }
 
-/// What a poller counts, apart from waits that find something at once: those count nothing, so as to cost nothing.
+/// The statistics of a poller. Waits that find something at once are not counted, so that they pay nothing for it.
 #[derive(Default)]
 struct Counters {
     windows: AtomicU64,
@@ -111,7 +119,7 @@ pub struct PollStats {
     pub sleeps: u64,
 }
 
-/// While there is always something in the process, descriptors are looked at in one wait of so many.
+/// While events are always ready, descriptors are looked at in one of this many waits.
 const BUSY_WAITS: u32 = 32;
 
 impl Poller {
@@ -170,8 +178,8 @@ impl Poller {
         Ok(())
     }
 
-    /// An item for an event that is to be watched. To be called outside the lock, which an observer's call may want,
-    /// and so in vain if the key is in use.
+    /// An item for an event that is to be watched. Called outside the lock, which an observer's call may take; so it is
+    /// made in vain if the key turns out to be in use.
     pub(super) fn watched(&self, event: EventHandle, key: usize) -> Watched {
         let what = Kind::Watched(event.clone());
         let item = Item::new(key, what, Arc::clone(&self.shared));
@@ -227,12 +235,12 @@ impl Poller {
     /// [`Probe`]. What the probe finds is reported as readable, under the key, beside what else is reported of it.
     ///
     /// The source may be a descriptor or an event, bound or not. Watch it for [edges](Watch::edge) if the device looks
-    /// at its queue and never reads the kick. A one-shot cannot have a probe. With several threads in `wait`, each of
-    /// them may be told of the same source, as of any that is level-triggered, as long as it is ready.
+    /// at its queue and never reads the kick. A one-shot cannot have a probe. With several threads in `wait`, the
+    /// source may be reported to each of them as long as the probe finds it ready, as any level-triggered source is.
     ///
-    /// The source counts as notifying until the poller calls [`begin`](Probe::begin), which happens when it has been
-    /// reported. The probe is asked at once, by this call; if it is not [`ready`](Probe::ready), it costs nothing until
-    /// the source's first notification. It goes with the source, in [`delete`](Self::delete).
+    /// The source has to notify until the poller calls [`begin`](Probe::begin), which happens after a report of the
+    /// source. This call asks the probe once. If the probe is not [`ready`](Probe::ready), it costs nothing until the
+    /// source's first notification. [`delete`](Self::delete) drops the probe with its source.
     ///
     /// # Errors
     ///
@@ -241,10 +249,10 @@ impl Poller {
     ///
     /// # Panics
     ///
-    /// If called by a probe of this poller, and if the probe does; it is not attached then.
+    /// If called by a probe of this poller, and if the probe panics. The probe is not attached then.
     pub fn attach_probe(&self, key: usize, probe: impl Probe + 'static) -> Result<(), PollError> {
         let mut probe = Box::new(probe);
-        // What comes after this notifies. Not under the other lock: a slow probe would hold it up.
+        // Whatever comes after this notifies. Not under the other lock, which a slow probe would hold up.
         let (mut probes, ready) = self.probes.lock().ask(&mut *probe);
         {
             let mut registered = self.registered();
@@ -272,8 +280,8 @@ impl Poller {
         Ok(())
     }
 
-    /// Registers a source that has nothing but a probe. It is asked whenever a thread is awake in `wait`; after
-    /// [`end`](Probe::end), whoever gives it something to do has to [notify](Self::notify) the poller.
+    /// Registers a source that has nothing but a probe. A thread that is awake in `wait` asks the probe. After
+    /// [`end`](Probe::end), a thread that gives the source something to do has to [notify](Self::notify) the poller.
     ///
     /// # Errors
     ///
@@ -315,7 +323,7 @@ impl Poller {
             let (mut probes, mut registered) = loop {
                 let probes = self.probes.lock_if_any();
                 let registered = self.registered();
-                // The first of all may have come in between.
+                // The poller's first probe may have been added in between.
                 if probes.is_some() || !registered.is_probed(key) {
                     break (probes, registered);
                 }
@@ -326,13 +334,13 @@ impl Poller {
             let probe = probes.as_mut().and_then(|probes| probes.delete(key));
             (registration, probe, swept)
         };
-        // Outside the locks, which an observer's call may want, or its drop, or that of a probe.
+        // Outside the locks: an observer's call, its drop or the drop of a probe may take them.
         registration.deliver_rest();
         go_on(probe.as_mut().and_then(|probe| probe.panicked.take()));
         Ok(())
     }
 
-    /// Under the lock. Returns what has left the queue for good, to be dropped outside.
+    /// Ends a registration, under the lock. Returns deleted items, which the caller drops outside the lock.
     fn end(&self, registered: &mut Registered, registration: &Registration) -> Vec<Arc<Item>> {
         for item in registration.items() {
             registered.forget(item);
@@ -349,7 +357,7 @@ impl Poller {
     /// Makes one [`wait`](Self::wait) return, now or the next time, with or without events. Notifications that come
     /// before it returns count as one.
     ///
-    /// Takes no lock and never waits, so it may be called in a handler of a signal too.
+    /// Takes no lock and never waits, so a handler of a POSIX signal may call it.
     #[doc(alias = "wake")]
     pub fn notify(&self) {
         self.shared.notify();
@@ -363,10 +371,11 @@ impl Poller {
     /// thread cannot miss it between a look at a flag and its wait. Calls that come before the wait returns count as
     /// one. A buffer that is used with several pollers in turn is told only while it is in a wait.
     ///
-    /// Each thread that was asleep wakes the next when it returns. Until all have, a thread that would fall asleep
-    /// returns from `wait` instead.
+    /// A thread that was asleep wakes the next one when it returns. Until all of them have returned, and all outer
+    /// loops that were armed have called [`disarm`](super::PollerFd::disarm), a thread that would fall asleep returns
+    /// from `wait` instead.
     ///
-    /// Takes a lock for a moment, so it is not for handlers of signals.
+    /// Takes a lock for a moment, so a handler of a POSIX signal must not call it.
     #[doc(alias = "broadcast")]
     #[doc(alias = "wake_all")]
     pub fn notify_all(&self) {
@@ -378,36 +387,36 @@ impl Poller {
         self.shared.wake();
     }
 
-    /// Waits until something is ready, somebody [notifies](Self::notify), or `timeout` has passed, and puts what is
-    /// ready into `events`, in the place of what was there. Returns how many there are, which is 0 after a timeout, and
-    /// maybe after a notification.
+    /// Waits until something is ready, a thread calls [`notify`](Self::notify), or `timeout` has passed. Replaces the
+    /// content of `events` by what is ready, and returns how much that is: 0 after a timeout, and possibly after a
+    /// notification.
     ///
-    /// `None` is no timeout, and so is one too long for the clock, such as `Duration::MAX`. With one of zero it never
-    /// sleeps. The clock is read only if nothing is ready at first. However much arrives at [bindings](Self::bind), the
-    /// wait ends after the timeout: what has not been carried over by then is carried over by the next wait.
-    /// A signal handler that runs does not end the wait; one that calls `notify` does.
+    /// `None` is no timeout, and so is a timeout too long for the clock, such as `Duration::MAX`. With a timeout of
+    /// zero it never sleeps. The clock is read only if nothing is ready at first. However much arrives at
+    /// [bindings](Self::bind), the wait ends after the timeout. The next wait carries over what is left then. A signal
+    /// handler that runs does not end the wait, unless it calls `notify`.
     ///
-    /// Each is reported with all that it is ready for now of what it is watched for: an event that was signalled and
-    /// has been read again in the meantime is not reported. As with [`Event::readiness`](crate::Event::readiness), what
-    /// was done before a signal is visible to who reads the event.
+    /// A report says all that the source is ready for now, of what it is watched for. So an event that was signalled
+    /// and has been read in the meantime is not reported. What a thread did before it signalled an event is visible to
+    /// the thread that then reads the event, as with [`Event::readiness`](crate::Event::readiness).
     ///
     /// # Panics
     ///
-    /// If a [probe](Probe) does, or an observer of the event of a [binding](Self::bind) that is carried over. What has
-    /// been found by then is in `events`, and what else was ready is ready for the next wait. Other threads that wait
+    /// If a [probe](Probe) panics, or an observer of the event of a [binding](Self::bind) that is carried over. What
+    /// has been found by then is in `events`. What else was ready is ready for the next wait. Other threads that wait
     /// are woken if need be, and miss nothing.
     ///
     /// # Errors
     ///
-    /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if somebody
-    /// has closed a descriptor that is the poller's own.
+    /// [`NoCapacity`](PollError::NoCapacity), at once. [`Os`](PollError::Os) or [`BadFd`](PollError::BadFd) if other
+    /// code has closed a descriptor that the poller owns.
     #[doc(alias = "epoll_wait")]
     #[doc(alias = "poll")]
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<usize, PollError> {
         self.wait_within(events, Limit::of(timeout))
     }
 
-    /// As [`wait`](Self::wait), up to a point in time. With one in the past it never sleeps.
+    /// As [`wait`](Self::wait), up to a point in time. With a deadline in the past it never sleeps.
     ///
     /// # Errors
     ///
@@ -429,10 +438,10 @@ impl Poller {
         Ok(events.len())
     }
 
-    /// Looks once, without sleeping, and leaves descriptors alone but for one look in 32. So it makes no system call in
-    /// the other 31: for a device that has other work to do, and asks in between.
+    /// Looks once, without sleeping. It looks at descriptors in one call of 32, and makes no system call in the other
+    /// 31. For a device that has other work to do, and looks in between.
     ///
-    /// It reports what a [`wait`](Self::wait) reports, in the same turn, and returns how many there are.
+    /// It reports what a [`wait`](Self::wait) reports, in the same order, and returns how much that is.
     ///
     /// # Errors
     ///
@@ -446,13 +455,13 @@ impl Poller {
         Ok(events.len())
     }
 
-    /// What an outer loop does before it sleeps: see [`PollerFd::arm`](super::PollerFd::arm). Returns the seat of a
-    /// loop that may sleep; [`disarm`](Self::disarm) takes it back.
+    /// Implements [`PollerFd::arm`](super::PollerFd::arm). `Some` if the outer loop may sleep; the seat goes back to
+    /// [`disarm`](Self::disarm).
     #[cfg(target_os = "linux")]
     pub(super) fn arm(&self, events: &mut Events) -> Result<Option<Seat>, PollError> {
         self.fill(events, |events| {
             let result = self.try_arm(events);
-            // A loop that sleeps reports nothing, and all is cold.
+            // If the loop may sleep, there is nothing to report, and all probes are cold.
             if !matches!(result, Ok(Some(_))) {
                 self.heat_reported(events);
             }
@@ -460,7 +469,7 @@ impl Poller {
         })
     }
 
-    /// As [`sleep`](Self::sleep) up to the sleep itself, which is the outer loop's: in the same epoll instance.
+    /// As [`sleep`](Self::sleep), without the sleep itself: the outer loop sleeps, and watches the same epoll instance.
     #[cfg(target_os = "linux")]
     fn try_arm(&self, events: &mut Events) -> Result<Option<Seat>, PollError> {
         if self.look_once(events)? {
@@ -474,8 +483,9 @@ impl Poller {
             return Ok(None);
         };
         waiters.enter();
-        // What the bell tells, the attempt below finds. So the bell is silent when the loop falls asleep, unless it
-        // rings after the announcement. If it told another thread, this one stands among the waiters by now.
+        // The look hears the bell, and the attempt below finds what the bell was rung for. So the loop falls asleep
+        // with a silent bell, unless it rings after the announcement. The look may use up the wake-up of another
+        // thread, so it comes after `enter`.
         self.busy_waits.store(0, Ordering::Relaxed);
         let looked = self.fds_there().look(events.room(), |found| {
             self.registered().take_over(events, found);
@@ -508,8 +518,8 @@ impl Poller {
         self.shared.waiters.leave(false, || self.wake_next());
     }
 
-    /// Counts a thread or an outer loop that is about to sleep, unless it is to go on because others have yet to hear
-    /// that all were notified.
+    /// Counts a thread or an outer loop that is about to sleep. `None` if it must not sleep, because others have not
+    /// yet heard that all were notified.
     fn take_seat(&self) -> Option<Seat> {
         self.registered().sleepers.enter()
     }
@@ -526,7 +536,7 @@ impl Poller {
         events.merge(self.probes.any());
         let filled = panic::catch_unwind(AssertUnwindSafe(|| find(events)));
         filled.unwrap_or_else(|payload| {
-            // Those that sleep may rely on this one. One that is woken ends what is hot.
+            // Threads that sleep may rely on this one to ask the probes. A thread that is woken ends the hot ones.
             if self.probes.any() {
                 self.shared.wake();
             }
@@ -543,7 +553,7 @@ impl Poller {
             self.look_at_fds(events)?;
             return Ok(());
         };
-        // Who is to end the wait may be among those.
+        // The thread that is to end the wait may be among those held back.
         wake_queue::let_go();
         match self.look_for_a_while(events, deadline)? {
             Looked::Found => {}
@@ -562,16 +572,16 @@ impl Poller {
         Ok(())
     }
 
-    /// Looks once at the process, and before that at the descriptors if it is their turn. Returns whether `wait` is to
-    /// return.
+    /// Looks once at events and probes, and before that at the descriptors if it is their turn. Returns whether `wait`
+    /// is to return.
     fn look_once(&self, events: &mut Events) -> Result<bool, PollError> {
-        // Two threads that count at once count for one.
+        // Two threads that count at once count as one.
         let waits = self.busy_waits.load(Ordering::Relaxed) + 1;
         self.busy_waits.store(waits, Ordering::Relaxed);
         if waits >= BUSY_WAITS {
             self.take_fds(events)?;
         }
-        // What is first may take all the room, so that changes.
+        // Whichever comes first may take all the room, so the two take turns.
         if !self.probes.any() {
             Ok(self.harvest(events, None))
         } else if waits % 2 == 0 {
@@ -584,18 +594,19 @@ impl Poller {
         }
     }
 
-    /// Looks at the descriptors, and then again at the process, for what was bound to events.
+    /// Looks at the descriptors, and then at the events again, for what bindings have carried over.
     fn look_at_fds(&self, events: &mut Events) -> Result<bool, PollError> {
         Ok(self.take_fds(events)? && self.harvest(events, None))
     }
 
-    /// Takes over what descriptors are ready, without sleeping. Returns whether there are any.
+    /// Takes over the descriptors that are ready, without sleeping. Returns whether the poller has descriptors.
     fn take_fds(&self, events: &mut Events) -> Result<bool, PollError> {
         self.busy_waits.store(0, Ordering::Relaxed);
         let Some(fds) = self.shared.fds.get() else {
             return Ok(false);
         };
-        // It may hear the bell, and so use up the wake-up of a sleeper: among those it hands it on when it leaves.
+        // It may hear the bell, and so use up the wake-up of a sleeper. As one of the waiters it wakes the next one
+        // when it leaves.
         self.shared.waiters.enter();
         let result = fds.look(events.room(), |found| {
             self.registered().take_over(events, found);
@@ -693,7 +704,7 @@ impl Poller {
                 return Some(Awake::Panicked(payload));
             }
         }
-        // What else there is has its turn in the next wait.
+        // If probes have found something, events have their turn in the next wait.
         let bindings = if events.is_empty() {
             self.report(events)
         } else {
@@ -708,7 +719,8 @@ impl Poller {
         self.take_binding().map(Awake::Binding)
     }
 
-    /// Before a report: what is in it gets hot, unless another thread sleeps, which nobody would wake then.
+    /// Called before a report: the probes of what is in it get hot, unless another thread sleeps, which no notification
+    /// would wake then.
     fn heat_reported(&self, events: &mut Events) {
         if !self.probes.any() {
             return;
@@ -719,8 +731,9 @@ impl Poller {
         }
     }
 
-    /// Puts what is ready in the process into `events`, and carries over for bindings. Returns whether `wait` is to
-    /// return. Not for a thread that stands among the waiters: observers are called, which may panic, or wake it.
+    /// Puts the events that are ready into `events`, and carries over for bindings. Returns whether `wait` is to
+    /// return. Not called by a thread that stands among the waiters: it calls observers, which may panic, or wake the
+    /// thread.
     fn harvest(&self, events: &mut Events, deadline: Option<Instant>) -> bool {
         let bindings = self.report(events);
         if self.carry(bindings, deadline) && events.is_empty() {
@@ -738,17 +751,17 @@ impl Poller {
 
     /// Looks at each watched item in the queue, once. Returns how many bindings are in it.
     fn report(&self, events: &mut Events) -> usize {
-        // To be dropped outside the lock: an event may go with it, and what observes that.
+        // Dropped outside the lock, because that may drop an event and its observers.
         let mut gone = Vec::new();
         let mut registered = self.registered();
         registered.take_in(&self.shared);
         let Registered { ready, deleted, .. } = &mut *registered;
-        // Who falls asleep stands among the waiters, and comes here: either it sees what is left hot here, and arms it,
-        // or it is seen.
+        // A thread that falls asleep stands among the waiters, and then comes here, under the same lock. Either it sees
+        // what this thread leaves hot, and arms it, or this thread sees it among the waiters.
         let may_be_hot = self.shared.waiters.count() == 0;
         let mut armed = Vec::new();
         for _ in 0..ready.len() {
-            // There may be armed ones, for each of which there is room.
+            // Each armed item may turn out to be ready, and has room reserved.
             if events.room() <= armed.len() {
                 break;
             }
@@ -772,7 +785,6 @@ impl Poller {
                 Examined::Hot(item) => ready.push_back(item),
                 Examined::Armed(item) => {
                     armed.push(item);
-                    // Each may be ready now, and there is room for it.
                     if armed.len() == events.room() {
                         examine_all_armed(&mut armed, events, ready);
                     }
@@ -786,10 +798,10 @@ impl Poller {
         bindings
     }
 
-    /// Carries over for up to so many bindings, and after the deadline for one. Returns whether it has. The others stay
-    /// in the queue meanwhile, for other threads: an observer of what is carried may take its time, or panic. Nobody
-    /// need be woken for them. Whoever put one into the queue has woken a thread, if any slept; and a thread that
-    /// leaves the waiters wakes another if the queue is not empty.
+    /// Carries over for up to `most` bindings, and after the deadline for one. Returns whether it has carried over for
+    /// any. The other bindings stay in the queue meanwhile, for other threads, because an observer may take its time or
+    /// panic. No thread need be woken for them: the thread that queued one has woken a thread, if any slept, and a
+    /// thread that leaves the waiters wakes another if the queue is not empty.
     fn carry(&self, most: usize, deadline: Option<Instant>) -> bool {
         let mut carried = false;
         for _ in 0..most {
@@ -807,7 +819,7 @@ impl Poller {
 
     /// The binding that has waited longest.
     fn take_binding(&self) -> Option<Arc<Item>> {
-        // To be dropped outside the lock.
+        // Dropped outside the lock.
         let mut gone = Vec::new();
         let mut registered = self.registered();
         let binding = loop {
@@ -829,12 +841,12 @@ impl Poller {
         binding
     }
 
-    /// Under the lock, when the queue has changed.
+    /// Called under the lock, when the queue has changed.
     fn note_backlog(&self, registered: &Registered) {
         self.backlog.store(registered.queued(), Ordering::Relaxed);
     }
 
-    /// A thread leaves that was or may have been woken, and others stay.
+    /// Called by a thread that leaves the waiters while others stay: wakes one of them, if something is left for it.
     fn wake_next(&self) -> Release {
         let (queued, are_late) = {
             let registered = self.registered();
@@ -845,16 +857,16 @@ impl Poller {
         if left {
             self.shared.wake();
         }
-        // Nobody is woken the usual way.
+        // `leave` itself wakes no thread.
         Release::NOBODY
     }
 
-    /// A glance, for who spins.
+    /// A relaxed check for the loop that spins; it may be out of date.
     fn seems_quiet(&self, events: &mut Events) -> bool {
         self.shared.seems_quiet(*events.told()) && self.backlog.load(Ordering::Relaxed) == 0
     }
 
-    /// How often threads have looked and slept so far. A snapshot.
+    /// A snapshot of how often threads have looked and slept so far.
     #[must_use]
     pub fn stats(&self) -> PollStats {
         let Counters {
@@ -907,9 +919,9 @@ impl Poller {
     }
 }
 
-/// Looks at items that have been armed, when their signallers have been heard: once for all. There is room for them.
+/// Executes one barrier for all armed items, then examines each. There is room for all of them.
 fn examine_all_armed(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut VecDeque<Arc<Item>>) {
-    // To hear the signallers of one event is to hear those of all.
+    // The barrier for one event with signallers counts for all events.
     armed.iter().any(|item| item.hear_signallers());
     for item in armed.drain(..) {
         match item.examine_armed() {
@@ -935,25 +947,25 @@ impl Drop for Seated<'_> {
     }
 }
 
-/// A thread that goes to sleep.
+/// The state of a thread that goes to sleep.
 struct Sleep<'a> {
     poller: &'a Poller,
     events: RefCell<&'a mut Events>,
     deadline: Option<Instant>,
-    /// Where to sleep: in epoll or, if there is none, on the futex. Chosen before each announcement, see
-    /// [`Shared::wake`].
+    /// The epoll instance to sleep in; if there is none, the thread sleeps on the futex. Chosen before each
+    /// announcement, see [`Shared::wake`].
     epoll: Cell<Option<&'a Fds>>,
     failed: Cell<Option<PollError>>,
 }
 
-/// Why it does not sleep any more.
+/// Why a thread does not fall asleep.
 enum Awake {
     /// There is something to report.
     Ready,
-    /// There is something to carry over, which it does when it does not count as asleep any more.
+    /// It has to carry over for this binding, after it has left the waiters.
     Binding(Arc<Item>),
     Failed(PollError),
-    /// A probe has, which must not keep the thread among the waiters.
+    /// A probe has panicked. The thread leaves the waiters before it passes the panic on.
     Panicked(Payload),
 }
 
@@ -980,7 +992,7 @@ impl Sleep<'_> {
                     Outcome::Woken
                 })
             }
-            // It has come since. If it comes after this look, `key` is out of date by then.
+            // The instance was made since. If it is made after this look, `key` is out of date by then.
             None if shared.fds.get().is_some() => Outcome::Woken,
             None => shared.waiters.sleep(key, self.deadline),
         };
@@ -990,7 +1002,7 @@ impl Sleep<'_> {
 }
 
 impl Drop for Poller {
-    /// An observer or a probe that panics keeps nothing else from its end.
+    /// If an observer or a probe panics, the rest is ended nevertheless.
     fn drop(&mut self) {
         let mut panicked = self.probes.clear().err();
         let registrations = std::mem::take(&mut self.registered().registrations);
@@ -1010,7 +1022,7 @@ impl Default for Poller {
 }
 
 impl fmt::Debug for Poller {
-    /// A snapshot: what a debugger wants to know of a poller that seems stuck.
+    /// A snapshot of the fields for diagnosing a poller that seems stuck.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let registered = self.registered();
         f.debug_struct("Poller")

@@ -1,4 +1,4 @@
-//! What is under a poller's lock: the registrations, and the queue of what has become ready.
+//! The state under a poller's lock: the registrations, and the queue of items that have become ready.
 
 use super::PollError;
 use super::epoll::FdReport;
@@ -15,20 +15,20 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(super) struct Registered {
     pub(super) registrations: BTreeMap<usize, Entry>,
-    /// The queue, oldest first; what is in `incoming` comes after it. (epoll's `rdllist`.)
+    /// The queue of watched events, oldest first. The items in `incoming` come after it. (epoll's `rdllist`.)
     pub(super) ready: VecDeque<Arc<Item>>,
-    /// The bindings in it have a line of their own.
+    /// The queue of bindings.
     pub(super) bindings: VecDeque<Arc<Item>>,
-    /// Deleted items that may be in one of them.
+    /// How many deleted items are in the two queues.
     pub(super) deleted: usize,
     pub(super) fds: FdTable,
     pub(super) sleepers: Sleepers,
 }
 
-/// What stands under a key.
+/// The registration of a key.
 pub(super) struct Entry {
     pub(super) registration: Registration,
-    /// It has a probe, which is not under this lock: a slow one would hold it up.
+    /// It has a probe. The probe itself is under another lock, so that a slow one does not hold up this one.
     pub(super) probed: bool,
 }
 
@@ -38,14 +38,14 @@ pub(super) enum Registration {
     Bound {
         binding: Watched,
         registration: FdRegistration,
-        /// Of a binding whose event is watched under the same key.
+        /// The watch of the binding's event under the same key, if any.
         watched: Option<Watched>,
     },
     /// Nothing but a probe.
     Probe,
 }
 
-/// An item, and the calls of its event.
+/// An item, and the observation by which its event calls it.
 pub(super) struct Watched {
     pub(super) item: Arc<Item>,
     pub(super) _observation: Observation,
@@ -59,7 +59,7 @@ impl Registered {
         }
     }
 
-    /// Registers what has items, for which the key is vacant.
+    /// Registers something under a key, which is vacant.
     pub(super) fn register(&mut self, key: usize, registration: Registration) {
         for item in registration.items() {
             // SAFETY: it is registered from here on, and this is under the lock.
@@ -78,7 +78,7 @@ impl Registered {
             .is_some_and(|entry| entry.probed)
     }
 
-    /// Takes over what the kernel has found. Nobody is told of the bell, nor of what has been deleted in the meantime.
+    /// Takes over the kernel's reports, except those of the bell and of what has been deleted in the meantime.
     pub(super) fn take_over(&mut self, events: &mut Events, found: &[FdReport]) {
         for (key, flags) in found.iter().filter_map(|found| self.fds.resolve(found)) {
             match self.registrations.get(&key).map(|it| &it.registration) {
@@ -107,7 +107,8 @@ impl Registered {
         self.deleted += usize::from(item.delete());
     }
 
-    /// Removes deleted items from the queue if they are many, so that a delete costs little and nothing piles up.
+    /// Removes deleted items from the queues if they are more than half, so that a delete costs little and nothing
+    /// piles up.
     pub(super) fn sweep(&mut self) -> Vec<Arc<Item>> {
         let mut swept = Vec::new();
         if self.deleted > self.queued() / 2 {
@@ -152,7 +153,7 @@ impl Registration {
         }
     }
 
-    /// After the end, and outside the lock.
+    /// Delivers what a binding that has been deleted had read and not carried over. Called outside the lock.
     pub(super) fn deliver_rest(&self) {
         if let Registration::Bound { binding, .. } = self {
             binding.item.carry();

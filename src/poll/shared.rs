@@ -1,4 +1,4 @@
-//! What the observers of a poller reach: its queue, and the threads that sleep.
+//! The part of a poller that the observers of its events reach: the queue, and the threads that sleep.
 
 use super::epoll::Fds;
 use super::events::Told;
@@ -16,11 +16,11 @@ const ONE: u32 = 1;
 
 pub(super) struct Shared<T> {
     pub(super) incoming: Incoming<T>,
-    /// Who is to return from `wait` for no other reason: [`ONE`] for any one thread, and above it the number of times
-    /// that all were notified, which each buffer of events compares with its own.
+    /// Notifications: the bit [`ONE`] makes any one thread return from `wait`. Above it is the number of notifications
+    /// of all, which each buffer of events compares with the number that it knows.
     notices: AtomicU32,
     pub(super) waiters: Waiters,
-    /// Once it is there, threads sleep in it and no longer on the futex of `waiters`.
+    /// Once it is made, threads sleep in it and no longer on the futex of `waiters`.
     pub(super) fds: Lazy<Fds>,
 }
 
@@ -34,8 +34,8 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
         }
     }
 
-    /// On any thread, without a lock, and without a system call unless a thread sleeps. Wakes one then, now or, if more
-    /// may come, after that; see [`wake_queue`].
+    /// Called on any thread. Takes no lock, and makes no system call unless a thread sleeps. Wakes one thread then, at
+    /// once or, if this thread holds wake-ups back, later; see [`wake_queue`].
     pub(super) fn push(self: &Arc<Self>, item: Arc<T>) {
         if self.incoming.push(item) && self.waiters.is_announced() {
             wake_queue::wake(self);
@@ -91,13 +91,14 @@ impl<T: Linked + Send + Sync + 'static> Shared<T> {
 }
 
 impl<T: Linked + Send + Sync + 'static> Sleeper for Shared<T> {
-    /// One thread, if it has not been woken yet. It wakes the next if it leaves anything.
+    /// Wakes one thread, unless one has been woken already. That thread wakes the next if it leaves something.
     fn wake_now(&self) {
         let claimed = self.waiters.claim_sleepers(Release::One);
         match self.fds.get() {
             None => self.waiters.wake_claimed(claimed),
-            // Who chose to sleep there did so before it announced itself, so the claim has made this look find it. Who
-            // chose the futex before there was another place is woken when that is made.
+            // A thread chooses to sleep here before it announces itself, and the claim acquires that announcement, so
+            // this thread sees the epoll instance. A thread that chose the futex before is woken when the epoll
+            // instance is made.
             Some(fds) => {
                 if claimed.are_some() {
                     fds.ring();

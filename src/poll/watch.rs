@@ -8,10 +8,10 @@
 /// | [`edge`](Self::edge) | once after every operation of the right kind that leaves it ready | `EPOLLET` |
 /// | [`one_shot`](Self::one_shot) | once, then not before a [`modify`](super::Poller::modify) | `EPOLLONESHOT` |
 ///
-/// The operation of the right kind is for `READABLE` any signal or successful write, be it of 0 or to an event that was
-/// readable already; for `WRITABLE` any successful read. So who watches for edges and has taken part of what was there,
-/// such as one unit of a semaphore, is not told of the rest before somebody writes again: take all, until there is
-/// nothing.
+/// The operation of the right kind for `READABLE` is any signal or successful write, including a write of 0 and a write
+/// to an event that was readable already. For `WRITABLE` it is any successful read. So a thread that watches for edges
+/// and has taken part of the count, such as one unit of a semaphore, gets no report of the rest before the next write.
+/// It should read until nothing is left.
 ///
 /// # Events with signallers
 ///
@@ -79,7 +79,7 @@ impl Watch {
         Watch { edge: true, ..self }
     }
 
-    /// The same, but reported once. Of several threads in [`wait`](super::Poller::wait), one gets it.
+    /// The same, but reported once, to one of the threads in [`wait`](super::Poller::wait).
     #[must_use]
     #[doc(alias = "EPOLLONESHOT")]
     pub const fn one_shot(self) -> Self {
