@@ -12,8 +12,8 @@ use super::{UnsafeCell, release_store};
 #[cfg(not(loom))]
 use std::{hint, thread, time::Duration};
 
-/// What lines are made of in models: loom's own, with which a model of threads that meet in line does not become one of
-/// threads that look again and again. The mutex that ships has a model of its own.
+/// The mutex of wait lists in models: loom's own, so that a model of threads that contend for it does not become one of
+/// threads that spin. The mutex that ships has a model of its own.
 #[cfg(loom)]
 #[derive(Default)]
 pub(crate) struct LineMutex<T>(loom::sync::Mutex<T>);
@@ -28,10 +28,10 @@ impl<T> LineMutex<T> {
 #[cfg(not(loom))]
 pub(crate) use BriefMutex as LineMutex;
 
-/// Attempts before the first yield,
+/// The number of attempts before the first yield.
 #[cfg(not(loom))]
 const SPINS: u32 = 100;
-/// and before the first sleep.
+/// The number of attempts before the first sleep.
 #[cfg(not(loom))]
 const MOST_YIELDS: u32 = SPINS + 10;
 #[cfg(not(loom))]
@@ -58,14 +58,14 @@ impl<T: Default> Default for BriefMutex<T> {
 }
 
 impl<T> BriefMutex<T> {
-    /// Runs `f` with the mutex locked: a few instructions, no code from elsewhere, nothing that may be dropped.
+    /// Runs `f` with the mutex locked. `f` is a few instructions, runs no foreign code and drops nothing.
     #[inline(always)]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         if !self.lock_once() {
             self.lock_contended();
         }
         let _locked = Locked(&self.locked);
-        // SAFETY: whoever finds `locked` set waits until it is cleared, by the end of `_locked`.
+        // SAFETY: a thread that finds `locked` set waits until the end of `_locked` clears it.
         self.value.with_mut(|value| f(unsafe { &mut *value }))
     }
 
@@ -91,7 +91,7 @@ impl<T> BriefMutex<T> {
                 }
             }
             attempts = attempts.saturating_add(1);
-            // The look keeps the cache line shared until there is something to gain.
+            // The load keeps the cache line shared until the mutex is unlocked.
             if !self.locked.load(Ordering::Relaxed) && self.lock_once() {
                 return;
             }
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(count.with(|count| *count), THREADS * ROUNDS);
     }
 
-    /// A holder that is away for long: whoever waits sleeps, and gets the mutex in the end.
+    /// While the holder is away for long, a waiting thread sleeps, and gets the mutex in the end.
     #[test]
     fn a_holder_that_is_away() {
         let value = BriefMutex::<u32>::default();

@@ -2,8 +2,8 @@
 
 use std::num::NonZero;
 
-/// How often something has happened, for people to look at. It orders nothing, and nothing depends on it, so models do
-/// not need to see it: it is std's under loom too.
+/// How often something has happened, for statistics. It orders nothing, and nothing depends on it, so models do not
+/// need to see it: it is std's under loom too.
 #[derive(Default)]
 pub(crate) struct Tally(std::sync::atomic::AtomicU64);
 
@@ -13,7 +13,7 @@ impl Tally {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// For who knows that nobody else adds at the same time.
+    /// For a caller that knows that no other thread adds at the same time.
     #[inline(always)]
     pub(crate) fn add_one_alone(&self) {
         self.0
@@ -25,8 +25,8 @@ impl Tally {
     }
 }
 
-/// Numbers, each of which is given out once, until there are none left. They order nothing, and which they are does not
-/// matter, so it is std's under loom too.
+/// Gives out numbers, each of them once, until there are none left. They order nothing, and their values do not matter,
+/// so it is std's under loom too.
 pub(crate) struct Numbers(std::sync::atomic::AtomicU32);
 
 impl Numbers {
@@ -34,7 +34,7 @@ impl Numbers {
         Numbers(std::sync::atomic::AtomicU32::new(0))
     }
 
-    /// `None` from the 2^32nd call on. No number comes twice: who has the same would be taken for the other.
+    /// `None` from the 2^32nd call on, because a number that came twice would be mistaken for the first.
     pub(crate) fn next(&self) -> Option<NonZero<u32>> {
         use std::sync::atomic::Ordering::Relaxed;
         let one_more = |given: u32| given.checked_add(1);

@@ -1,12 +1,12 @@
 //! Whether the machine has more than one CPU.
 
-/// Does now what the first blocking call of the process would do that spins: opens `/sys/devices/system/cpu/online`,
-/// reads it and closes it, to see whether there is more than one CPU.
+/// Counts the CPUs now, which otherwise the first blocking call that spins does: opens
+/// `/sys/devices/system/cpu/online`, reads it and closes it.
 ///
-/// Call it before threads get seccomp filters that do not allow that. After it, a blocking call makes no system calls
-/// but those that wait, wake and yield, on any thread. It need not be called: what cannot be read counts as many CPUs,
-/// but a filter may kill who tries. Calling it again does nothing. [`use_membarrier`](crate::use_membarrier) is the
-/// other call that has its place there.
+/// Call it before threads get seccomp filters that do not allow that. Afterwards, blocking calls on any thread make no
+/// system calls except to wait, wake and yield. Without such a filter there is no need for it. (If the file cannot be
+/// read, there are assumed to be many CPUs; but a filter may kill the thread that tries.) Calling it again does
+/// nothing. [`use_membarrier`](crate::use_membarrier) should be called at the same point.
 ///
 /// ```
 /// doorbell::prepare_for_seccomp();
@@ -16,8 +16,9 @@ pub fn prepare_for_seccomp() {
     single_cpu();
 }
 
-/// Whether the machine has one CPU only, where spinning holds back the very thread it waits for. Asked of the system
-/// once, or by each of several threads that meet here: none waits for another, which a fork may have left behind.
+/// Whether the machine has only one CPU, where spinning holds back the thread that it waits for. The system is asked
+/// once, or by each of several threads that come here at the same time: none waits for another one, which may not exist
+/// in a forked child.
 pub(crate) fn single_cpu() -> bool {
     const UNKNOWN: u8 = 0;
     const ONE: u8 = 1;
@@ -34,10 +35,10 @@ pub(crate) fn single_cpu() -> bool {
     single
 }
 
-/// How many CPUs run; a great many if the system does not tell.
+/// How many CPUs are online, or `usize::MAX` if the system does not tell.
 ///
-/// Not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that is 1,
-/// and says nothing about where the signaller runs.
+/// This is not `available_parallelism()`: in a thread that is pinned to one CPU, as device threads and vCPUs are, that
+/// is 1, and does not tell where the signaller runs.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn online_cpus() -> usize {
     let ranges = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();

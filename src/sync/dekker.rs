@@ -4,13 +4,13 @@ use super::atomic::{self, Ordering};
 
 /// The ordering of all accesses in a store-then-load (Dekker) handshake.
 ///
-/// Two threads each write their own word and then read the other's: a signaller adds to the counter and looks for an
-/// announcement, a sleeper announces itself and looks at the counter. At least one must see the other. That holds if
-/// all four accesses are sequentially consistent: in their single total order one of the loads comes last, and the
-/// store it looks for stands before it. On x86 the stores are `lock`-prefixed instructions, which are full barriers,
+/// Two threads each write their own word and then read the other's: a signaller adds to the counter and loads the
+/// announcement, a sleeper announces itself and loads the counter. At least one must see the other. That holds if all
+/// four accesses are sequentially consistent: in their single total order, one of the loads comes last, and the store
+/// that it must see comes before it. On x86 the stores are `lock`-prefixed instructions, which are full barriers,
 /// and the loads are plain; on AArch64 they are `casal`/`swpal` and `ldar`.
 ///
-/// None of the four may be weakened on its own: x86 would go on working, and other machines would lose wake-ups.
+/// None of the four may be weakened on its own: it would still work on x86, but other machines would lose wake-ups.
 pub(crate) const DEKKER: Ordering = Ordering::SeqCst;
 
 /// One of the two loads of a [`DEKKER`] handshake; the other word must be written by read-modify-writes only.
@@ -29,11 +29,12 @@ pub(crate) fn dekker_load(word: &atomic::AtomicU32) -> u32 {
     }
 }
 
-/// An acquiring load that comes after the look at another word, which the other side changes first.
+/// An acquiring load that comes after the load of another word, which the other side changes first.
 ///
-/// Under loom a read-modify-write that changes nothing. With a load, loom did not try that the other side makes both of
-/// its changes between the two looks, not even in an exhaustive run (`signal_and_unmask_inside_a_call`, with the looks
-/// exchanged). Why is not known: it does so in small programs of that shape.
+/// Under loom, this is a read-modify-write that changes nothing. With a load, loom did not try the order in which the
+/// other side makes both of its changes between the two loads, even in an exhaustive run
+/// (`signal_and_unmask_inside_a_call`, with the loads exchanged). The reason is not known: loom tries it in small
+/// programs of that shape.
 #[inline(always)]
 pub(crate) fn acquire_load(word: &atomic::AtomicU64) -> u64 {
     if cfg!(loom) {
@@ -72,11 +73,11 @@ macro_rules! words {
 
 words! { AtomicBool bool, AtomicU32 u32, AtomicU64 u64 }
 
-/// A releasing store to a word that no other thread writes at the time but looks at with [`dekker_load`],
+/// A releasing store to a word that no other thread writes at the time, and that others load with [`dekker_load`],
 /// [`acquire_load`] or another read-modify-write.
 ///
-/// Under loom that look is a read-modify-write in any case, and loom does not order a plain store among those; so there
-/// this is one.
+/// Under loom, those loads are read-modify-writes, and loom does not order a plain store among them. So under loom this
+/// is a read-modify-write too.
 #[inline(always)]
 pub(crate) fn release_store<W: Word>(word: &W, value: W::Value) {
     if cfg!(loom) {

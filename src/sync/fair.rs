@@ -1,5 +1,4 @@
-//! A lock that comes round to everybody. std's may never come to a thread that waits, while others take it over and
-//! over.
+//! A fair mutex. With std's, a waiting thread may never get the lock while others take it over and over.
 
 #[cfg(not(loom))]
 pub(crate) use parking_lot::{Mutex as FairMutex, MutexGuard as FairMutexGuard};

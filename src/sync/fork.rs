@@ -1,7 +1,7 @@
 //! Which process this is: `fork(2)` takes memory along, but of the threads only the one that forks.
 //!
-//! The kernel's counterpart are `mm_struct`s that `fork()` copies and `files_struct`s that it shares. What the crate
-//! makes of it is said once, in `src/guide/fork.md`. A child is recognised without a system call:
+//! The kernel's counterparts are `mm_struct`s, which `fork()` copies, and `files_struct`s, which it shares. What the
+//! crate promises for children is documented once, in `src/guide/fork.md`. A child is recognised without a system call:
 //! `pthread_atfork` has a handler run in it before `fork` returns. What forks by other means (a raw `clone`) is not
 //! recognised.
 
@@ -10,7 +10,7 @@ pub(super) use handlers::at_fork;
 #[cfg(all(unix, not(loom)))]
 use handlers::forks;
 
-/// The process in which something was made that the children of the process do not have: a thread.
+/// The process in which a thread was started. The children of the process do not have the thread.
 pub(crate) struct Process(u32);
 
 impl Process {
@@ -18,7 +18,7 @@ impl Process {
         Process(forks())
     }
 
-    /// Whether this is a child of that process, or a child's.
+    /// Whether this process is a child of that process, or a descendant.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
         self.0 != forks()
@@ -41,19 +41,19 @@ mod handlers {
         fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> c_int;
     }
 
-    /// Has the handlers run by whoever forks from now on: before, and after in the parent and in the child.
+    /// Has the handlers run at each fork from now on: before it, and after it in the parent and in the child.
     ///
     /// # Safety
     ///
-    /// They may be called on any thread at any time, one fork after the other, and the last in a process where other
-    /// threads have vanished in the middle of whatever they did.
+    /// They may be called on any thread at any time, one fork after the other, and the last of them in a process whose
+    /// other threads have vanished in the middle of what they did.
     pub(in crate::sync) unsafe fn at_fork(prepare: Handler, parent: Handler, child: Handler) {
         // SAFETY: functions that live as long as this code, which the C library forgets if the code is unloaded; for
         // the rest as promised. It fails if there is no memory, and then a child is not recognised.
         unsafe { pthread_atfork(prepare, parent, child) };
     }
 
-    /// How many there have been between the first process and this one, since this was called first.
+    /// How many forks there have been between the first process and this one, since the first call of this function.
     ///
     /// Relaxed: it changes where there is one thread.
     #[inline]

@@ -6,11 +6,11 @@
 //! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
 //! processes share are for Linux and Android only; the same word must not be slept on both ways.
 //!
-//! Several words at once are `futex_waitv(2)`, which Linux has since 5.16; who finds that it is not there sleeps on
-//! something else.
+//! Waiting for several words at once uses `futex_waitv(2)`, which Linux has since 5.16. If it is refused, the caller
+//! sleeps on something else.
 //!
-//! Any wait may end for no reason (a signal handler ran, a wake-up meant for another); callers look at their condition
-//! again. Under loom the module is a model of the kernel's wait queue, see `model`.
+//! Any wait may end spuriously (a signal handler ran, or the wake-up was meant for another thread); callers check their
+//! condition again. Under loom the module is a model of the kernel's wait queue, see `model`.
 
 #[cfg(loom)]
 pub mod model;
@@ -30,7 +30,7 @@ pub(crate) const MOST_WORDS: usize = 128;
 /// Why a [`wait`] or [`wait_any`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The word had another value, or a wake-up came, or nothing in particular happened.
+    /// The word had another value, a wake-up came, or the wait ended spuriously.
     Woken,
     /// The deadline passed.
     TimedOut,

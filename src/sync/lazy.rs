@@ -1,6 +1,6 @@
-//! A value that most never need: made when it is first asked for.
+//! A value that most owners never need: made when it is first asked for.
 //!
-//! As `std::sync::OnceLock`, but one word small, seen by loom, and never blocking: of several threads that make the
+//! Like `std::sync::OnceLock`, but one word in size, visible to loom, and non-blocking: if several threads make the
 //! value at once, one wins and the others drop theirs.
 
 use super::atomic::{AtomicPtr, Ordering};
@@ -13,8 +13,8 @@ pub(crate) struct Lazy<T> {
     _owned: PhantomData<Box<T>>,
 }
 
-// SAFETY: it is an `Option<Box<T>>` to whoever owns or borrows it exclusively, and hands out `&T` to everybody else. A
-// thread that only has `&Lazy` may drop a `T` of its own making, and may leave one for another thread to drop.
+// SAFETY: through ownership or `&mut` it is an `Option<Box<T>>`, and through `&` it hands out `&T`. A thread that only
+// has `&Lazy` may drop a `T` that it has made, and may leave one for another thread to drop.
 unsafe impl<T: Send + Sync> Sync for Lazy<T> {}
 
 impl<T> Lazy<T> {

@@ -14,7 +14,7 @@ pub(crate) enum Limit {
 pub(crate) struct NoTime;
 
 impl Limit {
-    /// A timeout as public calls take it.
+    /// A timeout as public calls take it: `None` is no limit.
     pub(crate) fn of(timeout: Option<Duration>) -> Self {
         timeout.map_or(Limit::Forever, Limit::For)
     }

@@ -1,7 +1,7 @@
 //! A thread that sleeps until a [`Waker`](std::task::Waker) is called.
 //!
-//! As `thread::park`, with a token of its own: nobody else's `unpark` ends the sleep, and loom's models can let its
-//! time pass.
+//! Like `thread::park`, with a token of its own, so that an unrelated `unpark` does not end the sleep, and loom's
+//! models can let its time pass.
 
 use super::atomic::{AtomicU32, Ordering};
 use super::futex::{self, Outcome};
@@ -23,13 +23,13 @@ impl Parker {
         }
     }
 
-    /// Sleeps until there has been a wake since the last call, or until the deadline. After the deadline, a wake is no
-    /// reason to go on: there may be one each time.
+    /// Sleeps until there has been a wake since the last call, or until the deadline. After the deadline it does not
+    /// check for a wake, because there may be one each time.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> Outcome {
         if has_passed(deadline) {
             return Outcome::TimedOut;
         }
-        // Acquire pairs with the Release in `wake_by_ref`: who was woken sees what for.
+        // Acquire pairs with the Release in `wake_by_ref`: a woken thread sees what it was woken for.
         while self.woken.swap(0, Ordering::Acquire) == 0 {
             if futex::wait(&self.woken, 0, deadline) == Outcome::TimedOut {
                 return Outcome::TimedOut;

@@ -1,13 +1,13 @@
-//! How long to look before falling asleep.
+//! How long to spin before sleeping.
 //!
-//! [`Spin`] states the rule, `lesson` is the rule, [`Spinner`] applies it: for an event's blocking calls, and for a
-//! poller's wait.
+//! [`Spin`] documents the rule, `lesson` implements it, and [`Spinner`] applies it to the blocking calls of an event
+//! and to the waits of a poller.
 //!
-//! Spinning only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. It
-//! is measured in time, since a `PAUSE` takes 10 cycles on one x86 and 140 on another. Between two looks stands a look
-//! at the clock, and nothing else of the event is touched: a line that its last owner leaves alone for some 40 ns moves
-//! to the signaller in one step, not in two (shared, then owned), which took a third off the ping-pong of two spinning
-//! threads.
+//! A spin only loads, and it comes before the announcement, so a signal to a spinning thread makes no system call. Its
+//! length is a time, because a `PAUSE` takes 10 cycles on one x86 processor and 140 on another. Between two loads the
+//! thread reads the clock, and touches nothing else of the event. A cache line that its last owner leaves alone for
+//! some 40 ns moves to the signaller in one step instead of two (shared, then owned). That took a third off the
+//! ping-pong of two spinning threads.
 
 mod lesson;
 mod pace;
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 
 /// What a blocking call does before it sleeps.
 ///
-/// The knob has the role of QEMU's `poll-max-ns` and of KVM's `halt_poll_ns`. It changes only how waiting is done,
-/// never what a call returns. An [`Event`](crate::Event) applies it to its blocking calls, and a
-/// [`Poller`](crate::poll::Poller) to its waits. Each event and each poller learns for itself.
+/// This corresponds to QEMU's `poll-max-ns` and KVM's `halt_poll_ns`. It changes how a call waits, never what it
+/// returns. An [`Event`](crate::Event) applies it to its blocking calls, and a [`Poller`](crate::poll::Poller) to its
+/// waits. Each event and each poller learns for itself.
 ///
 /// ```
 /// use doorbell::{Event, Spin};
@@ -43,8 +43,8 @@ use std::time::{Duration, Instant};
 /// # When an adaptive spin pays
 ///
 /// A sleep and a wake-up take two system calls, two context switches and, in a virtual machine, often an interrupt to
-/// another CPU: 5 to 50 µs. A spin saves them if the event comes meanwhile, and costs its time if not. It costs more
-/// where the signaller needs the CPU that the spin takes. So an adaptive spin keeps accounts:
+/// another CPU: 5 to 50 µs. A spin saves them if the signal comes meanwhile, and costs its time otherwise. It costs
+/// more if the signaller needs the CPU that the spin takes. So an adaptive spin keeps accounts:
 ///
 /// ```text
 ///                                  a trial of 8 spins
@@ -59,25 +59,25 @@ use std::time::{Duration, Instant};
 ///      each:    savings + (a wait asleep − this wait)
 /// ```
 ///
-/// * **Credit** says whether spins find something. A spin in vain takes from it what the spin took. A spin that finds
-///   something adds what it has saved, which is what a short wait takes asleep less what this wait took, and at least
-///   half of a spin: where the events come at times of their own, the waits are no shorter for spinning, but the waiter
-///   runs sooner. Credit is for a trial of 8 spins at first, and for 16 at most. Where both sides of a ping-pong sleep,
-///   a wait takes twice the default's 20 µs, so that it pays if a third of the spins find something. Without credit
-///   the spin is closed.
-/// * **Savings** say whether the waits became shorter, in total. That is not the same where threads share CPUs: the
-///   scheduler takes the CPU from a thread that spins, and gives it back milliseconds later, however many spins have
-///   found something until then. Each wait that ends late enters the savings with all its time. If they are overdrawn,
-///   the spin is closed, although it has credit. After 32 waits that were held up for so long, it is closed once to see
-///   what waits take asleep now.
-/// * **Closed**, a spin costs a look at the clock before and after a sleep. It is tried again after 16 short waits,
-///   which are those of at most `max` and 200 µs; long waits count for nothing. The number doubles with each trial in
-///   vain, up to 1,024, and is 16 again when the credit is full.
-/// * **No spin is longer** than `max`, nor than twice a short wait asleep, since it could not save anything then. That
-///   makes trials cheap where both sides share a CPU and a sleep takes 2 µs. A spin that finds something when it has
-///   let others run, which is every 50 µs, was in vain: a sleep would have done the same.
+/// * **Credit** says whether spins find something. A spin in vain subtracts its time. A spin that finds something adds
+///   what it has saved: the time of a short wait asleep less the time of this wait, and at least half of a spin. (If
+///   the signals come at times that do not depend on the waiter, spinning does not shorten the waits, but the waiter
+///   runs sooner.) Credit is enough for a trial of 8 spins at first, and for 16 at most. If both sides of a ping-pong
+///   sleep, a wait takes twice the default's 20 µs, so spinning pays if a third of the spins find something. Without
+///   credit, the spin is closed.
+/// * **Savings** say whether the waits became shorter in total. That differs from credit if threads share CPUs: the
+///   scheduler takes the CPU from a spinning thread, and gives it back milliseconds later, however many spins have
+///   found something before. Each wait that ends late enters the savings with all its time. If the savings are
+///   overdrawn, the spin is closed, even if it has credit. After 32 waits that were delayed this way, the spin is
+///   closed once, to measure what waits take asleep now.
+/// * **While closed**, a spin costs one reading of the clock before and one after a sleep. It is tried again after 16
+///   short waits, which are waits of at most `max` and 200 µs; long waits do not count. The number doubles with each
+///   trial in vain, up to 1,024, and is 16 again when the credit is full.
+/// * **No spin is longer** than `max`, or than twice a short wait asleep, because it could not save anything then. That
+///   makes trials cheap if both sides share a CPU and a sleep takes 2 µs. A spin lets other threads run every 50 µs. If
+///   it finds something after that, it was in vain, because a sleep would have done the same.
 /// * **The length does not grow step by step**, as KVM's and QEMU's do. While both sides sleep, a wait takes so long
-///   that a short spin is never seen to pay, although a long one would make the waits short.
+///   that a short spin never pays, although a long one would make the waits short.
 /// * With one CPU in the machine there are no adaptive spins.
 ///
 /// What ping-pongs take in a virtual machine with two AMD EPYC (Zen 4) CPUs and Linux 6.18, as microseconds
@@ -97,22 +97,22 @@ use std::time::{Duration, Instant};
 /// | the same, with 10 µs of work a round | 109 (49) | 34 (21) | 31 (21) |
 ///
 /// The vCPU is a KVM guest that computes without a pause on the CPU of one side. It has 73 to 78 % of that CPU while
-/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**. They do not know what the
-/// vCPU would have done with the time. Where the vCPU is worth more than the device, [`Spin::Never`] is the policy.
+/// the side sleeps, and about 60 % while it spins: **the accounts are the waiter's own**, and do not include what the
+/// vCPU would have done with the time. If the vCPU is worth more than the device, use [`Spin::Never`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Spin {
     /// Sleep at once.
     Never,
-    /// Spin as long as that [pays](Self#when-an-adaptive-spin-pays). Where it does not, because nothing comes in time,
-    /// or the signaller shares this CPU, or there are more threads at work than CPUs: like `Never`, but for 8 attempts
-    /// in about a thousand short waits.
+    /// Spin as long as that [pays](Self#when-an-adaptive-spin-pays). It does not pay if nothing comes in time, if the
+    /// signaller shares this CPU, or if more threads run than there are CPUs. Then this is like `Never`, except for 8
+    /// attempts in about a thousand short waits.
     Adaptive {
         /// The longest time to spin before one sleep.
         max: Duration,
     },
-    /// Never sleep: spin until the call can return or its deadline passes. Let other threads run in between: every
-    /// 50 µs, and all the time on a machine with one CPU.
+    /// Never sleep: spin until the call can return or its deadline passes. Other threads may run every 50 µs, and all
+    /// the time on a machine with one CPU.
     Always,
 }
 
@@ -129,7 +129,7 @@ impl Default for Spin {
     }
 }
 
-/// A [`Spin`] policy and what it has learnt in one place: at an event, or in a poller.
+/// A [`Spin`] policy, and what it has learnt at one event or in one poller.
 pub(crate) struct Spinner {
     policy: Spin,
     /// A [`Lesson`].
@@ -150,9 +150,9 @@ impl Spinner {
         self.policy
     }
 
-    /// Looks for `ready` as long as the policy and the deadline allow, then waits with `sleep`.
+    /// Spins until `ready`, as long as the policy and the deadline allow, then waits with `sleep`.
     ///
-    /// `ready` is asked in a loop and must be one relaxed load; what it saw, `attempt` has to get hold of.
+    /// `ready` is called in a loop, and must be one relaxed load. `attempt` takes what `ready` has seen.
     pub(crate) fn wait<T>(
         &self,
         deadline: Option<Instant>,
@@ -160,9 +160,9 @@ impl Spinner {
         mut attempt: impl FnMut() -> Option<T>,
         sleep: impl FnOnce() -> Option<T>,
     ) -> Option<T> {
-        // Who is to end the wait may be among those.
+        // The thread that would end the wait may be among the sleepers held back.
         wake_queue::let_go();
-        // A model looks often enough without.
+        // A model explores enough without spins.
         if cfg!(loom) {
             return sleep();
         }
@@ -194,9 +194,9 @@ impl Spinner {
             Spin::Never => return None,
             Spin::Always => None,
             Spin::Adaptive { .. } if single_cpu() => return None,
-            // Where time does not pass, nothing is learnt.
+            // Time does not pass in a model, so nothing is learnt.
             Spin::Adaptive { max } if cfg!(loom) => Some(max),
-            // Before the clock: what is in the event's line is not touched between two looks.
+            // Before the clock: the cache line of the event is not touched between two loads.
             Spin::Adaptive { max } => Some(self.lesson().window(Terms::new(max))?),
         };
         Some(Pace::new(window, deadline))
@@ -206,7 +206,7 @@ impl Spinner {
     pub(crate) fn found(&self, pace: &Pace) {
         let spun = pace.spun();
         if pace.others_ran() {
-            // It did not come before others had this CPU, so a sleep would have brought it as well, and sooner.
+            // It came only after others had this CPU, so a sleep would have ended as soon, or sooner.
             self.learn(|lesson, terms| lesson.lost(spun, Some(spun), terms));
         } else {
             self.learn(|lesson, terms| lesson.found(spun, terms));

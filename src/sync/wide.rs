@@ -12,8 +12,8 @@ impl Wide {
         Wide(portable_atomic::AtomicU128::new(value))
     }
 
-    /// Whether the processor has such words. With a lock in their place, they are of no use to a signal handler, nor
-    /// after a fork.
+    /// Whether the processor has such words. With a lock instead, they could not be used in a signal handler, or after
+    /// a fork.
     pub(crate) fn is_lock_free() -> bool {
         portable_atomic::AtomicU128::is_lock_free()
     }
@@ -24,7 +24,7 @@ impl Wide {
         self.0.load(super::DEKKER)
     }
 
-    /// For nobody else to see yet.
+    /// For a word that no other thread uses yet.
     pub(crate) fn set(&self, value: u128) {
         self.0.store(value, super::DEKKER);
     }

@@ -1,13 +1,13 @@
-//! How a thread that spins spends its time between two looks.
+//! What a spinning thread does between two loads.
 
 use crate::sync::cpus::single_cpu;
 use std::time::{Duration, Instant};
 
-/// The beat of a thread that spins: the end of the spin, and turns for others in between.
+/// The beats of a spinning thread: when the spin ends, and when other threads may run.
 pub(crate) struct Pace {
     pub(super) start: Instant,
     end: Option<Instant>,
-    /// When the last turn of others was.
+    /// When other threads last had their turn.
     turn: Instant,
     /// When the last beat was.
     last: Instant,
@@ -15,16 +15,17 @@ pub(crate) struct Pace {
     looked: bool,
 }
 
-/// What the beat says, after one that is due.
+/// What the thread checks at a beat.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Beat {
+    /// What is cheap to check.
     Look,
-    /// Look, and at what is dearer to look at too.
+    /// Everything, including what is expensive to check.
     LookEverywhere,
 }
 
 impl Pace {
-    /// For so long, `None` being for ever, but no longer than the deadline.
+    /// Spins for `window` (`None`: for ever), but no longer than until the deadline.
     pub(crate) fn new(window: Option<Duration>, deadline: Option<Instant>) -> Self {
         let start = Instant::now();
         Pace {
@@ -50,8 +51,8 @@ impl Pace {
         self.last - self.start
     }
 
-    /// Lets a moment pass, and others run now and then. `None` is the end. Under loom, where time does not pass, that
-    /// comes after one look.
+    /// Lets a moment pass, and now and then other threads run. `None` is the end of the spin. Under loom, where time
+    /// does not pass, it comes after one beat.
     pub(crate) fn next(&mut self) -> Option<Beat> {
         if cfg!(loom) {
             return (!std::mem::replace(&mut self.looked, true)).then_some(Beat::Look);
@@ -75,8 +76,8 @@ impl Pace {
     }
 }
 
-/// Looks for `ready`, a relaxed load, for as long as it takes, but no longer than `limit`. Returns whether it came.
-/// Makes no system call, whatever the number of CPUs.
+/// Spins until `ready`, a relaxed load, but no longer than `limit`. Returns whether it is ready. Makes no system call,
+/// whatever the number of CPUs.
 pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     // Time does not pass in a model of loom's.
     let limit = if cfg!(loom) { Duration::ZERO } else { limit };
@@ -90,7 +91,7 @@ pub(crate) fn spin_until(limit: Duration, ready: impl Fn() -> bool) -> bool {
     true
 }
 
-/// How long a spin that knows no end keeps others from the CPU.
+/// How long a spin without an end keeps other threads from the CPU.
 const TURN: Duration = Duration::from_micros(50);
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
