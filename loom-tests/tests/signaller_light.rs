@@ -371,8 +371,8 @@ fn the_code_has_these_steps() {
         ),
         (
             poller,
-            "\nfn hear_and_look(",
-            &["item.hear_signallers()", "item.look_when_armed()"],
+            "\nfn examine_all_armed(",
+            &["item.hear_signallers()", "item.examine_armed()"],
         ),
     ] {
         assert_has_steps(file, function, steps);
