@@ -35,7 +35,8 @@ macro_rules! source {
     };
 }
 
-#[cfg_attr(not(feature = "kvm"), allow(unused_imports))]
+// `KernelCount` uses it, where there is KVM.
+#[allow(unused_imports)]
 pub(crate) use source;
 
 source!(EventFd);

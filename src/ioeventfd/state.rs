@@ -195,7 +195,7 @@ impl Table {
     /// The doorbells, and what their targets keep, as plain data. `name` gives the VMM's number for each event.
     ///
     /// What is in the table is saved, and what the targets keep a moment later: the vCPUs and the devices are paused
-    /// meanwhile, so that nothing is written or taken in between. The counts of the events are the VMM's to save. The
+    /// meanwhile, so that nothing is written or taken in between. The events themselves are saved by [`Event::save`](crate::Event::save). The
     /// doorbells of an [`AddressSpace`](super::space::AddressSpace) are saved
     /// [with it](super::space::AddressSpace::save).
     ///
@@ -214,10 +214,10 @@ impl Table {
     /// assert!(table.write(Bus::Mmio, 0xf000_1000, &7_u32.to_ne_bytes()));
     ///
     /// let state = table.save(|_| 0);
-    /// let counts = [kick.count()];
+    /// let event = kick.save();
     ///
     /// // On the other side, with what was read from the snapshot.
-    /// let events = counts.map(|count| Arc::new(Event::new(count)));
+    /// let events = [Arc::new(Event::restore(&event)?)];
     /// let table = Table::new();
     /// let registrations = table.restore(&state, |number| Some((&events[number as usize]).into()))?;
     /// let doorbell = registrations[0].doorbell();

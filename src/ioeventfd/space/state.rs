@@ -116,15 +116,15 @@ impl AddressSpace {
     /// The regions, their doorbells, and what the targets keep, as plain data. `name` gives the VMM's number for each
     /// event. An open transaction's changes are in it.
     ///
-    /// The counts of the events are the VMM's to save, and what listeners have of them is moved there by
-    /// [`drain`](Self::drain). A snapshot of a virtual machine is taken in this order:
+    /// The events themselves are saved by [`Event::save`](crate::Event::save), after the kicks that listeners keep were
+    /// moved to them by [`drain`](Self::drain). A snapshot of a virtual machine is taken in this order:
     ///
     /// 1. every vCPU is paused: out of `KVM_RUN`, and with a write that has exited offered to [`write`](Self::write);
     /// 2. the devices are paused: no thread reads the events any more;
     /// 3. `drain`;
-    /// 4. `save`, and the count of each event.
+    /// 4. `save`, and [`Event::save`](crate::Event::save) of each event.
     ///
-    /// On the other side, the events are made with these counts, [`restore`](Self::restore) makes the regions, and the
+    /// On the other side, the events are restored first. [`restore`](Self::restore) then makes the regions, and the
     /// VMM adds its listeners, before or after that.
     ///
     /// `name` may be called several times for an event.
@@ -144,10 +144,10 @@ impl AddressSpace {
     /// // The VMM has one event, number 0; and its device keeps the number of its region.
     /// space.drain();
     /// let state = space.save(|_| 0);
-    /// let (counts, bar) = ([kick.count()], bar.id());
+    /// let (event, bar) = (kick.save(), bar.id());
     ///
     /// // On the other side:
-    /// let events = counts.map(|count| Arc::new(Event::new(count)));
+    /// let events = [Arc::new(Event::restore(&event)?)];
     /// let space = AddressSpace::new();
     /// let (regions, report) = space.restore(&state, |number| Some((&events[number as usize]).into()))?;
     /// assert!(report.is_clean());
