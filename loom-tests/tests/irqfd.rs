@@ -224,7 +224,7 @@ fn signal_and_deassign_with_a_count() {
 }
 
 /// A signal that a mask keeps back is given back to the event whose irqfd goes. It is not pending for the next user of
-/// the GSI, who may come at the same time, and does not take that one's along.
+/// the GSI. That one may come at the same time, and its own signal stays pending.
 #[test]
 fn deassign_of_a_masked_one() {
     check("deassign_of_a_masked_one", Some(2), || {
@@ -516,7 +516,8 @@ fn signal_and_unmask_inside_a_call() {
     });
 }
 
-/// A level is taken back by a mask, if need be by who is raising it; and it is not stale that the guest sees after it.
+/// A mask takes a level back, if need be by the thread that is raising it. The level that the guest sees after the
+/// unmask is not stale.
 #[test]
 fn level_and_mask() {
     check("level_and_mask", Some(3), || {

@@ -28,7 +28,7 @@ const GSI: u32 = 3;
 #[derive(Default)]
 pub struct Vm(std::sync::atomic::AtomicU32);
 
-/// A semaphore that nobody sleeps on.
+/// A semaphore on which no thread sleeps.
 pub struct EventFd(Mutex<Semaphore>);
 
 #[derive(Default)]

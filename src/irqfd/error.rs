@@ -162,6 +162,18 @@ impl From<RouteError> for io::Error {
     }
 }
 
+impl From<RestoreError> for io::Error {
+    /// `EBUSY` for a router in use, and `EINVAL` for a state that cannot be restored anywhere.
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Version(_) | RestoreError::Event(_) => Errno::Invalid.into(),
+            RestoreError::InUse => Errno::Busy.into(),
+            RestoreError::Routes(error) => error.into(),
+            RestoreError::Irqfd { error, .. } => error.into(),
+        }
+    }
+}
+
 impl From<RoutingError> for io::Error {
     fn from(error: RoutingError) -> Self {
         match error {

@@ -1,8 +1,8 @@
 //! The lines of a router, by GSI.
 //!
-//! A line that has been made stays, so the lines need no snapshots: they are a tree that only grows. A lookup takes no
-//! lock, and making a line waits for nobody. The path to a line are the digits of its GSI, lowest first, which spreads
-//! GSIs that follow one another; it ends at the first node that was free when the line was made.
+//! A line stays once it has been made, so the lines need no snapshots: they are a tree that only grows. A lookup takes
+//! no lock, and making a line does not wait. The digits of a GSI, lowest first, are the path to its line, so that GSIs
+//! that follow one another are spread. The path ends at the first node that was free when the line was made.
 
 use super::line::IrqLine;
 use crate::sync::lazy::Lazy;
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// Every GSI has a line of its own, which is found again, and no line is found that nobody made.
+    /// Every GSI has a line of its own, which is found again. A line that has not been made is not found.
     #[test]
     fn each_has_its_own() {
         let lines = LineTree::new();

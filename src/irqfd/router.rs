@@ -239,7 +239,7 @@ impl Router {
         );
         begin(&injector);
         let in_observation = Arc::downgrade(&injector);
-        // The observation has the last handle when somebody can drop it.
+        // So that the observation has the last handle by the time at which another thread can drop it.
         drop(injector);
         self.lock().insert(
             key(&event),
@@ -504,7 +504,7 @@ impl Router {
 
     /// Whether the line of `gsi` is up at its pin, as the sink has been told last. The value may be stale.
     ///
-    /// It is not, whoever [holds it up](Self::is_asserted), while it is masked or has no route to a pin.
+    /// It is not up while it is masked or has no route to a pin, even if something [holds it up](Self::is_asserted).
     #[must_use]
     pub fn level(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);

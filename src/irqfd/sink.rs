@@ -75,7 +75,8 @@ pub trait InterruptSink: Send + Sync {
     }
 
     /// Waits until the guest's interrupt controllers have everything that the sink was told before, for a sink that
-    /// hands it on to somebody else who carries it out later. [`Router::save`] and [`Router::restore`] call this.
+    /// hands it on to another thread or process, which carries it out later. [`Router::save`] and [`Router::restore`]
+    /// call this.
     ///
     /// [`Router::save`]: super::Router::save
     /// [`Router::restore`]: super::Router::restore

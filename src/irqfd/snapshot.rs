@@ -212,7 +212,7 @@ impl Router {
     }
 }
 
-/// Lines that are masked for the time of a restore, and no more if that fails.
+/// Lines that are masked during a restore, and are unmasked if the restore fails.
 struct Masked<'a> {
     router: &'a Router,
     gsis: Vec<u32>,

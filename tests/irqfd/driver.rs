@@ -1,4 +1,4 @@
-//! Who drives a line: whoever asks for something first, until another thread relieves it or nothing is left to do.
+//! Drivers of a line: the thread that makes a request first drives, until another thread relieves it or nothing is due.
 
 use super::watchdog::limit;
 use doorbell::irqfd::{Eoi, InterruptSink, MsiMessage, Router, Routes};
@@ -73,7 +73,7 @@ fn router() -> (Router, Arc<Sink>, Irqfd) {
     (router, sink, irqfd)
 }
 
-/// The line can be used, and nobody drives it.
+/// The line can be used, and no thread drives it.
 fn assert_usable(router: &Router, sink: &Sink) {
     sink.over.store(true, SeqCst);
     for level in [false, true, false] {
@@ -83,8 +83,8 @@ fn assert_usable(router: &Router, sink: &Sink) {
     assert_eq!(sink.raised_by().pop(), Some(thread::current().id()));
 }
 
-/// What is asked of a line while a call is under way is done by the thread that is in the call. Who asks waits for no
-/// more than a moment, be it that the driver would like to be relieved.
+/// A request that is made while a call is under way is carried out by the thread that is in the call. The thread that
+/// makes the request waits for a moment at most, even if the driver asks to be relieved.
 #[test]
 fn requests_are_left_to_the_driver() {
     for at in [1, 10, 17, 18, 30] {
@@ -150,7 +150,7 @@ fn a_driver_is_relieved_after_sixteen_turns() {
                     router.set_level(PIN, true);
                     while !sink.over.load(SeqCst) {
                         sink.ack();
-                        // Whoever was asked, or has been relieved, has left the line to somebody.
+                        // The request, or the relief, has left the line to another thread.
                         let before = sink.times();
                         while sink.times() == before && !sink.over.load(SeqCst) {
                             thread::yield_now();

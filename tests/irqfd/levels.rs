@@ -47,9 +47,9 @@ fn beside_others() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
     router.set_level(PIN, false);
     drop(irqfd);
-    // The end of the last resampling irqfd looks who else holds the line up.
+    // The end of the last resampling irqfd lowers the line, and raises it again if a level source holds it up.
     assert_eq!(log.take(), [down(PIN, PIN), up(PIN, PIN)]);
-    // Who says "down" has not said so for others.
+    // A holder lets go for itself alone.
     router.set_level(PIN, false);
     assert_eq!(log.take(), []);
     source.set_level(false);
@@ -68,7 +68,7 @@ fn across_masks_routes_and_acks() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
     router.set_route(PIN, Some(Route::Pin(30))).unwrap();
     assert_eq!(log.take(), [down(PIN, PIN), up(PIN, 30)]);
-    // No resampling irqfd: an ack is for nobody.
+    // Without a resampling irqfd, an ack does nothing.
     router.ack(PIN);
     assert_eq!(log.take(), []);
     let (event, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
@@ -97,7 +97,7 @@ fn across_masks_routes_and_acks() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
 }
 
-/// A device that is unplugged lets go, and no more than that; the line keeps its router.
+/// A device that is unplugged lets go of its line, for itself alone. A level source keeps the line when the router goes.
 #[test]
 fn a_drop_lets_go() {
     let (router, log) = router();

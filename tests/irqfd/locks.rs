@@ -121,7 +121,7 @@ fn call_under_lock(name: &'static str, call: fn(&Machine) -> Kept) {
     }
 }
 
-/// Calls that wait for nobody.
+/// Calls that do not wait.
 macro_rules! under_lock {
     ($($name:ident: |$machine:ident| $call:expr;)*) => {
         $(#[test]

@@ -250,7 +250,7 @@ fn a_reader_asleep_finds_nothing() {
     }
 }
 
-/// An irqfd takes one unit of a semaphore. Whoever sleeps for what it leaves is woken, though the sink may panic.
+/// An irqfd takes one unit of a semaphore. A thread that sleeps for the rest is woken, even if the sink panics.
 #[test]
 fn a_reader_asleep_gets_what_is_left() {
     struct Panics;
@@ -714,7 +714,7 @@ fn the_router_goes() {
         .assign_with_resample(&b, PIN, event())
         .unwrap()
         .keep();
-    // Whoever has an irqfd has the router.
+    // An irqfd keeps the router.
     let irqfd = router.assign(&c, PIN).unwrap();
     drop(router);
     c.signal();
@@ -1017,7 +1017,7 @@ fn the_sink_refuses() {
     let error = router.assign(&a, PIN).unwrap_err();
     assert!(matches!(error, AssignError::Refused(_)));
     assert_eq!(io::Error::from(error).kind(), ErrorKind::Unsupported);
-    // It is nobody's, then.
+    // The event is free then.
     drop(router.assign_with_resample(&a, PIN, event()).unwrap());
 
     struct OneRoute(AtomicU32);

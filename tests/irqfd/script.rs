@@ -140,7 +140,7 @@ impl Line {
     }
 }
 
-/// Who has an event.
+/// The irqfd of an event.
 #[derive(Clone, Debug)]
 struct Owner {
     machine: usize,
@@ -643,8 +643,8 @@ impl Player {
         }
         assert!(held.is_empty());
 
-        // Counters begin again, the sinks are told again of what is up, and resample events are signalled in the order of
-        // the irqfds' events.
+        // Counters begin again, the sinks are told again of what is up, and resample events are signalled in the order
+        // of the irqfds' events.
         let Model {
             machines, owners, ..
         } = &mut self.model;

@@ -9,7 +9,7 @@ use doorbell::irqfd::{
 };
 use doorbell::state::VERSION;
 use doorbell::{Event, Mode};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -585,14 +585,14 @@ fn refusals() {
 
         fn set_routes(&self, _: &Routes, _: &[RouteChange]) -> io::Result<()> {
             match self.routes.load(Ordering::Relaxed) {
-                true => Err(io::ErrorKind::Unsupported.into()),
+                true => Err(ErrorKind::Unsupported.into()),
                 false => Ok(()),
             }
         }
 
         fn connect(&self, line: Eoi, _: bool) -> io::Result<()> {
             match line.gsi() == self.irqfds.load(Ordering::Relaxed) {
-                true => Err(io::ErrorKind::Unsupported.into()),
+                true => Err(ErrorKind::Unsupported.into()),
                 false => Ok(()),
             }
         }
@@ -664,6 +664,16 @@ fn refusals() {
         let error = router.restore(&state, find(&events)).unwrap_err();
         assert!(is(&error), "{number}: {error}");
         assert_ne!(error.to_string(), "");
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let kind = io::Error::from(error).kind();
+        let expected = match number {
+            0 => (true, ErrorKind::InvalidInput),
+            1 | 2 => (false, ErrorKind::InvalidInput),
+            3 => (true, ErrorKind::InvalidInput),
+            4 | 5 => (true, ErrorKind::Unsupported),
+            _ => (true, ErrorKind::ResourceBusy),
+        };
+        assert_eq!((source.is_some(), kind), expected, "{number}");
         // Nothing is left of it, and the router can be used.
         assert_eq!(router.save(|_| 0), RouterState::default(), "{number}");
         assert_eq!(sink.log.take(), [], "{number}");
@@ -680,4 +690,5 @@ fn refusals() {
         .restore(&state, find(&machine.events))
         .unwrap_err();
     assert!(matches!(error, RestoreError::InUse), "{error}");
+    assert_eq!(io::Error::from(error).kind(), ErrorKind::ResourceBusy);
 }

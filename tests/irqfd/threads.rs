@@ -40,7 +40,7 @@ impl InterruptSink for Controller {
 
     fn signal_msi(&self, _: u32, message: MsiMessage) {
         self.data.store(message.data, Ordering::Relaxed);
-        // Release: who sees the number sees the message.
+        // Release: a thread that sees the number sees the message.
         self.messages.fetch_add(1, Ordering::Release);
     }
 }
@@ -534,8 +534,8 @@ impl InterruptSink for Busy {
     }
 }
 
-/// A busy line has the worker pulse it once, and then the other lines; and whoever waits for the worker does not wait
-/// for the line to be quiet.
+/// The worker pulses a busy line once, and then the other lines. A thread that waits for the worker does not wait for
+/// the line to be quiet.
 #[test]
 fn a_busy_line_does_not_starve_the_worker() {
     let sink = Arc::new(Busy {

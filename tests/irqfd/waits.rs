@@ -1,5 +1,4 @@
-//! Inside a callback nobody waits: not for a router's worker either, which may be in the sink, and wait for the
-//! callback.
+//! Inside a callback no call waits, not even for a router's worker, which may be in the sink and wait for the callback.
 
 use super::watchdog;
 use doorbell::Event;
@@ -141,7 +140,7 @@ fn a_worker_waits_after_the_call() {
             drop(detached.lock().unwrap().take());
             done.send(()).unwrap();
         });
-        // The routes have been set: from here on, who waits waits for this.
+        // The routes have been set. From here on, calls that wait for callbacks wait for this one.
         let trigger = event();
         let (entered, is_inside) = channel();
         let (leave, left) = channel::<()>();

@@ -43,7 +43,7 @@ fn event() -> Arc<Event> {
     Arc::new(Event::new(0))
 }
 
-/// A sink that may sleep is not called by who signals, also for a message.
+/// A sink that may sleep is not called on the thread that signals, not even for a message.
 #[test]
 fn messages_are_handed_over() {
     let (router, sink) = router();
@@ -116,7 +116,7 @@ fn nothing_is_left_undone() {
     struct Slow(AtomicBool);
     impl InterruptSink for Slow {
         fn set_level(&self, _: u32, _: u32, level: bool) {
-            // Whoever does not wait is back by then.
+            // A call that does not wait has returned by then.
             thread::sleep(Duration::from_millis(20));
             self.0.store(level, SeqCst);
         }

@@ -176,7 +176,7 @@ fn a_level_outlives_resampling_irqfds() {
             assert!(up(&ours));
             drop(device);
             assert!(up(&ours), "{injection:?}");
-            // By KVM_IRQ_LINE, and there is one who is told of ends of interrupts again.
+            // It is up by KVM_IRQ_LINE. Now there is an irqfd again that is told of ends of interrupt.
             let device = Device::new(&router, LEVEL_GSI);
             assert!(up(&ours));
             router.set_level(LEVEL_GSI, false);
@@ -190,8 +190,8 @@ fn a_level_outlives_resampling_irqfds() {
     }
 }
 
-/// What the last resampling irqfd has asserted is down when the call returns that ends it. Not before the router says
-/// so: somebody else may hold the line up.
+/// When the call returns that ends the last resampling irqfd, the line that it has asserted is down. It goes down when
+/// the router says so, because the line may be held up otherwise.
 #[test]
 fn the_end_of_the_last_resampling_irqfd() {
     for injection in BOTH {
@@ -359,7 +359,7 @@ fn go_first() {
 /// KVM leaves a message to all APICs to a worker, which would find no route any more, or another one.
 #[test]
 fn a_deassign_waits_for_kvms_worker() {
-    // On a thread that is nobody's afterwards.
+    // On a thread of its own, which ends with the test.
     let test = thread::spawn(|| {
         for injection in BOTH {
             let Some(vm) = machine() else { return };
@@ -384,8 +384,8 @@ fn a_deassign_waits_for_kvms_worker() {
     test.join().unwrap();
 }
 
-/// A vector that the guest has not programmed yet, or has got wrong, is what KVM makes of it: no more is left out than
-/// KVM leaves out.
+/// A vector that the guest has not programmed yet, or has programmed wrongly, is sent as KVM sends it. Only what KVM
+/// drops is dropped.
 #[test]
 fn odd_messages_are_sent_as_kvm_sends_them() {
     let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();

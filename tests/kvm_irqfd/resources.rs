@@ -123,8 +123,8 @@ fn lines_leave_the_epoll() {
     });
 }
 
-/// What a sink opens is not for the programs that the VMM starts, and nobody who reads or writes there is made to wait.
-/// What was written to an irqfd of KVM's too late is taken back by who wrote it, so a read takes one.
+/// The descriptors of a sink are closed in programs that the VMM executes, and reads and writes there do not block. A
+/// thread that has written to an irqfd of KVM's too late takes that back, so a read takes one.
 #[test]
 fn how_descriptors_are_opened() {
     child::alone("resources::how_descriptors_are_opened", || {

@@ -72,8 +72,8 @@ fn guest() -> Option<Vm> {
     Some(machine)
 }
 
-/// How many interrupts the guest takes, and how many ends KVM tells of, until there are no more. Tells the router of
-/// them.
+/// Runs the guest until there are no interrupts, and tells the router of their ends. Returns how many interrupts the
+/// guest has taken, and of how many ends KVM has told.
 fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
     let (mut taken, mut ended, mut idle) = (0, 0, 0);
     while idle < 3 {
