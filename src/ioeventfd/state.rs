@@ -195,8 +195,8 @@ impl Table {
     /// The doorbells, and what their targets keep, as plain data. `name` gives the VMM's number for each event.
     ///
     /// What is in the table is saved, and what the targets keep a moment later: the vCPUs and the devices are paused
-    /// meanwhile, so that nothing is written or taken in between. The events themselves are saved by [`Event::save`](crate::Event::save). The
-    /// doorbells of an [`AddressSpace`](super::space::AddressSpace) are saved
+    /// meanwhile, so that nothing is written or taken in between. The events themselves are saved by
+    /// [`Event::save`](crate::Event::save). The doorbells of an [`AddressSpace`](super::space::AddressSpace) are saved
     /// [with it](super::space::AddressSpace::save).
     ///
     /// `name` may be called several times for an event.
