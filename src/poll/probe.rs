@@ -1,8 +1,8 @@
-/// Tells of a source whether it has something to do, without a system call: by a look at memory that the other side
-/// writes to, such as the available ring of a virtqueue.
+/// Tells whether a source has something to do, without a system call: by a look at memory that the other side writes,
+/// such as the available ring of a virtqueue.
 ///
-/// A poller keeps the notifications of a source with a probe turned off while it looks itself, and turned on while it
-/// sleeps. What the three calls are for, in terms of a split virtqueue (virtio 1.2, 2.7.7 and 2.7.10):
+/// If a source has a probe, a poller turns the source's notifications off while it looks itself, and on while it
+/// sleeps. The three calls, in terms of a split virtqueue (virtio 1.2, 2.7.7 and 2.7.10):
 ///
 /// | | when | what a device does |
 /// |---|---|---|
@@ -10,10 +10,10 @@
 /// | [`begin`](Self::begin) | polling begins | sets `VRING_USED_F_NO_NOTIFY`; with `EVENT_IDX` leaves `avail_event` as it is |
 /// | [`end`](Self::end) | a thread is about to sleep | clears the flag, or sets `avail_event`; then a full fence; then looks once more |
 ///
-/// The fence in `end` is half of a handshake. The driver has the other half: it publishes a request, then makes a full
-/// fence, then looks whether it is to notify. Of the two looks, one at least sees what the other side has written: so
-/// the device finds the request, or the driver notifies. Without the fence, the device may go to sleep with a request
-/// in the ring and no notification on the way.
+/// The fence in `end` is half of a handshake. The driver has the other half: it publishes a request, executes a full
+/// fence, and then looks whether to notify. At least one of the two looks sees what the other side has written. So the
+/// device finds the request, or the driver notifies. Without the fence, the device may go to sleep with a request in
+/// the ring and no notification on the way.
 ///
 /// ```text
 ///     driver                                  poller
@@ -23,13 +23,13 @@
 ///                                             4  sleep
 /// ```
 ///
-/// The poller makes the calls one at a time, on whatever thread waits. It holds a lock during a call, so the calls
-/// should be short: one that blocks holds up the other threads that wait, and whoever adds or deletes a probe. They
-/// must not call the poller.
+/// The poller makes the calls one at a time, on any thread that waits. It holds a lock during a call, so the calls
+/// should be short. A call that blocks holds up the other threads that wait, and threads that add or delete probes. A
+/// probe must not call the poller.
 ///
-/// A call that panics ends the [`wait`](super::Poller::wait) that made it with that panic. The other sources are told
+/// If a call panics, the [`wait`](super::Poller::wait) that made it panics. The calls of the other probes are made
 /// nevertheless. The poller does not know then whether notifications are on, so it makes its calls again, and no thread
-/// sleeps before one of `end` has returned; a probe that always panics in `end` makes each `wait` panic until it is
+/// sleeps before a call of `end` has returned. A probe that always panics in `end` makes each `wait` panic until it is
 /// [deleted](super::Poller::delete).
 ///
 /// ```
@@ -52,7 +52,7 @@
 ///
 /// impl Probe for Device {
 ///     fn ready(&mut self) -> bool {
-///         // Acquire: who is told to look at the request sees the request.
+///         // Acquire: a thread that is told to look at the request sees the request.
 ///         self.ring.available.load(Ordering::Acquire) != self.taken.load(Ordering::Relaxed)
 ///     }
 ///
@@ -73,16 +73,16 @@
 /// # assert!(device.end());
 /// ```
 pub trait Probe: Send {
-    /// Whether there is something to do. Asked in a loop, so it should cost little more than a load. A device is told
-    /// to look at its source when this is true, so the load must acquire what it finds there.
+    /// Whether there is something to do. The poller calls this in a loop, so it should cost little more than a load.
+    /// When it is true, the device looks at its source, so the load must acquire what the device finds there.
     fn ready(&mut self) -> bool;
 
-    /// Polling begins: the other side need not notify any more. It may go on doing so.
+    /// Polling begins: the other side need not notify any more. It may go on notifying.
     fn begin(&mut self) {}
 
-    /// Polling is over: from now on, the other side has to notify of what it does. Then looks once more, and returns
-    /// whether there is something to do.
+    /// Polling ends: from now on, the other side has to notify. Afterwards this looks once more, and returns whether
+    /// there is something to do. If there is, the thread does not sleep.
     ///
-    /// Notifications count as turned on when the probe is added. If this finds something, the thread does not sleep.
+    /// Notifications must be on when the probe is added.
     fn end(&mut self) -> bool;
 }

@@ -1,4 +1,4 @@
-//! The probes of a poller, and the hot ones among them: those that are asked while a thread is awake.
+//! The probes of a poller, and the hot set among them: the probes that a thread asks while it is awake.
 //!
 //! ```text
 //!              a kick is reported: begin
@@ -7,13 +7,14 @@
 //!       └── end: before a sleep, or idle for long
 //! ```
 //!
-//! What was hot before a sleep gets hot again with the first report of any probe's source: the queues of a device are
-//! often used in turn, and a poller that asks only the one that woke it would not find that asking pays. A source that
-//! has found nothing in [`MOST_RESTS`] such times waits for a report of its own.
+//! A source that was hot before a sleep is *warm* afterwards: it gets hot again with the first report of any source
+//! that has a probe. The reason is that the queues of a device are often used in turn, and asking only the queue that
+//! woke the thread would not pay. A source that was not ready in [`MOST_RESTS`] of these times waits for a report of
+//! its own.
 //!
-//! A cold source costs nothing: its notifications are on. The notifications of a hot one may be off, so somebody has to
-//! ask it. A thread that is out of `wait` and works does not ask; a thread that sleeps does not ask either. So a source
-//! may be hot without anybody who asks only as long as no thread sleeps:
+//! A cold source costs nothing: its notifications are on. The notifications of a hot source may be off, so a thread has
+//! to ask its probe. A thread that is outside of `wait` does not ask, nor does a thread that sleeps. So a source may be
+//! hot while no thread asks only as long as no thread sleeps:
 //!
 //! ```text
 //!     thread about to sleep                   thread that stops asking, or reports
@@ -22,14 +23,14 @@
 //!              no: end all; found?  stay            wake one of them for what is left over
 //! ```
 //!
-//! The lock orders the two: if the first thread has it first, the second finds the first among the waiters; else the
-//! first finds that nobody asks.
+//! The lock orders the two. If the first thread takes it first, the second finds the first among the waiters. Otherwise
+//! the first finds that no thread asks.
 //!
 //! A source is cold when it is attached, unless it is ready: its notifications are on, so the first kick tells of it.
 //!
-//! A probe may panic. The source then stays hot, and is told again, since nobody knows whether its notifications are
-//! on; the others are told nevertheless. The thread passes the panic on to the caller of `wait` instead of sleeping,
-//! and wakes another that sleeps: that one ends what is hot itself, in step 2.
+//! A probe may panic. Whether its notifications are on is then unknown, so the source stays hot, and the call is made
+//! again later. The calls of the other probes are made nevertheless. The thread passes the panic on to the caller of
+//! `wait` instead of sleeping, and wakes a thread that sleeps, which ends the hot sources itself, in step 2.
 
 use super::events::{self, Events};
 use super::probe::Probe;
@@ -43,7 +44,7 @@ use std::ptr;
 use std::sync::PoisonError;
 
 pub(super) struct Probes {
-    /// How many there are.
+    /// How many probes there are.
     number: AtomicUsize,
     table: Mutex<Table>,
 }
@@ -55,47 +56,47 @@ struct Table {
     by_key: BTreeMap<usize, usize>,
     vacant: Vec<usize>,
     hot: Vec<usize>,
-    /// Those that have got cold, to get hot with the first report after a sleep.
+    /// Sources that have got cold, and get hot with the first report after a sleep.
     warm: Vec<usize>,
-    /// A thread has fallen asleep since those were last made hot.
+    /// A thread has fallen asleep since the warm sources last got hot.
     slept: bool,
-    /// Where to begin among the hot ones, so that each has its turn in a small buffer.
+    /// The index in `hot` to begin with, so that each source has its turn in a small buffer.
     first: usize,
-    /// How often all have been asked.
+    /// How often all hot sources have been asked.
     rounds: u32,
-    /// A thread asks all the time.
+    /// A thread in its window asks all the time.
     asking: bool,
 }
 
 struct Source {
     key: usize,
     probe: Box<dyn Probe>,
-    /// Nothing else tells of it, so it is always hot.
+    /// It has nothing but its probe, so it is always hot.
     alone: bool,
     hot: bool,
     /// Polling has begun, or may have.
     begun: bool,
-    /// For how many rounds it has not been ready.
+    /// How many rounds in a row it has not been ready.
     idle: u32,
-    /// How often it has got cold since it was ready.
+    /// How often it has got cold since it was last ready.
     rests: u32,
-    /// It stands among the warm ones, be it hot by now.
+    /// It is in `warm`, even if it has become hot since.
     warm: bool,
 }
 
-/// Each time that all have been asked so often, those that have been asked as often in vain get cold: after up to twice
-/// as many looks, therefore. That takes some 100 µs of nothing but asking.
+/// After each so many rounds, the sources that were not ready in any of them get cold. So a source gets cold after up
+/// to twice as many looks, which take some 100 µs if the thread does nothing else.
 const MOST_IDLE: u32 = 1024;
 
-/// A source that has got cold so often, with nothing found in between, is not warm any more.
+/// A source that has got cold this often without being ready in between is no longer warm.
 const MOST_RESTS: u32 = 16;
 
 const_thread_local! {
-    /// The probes that this thread has locked.
+    /// The `Probes` that this thread has locked.
     static LOCKED: Cell<*const Probes> = { Cell::new(ptr::null()) };
 }
 
-/// The lock, and the note that this thread has it.
+/// The lock, recorded in [`LOCKED`].
 pub(super) struct Locked<'a> {
     probes: &'a Probes,
     table: MutexGuard<'a, Table>,
@@ -108,11 +109,11 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// Who asks all the time while a thread looks.
+/// Which thread asks the hot probes during a window.
 pub(super) enum Asker<'a> {
-    /// Nobody: there is nothing to be asked.
+    /// No thread: there is no hot probe.
     Nobody,
-    /// The thread that wanted to know, until this goes.
+    /// The caller, until this is dropped.
     ThisThread(Asking<'a>),
     Another,
 }
@@ -125,10 +126,10 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// A probe that is no longer among them, to be dropped outside the locks.
+/// A probe that has been removed, to be dropped outside the locks.
 pub(super) struct Deleted {
     probe: Box<dyn Probe>,
-    /// What its last call has panicked with.
+    /// The panic of its last call, if any.
     pub(super) panicked: Option<Payload>,
 }
 
@@ -140,7 +141,7 @@ impl Probes {
         }
     }
 
-    /// Whether there are any. With a [`DEKKER`] load: whoever adds one looks for sleepers afterwards.
+    /// Whether there are probes. With a [`DEKKER`] load: a thread that adds one looks for sleepers afterwards.
     pub(super) fn any(&self) -> bool {
         self.number.load(DEKKER) != 0
     }
@@ -163,7 +164,7 @@ impl Probes {
         self.any().then(|| self.lock())
     }
 
-    /// Turns all notifications on and drops the probes. One that panics keeps no other from its end.
+    /// Turns all notifications on and drops the probes. If one panics, the others are ended nevertheless.
     pub(super) fn clear(&self) -> Result<(), Payload> {
         let mut first = None;
         let Some(mut locked) = self.lock_if_any() else {
@@ -179,19 +180,19 @@ impl Probes {
         first.map_or(Ok(()), Err)
     }
 
-    /// Asks the hot ones once, and reports those that are ready, as far as there is room.
+    /// Asks the hot probes once, and reports the sources that are ready, as far as there is room.
     pub(super) fn ask(&self, events: &mut Events) {
         self.lock().run(|table| table.ask(events));
     }
 
-    /// The same, unless the lock is taken.
+    /// As [`ask`](Self::ask), unless the lock is taken.
     pub(super) fn try_ask(&self, events: &mut Events) {
         if let Ok(table) = self.table.try_lock() {
             self.note(table).run(|table| table.ask(events));
         }
     }
 
-    /// Begins to ask all the time, unless another thread does, or there are none to be asked.
+    /// Called at the beginning of a window: this thread asks from now on, unless another does, or no probe is hot.
     pub(super) fn begin_asking(&self) -> Asker<'_> {
         let Some(locked) = self.lock_if_any() else {
             return Asker::Nobody;
@@ -203,15 +204,15 @@ impl Probes {
             if table.hot.is_empty() {
                 return Asker::Nobody;
             }
-            // Which may panic. Then this thread does not ask.
+            // If this panics, this thread does not ask.
             table.begin();
             table.asking = true;
             Asker::ThisThread(Asking(self))
         })
     }
 
-    /// For a thread that is about to sleep and stands among the waiters: has the other side notify from now on, and
-    /// reports what has come until then. If a probe panics, the thread must not sleep.
+    /// Called by a thread that is about to sleep and stands among the waiters: turns notifications on, and reports what
+    /// has come until then. If a probe panics, the thread must not sleep.
     pub(super) fn rest(&self, events: &mut Events) -> Result<(), Payload> {
         let mut locked = self.lock();
         if locked.table.asking {
@@ -220,10 +221,10 @@ impl Probes {
         locked.table.end(events).map(drop)
     }
 
-    /// For a thread that is about to report: what is reported gets hot, unless `others_sleep` (asked under the lock).
-    /// Then all get cold. Returns whether something was found that has no room in the report.
+    /// Called by a thread that is about to report: the reported sources get hot. If `others_sleep`, which is called
+    /// under the lock, all sources get cold instead. Returns whether a source is ready that has no room in the report.
     ///
-    /// If a probe panics, so does this, and another thread is to be woken.
+    /// If a probe panics, so does this, and the caller wakes another thread.
     pub(super) fn report(&self, events: &mut Events, others_sleep: impl FnOnce() -> bool) -> bool {
         self.lock().run(|table| {
             for report in &*events {
@@ -237,7 +238,7 @@ impl Probes {
                 table.begin();
                 return false;
             }
-            // Those that were ready are to be asked again by whoever waits next, and so by who sleeps.
+            // Those that were ready stay hot, and the next thread that waits asks them, or the one that is woken.
             !table.asking
                 && table
                     .end(events)
@@ -247,14 +248,14 @@ impl Probes {
 }
 
 impl Locked<'_> {
-    /// A probe that panics does so outside the lock, which is not poisoned.
+    /// Passes a panic of a probe on outside the lock, so that the lock is not poisoned.
     fn run<T>(mut self, f: impl FnOnce(&mut Table) -> T) -> T {
         let result = panic::catch_unwind(AssertUnwindSafe(|| f(&mut self.table)));
         drop(self);
         result.unwrap_or_else(|payload| panic::resume_unwind(payload))
     }
 
-    /// Whether a probe is ready that is about to be added. If it panics, the lock is given back.
+    /// Asks a probe that is about to be added whether it is ready. If the probe panics, the lock is released first.
     pub(super) fn ask(self, probe: &mut impl Probe) -> (Self, bool) {
         let ready = panic::catch_unwind(AssertUnwindSafe(|| probe.ready()));
         match ready {
@@ -266,8 +267,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Adds one, its notifications turned on, under a key that has none; hot if it is `ready`, or nothing else tells of
-    /// it. The caller then wakes a thread for a hot one: one that sleeps has not asked it yet.
+    /// Adds a probe whose notifications are on, under a key that has none. It is hot if it is `ready`, or `alone`. The
+    /// caller then wakes a thread for a hot one, because a thread that sleeps has not asked it yet.
     pub(super) fn add(&mut self, key: usize, probe: Box<dyn Probe>, ready: bool, alone: bool) {
         let table = &mut *self.table;
         let slot = table.vacant.pop().unwrap_or_else(|| {
@@ -292,7 +293,7 @@ impl Locked<'_> {
         self.probes.number.fetch_add(1, DEKKER);
     }
 
-    /// Removes one, its notifications turned on.
+    /// Removes a probe, and turns its notifications on.
     pub(super) fn delete(&mut self, key: usize) -> Option<Deleted> {
         let table = &mut *self.table;
         let slot = table.by_key.remove(&key)?;
@@ -328,7 +329,7 @@ impl Table {
         }
     }
 
-    /// With the first report after a sleep, what was hot before it gets hot.
+    /// Makes the warm sources hot, at the first report after a sleep.
     fn heat_warm(&mut self) {
         if std::mem::take(&mut self.slept) {
             for slot in std::mem::take(&mut self.warm) {
@@ -338,7 +339,7 @@ impl Table {
         }
     }
 
-    /// Polling begins for all that are hot. If a probe panics, so does this: what has not begun by then notifies.
+    /// Calls `begin` of the hot probes that have not begun. If one panics, so does this; the rest go on notifying.
     fn begin(&mut self) {
         for index in 0..self.hot.len() {
             let source = self.source(self.hot[index]);
@@ -356,7 +357,7 @@ impl Table {
                 return;
             }
             let slot = (first + turn) % number;
-            // Whoever takes the last room is last the next time, and so is whoever panics: neither hides another.
+            // A source that takes the last room, or panics, is the last one in the next round, and so hides no other.
             self.first = slot + 1;
             let source = self.source(self.hot[slot]);
             if source.probe.ready() {
@@ -375,14 +376,14 @@ impl Table {
         }
     }
 
-    /// Before a sleep. Returns whether something was found that has no room.
+    /// Called before a sleep. Returns whether a source is ready that has no room in the report.
     fn end(&mut self, events: &mut Events) -> Result<bool, Payload> {
         self.slept = true;
         self.cool(events, |_| true)
     }
 
-    /// Turns notifications on for those that are `over`. They get cold, or warm, unless they are ready then. If probes
-    /// panic, the others get cold, and the first panic is returned.
+    /// Turns notifications on for the hot sources that are `over`. They get cold or warm, unless they are ready then.
+    /// If probes panic, the others get cold nevertheless, and the first panic is returned.
     fn cool(
         &mut self,
         events: &mut Events,

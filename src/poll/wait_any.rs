@@ -1,20 +1,20 @@
 //! Waiting until one of several events can be read.
 //!
-//! The kernel's counterpart is `poll(2)`, which puts the caller into the wait queue of each file. So does this: the
-//! caller stands at the `readers` of each event, as a blocking reader does, and sleeps on all of them at once.
+//! The kernel's counterpart is `poll(2)`, which puts the caller into the wait queue of each file. Likewise, the caller
+//! enters the `readers` of each event, as a blocking reader does, and sleeps on all of them at once.
 //!
 //! ```text
 //!     up to 128 events      enter each `Waiters`; announce at each; look; sleep in futex_waitv(2); leave each
 //!     more, or no waitv     join the line of wakers of each, to be unparked; look; sleep; leave each
 //! ```
 //!
-//! The trap is that a signal wakes one waiter, and this one takes nothing, nor is it told by which events it was
-//! woken. A reader of an event that is asleep beside it must not lose its wake-up by that. The rule for those who
-//! leave sees to it (`src/sync/waiters.rs`, step 7): at *every* event this thread leaves, it looks whether there is
-//! something to read, and if there is, wakes the next, be that a reader or another `wait_any`, which does the same. If
-//! it goes on sleeping instead, it announces everybody at every event anew and then looks.
+//! A signal wakes one waiter. This waiter takes nothing, and does not know which events it was woken by, so a reader
+//! that sleeps at the same event might lose its wake-up. The rule for waiters that leave prevents that
+//! (`src/sync/waiters.rs`, step 7): at *every* event that this thread leaves, it looks whether there is something to
+//! read, and if so wakes the next waiter, which is a reader or another `wait_any`, for which the same rule holds. If
+//! the thread goes on sleeping instead, it announces all waiters at every event again, and then looks.
 //!
-//! So that a batch wakes it once, it is known as a visitor at each event, see `src/event/visitor.rs`.
+//! Each event knows the thread as a visitor, so that a batch wakes it once, see `src/event/visitor.rs`.
 
 use crate::event::{Change, Event, Owner, WaitTicket};
 use crate::sync::limit::Limit;
@@ -28,19 +28,20 @@ use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Waits until at least one of the events can be read, or for `timeout`, and says which. It takes nothing from them.
+/// Waits until at least one of the events can be read, or for `timeout`, and says which. It reads none of them.
 ///
-/// This is `poll(2)` for `POLLIN`. It returns at once if there is something to read. Else it spins as a blocking call
-/// of the *first* event does (its [`Spin`](crate::Spin) policy), and then sleeps. `None` is a timeout. If others read
-/// too, what was found may be gone when the caller comes to read it, so use [`try_read`](Event::try_read).
+/// This is `poll(2)` for `POLLIN`. It returns at once if there is something to read. Otherwise it spins as a blocking
+/// call of the *first* event does (its [`Spin`](crate::Spin) policy), and then sleeps. It returns `None` after a
+/// timeout. If other threads read too, an event that was found may be empty when the caller reads it, so use
+/// [`try_read`](Event::try_read).
 ///
-/// An event that others block on may be waited for here at the same time: each signal wakes somebody who can go on,
-/// and `wait_any`, which takes nothing, wakes the next. (In the kernel a waiter with `EPOLLEXCLUSIVE` swallows that.)
-/// An event that was signalled and read by others in the meantime need not end the wait.
+/// Other threads may block on the same events: each signal wakes a thread that can go on, and a `wait_any` that is
+/// woken wakes the next. (In the kernel, a waiter with `EPOLLEXCLUSIVE` swallows the wake-up.) An event that was
+/// signalled and read by other threads in the meantime need not end the wait.
 ///
-/// Without a timeout, or with one too long for the clock, such as `Duration::MAX`, it waits for as long as it takes;
-/// with one of zero it looks once and never sleeps. Without events nothing will ever be ready: it sleeps for the
-/// timeout and returns `None`, at once if there is none. An event may stand in the list twice; then it is found twice.
+/// Without a timeout, or with one too long for the clock, such as `Duration::MAX`, it waits without a limit. With a
+/// timeout of zero it looks once and never sleeps. Without events it sleeps for the timeout and returns `None`; if
+/// there is no timeout either, it returns `None` at once. An event that is in the list twice is found twice.
 ///
 /// # Stopping many threads
 ///
@@ -81,9 +82,9 @@ use std::time::{Duration, Instant};
 ///
 /// # For how many events
 ///
-/// It keeps nothing from one call to the next. Each call looks at all events, and one that has to sleep enters and
-/// leaves each of them, so the cost grows with their number. Measured on a virtual machine with two CPUs, in parts of
-/// the time that an epoll over as many eventfds takes:
+/// Nothing is kept from one call to the next. Each call looks at all events, and a call that has to sleep enters and
+/// leaves each of them, so the cost grows with their number. Measured on a virtual machine with two CPUs, as a fraction
+/// of the time that an epoll over as many eventfds takes:
 ///
 /// | events | the last one is ready | round trip of two threads that sleep |
 /// |---|---|---|
@@ -93,8 +94,9 @@ use std::time::{Duration, Instant};
 /// | 128 | 0.5 | 1.1 to 1.5 |
 /// | 1,000 | 4 | 0.9 to 1.1 |
 ///
-/// So it suits up to some hundred events, and a list that is another one at each call. For more, or if the list stays
-/// the same, register the events once with a [`Poller`](crate::poll::Poller): there, what is not ready costs nothing.
+/// So it suits up to about a hundred events, and lists that change from call to call. For more events, or if the list
+/// stays the same, register the events once with a [`Poller`](crate::poll::Poller), where an event that is not ready
+/// costs nothing.
 ///
 /// ```
 /// use doorbell::Event;
@@ -119,7 +121,7 @@ pub fn wait_any<E: AsRef<Event>>(events: &[E], timeout: Option<Duration>) -> Opt
     find(events, Limit::of(timeout))
 }
 
-/// As [`wait_any`], up to a point in time. With one in the past it looks once.
+/// As [`wait_any`], up to a point in time. With a deadline in the past it looks once.
 #[must_use = "nothing is read from the events: the result says which of them are ready"]
 pub fn wait_any_deadline<E: AsRef<Event>>(events: &[E], deadline: Instant) -> Option<Ready<'_, E>> {
     find(events, Limit::Until(deadline))
@@ -127,14 +129,13 @@ pub fn wait_any_deadline<E: AsRef<Event>>(events: &[E], deadline: Instant) -> Op
 
 /// Which events can be read: their indices in the list that was waited for, in ascending order. Made by [`wait_any`].
 ///
-/// The first is the one that was found. Whether those after it are ready is looked up when they are asked for, so an
-/// event that becomes ready in the meantime may be among them, and a noisy event at the front of the list hides none
-/// behind it.
+/// The first is the one that was found. The iterator looks at the events after it when it comes to them, so events that
+/// become ready in the meantime may be among them, and a noisy event at the front of the list hides no other.
 pub struct Ready<'a, E> {
     events: &'a [E],
     /// Found and not yet returned.
     found: Option<usize>,
-    /// Where to look on.
+    /// The index of the next event to look at.
     next: usize,
 }
 
@@ -177,9 +178,9 @@ fn first_ready<E: AsRef<Event>>(events: &[E], start: usize) -> Option<usize> {
     Some(start + events[start..].iter().position(ready)?)
 }
 
-/// The same, after the announcement at all of them.
+/// As [`first_ready`], after the announcement at all events: `None` too if no event has signallers.
 fn first_ready_after_barrier<E: AsRef<Event>>(events: &[E]) -> Option<usize> {
-    // To hear those of one event is to hear all there are.
+    // The barrier for one event with signallers counts for all events.
     let heard = |event: &E| event.as_ref().hear_signallers();
     events.iter().any(heard).then(|| first_ready(events, 0))?
 }
@@ -192,7 +193,7 @@ fn wait<E: AsRef<Event>>(events: &[E], limit: Limit) -> Option<usize> {
         thread::sleep(deadline?.saturating_duration_since(Instant::now()));
         return None;
     };
-    // One event a look, in turns: a look must be short, however many events there are.
+    // One event in each look, in turns: a look must be short, however many events there are.
     let last_look = Cell::new(0);
     let ready = || {
         let index = last_look.get() + 1;
@@ -233,7 +234,7 @@ fn sleep_at_readers<E: AsRef<Event>>(
             break Ok(Some(found));
         }
         let outcome = sleep_at_all(events.iter().map(readers).zip(keys), deadline);
-        // Before announcing anew, as a reader does.
+        // Before the next announcement, as in `Waiters::wait`.
         for (event, key) in events.iter().zip(&mut keys) {
             *key = readers(event).generation();
         }
@@ -253,7 +254,7 @@ fn readers<E: AsRef<Event>>(event: &E) -> &Waiters {
     event.as_ref().waiters(Change::Signalled)
 }
 
-/// Sleeps as a task does, in the line of wakers of each event.
+/// Sleeps as a task does, in the list of wakers of each event.
 fn sleep_in_line<E: AsRef<Event>>(events: &[E], deadline: Option<Instant>) -> Option<usize> {
     let parker = Arc::new(Parker::new());
     let waker = Waker::from(Arc::clone(&parker));
