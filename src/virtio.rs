@@ -1,8 +1,8 @@
 //! Virtqueues that a poller polls: the split rings of the `virtio-queue` crate. With the feature `virtio-queue`.
 //!
-//! A device that sleeps between requests pays two wake-ups a request: its own, for which the driver kicks, and the
-//! driver's, which the device interrupts. The device's own can be had for a load instead, while requests come quickly:
-//! a [`Poller`](crate::poll::Poller) asks the available ring before it sleeps, and the driver is told not to kick.
+//! A device that sleeps between requests needs two wake-ups for each request: its own, for which the driver kicks, and
+//! the driver's, for which the device interrupts. While requests come quickly, a load can replace the device's wake-up:
+//! a [`Poller`](crate::poll::Poller) looks at the available ring before it sleeps, and tells the driver not to kick.
 //!
 //! ```text
 //!                      driver                               device, in Poller::wait and in PolledQueue::serve
@@ -30,28 +30,27 @@
 //! driver is awake, or sleeps on the device's own CPU, each interrupt before the end is one too many, and each question
 //! whether the driver wants one costs a tenth of a small request.
 //!
-//! [`complete`](PolledQueue::complete) therefore looks after 1, 2, 4, 8… requests of a batch at what the driver asks
-//! for (`used_event`, or `NO_INTERRUPT` in the flags of the available ring), and passes the full barrier that a sure
-//! answer takes only if the driver seems to want the interrupt. When such an interrupt has been made, the next
-//! [`pop`](PolledQueue::pop) looks whether the driver has asked anew by then. If so, the driver was awake or took the
-//! device's CPU, and from 1 to 64 batches go by without a look before their end, the more the more often that happens.
-//! [`finish`](PolledQueue::finish) gives the sure answer, once for all requests that are done; no interrupt is lost,
-//! whatever the looks before it have seen.
+//! So [`complete`](PolledQueue::complete) looks at what the driver asks for (`used_event`, or `NO_INTERRUPT` in the
+//! flags of the available ring) after 1, 2, 4, 8… requests of a batch. A reliable answer takes a full barrier, which
+//! `complete` executes only if the driver seems to want the interrupt. After such an interrupt, the next
+//! [`pop`](PolledQueue::pop) looks whether the driver has asked for another one by then. If so, the driver was awake or
+//! took the device's CPU, and the next 1 to 64 batches are looked into at their end only. The number doubles each time
+//! that this happens. [`finish`](PolledQueue::finish) gives the reliable answer, once for all requests that are done,
+//! so that no interrupt is lost, whatever the looks before it have seen.
 //!
-//! Devices with a rule of their own use [`add_used`](PolledQueue::add_used) and `finish` alone.
+//! Devices with a rule of their own use only [`add_used`](PolledQueue::add_used) and `finish`.
 //!
 //! # How to: a virtio device on doorbell
 //!
 //! 1. **One thread, one poller.** [`Spin::Adaptive`](crate::Spin::Adaptive) is how long it may look before it sleeps;
 //!    32 µs is QEMU's default. [`Spin::Never`](crate::Spin::Never) turns that off.
-//! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. An event of this process,
-//!    such as an [`ioeventfd`](crate::ioeventfd) table rings, is added likewise, by
-//!    [`Poller::add`](crate::poll::Poller::add).
-//! 3. **The probe** of the queue goes to the same key. From here on, the driver kicks only while the thread sleeps.
-//! 4. **A report** of the key means: serve the queue until there is nothing more.
-//! 5. **The call** is made where `serve` says so, and nowhere else.
-//! 6. **The end.** An event of its own ends the loop. When the front-end replaces the kick or stops the queue,
-//!    [`delete`](crate::poll::Poller::delete) the key, which ends the probe, before the descriptor is closed.
+//! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. Add an event of this
+//! process, such as one that an [`ioeventfd`](crate::ioeventfd) table rings, by
+//! [`Poller::add`](crate::poll::Poller::add), for edges too. 3. **The probe.** Attach the queue's probe to the same
+//! key. From here on, the driver kicks only while the thread sleeps. 4. **A report** of the key means: serve the queue
+//! until there is nothing more. 5. **The call.** Interrupt the driver where `serve` calls `interrupt`, and nowhere
+//! else. 6. **The end.** A separate event ends the loop. When the front-end replaces the kick or stops the queue,
+//! [`delete`](crate::poll::Poller::delete) the key, which ends the probe, before you close the descriptor.
 //!
 //! ```
 //! use doorbell::poll::{Events, Poller, Watch};

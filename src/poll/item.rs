@@ -134,7 +134,8 @@ impl Item {
         let before = self.state.swap(QUEUED | DELETED, Ordering::Acquire);
         let queued = before & QUEUED != 0;
         if !queued {
-            // SAFETY: the bit was clear, so it has been kept; who sets it takes it, and that is this thread.
+            // SAFETY: the bit was clear, so the count has been kept, and the thread that sets the bit takes it: this
+            // one.
             drop(unsafe { self.link.take() });
         }
         queued
@@ -148,7 +149,7 @@ impl Item {
     pub(super) fn enter_queue(&self) -> Option<Arc<Self>> {
         // AcqRel pairs with itself in `leave_queue`: the link is handed over with the bit.
         let before = self.state.fetch_or(QUEUED, Ordering::AcqRel);
-        // SAFETY: the bit was clear, so it has been kept; who sets it takes it, and that is this thread.
+        // SAFETY: the bit was clear, so the count has been kept, and the thread that sets the bit takes it: this one.
         (before & QUEUED == 0).then(|| unsafe { self.link.take() })
     }
 

@@ -627,7 +627,7 @@ impl Poller {
         };
         let asking = match self.probes.begin_asking() {
             Asker::ThisThread(asking) => Some(asking),
-            Asker::Nobody => None,
+            Asker::NoThread => None,
             // One is enough.
             Asker::Another => return Ok(Looked::Not),
         };

@@ -236,8 +236,8 @@ impl PollerFd {
         &self.poller
     }
 
-    /// Before the outer loop sleeps: looks whether something is ready or somebody has
-    /// [notified](Poller::notify), and arms the poller if not. Never waits, but for the poller's locks.
+    /// Before the outer loop sleeps: looks whether something is ready or a thread has called
+    /// [`notify`](Poller::notify), and arms the poller if not. Never waits, but for the poller's locks.
     ///
     /// * `true`: `events` is empty, and the loop may sleep. Whatever becomes ready from now on makes the descriptor
     ///   readable.

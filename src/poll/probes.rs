@@ -19,7 +19,7 @@
 //! ```text
 //!     thread about to sleep                   thread that stops asking, or reports
 //!     1  enter the waiters                    1  lock: asking = false
-//!     2  lock: asking?  yes: sleep            2  anybody among the waiters?  end all, and
+//!     2  lock: asking?  yes: sleep            2  any thread among the waiters?  end all, and
 //!              no: end all; found?  stay            wake one of them for what is left over
 //! ```
 //!
@@ -112,7 +112,7 @@ impl Drop for Locked<'_> {
 /// Which thread asks the hot probes during a window.
 pub(super) enum Asker<'a> {
     /// No thread: there is no hot probe.
-    Nobody,
+    NoThread,
     /// The caller, until this is dropped.
     ThisThread(Asking<'a>),
     Another,
@@ -195,14 +195,14 @@ impl Probes {
     /// Called at the beginning of a window: this thread asks from now on, unless another does, or no probe is hot.
     pub(super) fn begin_asking(&self) -> Asker<'_> {
         let Some(locked) = self.lock_if_any() else {
-            return Asker::Nobody;
+            return Asker::NoThread;
         };
         locked.run(|table| {
             if table.asking {
                 return Asker::Another;
             }
             if table.hot.is_empty() {
-                return Asker::Nobody;
+                return Asker::NoThread;
             }
             // If this panics, this thread does not ask.
             table.begin();

@@ -1,4 +1,4 @@
-//! Who sleeps, and has not yet heard that all were notified.
+//! The threads and outer loops that sleep, and those among them that have not yet heard that all were notified.
 //!
 //! A bell wakes one thread. A thread that was woken for a notification of all wakes the next when it leaves, as long as
 //! any are *late*: asleep since before that notification. If a thread that came later fell asleep beside them, it might
@@ -7,22 +7,22 @@
 /// Under the poller's lock.
 #[derive(Default)]
 pub(super) struct Sleepers {
-    /// How often all were notified. It wraps: nobody sleeps for so long.
+    /// How often all were notified. It may wrap: no thread sleeps through 2^32 notifications of all.
     round: u32,
-    /// How many have come since.
+    /// How many came after the last notification of all.
     on_time: usize,
-    /// How many came before, and are still there.
+    /// How many came before it, and have not left.
     late: usize,
 }
 
-/// Of one that sleeps: the round in which it came.
+/// What a sleeper keeps: the round in which it came.
 #[derive(Clone, Copy)]
 pub(super) struct Seat {
     round: u32,
 }
 
 impl Sleepers {
-    /// `None` if some are late.
+    /// `None` if some are late; then the caller must not sleep.
     pub(super) fn enter(&mut self) -> Option<Seat> {
         if self.are_late() {
             return None;

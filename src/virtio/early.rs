@@ -5,8 +5,8 @@
 //! requests by itself, and an interrupt is wasted. If the driver sleeps on the device's own CPU, it takes that CPU at
 //! once, and the device does the rest later. A driver that is awake or on the device's CPU has *heard* of the interrupt
 //! by the time the interrupt has been made: it has asked for the next one, or turned interrupts off. A driver that
-//! sleeps elsewhere cannot have done that yet. So where the driver has heard, the next batches are not looked into but
-//! at their end, the more of them the more often that happens.
+//! sleeps elsewhere cannot have done that yet. So if the driver has heard, the next batches are looked into at their
+//! end only. How many they are doubles each time that this happens.
 //!
 //! The looks come after 1, 2, 4, 8… requests of a batch. So they are few, and an interrupt that the driver has asked
 //! for comes before the batch has become twice as long.
@@ -16,9 +16,9 @@ const MOST_PATIENCE: u32 = 6;
 
 #[derive(Debug, Default)]
 pub(super) struct Early {
-    /// Completed in this batch.
+    /// How many requests of this batch are completed.
     completed: u32,
-    /// So many batches are not looked into, this one included.
+    /// How many batches are not looked into before their end, this one included.
     whole: u32,
     /// How many it will be after the next interrupt that is heard at once, as a power of two.
     patience: u32,
@@ -27,19 +27,19 @@ pub(super) struct Early {
 }
 
 impl Early {
-    /// One more is completed. Whether to look now.
+    /// Counts one more completed request. Returns whether to look now.
     #[inline(always)]
     pub(super) fn is_time(&mut self) -> bool {
         self.completed += 1;
         self.whole == 0 && self.completed.is_power_of_two()
     }
 
-    /// There is an interrupt to be made, for a driver that asks for `asked`.
+    /// Called before an interrupt, for a driver that asks for `asked`.
     pub(super) fn make(&mut self, asked: u16) {
         self.making = Some(asked);
     }
 
-    /// To be called when the interrupt has been made, with what the driver asks for now.
+    /// Called after the interrupt, with what the driver asks for now.
     #[inline(always)]
     pub(super) fn made(&mut self, asks: impl FnOnce() -> u16) {
         if let Some(asked) = self.making.take() {
@@ -49,7 +49,7 @@ impl Early {
 
     fn learn(&mut self, heard: bool) {
         if heard {
-            // And the rest of this batch.
+            // The rest of this batch included.
             self.whole = (1 << self.patience) + 1;
             self.patience = MOST_PATIENCE.min(self.patience + 1);
         } else {

@@ -8,7 +8,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, volatile_memory::PtrGuard};
 
 pub(super) struct GuestRings<M> {
-    /// Keeps mapped what `avail` points to.
+    /// Keeps the memory mapped to which `avail` points.
     pub(super) mem: M,
     /// The available ring with its `used_event`.
     avail: PtrGuard,
@@ -54,7 +54,7 @@ impl<M: Deref<Target: GuestMemoryBackend>> Words for GuestRings<M> {
         u16::from_le(word.load(order))
     }
 
-    /// By way of the memory's own store, which marks the page dirty where that is tracked.
+    /// A store of the memory's own, which marks the page dirty where that is tracked.
     fn store_used(&self, offset: usize, value: u16, order: Ordering) {
         let at = self.used.unchecked_add(offset as u64);
         let stored = self.mem.store(value.to_le(), at, order);

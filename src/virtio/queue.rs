@@ -12,8 +12,8 @@ use vm_memory::GuestMemoryBackend;
 
 /// A split virtqueue whose available ring a poller can poll.
 ///
-/// It owns the [`Queue`], so that the probe always knows how far the device is. `M` is what holds the guest memory,
-/// such as `Arc<GuestMemoryMmap>` or what `GuestMemoryAtomic::memory()` returns. When the memory map or the queue
+/// It owns the [`Queue`], so that the probe always knows how far the device is. `M` holds the guest memory, such as
+/// `Arc<GuestMemoryMmap>` or what `GuestMemoryAtomic::memory()` returns. When the memory map or the queue
 /// changes, take the queue back by [`into_queue`](Self::into_queue) and make another.
 ///
 /// ```
@@ -80,29 +80,29 @@ where
         })
     }
 
-    /// The poller's half. One poller should have it at a time.
+    /// The poller's half. Attach it to one poller at a time.
     pub fn probe(&self) -> QueueProbe<M> {
         QueueProbe {
             rings: Arc::clone(&self.rings),
         }
     }
 
-    /// The queue as it is.
+    /// The queue, to look at its state.
     #[must_use]
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Takes the queue back. A probe that is still there asks on, and finds what the driver makes available from now
-    /// on.
+    /// Takes the queue back. A probe that still exists goes on asking, and finds what the driver makes available from
+    /// now on.
     ///
     /// What was completed should be [finished](Self::finish) before: `needs_notification` of the queue answers for what
     /// is completed from now on.
     #[must_use]
     pub fn into_queue(self) -> Queue {
         let mut queue = self.queue;
-        // The queue has counted by itself what this has interrupted for; the question sets its count to 0. Without
-        // EVENT_IDX it has no use for it, and if its memory cannot be accessed, neither can the rings.
+        // The queue has counted the completed requests itself, and this question sets the count to 0. Without EVENT_IDX
+        // the queue does not use the count. If its memory cannot be accessed, the rings cannot be either.
         let _ = queue.needs_notification(&*self.rings.words.mem);
         queue
     }
@@ -110,9 +110,9 @@ where
     /// Pops, handles and completes what is available, up to `budget` chains. `handle` returns how many bytes it has
     /// written to the chain's buffers; `interrupt` is called each time the driver is to be interrupted.
     ///
-    /// The budget keeps one busy queue from holding up the others of a thread; the queue's size is a good one. When all
-    /// has been popped, the driver is asked for kicks, unless a poller polls the queue's probe. So there is nothing
-    /// else to do until the poller reports the queue again, except if the result says that there is
+    /// The budget keeps one busy queue from holding up the other queues of a thread. The queue's size is a good budget.
+    /// When all chains have been popped, this asks the driver for kicks, unless a poller polls the queue's probe. So
+    /// the device has nothing to do until the poller reports the queue again, unless the result says that there is
     /// [more](Served::more).
     ///
     /// # Errors
@@ -150,7 +150,7 @@ where
         Ok(Served { requests, more })
     }
 
-    /// The next chain, for devices that complete it later; others [`serve`](Self::serve).
+    /// The next chain, for devices that complete it later. Other devices use [`serve`](Self::serve).
     ///
     /// # Errors
     ///
@@ -163,10 +163,10 @@ where
         Ok(chain)
     }
 
-    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and says whether
-    /// the driver is to be interrupted now; see the [module's page](super#when-to-interrupt). If so, that should be
-    /// done before the next [`pop`](Self::pop), which looks whether it was in time. The last of several must be
-    /// followed by a [`finish`](Self::finish).
+    /// Gives the chain that begins at `head` back to the driver, with `written` bytes in its buffers, and returns
+    /// whether to interrupt the driver now; see the [module's page](super#when-to-interrupt). If so, interrupt it
+    /// before the next [`pop`](Self::pop), which looks whether the driver has reacted. Call [`finish`](Self::finish)
+    /// after the last chain of a batch.
     ///
     /// # Errors
     ///
@@ -178,8 +178,8 @@ where
         Ok(self.completed.add_one(&self.rings, self.queue.next_used()))
     }
 
-    /// [`complete`](Self::complete) without the look: for devices with a rule of their own for when to interrupt. Must
-    /// be followed by a [`finish`](Self::finish), sooner or later.
+    /// [`complete`](Self::complete) without the look, for devices with a rule of their own for when to interrupt. Must
+    /// be followed by a [`finish`](Self::finish) at some time.
     ///
     /// # Errors
     ///
@@ -191,15 +191,15 @@ where
         Ok(())
     }
 
-    /// Ends a batch. Whether the driver is to be interrupted for what has been completed and not been interrupted for.
-    /// This is the sure answer, behind a full barrier.
+    /// Ends a batch. Returns whether to interrupt the driver for the requests that were completed since the last
+    /// interrupt. This is the reliable answer, behind a full barrier.
     #[must_use = "the driver may wait for an interrupt"]
     pub fn finish(&mut self) -> bool {
         self.completed.finish(&self.rings, self.queue.next_used())
     }
 
-    /// For devices that [`pop`](Self::pop), when there is nothing more: asks the driver for kicks, unless a poller
-    /// polls the queue's probe. Whether there is more after all, for which the driver will not kick.
+    /// For devices that [`pop`](Self::pop), when nothing is left: asks the driver for kicks, unless a poller polls the
+    /// queue's probe. Returns whether there is more after all, for which the driver will not kick.
     #[inline]
     #[must_use = "the driver may not kick"]
     pub fn rearm(&self) -> bool {

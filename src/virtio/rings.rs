@@ -1,6 +1,6 @@
 //! What the device's half and the poller's half of a queue share: the words of the rings, and how far the device is.
 //!
-//! Where the words are is [`Words`]' affair: guest memory in a device, atomics of loom in `loom-tests`.
+//! [`Words`] knows where the words are: in guest memory, or in atomics of loom in `loom-tests`.
 
 use super::early::Early;
 use crate::sync::DEKKER;
@@ -31,15 +31,15 @@ pub struct Rings<W> {
     pub words: W,
     size: u16,
     event_idx: bool,
-    /// The device has popped what is before it. Written by the device's half alone; the other one may see an old value,
+    /// The index of the next chain to pop. Only the device's half writes it. The poller's half may see an old value,
     /// and then finds the queue ready once too often.
     next_avail: AtomicU16,
-    /// A poller asks the available ring, and will ask for kicks before it sleeps.
+    /// A poller looks at the available ring, and will ask for kicks before it sleeps.
     polled: AtomicBool,
 }
 
 impl<W: Words> Rings<W> {
-    /// Of a queue with `size` elements that goes on at `next_avail`.
+    /// For a queue with `size` elements whose next chain to pop is `next_avail`.
     pub fn new(words: W, size: u16, event_idx: bool, next_avail: u16) -> Self {
         Rings {
             words,
@@ -50,36 +50,37 @@ impl<W: Words> Rings<W> {
         }
     }
 
-    /// For the device, which has popped what is before `next`.
+    /// Called by the device, when `next` is the next chain to pop.
     #[inline(always)]
     pub fn popped(&self, next: u16) {
         self.next_avail.store(next, Ordering::Relaxed);
     }
 
-    /// Whether the driver has made available what has not been popped.
+    /// Whether the driver has made chains available that have not been popped.
     #[inline(always)]
     pub fn has_more(&self) -> bool {
-        // Acquire: pairs with the driver's release of its index. Who is told to look at a request sees it.
+        // Acquire: pairs with the driver's release of its index, so that the device sees the request.
         self.words.load_avail(2, Ordering::Acquire) != self.next_avail.load(Ordering::Relaxed)
     }
 
     /// Polling begins: the driver need not kick.
     pub fn begin(&self) {
         if self.polled.swap(true, DEKKER) || self.event_idx {
-            // With EVENT_IDX the event stays where it is, behind: the driver has passed it and kicks no more.
+            // With EVENT_IDX, `avail_event` stays where it is. The driver has passed it, and so does not kick.
             return;
         }
         self.words.store_used(0, NO_NOTIFY, Ordering::Relaxed);
     }
 
-    /// Polling ends: asks for kicks, then looks once more. Whether there is more.
+    /// Polling ends: asks for kicks, then looks once more. Returns whether there is more.
     pub fn end(&self) -> bool {
-        // Before the driver is asked for kicks, so that who is woken by one asks for the next.
+        // Before the driver is asked for kicks, so that the thread that a kick wakes asks for the next one.
         self.polled.store(false, DEKKER);
         self.ask_for_kicks()
     }
 
-    /// For the device, which has popped all: asks for kicks, unless a poller polls. Whether there is more.
+    /// Called by the device when it has popped all: asks for kicks, unless a poller polls. Returns whether there is
+    /// more.
     #[inline(always)]
     pub fn rearm(&self) -> bool {
         !self.polled.load(DEKKER) && self.ask_for_kicks()
@@ -89,12 +90,12 @@ impl<W: Words> Rings<W> {
         self.polled.load(DEKKER)
     }
 
-    /// Asks for a kick for whatever comes after what has been popped; then looks whether it has come already.
+    /// Asks for a kick for the next chain that is made available, and then looks whether one is available already.
     ///
     /// The driver does the mirror image: it stores `avail.idx`, passes a full barrier, and loads the word that is
     /// stored here. Both accesses here are sequentially consistent, so of the two loads at least one sees what the
-    /// other side has stored. The look compares with the very index that the driver was told, be it out of date or not:
-    /// if they are equal, the next request kicks.
+    /// other side has stored. The look compares with the same index that the driver was given, even if it is out of
+    /// date: if they are equal, the next request kicks.
     fn ask_for_kicks(&self) -> bool {
         let next = self.next_avail.load(Ordering::Relaxed);
         if self.event_idx {
@@ -107,7 +108,7 @@ impl<W: Words> Rings<W> {
     }
 
     /// Whether the driver seems to want an interrupt for one of the last `added` used elements, the next of which will
-    /// be `next_used`. Without a barrier: it may have changed its mind.
+    /// be `next_used`. There is no barrier, so the answer may be out of date.
     #[inline(always)]
     fn seems_to_want_interrupt(&self, next_used: u16, added: u16) -> bool {
         let asked = self.asks_for();
@@ -132,8 +133,8 @@ impl<W: Words> Rings<W> {
     }
 }
 
-/// What has been completed since the driver was last asked for sure whether it wants an interrupt. Of the device's
-/// half, which alone completes.
+/// The requests that were completed since the driver was last asked, with a barrier, whether it wants an interrupt.
+/// Only the device's half has it.
 #[derive(Debug, Default)]
 pub struct Completed {
     unasked: u16,
@@ -141,13 +142,13 @@ pub struct Completed {
 }
 
 impl Completed {
-    /// One more has been, and the driver is to be asked later.
+    /// Counts one more completed request, for which the driver is asked later.
     #[inline(always)]
     pub fn add_unasked(&mut self) {
         self.unasked = self.unasked.saturating_add(1);
     }
 
-    /// One more has been, and `used.idx` says `next_used`. Whether the driver is to be interrupted now.
+    /// Counts one more completed request; `used.idx` is `next_used`. Returns whether to interrupt the driver now.
     #[inline(always)]
     pub fn add_one<W: Words>(&mut self, rings: &Rings<W>, next_used: u16) -> bool {
         self.add_unasked();
@@ -162,19 +163,19 @@ impl Completed {
         wanted
     }
 
-    /// To be called some time after [`add_one`](Self::add_one), when the driver has been interrupted if that said so.
+    /// Called some time after [`add_one`](Self::add_one), when the driver has been interrupted if that call said so.
     #[inline(always)]
     pub fn interrupted<W: Words>(&mut self, rings: &Rings<W>) {
         self.early.made(|| rings.asks_for());
     }
 
-    /// Ends a batch. Whether the driver is to be interrupted for what has been completed: the sure answer.
+    /// Ends a batch. Returns whether to interrupt the driver for what has been completed: the reliable answer.
     pub fn finish<W: Words>(&mut self, rings: &Rings<W>, next_used: u16) -> bool {
         self.early.end();
         self.ask(rings, next_used)
     }
 
-    /// The sure answer.
+    /// The reliable answer.
     ///
     /// The driver does the mirror image: it says in `used_event` or `flags` that it wants an interrupt, passes a full
     /// barrier, and loads `used.idx`, which was stored before this was called. At least one of the two loads sees what
