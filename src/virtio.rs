@@ -45,12 +45,14 @@
 //! 1. **One thread, one poller.** [`Spin::Adaptive`](crate::Spin::Adaptive) is how long it may look before it sleeps;
 //!    32 µs is QEMU's default. [`Spin::Never`](crate::Spin::Never) turns that off.
 //! 2. **The kick.** Watch the descriptor from the front-end for edges, and do not read it. Add an event of this
-//! process, such as one that an [`ioeventfd`](crate::ioeventfd) table rings, by
-//! [`Poller::add`](crate::poll::Poller::add), for edges too. 3. **The probe.** Attach the queue's probe to the same
-//! key. From here on, the driver kicks only while the thread sleeps. 4. **A report** of the key means: serve the queue
-//! until there is nothing more. 5. **The call.** Interrupt the driver where `serve` calls `interrupt`, and nowhere
-//! else. 6. **The end.** A separate event ends the loop. When the front-end replaces the kick or stops the queue,
-//! [`delete`](crate::poll::Poller::delete) the key, which ends the probe, before you close the descriptor.
+//!    process, such as one that an [`ioeventfd`](crate::ioeventfd) table rings, by
+//!    [`Poller::add`](crate::poll::Poller::add), for edges too.
+//! 3. **The probe.** Attach the queue's probe to the same key. From here on, the driver kicks only while the thread
+//!    sleeps.
+//! 4. **A report** of the key means: serve the queue until there is nothing more.
+//! 5. **The call.** Interrupt the driver where `serve` calls `interrupt`, and nowhere else.
+//! 6. **The end.** A separate event ends the loop. When the front-end replaces the kick or stops the queue,
+//!    [`delete`](crate::poll::Poller::delete) the key, which ends the probe, before you close the descriptor.
 //!
 //! ```
 //! use doorbell::poll::{Events, Poller, Watch};

@@ -161,9 +161,9 @@ impl Item {
     pub(super) unsafe fn leave_queue<'a>(self: Arc<Self>) -> &'a Self {
         // SAFETY: the registration holds a count too.
         let item = unsafe { &*Arc::as_ptr(&self) };
-        item.link.keep(self);
         // Release hands the link over to the thread that sets the bit next. Acquire pairs with the Release in
         // `enter_queue`.
+        item.link.keep(self);
         item.state.fetch_and(!QUEUED, Ordering::AcqRel);
         item
     }
