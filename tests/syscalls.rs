@@ -1733,6 +1733,38 @@ fn two_barriers_for_each_one_shot() {
     assert!(matches!(calls, None | Some(TWICE)), "{calls:?}");
 }
 
+/// However many hot events there are, an outer loop that falls asleep arms them with one barrier.
+#[test]
+fn one_barrier_for_each_sleep_of_an_outer_loop() {
+    let test = "one_barrier_for_each_sleep_of_an_outer_loop";
+    let calls = calls_between_marks(test, || {
+        let _ = doorbell::use_membarrier();
+        let events = [(); 8].map(|()| Arc::new(Event::new(0)));
+        let signallers = events.each_ref().map(Signaller::new);
+        let fd = PollerFd::new(poller(&events, Watch::READABLE)).unwrap();
+        let mut found = Events::with_capacity(8);
+        let mut round = || {
+            signallers.iter().for_each(Signaller::signal);
+            fd.disarm();
+            assert!(!fd.arm(&mut found).unwrap());
+            assert_eq!(found.len(), 8);
+            events.iter().for_each(|event| _ = event.try_read());
+            assert!(fd.arm(&mut found).unwrap());
+        };
+        round();
+        mark();
+        (0..ROUNDS).for_each(|_| round());
+        mark();
+    });
+    if doorbell::use_membarrier().is_err() {
+        return eprintln!("skipped: {test}: no membarrier");
+    }
+    if let Some(calls) = calls {
+        let barriers = calls.iter().filter(|call| call.starts_with("membarrier("));
+        assert_eq!(barriers.count(), ROUNDS, "{calls:?}");
+    }
+}
+
 /// It is the signaller that calls, to hear of an overflow.
 #[test]
 fn a_barrier_for_each_signal_that_is_not_watched_for() {
