@@ -80,7 +80,7 @@ where
         })
     }
 
-    /// The poller's half. One poller should have it at a time.
+    /// The poller's half. Attach it to one poller at a time.
     pub fn probe(&self) -> QueueProbe<M> {
         QueueProbe {
             rings: Arc::clone(&self.rings),
