@@ -97,7 +97,8 @@ fn across_masks_routes_and_acks() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
 }
 
-/// A device that is unplugged lets go of its line, for itself alone. A level source keeps the line when the router goes.
+/// A device that is unplugged lets go of its line, for itself alone. A level source keeps the line when the router
+/// goes.
 #[test]
 fn a_drop_lets_go() {
     let (router, log) = router();
