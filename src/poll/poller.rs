@@ -664,8 +664,18 @@ impl Poller {
         let Some(seat) = self.take_seat() else {
             return Ok(true);
         };
-        // An observer of what is carried over may panic.
-        let _seated = Seated { poller: self, seat };
+        // A probe or an observer may panic. The lock is taken after that, and not while the thread unwinds.
+        let sleep = || self.sleep_seated(events, deadline);
+        let slept = panic::catch_unwind(AssertUnwindSafe(sleep));
+        self.registered().sleepers.leave(seat);
+        slept.unwrap_or_else(|payload| panic::resume_unwind(payload))
+    }
+
+    fn sleep_seated(
+        &self,
+        events: &mut Events,
+        deadline: Option<Instant>,
+    ) -> Result<bool, PollError> {
         loop {
             let sleep = Sleep {
                 poller: self,
@@ -932,18 +942,6 @@ fn examine_all_armed(armed: &mut Vec<&Item>, events: &mut Events, ready: &mut Ve
             }
             Examined::Nothing | Examined::Hot(_) | Examined::Armed(_) => {}
         }
-    }
-}
-
-/// Gives a seat back.
-struct Seated<'a> {
-    poller: &'a Poller,
-    seat: Seat,
-}
-
-impl Drop for Seated<'_> {
-    fn drop(&mut self) {
-        self.poller.registered().sleepers.leave(self.seat);
     }
 }
 
