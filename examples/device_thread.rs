@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let (mut client, mut socket) = UnixStream::pair()?;
     poller.add_fd(&socket, SOCKET, Watch::READABLE)?;
     poller.add(&STOP, STOPPED, Watch::READABLE)?;
-    let mut soon = time::timerfd_gettime(&timer)?;
+    let mut soon = time::timerfd_gettime(&timer)?; // all zero: not armed
     soon.it_value.tv_nsec = 1_000_000;
     time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &soon)?;
 
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
         }
     });
     // A vCPU thread rings queue 2, and a client writes 5 bytes.
-    assert!(table.write(Bus::Mmio, 0xe000_3008, &2_u16.to_le_bytes()));
+    assert!(table.write(Bus::Mmio, 0xe000_3008, &2_u16.to_ne_bytes()));
     client.write_all(b"hello")?;
     (0..3).for_each(|_| _ = SERVED.read());
     STOP.signal();

@@ -32,16 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for requests in &requests {
         let (interrupt, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
         let irqfd = router.assign_with_resample(&interrupt, GSI, &resample)?;
-        let again = {
-            let (interrupt, requests) = (Arc::clone(&interrupt), Arc::clone(requests));
-            move |_: Change| {
-                if requests.load(Ordering::Relaxed) != 0 {
-                    interrupt.signal();
-                }
+        interrupt.signal();
+        let (requests, ended) = (Arc::clone(requests), Arc::clone(&resample));
+        let again = move |_: Change| {
+            ended.try_read();
+            if requests.load(Ordering::Relaxed) != 0 {
+                interrupt.signal();
             }
         };
         let observation = Observation::new(&resample, Interest::Signals, Arc::new(again));
-        interrupt.signal();
         devices.push((irqfd, observation));
     }
     // The guest serves a request of the first device that has one, and ends the interrupt, until the line stays down.

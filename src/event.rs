@@ -1,30 +1,41 @@
-//! The event: a 64-bit counter that threads can wait on.
+//! The event, and what signals it, observes it and waits for it.
 //!
-//! The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
-//! reached by system calls. Here the counter is an atomic, and there is a `Waiters` for each of the two conditions that
-//! threads wait for, see `src/event/counter.rs`:
+//! | type | is for |
+//! |---|---|
+//! | [`Event`] | a 64-bit counter that threads and tasks wait for: the kernel's `eventfd(2)` without a descriptor |
+//! | [`EventHandle`] | keeping an event alive: whatever keeps an event takes anything that becomes a handle |
+//! | [`Signaller`] | one thread's way to signal an event without a locked instruction, after [`use_membarrier`](crate::use_membarrier) |
+//! | [`Batch`] | signals and writes to many events, delivered together: one wake-up for each thread |
+//! | [`Observation`], [`Observer`] | code that is called when an event changes, on the thread that changes it |
+//! | [`ReadFuture`], [`WriteFuture`], [`WaitReadableFuture`], [`Readings`] | waiting in async code |
+//! | [`EventState`] | an event as plain data |
 //!
 //! ```text
 //!     count     0 ..= u64::MAX − 1 by write();  u64::MAX by signal() alone: the overflow state
 //!     readers   wait for count > 0              woken by write() and signal()
 //!     writers   wait for count + n < u64::MAX   woken by read()
 //! ```
-//!
-//! Besides threads, an event has a list of [`Observer`]s, which are called when the event changes, see
-//! `src/event/observer.rs`, and lists of waiting tasks, see `src/event/wakers.rs`. A reader that sleeps at other events
-//! too is marked as a visitor, see `src/event/visitor.rs`.
-//!
-//! A call is a compare-exchange of the count, and then one load of the other side's `Waiters`. That is all while nobody
-//! sleeps or observes. `src/sync/waiters.rs` argues which load pairs with which store; the accesses of `count` are its
-//! `DEKKER` accesses. The count itself hands the data over: each operation on it is a read-modify-write that acquires
-//! and releases. So a read synchronises with every write that it consumed, and a writer that had to wait synchronises
-//! with the read that made room.
-//!
-//! A count with [signallers](Signaller) is no longer one word, see `src/event/split.rs`. Everything else is the same.
-//!
-//! The limits are exact, so the count changes by compare-exchange and never by adding first and correcting afterwards.
-//! After a lost race, the loser backs off for a moment, which lets the winner keep the cache line. Under contention,
-//! that is faster than `fetch_add`.
+
+// The kernel's counterpart is `struct eventfd_ctx` of `fs/eventfd.c`, a counter and a wait queue under one spinlock,
+// reached by system calls. Here the counter is an atomic, and there is a `Waiters` for each of the two conditions that
+// threads wait for, see `src/event/counter.rs`:
+//
+//
+// Besides threads, an event has a list of `Observer`s, which are called when the event changes, see
+// `src/event/observer.rs`, and lists of waiting tasks, see `src/event/wakers.rs`. A reader that sleeps at other events
+// too is marked as a visitor, see `src/event/visitor.rs`.
+//
+// A call is a compare-exchange of the count, and then one load of the other side's `Waiters`. That is all while nobody
+// sleeps or observes. `src/sync/waiters.rs` argues which load pairs with which store; the accesses of `count` are its
+// `DEKKER` accesses. The count itself hands the data over: each operation on it is a read-modify-write that acquires
+// and releases. So a read synchronises with every write that it consumed, and a writer that had to wait synchronises
+// with the read that made room.
+//
+// A count with signallers is no longer one word, see `src/event/split.rs`. Everything else is the same.
+//
+// The limits are exact, so the count changes by compare-exchange and never by adding first and correcting afterwards.
+// After a lost race, the loser backs off for a moment, which lets the winner keep the cache line. Under contention,
+// that is faster than `fetch_add`.
 
 mod batch;
 mod change;
@@ -463,7 +474,8 @@ impl Event {
 
     /// As [`wait_readable`](Self::wait_readable), for up to `timeout`. Returns whether the event can be read.
     ///
-    /// A timeout too long for the clock, such as `Duration::MAX`, is none. With one of zero, the call does not sleep.
+    /// A timeout too long for the clock, such as `Duration::MAX`, is no limit. With one of zero, the call does not
+    /// sleep.
     #[must_use = "false is a timeout"]
     pub fn wait_readable_timeout(&self, timeout: Duration) -> bool {
         self.counter.wait_readable(Limit::For(timeout), self)

@@ -24,9 +24,6 @@
 //! * **Deassigned.** When an event is deassigned, signals that have not interrupted stay in its count, including those
 //!   that a mask keeps back. A level with resample ends.
 //!
-//! `line.rs` has the pins and their levels, `backlog.rs` what is left to a worker, `board.rs` the decision about a
-//! signal, and `injector.rs` the consumption of the event's count. Each file uses those before it.
-//!
 //! # Locks that a caller may hold
 //!
 //! A *callback* is a call of an [observer](crate::event::Observer) or of a [sink](InterruptSink), or a guest write that
@@ -78,10 +75,13 @@
 //! 1. Stop the vCPUs.
 //! 2. Stop the devices, and let none of their threads signal an event any more.
 //! 3. [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain), if KVM takes kicks.
+//!    [Other eventfds](crate::state#counts-that-are-elsewhere) that are bound to events are emptied now, too.
 //! 4. [`Router::save`]. It waits until every signal made so far has reached the sink, and until the sink has
 //!    [handed it on](InterruptSink::flush). It may signal resample events.
-//! 5. [`Event::save`](crate::Event::save) of all events, the resample events included.
-//! 6. The interrupt controllers: the VMM's own, or with KVM `KVM_GET_IRQCHIP`, and of each vCPU `KVM_GET_LAPIC`,
+//! 5. [`AddressSpace::save`](crate::ioeventfd::space::AddressSpace::save), or
+//!    [`Table::save`](crate::ioeventfd::Table::save) if there is a table alone.
+//! 6. [`Event::save`](crate::Event::save) of all events, the resample events included.
+//! 7. The interrupt controllers: the VMM's own, or with KVM `KVM_GET_IRQCHIP`, and of each vCPU `KVM_GET_LAPIC`,
 //!    `KVM_GET_VCPU_EVENTS` and the rest. What KVM has taken is in there.
 //!
 //! To restore it:
@@ -90,11 +90,14 @@
 //!    `KVM_SET_LAPIC`, `KVM_SET_VCPU_EVENTS`).
 //! 2. Make the sink, and a new router.
 //! 3. [`Event::restore`](crate::Event::restore) of all events.
-//! 4. [`Router::restore`]. The sink is told again of the levels that are up; an interrupt controller that has its saved
+//! 4. [`AddressSpace::restore`](crate::ioeventfd::space::AddressSpace::restore), or
+//!    [`Table::restore`](crate::ioeventfd::Table::restore). Add the listeners, KVM's for instance.
+//! 5. [`Router::restore`]. The sink is told again of the levels that are up; an interrupt controller that has its saved
 //!    state sees no change. With KVM, the levels are there when this returns.
-//! 5. Give each device its irqfds, and its level source if it holds a line up. Attach observers. A resample event that
-//!    has a count was signalled before the save, and its device has not looked yet.
-//! 6. Start the devices, and then the vCPUs.
+//! 6. Give each device its irqfds, and its level source if it holds a line up. Attach observers, and fill pollers
+//!    again. If a device reads its resample event, a count in there was signalled before the save, and the device has
+//!    not looked yet.
+//! 7. Start the devices, and then the vCPUs.
 //!
 //! A device's threads read what is in the events, as if the signals had just come.
 //!
@@ -104,6 +107,8 @@
 //! * Pulses of two irqfds on one pin do not overlap.
 //! * An event cannot be its own resample event. KVM accepts that, and each end of interrupt then interrupts again.
 
+// `line.rs` has the pins and their levels, `backlog.rs` what is left to a worker, `board.rs` the decision about a
+// signal, and `injector.rs` the consumption of the event's count. Each file uses those before it.
 mod backlog;
 mod board;
 mod error;

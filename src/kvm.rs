@@ -1,4 +1,4 @@
-//! Doorbells in the kernel: the same address space, backed by a real `/dev/kvm`.
+//! Doorbells in the kernel: the same address space, backed by a real `/dev/kvm`. (Feature `kvm`.)
 //!
 //! A guest write that KVM handles costs less than one that exits to the VMM. So a VMM on KVM adds a [`KvmListener`] to
 //! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).

@@ -141,8 +141,9 @@ use waker::Waker;
 /// ```
 ///
 /// A child that runs another program: the descriptor is closed on exec, except where it becomes one of the child's
-/// standard ones. (Another way is to clear `FD_CLOEXEC` with `fcntl(F_SETFD)` and to tell the child the number; then
-/// each program that another thread starts meanwhile has the descriptor as well.)
+/// standard ones. Take standard input. A child that prints to a descriptor of an event writes over the event. For more
+/// than one event, clear `FD_CLOEXEC` with `fcntl(F_SETFD)`, and tell the child the numbers; then each program that
+/// another thread starts meanwhile has the descriptors as well.
 ///
 /// ```no_run
 /// use doorbell::{Mode, SharedEvent};
@@ -169,8 +170,9 @@ pub struct SharedEvent {
 impl SharedEvent {
     /// Makes an event with `initial` in it, in a memfd of its own.
     ///
-    /// The descriptor is to be passed to the peers, which [`attach`](Self::attach) it at offset 0, and may be closed
-    /// then. The file is sealed: its size cannot change.
+    /// Pass the descriptor to the peers, which [`attach`](Self::attach) it at offset 0. After that it may be closed. It
+    /// is closed on exec. The file is sealed: its size cannot change. Each event that is made so has a file of its own;
+    /// several in one file are made by [`create_at`](Self::create_at).
     ///
     /// # Errors
     ///

@@ -1,11 +1,37 @@
 //! What a snapshot of a VM holds of this crate, and how it is read back.
 //!
-//! An [`Event`](crate::Event) and everything that events are registered with can be saved as plain data and restored
-//! from it: `save` returns a structure with public fields, and `restore` takes one. With the feature `serde` the
-//! structures are `Serialize` and `Deserialize`.
+//! `save` returns a structure with public fields, and `restore` takes one. With the feature `serde` the structures are
+//! `Serialize` and `Deserialize`. The outermost structures carry a [`VERSION`].
 //!
-//! The outermost structures carry a [`VERSION`]. A structure refers to an event by a number, which the VMM chooses when
-//! it saves, and looks up when it restores.
+//! | what | saved by | restored by |
+//! |---|---|---|
+//! | an [`Event`](crate::Event): the count, and the mode | [`save`](crate::Event::save) | [`restore`](crate::Event::restore) |
+//! | an [`AddressSpace`](crate::ioeventfd::space::AddressSpace): regions and doorbells | [`save`](crate::ioeventfd::space::AddressSpace::save) | [`restore`](crate::ioeventfd::space::AddressSpace::restore) |
+//! | a [`Table`](crate::ioeventfd::Table) without one: doorbells | [`save`](crate::ioeventfd::Table::save) | [`restore`](crate::ioeventfd::Table::restore) |
+//! | [`Latest`](crate::ioeventfd::Latest), [`ValueQueue`](crate::ioeventfd::ValueQueue): the values they keep | with their space or table, or by themselves | likewise |
+//! | a [`Router`](crate::irqfd::Router): routes, irqfds, masks, pending bits, levels | [`save`](crate::irqfd::Router::save) | [`restore`](crate::irqfd::Router::restore) |
+//! | pollers, observers, batches, mirrors, forwards, KVM's listener and sink | nothing: they hold no state of the guest's | the VMM makes them anew |
+//!
+//! [The steps in their order](crate::irqfd#snapshots), for a VM with or without KVM, are with the router. The example
+//! `snapshot_restore` has them in code.
+//!
+//! # Events
+//!
+//! A structure refers to an event by a number, which the VMM chooses when it saves, and looks up when it restores. An
+//! event that exists already, such as a `static`, takes the saved count by
+//! [`signal_n`](crate::Event::signal_n)`(state.count)`, before anything waits for it or observes it, if it is new and
+//! its mode is that of the state.
+//!
+//! # Counts that are elsewhere
+//!
+//! The state of an event has what is in the event. Three kinds of count are in the kernel instead:
+//!
+//! * kicks that KVM has taken: [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) moves them to
+//!   their events;
+//! * what a peer has written to an eventfd that is bound to an event ([`Poller::bind`](crate::poll::Poller::bind)), and
+//!   that no `wait` has carried over yet. Delete the binding, read the eventfd without blocking, and signal the event
+//!   by what was read;
+//! * what a `Forward` has passed on and its peer has not read. That belongs to the peer.
 
 use std::error;
 use std::fmt;

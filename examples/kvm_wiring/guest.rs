@@ -1,5 +1,6 @@
 //! A guest of six instructions in real mode.
 
+use doorbell::ioeventfd::{Bus, space::AddressSpace};
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VmFd};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -9,8 +10,14 @@ const MEMORY: usize = 0x2000;
 const PROGRAM: u16 = 0x1000;
 const HANDLER: u16 = 0x1100;
 
-/// A vCPU writes to the port and halts until it is interrupted by the vector.
-pub fn kick_and_wait(vm: &VmFd, port: u16, vector: u8) -> Result<(), Box<dyn error::Error>> {
+/// A vCPU writes to the port and halts until it is interrupted by the vector. Writes that KVM does not take exit, and
+/// are offered to the doorbells.
+pub fn kick_and_wait(
+    vm: &VmFd,
+    space: &AddressSpace,
+    port: u16,
+    vector: u8,
+) -> Result<(), Box<dyn error::Error>> {
     let [low, high] = port.to_le_bytes();
     let [handler_low, handler_high] = HANDLER.to_le_bytes();
     // SAFETY: fresh memory, which the guest has until the end of the process.
@@ -48,8 +55,12 @@ pub fn kick_and_wait(vm: &VmFd, port: u16, vector: u8) -> Result<(), Box<dyn err
     let mut lapic = vcpu.get_lapic()?;
     lapic.regs[0xf1] |= 1; // the guest's local APIC is on
     vcpu.set_lapic(&lapic)?;
-    match vcpu.run()? {
-        VcpuExit::IoOut(0xf1, _) => Ok(()),
-        exit => Err(format!("{exit:?}").into()),
+    loop {
+        match vcpu.run()? {
+            VcpuExit::IoOut(0xf1, _) => return Ok(()),
+            VcpuExit::IoOut(port, data) if space.write(Bus::Pio, port.into(), data) => {}
+            VcpuExit::MmioWrite(address, data) if space.write(Bus::Mmio, address, data) => {}
+            exit => return Err(format!("{exit:?}").into()),
+        }
     }
 }

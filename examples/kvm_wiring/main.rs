@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("kicks: {}", kick.read());
         done.signal();
     });
-    guest::kick_and_wait(&vm, 0xc050, 0x41)?;
+    guest::kick_and_wait(&vm, &space, 0xc050, 0x41)?;
     println!("the guest was interrupted");
     device.join().expect("no panic");
     Ok(())

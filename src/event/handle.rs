@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Weak};
 
-/// Keeps an event alive: what everything that events are registered with holds of them.
+/// Keeps an event alive. Pollers, tables, routers, batches and all else that keeps events hold handles of them.
 ///
 /// Calls that register an event take `impl Into<EventHandle>`, so they can be given
 ///

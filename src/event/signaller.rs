@@ -59,6 +59,7 @@ use std::marker::PhantomData;
 /// * A [`Poller`](crate::poll::Poller) keeps asking a level-triggered event with signallers while it is awake, and
 ///   calls `membarrier` once for all of them before it sleeps. So it reports such events in the order in which it asks
 ///   them, where it reports others in the order in which they were signalled.
+/// * Where a [watch](crate::poll::Watch) of the event asks for room or errors alone, each signal calls `membarrier`.
 /// * Other signals, and reads and writes, take a few nanoseconds more, and up to a cache miss for each lane.
 ///
 /// So a signaller is for the thread that signals much more often than the other side sleeps: a vCPU whose device polls,

@@ -101,7 +101,7 @@ pub struct Forward {
 impl Forward {
     /// Makes an eventfd, non-blocking and closed on exec, and passes on what is in the event.
     ///
-    /// Waits as [`Observation::new`] does.
+    /// Does not wait for other threads.
     ///
     /// # Errors
     ///
@@ -259,7 +259,7 @@ mod as_fd {
         /// The descriptor's flags stay as they are, since its duplicates share them. A blocking eventfd that is full
         /// blocks the threads that signal, as it does threads that write to it: see [above](Self#eventfds-that-block).
         ///
-        /// Waits as [`Observation::new`](crate::event::Observation::new) does. Sleeps too if the eventfd blocks, and
+        /// Does not wait for other threads. Sleeps if the eventfd blocks, and
         /// has no room for the count of the event.
         pub fn with_fd(event: impl Into<EventHandle>, fd: OwnedFd) -> Self {
             Self::start(event.into(), fd.into())

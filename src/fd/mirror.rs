@@ -104,7 +104,7 @@ pub struct Mirror {
 impl Mirror {
     /// Makes the descriptor, which agrees with the count from then on.
     ///
-    /// Waits as [`Observation::new`] does.
+    /// Does not wait for other threads.
     ///
     /// # Errors
     ///

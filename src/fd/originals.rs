@@ -85,6 +85,7 @@ conversions!(EventNotifier, event::EventNotifier);
 
 impl Forward {
     /// What the signals are passed on to as an original, for calls that borrow one, such as `VmFd::register_irqfd`.
+    /// (Feature `vmm-sys-util`.)
     pub fn as_original(&self) -> AsOriginal<'_, eventfd::EventFd> {
         AsOriginal::new(self.as_fd())
     }
@@ -100,7 +101,7 @@ impl TryFrom<&Forward> for eventfd::EventFd {
 }
 
 impl Mirror {
-    /// The descriptor as an original, for calls that borrow one and poll it only.
+    /// The descriptor as an original, for calls that borrow one and poll it only. (Feature `vmm-sys-util`.)
     ///
     /// A read or write by the original is one by a peer: see [above](Self#peers-that-are-not-trusted).
     pub fn as_original(&self) -> AsOriginal<'_, eventfd::EventFd> {

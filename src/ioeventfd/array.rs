@@ -95,7 +95,7 @@ impl DoorbellArray {
     /// for (multiplier, queue3) in [(4, 0xe000_300c), (0, 0xe000_3000)] {
     ///     let notify = DoorbellArray::virtio_pci(0xe000_3000, multiplier, 4);
     ///     let registration = table.assign_array(notify, &queues)?;
-    ///     assert!(table.write(Bus::Mmio, queue3, &3_u16.to_le_bytes()));
+    ///     assert!(table.write(Bus::Mmio, queue3, &3_u16.to_ne_bytes()));
     ///     assert_eq!(queues[3].try_read(), Some(1));
     ///     drop(registration);
     /// }

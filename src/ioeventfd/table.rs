@@ -117,9 +117,10 @@ impl Table {
 
     /// Has guest writes that match `key` signal an event, until the registration is dropped or the key deassigned.
     ///
-    /// `target` is an `Arc` of an [`Event`](crate::Event), or of a [`Latest`](super::Latest) or a
-    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One may stand under any number of keys. When
-    /// this returns, every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
+    /// `target` is an [`Event`](crate::Event), by whatever becomes an [`EventHandle`](crate::event::EventHandle): an
+    /// `Arc`, a static, or a field of something in an `Arc`. Or it is an `Arc` of a [`Latest`](super::Latest) or a
+    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One target may stand under any number of keys.
+    /// When this returns, every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
     ///
     /// # Errors
     ///
@@ -475,7 +476,8 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// A doorbell that is in a [`Table`] until this is dropped. The drop waits as [`Table::deassign`] does.
+/// A doorbell that is in a [`Table`] until this is dropped. The drop waits as [`Table::deassign`] does. (Keep it under
+/// a name such as `_doorbell`: what is assigned to `_` is dropped at once.)
 ///
 /// The doorbell may be deassigned by key before that. The drop then does nothing, even if the key has been assigned
 /// again.

@@ -129,11 +129,12 @@ impl Router {
     /// The irqfd consumes the event: it takes the count away (one unit of a [semaphore](Event::semaphore)) inside the
     /// signaller's call, before threads, pollers and tasks that wait for the event are woken. So they rarely find
     /// anything to read. (If the signal is made inside an observer's call, the irqfd takes the count when that call has
-    /// returned, and the waiters are woken before that. They may then read a count that interrupts nevertheless.) The
-    /// signal triggers the interrupt rather than the count: a write of 0 interrupts.
+    /// returned, and the waiters are woken before that. They may then read a count that interrupts nevertheless.) What
+    /// interrupts is the signal, whatever it adds: a write of 0 interrupts, too.
     ///
-    /// If the event has a count when it is assigned, this interrupts once, before it returns. The count stays until the
-    /// next signal. A signal made at the same time may interrupt twice, here and by itself.
+    /// If the event has a count when it is assigned, `assign` interrupts once, before it returns, and leaves the count
+    /// in the event. The next signal takes it away. A signal made at the same time as `assign` may interrupt twice,
+    /// here and by itself.
     ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or is too high to have
     /// one, the signals' counts are taken, and the signals are lost. This does not wait for other threads.
@@ -148,7 +149,9 @@ impl Router {
     /// As [`assign`](Self::assign), for a level-triggered interrupt: a signal raises the line, which stays up until the
     /// guest's end of interrupt is [`ack`](Self::ack)ed. Then the line is lowered, and `resample` is signalled together
     /// with the resample events of all other irqfds of the GSI. A device that still needs service signals `event`
-    /// again, for instance inside an observer of `resample`. (`KVM_IRQFD_FLAG_RESAMPLE`)
+    /// again. It learns of the resample event in an observer, as below, or on a thread that waits for the event.
+    /// Between the end of interrupt and the moment at which such a thread looks, the line is down, so the thread's
+    /// signal may come when the guest has been served meanwhile: a spurious interrupt. (`KVM_IRQFD_FLAG_RESAMPLE`)
     ///
     /// A signal while the line is up is coalesced, so a signal before the ack does not interrupt again after it. This
     /// is why the device must check at the resample event whether it still needs service. On a GSI that is routed to a
@@ -357,7 +360,8 @@ impl Router {
     }
 
     /// Keeps interrupts of `gsi` back, as the mask bit of an MSI-X vector or of an IOAPIC's pin does. Masks do not
-    /// nest: one [`unmask`](Self::unmask) ends any number of calls.
+    /// nest: one [`unmask`](Self::unmask) ends any number of calls. A GSI begins unmasked, so a device whose vectors
+    /// are masked after a reset, as those of MSI-X are, masks theirs.
     ///
     /// A line that is up goes down at the sink. Signals set the pending bit, or the level of the line. A signal that is
     /// made after this has returned does not interrupt. This does not wait for other threads: injections that they have
@@ -436,9 +440,9 @@ impl Router {
 
     /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. The value may be stale.
     ///
-    /// The bit ends when it is injected or [taken](Self::take_pending), and with the last irqfd of the GSI, as that of
-    /// a vector that is no longer in use ends in QEMU. A change of routes does not end it, nor does an end of irqfds
-    /// end the mask.
+    /// The bit is cleared when the interrupt is injected, when the bit is [taken](Self::take_pending), and when the
+    /// last irqfd of the GSI is deassigned (QEMU clears the bit of a vector that is no longer in use, too). A change of
+    /// routes does not clear it. The mask stays when the irqfds go.
     #[must_use]
     #[doc(alias = "msix_is_pending")]
     pub fn is_pending(&self, gsi: u32) -> bool {
@@ -447,7 +451,8 @@ impl Router {
     }
 
     /// Sets the pending bit, as a signal of an irqfd does: a masked GSI keeps it, and one that is not masked interrupts
-    /// at once, by a message or an edge of its pin. (A line that is up has no edge, and drops it.)
+    /// at once, by a message or an edge of its pin. (A line that is up has no edge, and drops it.) The bit of a masked
+    /// GSI that never had an irqfd stays until it is injected or taken.
     ///
     /// For a VMM that restores a pending bit array which it has saved itself, before the unmask, or that interrupts
     /// without an event. [`restore`](Self::restore) sets the bits itself.
@@ -490,7 +495,7 @@ impl Router {
     }
 
     /// The guest's end of interrupt on `gsi`. The line is lowered, then the resample events of its irqfds are
-    /// signalled, no matter what had raised the line. If the line is still held up, it is raised again. To be called by
+    /// signalled, whatever has raised the line. If the line is still held up, it is raised again. To be called by
     /// the interrupt controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls
     /// take. A GSI without resampling irqfds needs no acks and ignores them.
     ///
@@ -590,6 +595,7 @@ impl fmt::Debug for Router {
 }
 
 /// An event that interrupts until this is dropped. It keeps the router. The drop waits as [`Router::deassign`] does.
+/// (Keep it under a name such as `_irqfd`: what is assigned to `_` is dropped at once.)
 ///
 /// The event may be [deassigned](Router::deassign) before; this then does nothing, even if the event has been assigned
 /// again since.

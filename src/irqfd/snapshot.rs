@@ -34,9 +34,10 @@ impl Router {
     /// Routes, irqfds, masks, pending bits and held levels as plain data. `name` gives each event a number, which is
     /// how [`restore`](Self::restore) asks for the event. The router goes on as before.
     ///
-    /// To be called when nothing interrupts any more, [in this order](super#snapshots). First this waits as
-    /// [`synchronize`](Self::synchronize) does, so there are [locks](super#locks-that-a-caller-may-hold) that the
-    /// caller must not hold, and then until the sink has handed on [what it was told](super::InterruptSink::flush).
+    /// Stop the vCPUs and the devices first: the [order of the steps](super#snapshots) is on the module's page. First
+    /// this waits as [`synchronize`](Self::synchronize) does, so there are [locks](super#locks-that-a-caller-may-hold)
+    /// that the caller must not hold, and then until the sink has handed on [what it was
+    /// told](super::InterruptSink::flush).
     ///
     /// ```
     /// # use doorbell::irqfd::{InterruptSink, MsiMessage, Router};

@@ -19,8 +19,9 @@ mod wire;
 
 pub use table::RouteTableError;
 
-/// How a signal becomes a message-signalled interrupt of the guest's. Pins are always moved by the VMM
-/// (`KVM_IRQ_LINE`).
+/// How a signal becomes a message-signalled interrupt of the guest's. Pins do not depend on it: the VMM moves a pin
+/// (`KVM_IRQ_LINE`), unless the pin has resampling irqfds. KVM raises and lowers such a pin by irqfds of its own, by
+/// way of eventfds that the sink has for it.
 ///
 /// KVM's own irqfds can pulse pins, too, by a worker some time after the signal. That costs the signaller as much as
 /// two `KVM_IRQ_LINE`s (1.0 to 1.2 µs, on Linux 6.18). But the pulse then goes by the routes of that time, so it may be
@@ -28,12 +29,12 @@ pub use table::RouteTableError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Injection {
-    /// The VMM calls `KVM_SIGNAL_MSI`. This needs no eventfds, and a message was measured to cost the signaller
+    /// The VMM calls `KVM_SIGNAL_MSI`. A message needs no eventfds, and a message was measured to cost the signaller
     /// no more than a write to an irqfd of KVM's. So it is the default.
     #[default]
     Userspace,
-    /// The kernel injects, by `KVM_IRQFD`, when the VMM writes to an eventfd. Each GSI with irqfds has one eventfd,
-    /// which is made with its first irqfd and closed with its last.
+    /// The kernel injects, by irqfds of KVM's (`KVM_IRQFD`), when the VMM writes to an eventfd. Each GSI with irqfds
+    /// has one eventfd, which is made with its first irqfd and closed with its last.
     ///
     /// If KVM cannot look up the destination of a message at once, a worker of KVM's sends the message. This is so for
     /// a logical destination while the guest's APICs are in several logical modes, and for an address that all APICs

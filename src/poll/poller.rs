@@ -150,10 +150,11 @@ impl Poller {
 
     /// Watches an event. If it is ready, it is reported, whatever the trigger.
     ///
-    /// It may be registered under several keys, and with several pollers. The poller keeps it alive until
-    /// [`delete`](Self::delete).
+    /// The event is an `Arc<Event>`, a reference to one, a static, or [a field](crate::event::EventHandle::of_field) of
+    /// something in an `Arc`. It may be registered under several keys, and with several pollers. The poller keeps it
+    /// alive until [`delete`](Self::delete).
     ///
-    /// Waits as [`Observation::new`] does, unless called from an observer's call.
+    /// Does not wait.
     ///
     /// # Errors
     ///
