@@ -139,6 +139,7 @@ impl OnDemand {
                 Err(now) => count = now,
             }
         }
+        // Pairs with the Acquire of a thread that finds SPLIT, which then has the lanes.
         self.state.store(SPLIT, Ordering::Release);
         Ok(lanes)
     }

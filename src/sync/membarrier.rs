@@ -143,6 +143,7 @@ mod choice {
 
     #[inline(always)]
     pub(crate) fn light() {
+        // For the compiler alone: the processor's half is the heavy barrier of the other side.
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -167,6 +168,7 @@ mod choice {
     }
 
     pub(crate) fn ended_since(begun: u64) -> bool {
+        // Acquire pairs with the Release in `heavy`: what the barrier has made visible is seen after this.
         ENDED.load(Ordering::Acquire) > begun
     }
 }

@@ -45,6 +45,7 @@ impl Wake for Parker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Release pairs with the Acquire of the parked thread, which sees what was done before the wake-up.
         if self.woken.swap(1, Ordering::Release) == 0 {
             wake_queue::wake(self);
         }
