@@ -30,8 +30,8 @@ export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
-    [ ! -f /$module.ko ] || insmod /$module.ko
+for module in MODULES; do
+    insmod /$module
 done
 tries=0
 while [ ! -b /dev/vda ] && [ $tries != 100 ]; do
@@ -93,7 +93,13 @@ impl Parts {
             .iter()
             .find_map(|root| kernel_in(root))
             .ok_or("a kernel with its modules")?;
-        let init = INIT.replace("ROUNDS", &rounds.to_string());
+        let names = modules
+            .iter()
+            .filter_map(|module| module.file_name()?.to_str());
+        let names: Vec<_> = names.collect();
+        let init = INIT
+            .replace("ROUNDS", &rounds.to_string())
+            .replace("MODULES", &names.join(" "));
         let mut archive = Archive::default();
         for directory in ["bin", "dev", "proc", "sys"] {
             archive.add(directory, 0o40755, &[]);
@@ -141,8 +147,40 @@ fn kernel_in(root: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
         // Others than Debian's have them built in or compressed; then the guest has no disk, and says so.
         let modules = modules.into_iter().chain([disk]);
         let there: Vec<_> = modules.filter(|module| module.exists()).collect();
-        (!there.is_empty()).then_some((kernel, there))
+        (!there.is_empty()).then(|| (kernel, in_loading_order(there)))
     })
+}
+
+/// The modules, each after those that it depends on. Which these are changes between updates of a kernel.
+fn in_loading_order(mut modules: Vec<PathBuf>) -> Vec<PathBuf> {
+    let name = |module: &PathBuf| Some(module.file_stem()?.to_str()?.to_owned());
+    let mut ordered: Vec<PathBuf> = Vec::new();
+    while !modules.is_empty() {
+        let waits = |module: &PathBuf| {
+            let needed = dependencies(&fs::read(module).unwrap_or_default());
+            modules
+                .iter()
+                .any(|other| name(other).is_some_and(|other| needed.contains(&other)))
+        };
+        // A circle cannot be loaded in any order.
+        let next = modules
+            .iter()
+            .position(|module| !waits(module))
+            .unwrap_or(0);
+        ordered.push(modules.remove(next));
+    }
+    ordered
+}
+
+/// The names in a module's `depends=`.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let names = module[at + KEY.len()..].split(|&byte| byte == 0).next();
+    let names = String::from_utf8_lossy(names.unwrap_or_default()).into_owned();
+    names.split(',').map(str::to_owned).collect()
 }
 
 /// Whether an ELF program needs no interpreter.
@@ -335,7 +373,8 @@ fn hash(path: &Path) -> String {
 
 /// A guest's first answers: that the disk is the device.
 fn assert_disk(guest: &mut Guest, serial: Option<&str>, disk: &Path) {
-    assert_eq!(guest.answer("size"), (BYTES / 512).to_string());
+    let size = guest.answer("size");
+    assert_eq!(size, (BYTES / 512).to_string(), "{}", guest.printed());
     let told = guest.answer("serial");
     if let Some(serial) = serial {
         assert_eq!(told, serial);
