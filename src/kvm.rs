@@ -19,12 +19,12 @@
 
 mod ioctl;
 mod ioeventfd;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64", test))]
 mod irqfd;
 mod occupied;
 
 pub use ioeventfd::{KernelCount, KvmListener};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64", test))]
 pub use irqfd::{Injection, KvmSink, RouteTableError};
 pub use occupied::{InKernel, Occupied};
 

@@ -5,10 +5,17 @@
 
 use super::Error;
 use kvm_bindings::{KVMIO, kvm_ioeventfd};
-use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+#[cfg(not(test))]
+use rustix::ioctl::ioctl;
+use rustix::ioctl::{Opcode, Setter, opcode};
+#[cfg(test)]
+use stand_in::ioctl;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+
+#[cfg(test)]
+pub(super) mod stand_in;
 
 /// A VM of KVM's, which stays as long as this does.
 pub(super) struct Vm(OwnedFd);
@@ -55,22 +62,20 @@ impl fmt::Debug for Vm {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Vm, write};
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64", test))]
+mod irqfd {
+    use super::{Vm, ioctl, write};
     use kvm_bindings::{
-        KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KVMIO, KvmIrqRouting, kvm_irq_level,
-        kvm_irq_routing, kvm_irqchip, kvm_irqfd, kvm_msi, kvm_pit_state2,
+        KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, KvmIrqRouting, kvm_irq_level,
+        kvm_irq_routing, kvm_irqfd, kvm_msi,
     };
-    use rustix::ioctl::{IntegerSetter, Opcode, Updater, ioctl, opcode};
+    use rustix::ioctl::{IntegerSetter, Opcode};
     use std::io;
     use std::os::fd::{AsFd, AsRawFd};
 
     const IRQ_LINE: Opcode = write::<kvm_irq_level>(0x61);
-    const GET_IRQCHIP: Opcode = opcode::read_write::<kvm_irqchip>(KVMIO as u8, 0x62);
     const SET_GSI_ROUTING: Opcode = write::<kvm_irq_routing>(0x6a);
     const IRQFD: Opcode = write::<kvm_irqfd>(0x76);
-    const GET_PIT2: Opcode = opcode::read::<kvm_pit_state2>(KVMIO as u8, 0x9f);
     const SIGNAL_MSI: Opcode = write::<kvm_msi>(0xa5);
 
     fn number(fd: &impl AsFd) -> u32 {
@@ -78,33 +83,6 @@ mod x86 {
     }
 
     impl Vm {
-        /// An ioctl that writes to its argument.
-        ///
-        /// # Safety
-        ///
-        /// The ioctl takes an `A`, and does nothing but read it and write a valid one there.
-        unsafe fn update<const OPCODE: Opcode, A>(&self, argument: &mut A) -> io::Result<()> {
-            // SAFETY: as this function's.
-            Ok(unsafe { ioctl(&self.0, Updater::<OPCODE, A>::new(argument)) }?)
-        }
-
-        /// Whether KVM has an interrupt controller of this kind. (`KVM_GET_IRQCHIP`)
-        pub(in crate::kvm) fn has_irqchip(&self, chip_id: u32) -> bool {
-            let mut chip = kvm_irqchip {
-                chip_id,
-                ..kvm_irqchip::default()
-            };
-            // SAFETY: the ioctl reads and writes this structure, all bits of which are valid.
-            unsafe { self.update::<GET_IRQCHIP, _>(&mut chip) }.is_ok()
-        }
-
-        /// Whether KVM has a timer. (`KVM_GET_PIT2`)
-        pub(in crate::kvm) fn has_pit(&self) -> bool {
-            let mut pit = kvm_pit_state2::default();
-            // SAFETY: the ioctl writes this structure, all bits of which are valid.
-            unsafe { self.update::<GET_PIT2, _>(&mut pit) }.is_ok()
-        }
-
         /// `KVM_SET_GSI_ROUTING`
         pub(in crate::kvm) fn set_gsi_routing(&self, routing: &KvmIrqRouting) -> io::Result<()> {
             let pointer = routing.as_fam_struct_ptr().cast_mut().cast();
@@ -159,13 +137,13 @@ mod x86 {
             unsafe { self.set::<IRQFD, _>(argument) }
         }
 
-        /// `KVM_IRQ_LINE`
-        pub(in crate::kvm) fn set_irq_line(&self, gsi: u32, level: bool) -> io::Result<()> {
+        /// `KVM_IRQ_LINE`. What the number means depends on the architecture.
+        pub(in crate::kvm) fn set_irq_line(&self, irq: u32, level: bool) -> io::Result<()> {
             let mut argument = kvm_irq_level {
                 level: level.into(),
                 ..kvm_irq_level::default()
             };
-            argument.__bindgen_anon_1.irq = gsi;
+            argument.__bindgen_anon_1.irq = irq;
             // SAFETY: the ioctl reads this structure.
             unsafe { self.set::<IRQ_LINE, _>(argument) }
         }
@@ -174,6 +152,46 @@ mod x86 {
         pub(in crate::kvm) fn signal_msi(&self, message: kvm_msi) -> io::Result<()> {
             // SAFETY: the ioctl reads this structure.
             unsafe { self.set::<SIGNAL_MSI, _>(message) }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Vm, ioctl};
+    use kvm_bindings::{KVMIO, kvm_irqchip, kvm_pit_state2};
+    use rustix::ioctl::{Opcode, Updater, opcode};
+    use std::io;
+
+    const GET_IRQCHIP: Opcode = opcode::read_write::<kvm_irqchip>(KVMIO as u8, 0x62);
+    const GET_PIT2: Opcode = opcode::read::<kvm_pit_state2>(KVMIO as u8, 0x9f);
+
+    impl Vm {
+        /// An ioctl that writes to its argument.
+        ///
+        /// # Safety
+        ///
+        /// The ioctl takes an `A`, and does nothing but read it and write a valid one there.
+        unsafe fn update<const OPCODE: Opcode, A>(&self, argument: &mut A) -> io::Result<()> {
+            // SAFETY: as this function's.
+            Ok(unsafe { ioctl(&self.0, Updater::<OPCODE, A>::new(argument)) }?)
+        }
+
+        /// Whether KVM has an interrupt controller of this kind. (`KVM_GET_IRQCHIP`)
+        pub(in crate::kvm) fn has_irqchip(&self, chip_id: u32) -> bool {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..kvm_irqchip::default()
+            };
+            // SAFETY: the ioctl reads and writes this structure, all bits of which are valid.
+            unsafe { self.update::<GET_IRQCHIP, _>(&mut chip) }.is_ok()
+        }
+
+        /// Whether KVM has a timer. (`KVM_GET_PIT2`)
+        pub(in crate::kvm) fn has_pit(&self) -> bool {
+            let mut pit = kvm_pit_state2::default();
+            // SAFETY: the ioctl writes this structure, all bits of which are valid.
+            unsafe { self.update::<GET_PIT2, _>(&mut pit) }.is_ok()
         }
     }
 }

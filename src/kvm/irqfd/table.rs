@@ -1,16 +1,14 @@
 //! The routes as KVM's table has them.
 
-use crate::irqfd::Route;
+use super::controller::{NAME, PINS, SEVERAL_ENTRIES, places};
+use crate::irqfd::{MsiMessage, Route};
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MSI_VALID_DEVID, kvm_irq_routing_entry,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, kvm_irq_routing_entry,
 };
 use std::{error, fmt, io};
 
 /// How many entries KVM's table has room for.
 pub(super) const ENTRIES: usize = 4096;
-/// How many pins KVM's IOAPIC has.
-const PINS: u32 = 24;
 
 /// Why KVM's table cannot have the routes. It is what the error of a [`KvmSink`](super::KvmSink) in a
 /// [`RoutingError::Refused`](crate::irqfd::RoutingError::Refused) has [inside](io::Error::get_ref).
@@ -33,15 +31,15 @@ const PINS: u32 = 24;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouteTableError {
-    /// The table has room for 4,096 entries. A message takes one entry, a pin one as well, and a pin below 16 two,
-    /// because it is a pin of the IOAPIC and of a PIC.
+    /// The table has room for 4,096 entries. A message takes one entry, and a pin one as well. On x86 a pin below 16
+    /// takes two, because it is a pin of the IOAPIC and of a PIC.
     Full {
         /// What the routes take.
         entries: usize,
     },
-    /// KVM's IOAPIC has 24 pins, from 0. This is not one of them.
+    /// KVM's IOAPIC has 24 pins, from 0, and its GIC has 988. This is not one of them.
     Pin(u32),
-    /// The interrupt controller is split, and KVM has no pins. This is the first that was asked for.
+    /// The interrupt controller is split (on x86), and KVM has no pins. This is the first that was asked for.
     NoPins(u32),
 }
 
@@ -50,10 +48,10 @@ impl fmt::Display for RouteTableError {
         match self {
             RouteTableError::Full { entries } => write!(
                 f,
-                "the routes take {entries} entries of KVM's table, which has {ENTRIES} (a pin below 16 takes two)"
+                "the routes take {entries} entries of KVM's table, which has {ENTRIES}{SEVERAL_ENTRIES}"
             ),
             RouteTableError::Pin(pin) => {
-                write!(f, "KVM's IOAPIC has {PINS} pins, of which none is {pin}")
+                write!(f, "KVM's {NAME} has {PINS} pins, of which none is {pin}")
             }
             RouteTableError::NoPins(pin) => write!(
                 f,
@@ -81,57 +79,49 @@ pub(super) fn check_pin(pin: u32, has_pins: bool) -> Result<(), RouteTableError>
     }
 }
 
-/// Whether KVM refuses the message, and every table that has it, if the VM's messages are in x2APIC format
-/// (`KVM_CAP_X2APIC_API`): bits 32 to 39 of the address are 0 there.
-pub(super) fn is_no_x2apic_message(route: Route) -> bool {
-    matches!(route, Route::Msi(message) if (message.address >> 32) as u8 != 0)
+/// Adds what `KVM_SET_GSI_ROUTING` takes for a route.
+pub(super) fn add_entries(entries: &mut Vec<kvm_irq_routing_entry>, gsi: u32, route: Route) {
+    match route {
+        Route::Pin(pin) => entries.extend(places(pin).map(|place| pin_entry(gsi, place))),
+        Route::Msi(message) => entries.push(message_entry(gsi, message)),
+    }
 }
 
-/// What `KVM_SET_GSI_ROUTING` takes for a route.
-pub(super) fn entries(gsi: u32, route: Route) -> impl Iterator<Item = kvm_irq_routing_entry> {
-    let entry = move |type_| kvm_irq_routing_entry {
+fn pin_entry(gsi: u32, (controller, pin): (u32, u32)) -> kvm_irq_routing_entry {
+    let mut entry = entry(gsi, KVM_IRQ_ROUTING_IRQCHIP);
+    entry.u.irqchip.irqchip = controller;
+    entry.u.irqchip.pin = pin;
+    entry
+}
+
+fn message_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    let mut entry = entry(gsi, KVM_IRQ_ROUTING_MSI);
+    entry.u.msi.address_lo = message.address as u32;
+    entry.u.msi.address_hi = (message.address >> 32) as u32;
+    entry.u.msi.data = message.data;
+    if let Some(devid) = message.devid() {
+        entry.flags = KVM_MSI_VALID_DEVID;
+        entry.u.msi.__bindgen_anon_1.devid = devid;
+    }
+    entry
+}
+
+fn entry(gsi: u32, type_: u32) -> kvm_irq_routing_entry {
+    kvm_irq_routing_entry {
         gsi,
         type_,
         ..kvm_irq_routing_entry::default()
-    };
-    let at = move |chip, pin| {
-        let mut entry = entry(KVM_IRQ_ROUTING_IRQCHIP);
-        entry.u.irqchip.irqchip = chip;
-        entry.u.irqchip.pin = pin;
-        entry
-    };
-    let (first, second) = match route {
-        Route::Pin(pin) => {
-            let of_pic = match pin {
-                0..8 => Some(at(KVM_IRQCHIP_PIC_MASTER, pin)),
-                8..16 => Some(at(KVM_IRQCHIP_PIC_SLAVE, pin - 8)),
-                _ => None,
-            };
-            (at(KVM_IRQCHIP_IOAPIC, pin), of_pic)
-        }
-        Route::Msi(message) => {
-            let mut entry = entry(KVM_IRQ_ROUTING_MSI);
-            entry.u.msi.address_lo = message.address as u32;
-            entry.u.msi.address_hi = (message.address >> 32) as u32;
-            entry.u.msi.data = message.data;
-            if let Some(devid) = message.devid() {
-                entry.flags = KVM_MSI_VALID_DEVID;
-                entry.u.msi.__bindgen_anon_1.devid = devid;
-            }
-            (entry, None)
-        }
-    };
-    [first].into_iter().chain(second)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::irqfd::MsiMessage;
 
     /// A message in KVM's table: address, data, flags and device id.
     fn message(message: MsiMessage) -> (u32, u32, u32, u32, u32) {
-        let made: Vec<_> = entries(40, Route::Msi(message)).collect();
+        let mut made = Vec::new();
+        add_entries(&mut made, 40, Route::Msi(message));
         let [entry] = made[..] else {
             panic!("{} entries", made.len());
         };
