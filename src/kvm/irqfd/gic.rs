@@ -14,9 +14,6 @@ pub(super) const NAME: &str = "GIC";
 pub(super) const PINS: u32 = 1020 - FIRST_SPI;
 /// Which pins take more than one entry of KVM's table.
 pub(super) const SEVERAL_ENTRIES: &str = "";
-/// An SPI has one level. `KVM_IRQ_LINE` and the resampling irqfds set the same one, also when KVM lowers it at an end
-/// of interrupt or with the last resampling irqfd.
-pub(super) const ONE_LEVEL: bool = true;
 
 /// The interrupts below are private to a CPU.
 const FIRST_SPI: u32 = 32;

@@ -18,14 +18,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use table::RouteTableError;
 
+// These are loaded again on purpose: here the controller is the GIC.
+#[allow(clippy::duplicate_mod)]
 #[path = "pump.rs"]
 mod pump;
-/// Everything that users call is called in other tests, of the module that they have.
-#[allow(dead_code)]
+/// The rest of what users call is called in the tests of the module that they have.
+#[allow(clippy::duplicate_mod, dead_code)]
 #[path = "sink.rs"]
 mod sink;
+#[allow(clippy::duplicate_mod)]
 #[path = "table.rs"]
 mod table;
+#[allow(clippy::duplicate_mod)]
 #[path = "wire.rs"]
 mod wire;
 
@@ -44,6 +48,7 @@ struct State {
     /// What `KVM_IRQ_LINE` answers.
     refusal: Option<Errno>,
     refuses_tables: bool,
+    refuses_irqfds: bool,
     tables: usize,
     /// (`irq`, `level`) of each `KVM_IRQ_LINE`.
     lines: Vec<(u32, u32)>,
@@ -144,6 +149,9 @@ impl State {
         let (number, gsi) = (argument.fd, argument.gsi);
         if argument.flags & DEASSIGN == 0 {
             assert_eq!(argument.flags & !RESAMPLE, 0);
+            if self.refuses_irqfds {
+                return Err(Errno::AGAIN);
+            }
             let resamples = argument.flags & RESAMPLE != 0;
             self.irqfds.push(Irqfd {
                 gsi,
@@ -322,6 +330,31 @@ fn pins_that_no_gic_has() {
         "KVM's GIC has 988 pins, of which none is 988"
     );
     assert_eq!(gic.state().tables, tables);
+}
+
+/// An irqfd that KVM refuses leaves the line as it is, and nothing of it stays behind.
+#[test]
+fn irqfds_that_are_refused() {
+    for injection in BOTH {
+        let (gic, sink, router) = machine(injection);
+        router.set_route(5, Some(Route::Pin(100))).unwrap();
+        router.set_level(5, true);
+        let (event, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
+        gic.state().refuses_irqfds = true;
+        assert!(router.assign_with_resample(&event, 5, &resample).is_err());
+        assert_eq!(gic.up(), [132]);
+        gic.state().refuses_irqfds = false;
+        let _irqfd = router.assign_with_resample(&event, 5, &resample).unwrap();
+        gic.end(132);
+        assert!(
+            resample.wait_readable_timeout(WATCHDOG),
+            "no resample event"
+        );
+        router.set_level(5, false);
+        drop(router.save(|_| 0));
+        assert!(gic.up().is_empty());
+        assert_eq!(sink.refused(), 0);
+    }
 }
 
 /// What is no message in x2APIC format is a message here, and a refusal has other reasons.

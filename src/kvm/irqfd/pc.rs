@@ -10,9 +10,6 @@ pub(super) const NAME: &str = "IOAPIC";
 pub(super) const PINS: u32 = 24;
 /// Which pins take more than one entry of KVM's table.
 pub(super) const SEVERAL_ENTRIES: &str = " (a pin below 16 takes two)";
-/// KVM keeps the level that `KVM_IRQ_LINE` has set apart from that of the resampling irqfds, and a pin is up if either
-/// is.
-pub(super) const ONE_LEVEL: bool = false;
 
 /// Whether KVM has pins. It has none if the interrupt controller is split. (If there is none at all, the VM refuses a
 /// table of routes.)

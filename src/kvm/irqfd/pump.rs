@@ -37,15 +37,18 @@ struct State {
 
 impl Assertion {
     pub(super) fn new(vm: Arc<Vm>, gsi: u32) -> io::Result<Self> {
-        let assertion = Assertion {
+        Ok(Assertion {
             vm,
             gsi,
             raise: EventFd::new()?,
             resample: EventFd::new()?,
             state: Mutex::default(),
-        };
-        assertion.register(&mut assertion.lock())?;
-        Ok(assertion)
+        })
+    }
+
+    /// Gives KVM the irqfd.
+    pub(super) fn open(&self) -> io::Result<()> {
+        self.register(&mut self.lock())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

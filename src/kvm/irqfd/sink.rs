@@ -409,21 +409,13 @@ impl KvmSink {
         };
         let gsi = line.gsi();
         let assertion = Arc::new(Assertion::new(Arc::clone(&self.vm), gsi)?);
-        match pump.watch(&assertion, line) {
-            Ok(()) => Ok(assertion),
-            Err(error) => {
-                self.count_refusal(assertion.close());
-                self.raise_after_last(state, gsi);
-                Err(error)
-            }
+        pump.watch(&assertion, line)?;
+        // KVM comes last: where KVM had the irqfd and had to let go of it, a GIC would lower the line.
+        if let Err(error) = assertion.open() {
+            self.count_refusal(pump.forget(gsi));
+            return Err(error);
         }
-    }
-
-    /// To be called when KVM has lowered the line with its last resampling irqfd.
-    fn raise_after_last(&self, state: &State, gsi: u32) {
-        if controller::ONE_LEVEL && state.raised.contains(&gsi) {
-            self.set_line(state, gsi, true);
-        }
+        Ok(assertion)
     }
 
     /// To be called when the line has no resampling irqfds any more. Returns its [`Eoi`] if there is an end of
@@ -431,14 +423,12 @@ impl KvmSink {
     fn end_assertion(&self, state: &mut State, gsi: u32, assertion: &Assertion) -> Option<Eoi> {
         let ended = assertion.take_end();
         if assertion.is_raised() {
-            // The line may be held up otherwise. If not, the router lowers it.
+            // The line may be held up otherwise. If not, the router lowers it. (A GIC has one level for both, so this
+            // does not keep the line up there. The router then raises a line that is held up.)
             state.raised.insert(gsi);
-            if !controller::ONE_LEVEL {
-                self.set_line(state, gsi, true);
-            }
+            self.set_line(state, gsi, true);
         }
         self.count_refusal(assertion.close());
-        self.raise_after_last(state, gsi);
         let forgotten = state.pump.as_ref()?.forget(gsi);
         self.count_refusal(forgotten)?.filter(|_| ended)
     }
