@@ -82,7 +82,8 @@
 //!    [`Table::save`](crate::ioeventfd::Table::save) if there is a table alone.
 //! 6. [`Event::save`](crate::Event::save) of all events, the resample events included.
 //! 7. The interrupt controllers: the VMM's own, or with KVM `KVM_GET_IRQCHIP`, and of each vCPU `KVM_GET_LAPIC`,
-//!    `KVM_GET_VCPU_EVENTS` and the rest. What KVM has taken is in there.
+//!    `KVM_GET_VCPU_EVENTS` and the rest. (On arm64 these are attributes of the GIC's and the ITS's devices:
+//!    `KVM_GET_DEVICE_ATTR`.) What KVM has taken is in there.
 //!
 //! To restore it:
 //!

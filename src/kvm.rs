@@ -3,7 +3,7 @@
 //! A guest write that KVM handles costs less than one that exits to the VMM. So a VMM on KVM adds a [`KvmListener`] to
 //! its [`AddressSpace`](crate::ioeventfd::space::AddressSpace).
 //!
-//! KVM delivers interrupts: the sink of the VMM's [`Router`](crate::irqfd::Router) is a `KvmSink` (x86).
+//! KVM delivers interrupts: the sink of the VMM's [`Router`](crate::irqfd::Router) is a `KvmSink` (x86-64 and arm64).
 //!
 //! # Snapshots
 //!

@@ -32,7 +32,7 @@ pub fn enable(vm: &VmFd, cap: u32, argument: u32) -> Result<(), kvm_ioctls::Erro
 }
 
 /// With a split interrupt controller, whose messages are in x2APIC format, if asked for.
-fn split(x2apic: bool) -> Option<VmFd> {
+pub fn split(x2apic: bool) -> Option<VmFd> {
     let vm = machine()?;
     enable(&vm, KVM_CAP_SPLIT_IRQCHIP, 24).unwrap();
     if x2apic {

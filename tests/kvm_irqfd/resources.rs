@@ -2,6 +2,7 @@
 
 use crate::child;
 use crate::exact::await_that;
+use crate::refusals::split;
 use crate::vm::descriptor;
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
@@ -163,6 +164,25 @@ fn how_descriptors_are_opened() {
         });
         // The VM's, two of messages, two of the assertion, two of the thread.
         assert_eq!(all, 7);
+    });
+}
+
+/// Of an irqfd that KVM refuses, nothing stays: KVM has no resampling irqfds beside a split interrupt controller.
+#[test]
+fn a_refused_irqfd_leaves_no_descriptors() {
+    child::alone("resources::a_refused_irqfd_leaves_no_descriptors", || {
+        let Some(vm) = split(false) else { return };
+        let vm = Arc::new(vm);
+        let sink = KvmSink::new(descriptor(&vm), Injection::Userspace).unwrap();
+        let router = Router::new(Arc::new(sink));
+        let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let before = descriptors().len();
+        for _ in 0..3 {
+            let refused = router.assign_with_resample(&event, 10, &resample);
+            assert!(refused.is_err());
+            // Those of the thread.
+            assert_eq!(descriptors().len() - before, 2);
+        }
     });
 }
 

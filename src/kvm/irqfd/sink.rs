@@ -30,9 +30,10 @@ pub enum Injection {
     /// has one eventfd, which is made with its first irqfd and closed with its last.
     ///
     /// If KVM cannot look up the destination of a message at once, a worker of KVM's sends the message. This is so for
-    /// a logical destination while the guest's APICs are in several logical modes, and for an address that all APICs
-    /// share. The worker may send the message after the signal has returned, by the route of that time. [`synchronize`]
-    /// does not wait for it; [`save`] and the deassign of the GSI's last irqfd do.
+    /// a logical destination while the guest's APICs are in several logical modes, for an address that all APICs share,
+    /// and on arm64 while the message is not in the ITS's cache of translations. The worker may send the message after
+    /// the signal has returned, by the route of that time. [`synchronize`] does not wait for it; [`save`] and the
+    /// deassign of the GSI's last irqfd do.
     ///
     /// [`synchronize`]: crate::irqfd::Router::synchronize
     /// [`save`]: crate::irqfd::Router::save
@@ -41,8 +42,9 @@ pub enum Injection {
 
 /// Interrupts by KVM: the sink of a [`Router`](crate::irqfd::Router) for a VM with KVM's interrupt controllers.
 ///
-/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so a VM has one sink, for one router. Pin n is pin n of
-/// the IOAPIC and, below 16, of the PICs. The VM has no routes at first.
+/// The router's routes become the VM's (`KVM_SET_GSI_ROUTING`), so a VM has one sink, for one router. On x86, pin n is
+/// pin n of the IOAPIC and, below 16, of the PICs; on arm64 it is an SPI of the [GIC](#the-gic). The VM has no routes
+/// at first.
 ///
 /// With [`Injection::Userspace`] KVM's table has the pins only, so a change of messages makes no system call. With
 /// [`Injection::Kernel`] it has all routes, and each change is a call that costs time in proportion to the number of
@@ -66,14 +68,24 @@ pub enum Injection {
 /// of a line with resampling irqfds, which a worker of KVM's carries out soon. A [save](crate::irqfd::Router::save)
 /// waits for it.
 ///
+/// # The GIC
+///
+/// On arm64, pin n is the SPI n, as in device trees and in KVM's own table: the GIC's interrupt n + 32. Interrupts that
+/// are private to a CPU (PPIs) are not among the pins. Messages go to an ITS, which takes only those that
+/// [name their device](MsiMessage::with_devid). The sink is made after the GIC was initialized
+/// (`KVM_DEV_ARM_VGIC_CTRL_INIT`), because KVM then replaces the VM's routes by its default ones.
+///
+/// The sink has never run on KVM on arm64. It was written after the sources of Linux, and the calls that it makes there
+/// are tested against a stand-in for the ioctls.
+///
 /// # Split interrupt controllers
 ///
-/// Then KVM has the local APICs only. Pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
+/// On x86, an interrupt controller may be split. Then KVM has the local APICs only. Pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
 /// messages by this one's [`signal_msi`](InterruptSink::signal_msi). At the end of interrupt of a level-triggered
 /// message, `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC calls
 /// [`Router::ack`](crate::irqfd::Router::ack) for each pin that has the vector. But KVM watches for those vectors only
 /// that are in its table. So the IOAPIC announces the message of each pin by
-/// [`set_ioapic_message`](Self::set_ioapic_message) before it sends the message.
+/// `set_ioapic_message` before it sends the message.
 ///
 /// # System calls
 ///
@@ -82,7 +94,7 @@ pub enum Injection {
 ///
 /// | when | calls |
 /// |---|---|
-/// | [`new`](Self::new) | `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl` (`KVM_GET_IRQCHIP`, `KVM_SET_GSI_ROUTING`) |
+/// | [`new`](Self::new) | `fcntl` (`F_DUPFD_CLOEXEC`), `ioctl` (`KVM_GET_IRQCHIP`, on arm64 `KVM_IRQ_LINE`; `KVM_SET_GSI_ROUTING`) |
 /// | a message is sent | `ioctl` (`KVM_SIGNAL_MSI`); `write`, and rarely `read`, if the kernel injects |
 /// | a pin is pulsed, or its level changes | `ioctl` (`KVM_IRQ_LINE`); `write`, and `ioctl` (`KVM_IRQFD`), if it has resampling irqfds |
 /// | an irqfd is assigned | `eventfd2` and `ioctl` (`KVM_IRQFD`), if it is the GSI's first and the kernel injects |
@@ -207,7 +219,8 @@ impl State {
 }
 
 impl KvmSink {
-    /// For a VM with an interrupt controller, full or split. Takes the VM's routes away.
+    /// For a VM with an interrupt controller: full or split on x86, a GIC that was initialized on arm64. Takes the VM's
+    /// routes away.
     ///
     /// The VM can be of any crate's type that is [`AsFd`], or a [`BorrowedFd`](std::os::fd::BorrowedFd).
     /// `kvm_ioctls::VmFd` is not `AsFd` as of version 0.25; the [example](Self) shows how to borrow its descriptor. It
@@ -215,8 +228,9 @@ impl KvmSink {
     ///
     /// # Errors
     ///
-    /// There is no interrupt controller in the kernel (`EINVAL`), the descriptor is not a VM's (`ENOTTY`), or there is
-    /// no descriptor left (`EMFILE`, `ENFILE`).
+    /// There is no interrupt controller in the kernel (`EINVAL`; on arm64 `ENXIO`), the GIC was not initialized (`EBUSY`,
+    /// from kernels that say so), the descriptor is not a VM's (`ENOTTY`), or there is no descriptor left (`EMFILE`,
+    /// `ENFILE`).
     pub fn new(vm: impl AsFd, injection: Injection) -> Result<Self, Error> {
         let vm = Arc::new(Vm::new(vm)?);
         let sink = KvmSink {
@@ -247,6 +261,9 @@ impl KvmSink {
     /// `KVM_CAP_X2APIC_API` it refuses a message whose address is not in x2APIC format (`EINVAL`). A message that the
     /// guest's APIC takes and drops is not counted. Nor is a message that KVM drops after it has got it by
     /// [`Injection::Kernel`].
+    ///
+    /// On arm64, KVM refuses a message if there is no ITS (`ENODEV`), and one that names no device or is for an address
+    /// that is no ITS's (`EINVAL`). It refuses the level of an SPI that the GIC was made without (`EINVAL`).
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }
