@@ -39,7 +39,17 @@ fn lock(_: &Event) -> FairMutexGuard<'static, ()> {
 /// Moves what `read` takes from an eventfd into the event, as a signal does, and returns how much that is. When this
 /// returns, all that others have taken from the eventfd for this event is in the event too.
 #[cfg_attr(
-    not(any(all(feature = "kvm", target_pointer_width = "64"), loom)),
+    not(any(
+        all(
+            feature = "kvm",
+            any(
+                target_arch = "aarch64",
+                target_arch = "riscv64",
+                target_arch = "x86_64"
+            )
+        ),
+        loom
+    )),
     allow(dead_code)
 )]
 pub fn drain(event: &Event, read: impl FnOnce() -> u64) -> u64 {
