@@ -80,12 +80,12 @@ pub enum Injection {
 ///
 /// # Split interrupt controllers
 ///
-/// On x86, an interrupt controller may be split. Then KVM has the local APICs only. Pins are refused here, and the VMM's IOAPIC is a sink of its own, which sends its
-/// messages by this one's [`signal_msi`](InterruptSink::signal_msi). At the end of interrupt of a level-triggered
-/// message, `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC calls
-/// [`Router::ack`](crate::irqfd::Router::ack) for each pin that has the vector. But KVM watches for those vectors only
-/// that are in its table. So the IOAPIC announces the message of each pin by
-/// `set_ioapic_message` before it sends the message.
+/// On x86, an interrupt controller may be split. Then KVM has the local APICs only. Pins are refused here, and the
+/// VMM's IOAPIC is a sink of its own, which sends its messages by this one's [`signal_msi`](InterruptSink::signal_msi).
+/// At the end of interrupt of a level-triggered message, `KVM_RUN` returns with `KVM_EXIT_IOAPIC_EOI`, and the IOAPIC
+/// calls [`Router::ack`](crate::irqfd::Router::ack) for each pin that has the vector. But KVM watches for those vectors
+/// only that are in its table. So the IOAPIC announces the message of each pin by `set_ioapic_message` before it sends
+/// the message.
 ///
 /// # System calls
 ///
