@@ -2,6 +2,7 @@
 #ifndef TEST_H
 #define TEST_H
 
+#define _GNU_SOURCE /* so this is the first file that each test includes */
 #include <doorbell.h>
 #include <errno.h>
 #include <pthread.h>
