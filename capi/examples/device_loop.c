@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { QUEUES = 4, STOP = QUEUES, REQUESTS = 10000, GSI = 24 };
 
@@ -30,8 +31,8 @@ struct device {
 
 static void must(int result, const char *what)
 {
-    if (result == -1)
-        err(EXIT_FAILURE, "%s", what);
+    if (result < 0)
+        errx(EXIT_FAILURE, "%s: %s", what, strerror(-result));
 }
 
 /* The interrupt controller: here the VMM would call KVM_SIGNAL_MSI, or deliver the vector to a local APIC. */

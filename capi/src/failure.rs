@@ -1,8 +1,12 @@
-//! The border: results become an `int` and an `errno`, and panics end here.
+//! The border: results become numbers, and panics end here.
+//!
+//! A failed call returns the errno's negative instead of setting `errno`: that would take longer than most calls do.
 
 use errno::{Errno, set_errno};
+use std::any::Any;
 use std::ffi::c_int;
 use std::io;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 
@@ -33,32 +37,29 @@ pub(crate) fn counted(call: impl FnOnce() -> Result<c_int, Failed>) -> c_int {
     // What a panic leaves half done is what the Rust API says of it.
     match panic::catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(number)) => number,
-        Ok(Err(failed)) => fail(failed),
+        Ok(Err(Failed(number))) => -number,
         Err(payload) => broken(payload),
     }
 }
 
-/// The same for a call that makes a handle.
+/// The same for a call that makes a handle: NULL and `errno` if it fails.
 pub(crate) fn made<T>(call: impl FnOnce() -> Result<*mut T, Failed>) -> *mut T {
     let mut handle = ptr::null_mut();
-    attempt(|| {
+    let result = attempt(|| {
         handle = call()?;
         Ok(())
     });
+    if result < 0 {
+        set_errno(Errno(-result));
+    }
     handle
 }
 
 #[cold]
-fn fail(Failed(number): Failed) -> c_int {
-    set_errno(Errno(number));
-    -1
-}
-
-#[cold]
-fn broken(payload: Box<dyn std::any::Any + Send>) -> c_int {
+fn broken(payload: Box<dyn Any + Send>) -> c_int {
     // Its drop is code from anywhere, and may panic itself.
-    std::mem::forget(payload);
-    fail(Failed(libc::ENOTRECOVERABLE))
+    mem::forget(payload);
+    -libc::ENOTRECOVERABLE
 }
 
 /// The flags that are known, or `EINVAL`.
@@ -77,8 +78,7 @@ mod tests {
     fn results_become_numbers() {
         assert_eq!(attempt(|| Ok(())), 0);
         assert_eq!(counted(|| Ok(7)), 7);
-        assert_eq!(attempt(|| Err(Failed::TIMED_OUT)), -1);
-        assert_eq!(errno::errno(), Errno(libc::ETIMEDOUT));
+        assert_eq!(attempt(|| Err(Failed::TIMED_OUT)), -libc::ETIMEDOUT);
         assert!(made::<u8>(|| Err(Failed::INVALID)).is_null());
         assert_eq!(errno::errno(), Errno(libc::EINVAL));
     }
@@ -97,12 +97,17 @@ mod tests {
             || panic::panic_any(Worse),
         ] as [fn(); 2]
         {
-            set_errno(Errno(0));
             let result = attempt(|| {
                 call();
                 Ok(())
             });
-            assert_eq!((result, errno::errno()), (-1, Errno(libc::ENOTRECOVERABLE)));
+            assert_eq!(result, -libc::ENOTRECOVERABLE);
+            let handle = made::<u8>(|| {
+                call();
+                Err(Failed::INVALID)
+            });
+            assert!(handle.is_null());
+            assert_eq!(errno::errno(), Errno(libc::ENOTRECOVERABLE));
         }
     }
 }

@@ -2,7 +2,7 @@
 //! are in `cbindgen.toml`, which puts them at the top of the header; the comments of the functions go there too.
 //!
 //! Each handle is the Rust object itself, behind a pointer that comes from an `Arc` or a `Box`. So a call is that of
-//! the Rust API and what it takes to turn its result into an `int` and an `errno`.
+//! the Rust API and what it takes to turn its result into an `int`.
 
 #![allow(non_camel_case_types)]
 // "The rules for pointers at the top of the header are kept", for each function.

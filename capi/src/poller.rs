@@ -283,8 +283,8 @@ pub unsafe extern "C" fn doorbell_poller_fd_get(fd: *const doorbell_poller_fd) -
 }
 
 /// Before the outer loop sleeps. Returns 0 if it may sleep: the descriptor becomes readable when something is ready.
-/// Otherwise returns how many reports there are in `events`, or -1 with EAGAIN if there are none and the loop is to
-/// call this again before it sleeps.
+/// Otherwise returns how many reports there are in `events`, or -EAGAIN if there are none and the loop is to call
+/// this again before it sleeps.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_fd_arm(
     fd: *mut doorbell_poller_fd,

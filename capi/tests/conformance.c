@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/eventfd.h>
 
-/* One kind of eventfd. Calls return 0 or -1 and errno. A timeout of the kernel's is poll's. */
+/* One kind of eventfd. Calls return 0 or the negative of an errno. */
 struct kind {
     const char *name;
     bool kernel;
@@ -37,8 +37,8 @@ static int kernel_read(void *it, uint64_t *value)
     struct eventfd *self = it;
     int result;
     do
-        result = eventfd_read(self->fd, value);
-    while (result == -1 && errno == EAGAIN); /* it began just when another thread had set O_NONBLOCK */
+        result = eventfd_read(self->fd, value) == 0 ? 0 : -errno;
+    while (result == -EAGAIN); /* it began just when another thread had set O_NONBLOCK */
     return result;
 }
 
@@ -47,8 +47,8 @@ static int kernel_write(void *it, uint64_t n)
     struct eventfd *self = it;
     int result;
     do
-        result = eventfd_write(self->fd, n);
-    while (result == -1 && errno == EAGAIN);
+        result = eventfd_write(self->fd, n) == 0 ? 0 : -errno;
+    while (result == -EAGAIN);
     return result;
 }
 
@@ -57,10 +57,9 @@ static int at_once(struct eventfd *self, uint64_t *value, uint64_t n)
     pthread_mutex_lock(&self->nonblocking);
     CHECK(fcntl(self->fd, F_SETFL, O_RDWR | O_NONBLOCK) == 0);
     int result = value ? eventfd_read(self->fd, value) : eventfd_write(self->fd, n);
-    int error = errno;
+    result = result == 0 ? 0 : -errno;
     CHECK(fcntl(self->fd, F_SETFL, O_RDWR) == 0);
     pthread_mutex_unlock(&self->nonblocking);
-    errno = error;
     return result;
 }
 
@@ -80,12 +79,10 @@ static int kernel_timed(void *it, uint64_t *value, uint64_t n, int64_t timeout_n
     int64_t end = now_ns() + timeout_ns;
     for (;;) {
         int result = at_once(it, value, n);
-        if (result == 0 || errno != EAGAIN)
+        if (result != -EAGAIN)
             return result;
-        if (timeout_ns >= 0 && now_ns() >= end) {
-            errno = ETIMEDOUT;
-            return -1;
-        }
+        if (timeout_ns >= 0 && now_ns() >= end)
+            return -ETIMEDOUT;
         sleep_ns(100000);
     }
 }
@@ -109,8 +106,7 @@ static int kernel_wait_readable(void *it, int64_t timeout_ns)
     do
         ready = ppoll(&poll, 1, timeout_ns < 0 ? NULL : &limit, NULL);
     while (ready == -1 && errno == EINTR);
-    errno = ETIMEDOUT;
-    return ready == 1 ? 0 : -1;
+    return ready == 1 ? 0 : -ETIMEDOUT;
 }
 
 static uint64_t kernel_count(void *it)
@@ -254,7 +250,7 @@ static void e20_writes_add_up(const struct kind *kind)
             CHECK(value == (semaphore ? 1 : 1000));
             sum += value;
         }
-        CHECK(errno == EAGAIN && sum == 1000);
+        CHECK(sum == 1000);
         kind->drop(it);
     }
 }
@@ -353,14 +349,13 @@ struct call {
     const struct kind *kind;
     void *it;
     uint64_t number;
-    int result, error;
+    int result;
 };
 
 static void *call_read(void *argument)
 {
     struct call *call = argument;
     call->result = call->kind->read(call->it, &call->number);
-    call->error = errno;
     return NULL;
 }
 
@@ -368,7 +363,6 @@ static void *call_write(void *argument)
 {
     struct call *call = argument;
     call->result = call->kind->write(call->it, call->number);
-    call->error = errno;
     return NULL;
 }
 
@@ -376,7 +370,7 @@ static void e32_small_write_passes_a_blocked_large_one(const struct kind *kind)
 {
     uint64_t value;
     void *it = kind->make(UINT64_MAX - 11, false);
-    struct call large = {kind, it, 100, 0, 0};
+    struct call large = {kind, it, 100, 0};
     struct caller caller;
     caller_start(&caller, call_write, &large);
     caller_wait_asleep(&caller);
@@ -393,7 +387,7 @@ static void e32_small_write_passes_a_blocked_large_one(const struct kind *kind)
 static void e37_blocked_reader_is_released_by_a_write(const struct kind *kind)
 {
     void *it = kind->make(0, false);
-    struct call reader = {kind, it, 0, 0, 0};
+    struct call reader = {kind, it, 0, 0};
     struct caller caller;
     caller_start(&caller, call_read, &reader);
     caller_wait_asleep(&caller);
@@ -408,7 +402,7 @@ static void e38_blocked_writer_is_released_by_a_read(const struct kind *kind)
 {
     uint64_t value;
     void *it = kind->make(FULL, false);
-    struct call writer = {kind, it, 7, 0, 0};
+    struct call writer = {kind, it, 7, 0};
     struct caller caller;
     caller_start(&caller, call_write, &writer);
     caller_wait_asleep(&caller);
@@ -423,7 +417,7 @@ static void e39_writer_waits_for_all_the_room_it_needs(const struct kind *kind)
 {
     uint64_t value;
     void *it = kind->make(FULL, true);
-    struct call writer = {kind, it, 3, 0, 0};
+    struct call writer = {kind, it, 3, 0};
     struct caller caller;
     caller_start(&caller, call_write, &writer);
     for (uint64_t taken = 1; taken <= 2; taken++) {
@@ -447,7 +441,7 @@ static void e41_one_reader_gets_it_or_each_a_unit(const struct kind *kind)
         struct call readers[READERS];
         struct caller callers[READERS];
         for (int i = 0; i < READERS; i++) {
-            readers[i] = (struct call){kind, it, 0, 0, 0};
+            readers[i] = (struct call){kind, it, 0, 0};
             caller_start(&callers[i], call_read, &readers[i]);
             caller_wait_asleep(&callers[i]);
         }
@@ -469,7 +463,7 @@ static void e41_one_reader_gets_it_or_each_a_unit(const struct kind *kind)
 static void e44_zero_releases_no_reader(const struct kind *kind)
 {
     void *it = kind->make(0, false);
-    struct call reader = {kind, it, 0, 0, 0};
+    struct call reader = {kind, it, 0, 0};
     struct caller caller;
     caller_start(&caller, call_read, &reader);
     for (int i = 0; i < 3; i++) {
@@ -487,7 +481,7 @@ static void e45_nonblocking_calls_leave_a_blocked_one_alone(const struct kind *k
 {
     uint64_t value;
     void *it = kind->make(FULL, false);
-    struct call writer = {kind, it, 1, 0, 0};
+    struct call writer = {kind, it, 1, 0};
     struct caller caller;
     caller_start(&caller, call_write, &writer);
     caller_wait_asleep(&caller);
@@ -512,7 +506,7 @@ static void e47_signal_handlers_and_blocked_readers(const struct kind *kind)
     struct sigaction action = {.sa_handler = do_nothing};
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
     void *it = kind->make(0, false);
-    struct call reader = {kind, it, 0, 0, 0};
+    struct call reader = {kind, it, 0, 0};
     struct caller caller;
     caller_start(&caller, call_read, &reader);
     caller_wait_asleep(&caller);
@@ -523,7 +517,7 @@ static void e47_signal_handlers_and_blocked_readers(const struct kind *kind)
     }
     caller_join(&caller);
     if (kind->kernel)
-        CHECK(reader.result == -1 && reader.error == EINTR);
+        CHECK(reader.result == -EINTR);
     else
         CHECK(reader.result == 0 && reader.number == 3);
     check_count(kind, it, 0);
@@ -564,7 +558,7 @@ static void one_signal_ends_every_wait(const struct kind *kind)
     struct call waits[WAITERS];
     struct caller callers[WAITERS];
     for (int i = 0; i < WAITERS; i++) {
-        waits[i] = (struct call){kind, it, 0, 0, 0};
+        waits[i] = (struct call){kind, it, 0, 0};
         caller_start(&callers[i], wait_readable, &waits[i]);
         caller_wait_asleep(&callers[i]);
     }
@@ -595,7 +589,7 @@ static void e52_nothing_is_lost_between_threads(const struct kind *kind)
         struct call writes[WRITERS];
         struct caller callers[WRITERS];
         for (int i = 0; i < WRITERS; i++) {
-            writes[i] = (struct call){kind, it, WRITES, 0, 0};
+            writes[i] = (struct call){kind, it, WRITES, 0};
             caller_start(&callers[i], write_many, &writes[i]);
         }
         while (sum < WRITERS * WRITES) {

@@ -35,25 +35,29 @@ static uint64_t some_number(uint64_t count)
 
 /* What one call came to. */
 struct outcome {
-    int result, error;
+    int result;
     uint64_t value;
 };
 
-#define OUTCOME(call) (errno = 0, outcome.result = (call), outcome.error = errno, outcome)
+#define OUTCOME(call) (outcome.result = (call), outcome)
+
+/* Ours say in the result what a system call says in errno. */
+static int in_result(int result)
+{
+    return result == -1 ? -errno : result;
+}
 
 /* An eventfd has no timed calls; those with a limit of 0 are its calls with another errno. */
 static struct outcome timed_out(struct outcome outcome)
 {
-    if (outcome.result == -1 && outcome.error == EAGAIN)
-        outcome.error = ETIMEDOUT;
+    if (outcome.result == -EAGAIN)
+        outcome.result = -ETIMEDOUT;
     return outcome;
 }
 
 static bool same(struct outcome a, struct outcome b)
 {
-    if (a.result != b.result || a.value != b.value)
-        return false;
-    return a.result == 0 || a.error == b.error;
+    return a.result == b.result && a.value == b.value;
 }
 
 static uint64_t scripts, calls;
@@ -70,20 +74,20 @@ static void script(uint64_t seed)
     uint64_t count = initial;
 
     for (int length = (int)(random64() % 64); length > 0; length--) {
-        struct outcome outcome = {0, 0, 0}, kernel, ours, theirs;
+        struct outcome outcome = {0, 0}, kernel, ours, theirs;
         uint64_t n = some_number(count);
         unsigned what = random64() % 8;
         switch (what) {
         case 0:
         case 1:
         case 2:
-            kernel = OUTCOME(eventfd_write(fd, n));
+            kernel = OUTCOME(in_result(eventfd_write(fd, n)));
             ours = OUTCOME(doorbell_event_try_write(event, n));
             theirs = OUTCOME(doorbell_shared_event_try_write(shared, n));
             count += kernel.result == 0 ? n : 0;
             break;
         case 3:
-            kernel = timed_out(OUTCOME(eventfd_write(fd, n)));
+            kernel = timed_out(OUTCOME(in_result(eventfd_write(fd, n))));
             ours = OUTCOME(doorbell_event_write_timeout(event, n, 0));
             theirs = OUTCOME(doorbell_shared_event_write_timeout(shared, n, 0));
             count += kernel.result == 0 ? n : 0;
@@ -91,13 +95,13 @@ static void script(uint64_t seed)
         case 4:
             /* A signal is a write where there is room for it; the overflow state is beyond a program's eventfd. */
             n = count < FULL ? n % (FULL - count) : 0;
-            kernel = OUTCOME(eventfd_write(fd, n));
+            kernel = OUTCOME(in_result(eventfd_write(fd, n)));
             ours = OUTCOME((doorbell_event_signal_n(event, n), 0));
             theirs = OUTCOME((doorbell_shared_event_signal_n(shared, n), 0));
             count += n;
             break;
         case 5:
-            kernel = OUTCOME(eventfd_read(fd, &outcome.value));
+            kernel = OUTCOME(in_result(eventfd_read(fd, &outcome.value)));
             kernel.value = outcome.value, outcome.value = 0;
             ours = OUTCOME(doorbell_event_read_timeout(event, &outcome.value, 0));
             ours.value = outcome.value, outcome.value = 0;
@@ -107,7 +111,7 @@ static void script(uint64_t seed)
             count -= kernel.result == 0 ? kernel.value : 0;
             break;
         default:
-            kernel = OUTCOME(eventfd_read(fd, &outcome.value));
+            kernel = OUTCOME(in_result(eventfd_read(fd, &outcome.value)));
             kernel.value = outcome.value, outcome.value = 0;
             ours = OUTCOME(doorbell_event_try_read(event, &outcome.value));
             ours.value = outcome.value, outcome.value = 0;
@@ -123,10 +127,10 @@ static void script(uint64_t seed)
         if (!same(kernel, ours) || !same(kernel, theirs) || doorbell_event_count(event) != count ||
             doorbell_shared_event_count(shared) != count || doorbell_event_readiness(event) != ready ||
             doorbell_shared_event_readiness(shared) != ready || readable != (count > 0)) {
-            fprintf(stderr, "seed %" PRIu64 ", call %u with %" PRIu64 " at %" PRIu64 ": %d/%d/%" PRIu64
-                            " of the kernel, %d/%d/%" PRIu64 " and %d/%d/%" PRIu64 "\n",
-                    seed, what, n, count, kernel.result, kernel.error, kernel.value, ours.result,
-                    ours.error, ours.value, theirs.result, theirs.error, theirs.value);
+            fprintf(stderr, "seed %" PRIu64 ", call %u with %" PRIu64 " at %" PRIu64 ": %d, %" PRIu64
+                            " of the kernel, %d, %" PRIu64 " and %d, %" PRIu64 "\n",
+                    seed, what, n, count, kernel.result, kernel.value, ours.result, ours.value,
+                    theirs.result, theirs.value);
             abort();
         }
         calls++;

@@ -569,8 +569,9 @@ int main(void)
 {
     begin_tests();
     doorbell_prepare_for_seccomp();
-    if (doorbell_use_membarrier() == -1)
-        fprintf(stderr, "no membarrier: %s\n", strerror(errno));
+    int result = doorbell_use_membarrier();
+    if (result < 0)
+        fprintf(stderr, "no membarrier: %s\n", strerror(-result));
     batches();
     pollers();
     probes();

@@ -40,10 +40,9 @@ static int read_all(doorbell_shared_event *event, int watched)
             CHECK(recv(watched, bytes, sizeof bytes, MSG_DONTWAIT) > 0);
             sleeps++;
         }
-        if (doorbell_shared_event_try_read(event, &value) == 0)
-            sum += value;
-        else
-            CHECK(errno == EAGAIN);
+        int result = doorbell_shared_event_try_read(event, &value);
+        CHECK(result == 0 || result == -EAGAIN);
+        sum += result == 0 ? value : 0;
     }
     CHECK(sum == SIGNALS);
     doorbell_poller_unref(poller);
