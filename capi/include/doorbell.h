@@ -3,11 +3,12 @@
  *
  * ERRORS
  *
- *   A function that returns an int returns -1 and sets errno if it fails. It has then changed nothing, unless its
- *   comment says otherwise. A function that returns a pointer returns NULL and sets errno. On success, functions
- *   return 0 or what their comments say, and errno is unspecified. ENOTRECOVERABLE means that the library has found a
- *   fault of its own (a Rust panic), and has written a message to stderr. A function without a way to fail
- *   ends the process in such a case, with a message. No panic is thrown through a caller.
+ *   A function that returns an int returns the negative of an errno if it fails, such as -EAGAIN, and leaves errno
+ *   alone. It has then changed nothing, unless its comment says otherwise. On success it returns 0, or what its comment
+ *   says. A function that makes a handle returns NULL and sets errno. The comments name the errnos without the sign.
+ *   ENOTRECOVERABLE means that the library has found a fault of its own (a Rust panic), and has written a message to
+ *   stderr. A function without a way to fail ends the process in such a case, with a message. No panic is thrown
+ *   through a caller.
  *
  * POINTERS
  *
@@ -31,7 +32,6 @@
  *   In a handler of a POSIX signal only these are safe: doorbell_event_signal, _signal_n, _try_write, _try_read,
  *   _try_read_all, _count and _readiness, and the same functions of doorbell_shared_event. The event must be one that
  *   only blocking reads and writes wait for: it is in no poller and has no irqfd. doorbell_poller_notify is safe too.
- *   A handler saves errno before these calls and restores it afterwards.
  *
  * TIME LIMITS
  *
@@ -310,7 +310,7 @@ void doorbell_event_unref(struct doorbell_event *event);
 void doorbell_event_signal(struct doorbell_event *event);
 
 // Adds n, stopping at UINT64_MAX, the overflow state, in which every write blocks until the event is read. Never
-// blocks, as doorbell_event_signal. (eventfd_signal() of the kernel)
+// blocks, unless a callback of a sink does. (eventfd_signal() of the kernel)
 void doorbell_event_signal_n(struct doorbell_event *event,
                              uint64_t n);
 
@@ -414,11 +414,11 @@ struct doorbell_shared_event *doorbell_shared_event_attach_at(void *memory,
 // Gives up this process's handle. The event stays where it is.
 void doorbell_shared_event_free(struct doorbell_shared_event *event);
 
-// Adds 1. Never blocks, unless a callback of a sink does.
+// Adds 1. Never blocks.
 void doorbell_shared_event_signal(struct doorbell_shared_event *event);
 
 // Adds n, stopping at UINT64_MAX, the overflow state, in which every write blocks until the event is read. Never
-// blocks, as doorbell_shared_event_signal. (eventfd_signal() of the kernel)
+// blocks. (eventfd_signal() of the kernel)
 void doorbell_shared_event_signal_n(struct doorbell_shared_event *event,
                                     uint64_t n);
 
@@ -576,8 +576,8 @@ void doorbell_poller_fd_free(struct doorbell_poller_fd *fd);
 int doorbell_poller_fd_get(const struct doorbell_poller_fd *fd);
 
 // Before the outer loop sleeps. Returns 0 if it may sleep: the descriptor becomes readable when something is ready.
-// Otherwise returns how many reports there are in `events`, or -1 with EAGAIN if there are none and the loop is to
-// call this again before it sleeps.
+// Otherwise returns how many reports there are in `events`, or -EAGAIN if there are none and the loop is to call
+// this again before it sleeps.
 int doorbell_poller_fd_arm(struct doorbell_poller_fd *fd,
                            struct doorbell_events *events);
 
