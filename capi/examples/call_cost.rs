@@ -1,21 +1,21 @@
-//! What a call costs through the shared library, over the same call in Rust.
+//! What a call through C costs over the same call in Rust: with the library linked statically, and with the shared
+//! library.
 //!
-//! `cargo run --release --example call_cost [LIBRARY]`: the library is opened with `dlopen`, and its functions are called
-//! through pointers, as a C program calls them through its table of imports. Both ways take turns, and the medians of
-//! many turns are compared.
+//! `make && cargo run --release --example call_cost [LIBRARY]`. The shared library is opened with `dlopen`. The functions
+//! of both are called through pointers, as a C program calls those of a shared library. The three ways take turns, and
+//! the medians of many turns are compared.
 
+use doorbell::{DOORBELL_MMIO, doorbell_event, doorbell_key, doorbell_reader, doorbell_table};
 use doorbell_rs::Event;
 use doorbell_rs::ioeventfd::{Bus, Key, Table};
 use std::ffi::{CString, c_int, c_void};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{env, fs, mem, ptr};
+use std::{array, env, fs, mem, ptr};
 
 const CALLS: u32 = 20_000;
 const TURNS: usize = 301;
-
-type Object = *mut c_void;
 
 struct Library(*mut c_void);
 
@@ -54,25 +54,123 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-fn compare(name: &str, mut rust: impl FnMut(), mut c: impl FnMut()) {
-    let (mut in_rust, mut in_c, mut over) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..TURNS {
-        let [first, second] = if number % 2 == 0 {
-            let first = turn(&mut rust);
-            [first, turn(&mut c)]
-        } else {
-            let second = turn(&mut c);
-            [turn(&mut rust), second]
+/// The functions of the C library, from wherever they are.
+macro_rules! api {
+    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        #[derive(Clone, Copy)]
+        struct Api {
+            $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+        }
+
+        impl Api {
+            fn linked() -> Self {
+                black_box(Api { $($name: doorbell::$name,)* })
+            }
+
+            fn of(library: &Library) -> Self {
+                // SAFETY: the types are those of doorbell.h.
+                unsafe { Api { $($name: library.get(stringify!($name)),)* } }
+            }
+        }
+    };
+}
+
+api! {
+    doorbell_event_new: fn(u64, u32) -> *mut doorbell_event;
+    doorbell_event_signal: fn(*mut doorbell_event);
+    doorbell_event_try_write: fn(*mut doorbell_event, u64) -> c_int;
+    doorbell_event_try_read: fn(*mut doorbell_event, *mut u64) -> c_int;
+    doorbell_event_count: fn(*const doorbell_event) -> u64;
+    doorbell_table_new: fn() -> *mut doorbell_table;
+    doorbell_table_assign: fn(*mut doorbell_table, *const doorbell_key, *mut doorbell_event) -> c_int;
+    doorbell_table_reader: fn(*mut doorbell_table) -> *mut doorbell_reader;
+    doorbell_reader_write: fn(*mut doorbell_reader, u32, u64, *const c_void, usize) -> c_int;
+}
+
+const ADDRESS: u64 = 0xd000_0050;
+
+/// An event, and a reader that signals it, made by one of the two libraries.
+struct Objects {
+    api: Api,
+    event: *mut doorbell_event,
+    reader: *mut doorbell_reader,
+}
+
+impl Objects {
+    fn new(api: Api) -> Self {
+        let key = doorbell_key {
+            address: ADDRESS,
+            datamatch: 0,
+            length: 4,
+            flags: DOORBELL_MMIO,
         };
-        in_rust.push(first);
-        in_c.push(second);
-        over.push(second - first);
+        // SAFETY: what the header asks for.
+        unsafe {
+            let event = (api.doorbell_event_new)(0, 0);
+            let table = (api.doorbell_table_new)();
+            assert_eq!((api.doorbell_table_assign)(table, &key, event), 0);
+            let reader = (api.doorbell_table_reader)(table);
+            Objects { api, event, reader }
+        }
     }
+
+    // SAFETY of all: the handles live as long as the program.
+
+    fn signal(&self) {
+        unsafe { (self.api.doorbell_event_signal)(self.event) };
+    }
+
+    fn try_write(&self) {
+        assert_eq!(
+            unsafe { (self.api.doorbell_event_try_write)(self.event, 1) },
+            0
+        );
+    }
+
+    fn try_read(&self) {
+        let mut value = 0;
+        let result = unsafe { (self.api.doorbell_event_try_read)(self.event, &mut value) };
+        assert_eq!(result, 0);
+        black_box(value);
+    }
+
+    fn fail_to_read(&self) {
+        assert!(unsafe { (self.api.doorbell_event_try_read)(self.event, ptr::null_mut()) } < 0);
+    }
+
+    fn count(&self) {
+        black_box(unsafe { (self.api.doorbell_event_count)(self.event) });
+    }
+
+    fn ring(&self, data: &[u8]) {
+        let (bus, address, data) = black_box((DOORBELL_MMIO, ADDRESS, data));
+        let start = data.as_ptr().cast();
+        let taken = unsafe {
+            (self.api.doorbell_reader_write)(self.reader, bus, address, start, data.len())
+        };
+        assert_eq!(taken, 1);
+    }
+}
+
+fn compare(name: &str, rust: impl Fn(), c: impl Fn(&Objects), [linked, loaded]: &[Objects; 2]) {
+    let mut times: [Vec<f64>; 5] = array::from_fn(|_| Vec::new());
+    for number in 0..TURNS {
+        let mut taken = [0.0; 3];
+        for way in (0..3).map(|way| (way + number) % 3) {
+            taken[way] = match way {
+                0 => turn(&mut || (0..CALLS).for_each(|_| rust())),
+                1 => turn(&mut || (0..CALLS).for_each(|_| c(linked))),
+                _ => turn(&mut || (0..CALLS).for_each(|_| c(loaded))),
+            };
+        }
+        let over = [taken[1] - taken[0], taken[2] - taken[0]];
+        for (times, time) in times.iter_mut().zip(taken.into_iter().chain(over)) {
+            times.push(time);
+        }
+    }
+    let [rust, linked, loaded, linked_over, loaded_over] = times.map(median);
     println!(
-        "| {name} | {:.2} | {:.2} | {:+.2} |",
-        median(in_rust),
-        median(in_c),
-        median(over)
+        "| {name} | {rust:.2} | {linked:.2} | {linked_over:+.2} | {loaded:.2} | {loaded_over:+.2} |"
     );
 }
 
@@ -80,109 +178,59 @@ fn main() {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/release/libdoorbell.so");
     let path = env::args().nth(1).unwrap_or_else(|| default.to_owned());
     let library = Library::open(&path);
-    // SAFETY: the types are those of doorbell.h.
-    let (new, signal, write, read, count) = unsafe {
-        (
-            library.get::<extern "C" fn(u64, u32) -> Object>("doorbell_event_new"),
-            library.get::<extern "C" fn(Object)>("doorbell_event_signal"),
-            library.get::<extern "C" fn(Object, u64) -> c_int>("doorbell_event_try_write"),
-            library.get::<extern "C" fn(Object, *mut u64) -> c_int>("doorbell_event_try_read"),
-            library.get::<extern "C" fn(Object) -> u64>("doorbell_event_count"),
-        )
-    };
-    // SAFETY: likewise.
-    let (table_new, assign, reader_new, ring) = unsafe {
-        (
-            library.get::<extern "C" fn() -> Object>("doorbell_table_new"),
-            library.get::<extern "C" fn(Object, *const doorbell::doorbell_key, Object) -> c_int>(
-                "doorbell_table_assign",
-            ),
-            library.get::<extern "C" fn(Object) -> Object>("doorbell_table_reader"),
-            library.get::<extern "C" fn(Object, u32, u64, *const u8, usize) -> c_int>(
-                "doorbell_reader_write",
-            ),
-        )
-    };
-    let ours = Event::new(0);
-    let theirs = new(0, 0);
+    let theirs = [Api::linked(), Api::of(&library)].map(Objects::new);
+    let ours = &Event::new(0);
+    let observed = Arc::new(Event::new(0));
+    let table = Table::new();
+    let key = Key::mmio(ADDRESS, 4);
+    table.assign(key, &observed).unwrap().keep();
+    let reader = table.reader();
 
+    let load = fs::read_to_string("/proc/loadavg").unwrap();
+    println!("load: {}", load.trim());
     println!(
-        "load: {}",
-        fs::read_to_string("/proc/loadavg").unwrap().trim()
+        "| ns a call, medians of {TURNS} turns of {CALLS} | Rust | static | over | shared | over |"
     );
-    println!("| ns a call, medians of {TURNS} turns of {CALLS} | Rust | C | over |");
-    println!("|---|---|---|---|");
-    compare(
-        "signal",
-        || (0..CALLS).for_each(|_| black_box(&ours).signal()),
-        || (0..CALLS).for_each(|_| signal(black_box(theirs))),
-    );
+    println!("|---|---|---|---|---|---|");
+    let signal = || black_box(ours).signal();
+    compare("signal", signal, Objects::signal, &theirs);
+    let write = || black_box(ours).try_write(1).unwrap();
+    compare("try_write", write, Objects::try_write, &theirs);
     ours.try_read();
-    read(theirs, ptr::null_mut());
-    compare(
-        "try_write",
-        || (0..CALLS).for_each(|_| black_box(&ours).try_write(1).unwrap()),
-        || (0..CALLS).for_each(|_| assert_eq!(write(black_box(theirs), 1), 0)),
-    );
-    compare(
-        "try_write and try_read, both",
-        || {
-            for _ in 0..CALLS {
-                black_box(&ours).try_write(1).unwrap();
-                black_box(black_box(&ours).try_read().unwrap());
-            }
-        },
-        || {
-            let mut value = 0;
-            for _ in 0..CALLS {
-                assert_eq!(write(black_box(theirs), 1), 0);
-                assert_eq!(read(black_box(theirs), &mut value), 0);
-                black_box(value);
-            }
-        },
-    );
+    theirs.iter().for_each(Objects::try_read);
+    let fail_to_read = || assert!(black_box(ours).try_read().is_none());
     compare(
         "try_read of 0",
-        || (0..CALLS).for_each(|_| assert!(black_box(&ours).try_read().is_none())),
-        || (0..CALLS).for_each(|_| assert!(read(black_box(theirs), ptr::null_mut()) < 0)),
+        fail_to_read,
+        Objects::fail_to_read,
+        &theirs,
     );
-    compare(
-        "count",
-        || (0..CALLS).for_each(|_| _ = black_box(black_box(&ours).count())),
-        || (0..CALLS).for_each(|_| _ = black_box(count(black_box(theirs)))),
-    );
-
-    let table = Table::new();
-    let key = Key::mmio(0xd000_0050, 4);
-    let event = Arc::new(Event::new(0));
-    table.assign(key, event).unwrap().keep();
-    let reader = table.reader();
-    let their_table = table_new();
-    let key = doorbell::doorbell_key {
-        address: 0xd000_0050,
-        datamatch: 0,
-        length: 4,
-        flags: doorbell::DOORBELL_MMIO,
+    let write_and_read = || {
+        black_box(ours).try_write(1).unwrap();
+        black_box(black_box(ours).try_read().unwrap());
     };
-    assert_eq!(assign(their_table, &key, theirs), 0);
-    let their_reader = reader_new(their_table);
+    let both = |theirs: &Objects| {
+        theirs.try_write();
+        theirs.try_read();
+    };
+    compare(
+        "try_write and try_read, both",
+        write_and_read,
+        both,
+        &theirs,
+    );
+    let count = || _ = black_box(black_box(ours).count());
+    compare("count", count, Objects::count, &theirs);
     // As in a vCPU's exit: nothing of the write is known when this is compiled.
     let data = [0_u8; 4];
+    let ring = || {
+        let (bus, address, data) = black_box((Bus::Mmio, ADDRESS, &data[..]));
+        assert!(black_box(&reader).write(bus, address, data));
+    };
     compare(
         "a doorbell, by a reader",
-        || {
-            for _ in 0..CALLS {
-                let (bus, address, data) = black_box((Bus::Mmio, 0xd000_0050, &data[..]));
-                assert!(reader.write(bus, address, data));
-            }
-        },
-        || {
-            for _ in 0..CALLS {
-                let (bus, address, data) =
-                    black_box((doorbell::DOORBELL_MMIO, 0xd000_0050, &data[..]));
-                let taken = ring(their_reader, bus, address, data.as_ptr(), data.len());
-                assert_eq!(taken, 1);
-            }
-        },
+        ring,
+        |theirs| theirs.ring(&data),
+        &theirs,
     );
 }
