@@ -235,3 +235,55 @@ pub(crate) fn flags_of(readiness: Readiness) -> u32 {
     }
     flags
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use doorbell_rs::event::{Change, Interest, Observation};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::{env, ptr};
+
+    const IN_A_CHILD: &str = "DOORBELL_TEST_PANIC_WITHOUT_A_RESULT";
+
+    /// An event whose signals panic, as a fault of the library would.
+    fn faulty() -> (*mut doorbell_event, Observation) {
+        let event = doorbell_event_new(0, 0);
+        let panics = Arc::new(|_: Change| panic!("a fault of the library"));
+        let observation = Observation::new(unsafe { handle(event) }, Interest::Both, panics);
+        (event, observation)
+    }
+
+    #[test]
+    fn a_panic_becomes_an_errno() {
+        let (event, observation) = faulty();
+        unsafe {
+            assert_eq!(doorbell_event_try_write(event, 3), -libc::ENOTRECOVERABLE);
+            assert_eq!(doorbell_event_count(event), 3);
+            let read = doorbell_event_try_read(event, ptr::null_mut());
+            assert_eq!(read, -libc::ENOTRECOVERABLE);
+            drop(observation);
+            assert_eq!(doorbell_event_try_write(event, 3), 0);
+            doorbell_event_unref(event);
+        }
+    }
+
+    /// Where there is no result to say so, the process ends.
+    #[test]
+    fn a_panic_without_a_result_aborts() {
+        if env::var_os(IN_A_CHILD).is_some() {
+            let (event, _observation) = faulty();
+            unsafe { doorbell_event_signal(event) };
+            return;
+        }
+        let test = "event::tests::a_panic_without_a_result_aborts";
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(IN_A_CHILD, "")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.signal(), Some(libc::SIGABRT));
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(said.contains("a fault of the library"), "{said}");
+    }
+}

@@ -109,6 +109,44 @@ static void refusals(void)
     doorbell_shared_event_free(event);
 }
 
+/* How many bytes there are in a socket. */
+static ssize_t bytes_in(int socket)
+{
+    char bytes[64];
+    ssize_t count = recv(socket, bytes, sizeof bytes, MSG_DONTWAIT);
+    CHECK(count > 0 || (count == -1 && errno == EAGAIN));
+    return count < 0 ? 0 : count;
+}
+
+/* A byte comes for what was asked for, and once. */
+static void interests(void)
+{
+    static const struct {
+        uint32_t interest;
+        int of_signal, of_read;
+    } cases[] = {{DOORBELL_READABLE, 1, 0},
+                 {DOORBELL_WRITABLE, 0, 1},
+                 {DOORBELL_READABLE | DOORBELL_WRITABLE, 1, 1}};
+    int fd, pair[2];
+    doorbell_shared_event *mine = doorbell_shared_event_create(0, 0, &fd);
+    doorbell_shared_event *yours = doorbell_shared_event_attach(fd, 0, 0);
+    CHECK(mine && yours && close(fd) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    CHECK(doorbell_shared_event_add_waker(yours, pair[1]) == 0 && close(pair[1]) == 0);
+    CHECK(bytes_in(pair[0]) == 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        CHECK(doorbell_shared_event_arm(mine, cases[i].interest) == DOORBELL_WRITABLE);
+        doorbell_shared_event_signal(yours);
+        CHECK(bytes_in(pair[0]) == cases[i].of_signal);
+        CHECK(doorbell_shared_event_try_read(yours, NULL) == 0);
+        CHECK(bytes_in(pair[0]) == cases[i].of_read);
+    }
+    doorbell_shared_event_free(yours);
+    char byte;
+    CHECK(recv(pair[0], &byte, 1, 0) == 0); /* the end of the peer shows */
+    doorbell_shared_event_free(mine);
+    close(pair[0]);
+}
+
 int main(int argc, char **argv)
 {
     const char *peer = argc > 1 ? argv[1] : argv[0];
@@ -118,6 +156,7 @@ int main(int argc, char **argv)
     if (argc > 2)
         return be_the_peer();
     refusals();
+    interests();
 
     doorbell_shared_event *event = doorbell_shared_event_create(0, 0, &memfd);
     CHECK(event && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, to_us) == 0);
@@ -142,6 +181,6 @@ int main(int argc, char **argv)
     CHECK(doorbell_shared_event_count(event) == 0);
     doorbell_shared_event_free(event);
     close(to_us[0]), close(to_peer[0]), close(control[0]);
-    printf("shared, with the peer %s, %d sleeps: 2 passed, 0 failed\n", peer, sleeps);
+    printf("shared, with the peer %s, %d sleeps: 3 passed, 0 failed\n", peer, sleeps);
     return 0;
 }
