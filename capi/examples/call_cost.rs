@@ -1,9 +1,9 @@
 //! What a call through C costs over the same call in Rust: with the library linked statically, and with the shared
 //! library.
 //!
-//! `make && cargo run --release --example call_cost [LIBRARY]`. The shared library is opened with `dlopen`. The functions
-//! of both are called through pointers, as a C program calls those of a shared library. The three ways take turns, and
-//! the medians of many turns are compared.
+//! `make && cargo run --release --example call_cost [LIBRARY]`. The shared library is opened with `dlopen`. The
+//! functions of both are called through pointers, as a C program calls those of a shared library. The three ways take
+//! turns, and the medians of many turns are compared.
 
 use doorbell::{DOORBELL_MMIO, doorbell_event, doorbell_key, doorbell_reader, doorbell_table};
 use doorbell_rs::Event;

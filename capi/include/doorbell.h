@@ -41,7 +41,8 @@
  *
  *   A callback gets the `user` pointer that was given along with it. `destroy` may be NULL; otherwise it is called
  *   exactly once for each call that the callbacks were passed to, when the library will not call the other callbacks
- *   any more; if the call fails, then before it returns. Callbacks run on any thread that signals, waits or calls the
+ *   any more; if the call fails, then before it returns; if they are removed inside a callback, then at the end of a
+ *   later call or in doorbell_reclaim. Callbacks run on any thread that signals, waits or calls the
  *   router, several of them at a time where the comment says so. The library holds no lock during the callbacks of a
  *   sink; probes are called under a lock of their poller, so they may not call the poller. No callback may end by
  *   longjmp or by a C++ exception.
@@ -282,17 +283,20 @@ typedef struct doorbell_gsi_route {
 extern "C" {
 #endif // __cplusplus
 
-// Makes the library use membarrier(2), by which lookups in a table, and signals to a level of an interrupt, need no
-// memory fence. To be called once, at the start of main, before there are other threads. Without it, or if it fails
-// (with the errno of the system call), the library uses fences.
+// Makes lookups in tables cheaper: each then does without a fence, and each change of a table calls membarrier(2)
+// instead, which interrupts all threads of the process. To be called once, at the start of main: before other threads,
+// tables and seccomp filters, which must go on allowing membarrier(2). If it fails, everything works as before.
+//
+// ENOSYS, EPERM: the kernel or a filter refuses. EBUSY: a table has been used already.
 int doorbell_use_membarrier(void);
 
 // Does now what the first blocking call does otherwise: reads /sys/devices/system/cpu/online. To be called before
 // threads get seccomp filters that do not allow that.
 void doorbell_prepare_for_seccomp(void);
 
-// Waits until everything that has been removed from pollers, tables and routers so far has been freed.
-void doorbell_reclaim(void);
+// Frees what threads have removed from pollers, tables and routers inside callbacks, where it could not be freed.
+// Waits for callbacks. EDEADLK: it was called inside a callback, and did nothing.
+int doorbell_reclaim(void);
 
 // Makes an event with `initial` in it. `flags`: DOORBELL_SEMAPHORE, DOORBELL_SPIN_NEVER or DOORBELL_SPIN_ALWAYS.
 //

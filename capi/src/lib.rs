@@ -34,9 +34,11 @@ pub use table::*;
 use failure::{Failed, attempt};
 use std::ffi::c_int;
 
-/// Makes the library use membarrier(2), by which lookups in a table, and signals to a level of an interrupt, need no
-/// memory fence. To be called once, at the start of main, before there are other threads. Without it, or if it fails
-/// (with the errno of the system call), the library uses fences.
+/// Makes lookups in tables cheaper: each then does without a fence, and each change of a table calls membarrier(2)
+/// instead, which interrupts all threads of the process. To be called once, at the start of main: before other threads,
+/// tables and seccomp filters, which must go on allowing membarrier(2). If it fails, everything works as before.
+///
+/// ENOSYS, EPERM: the kernel or a filter refuses. EBUSY: a table has been used already.
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_use_membarrier() -> c_int {
     attempt(|| doorbell_rs::use_membarrier().map_err(Failed::from_error))
@@ -49,8 +51,12 @@ pub extern "C" fn doorbell_prepare_for_seccomp() {
     doorbell_rs::prepare_for_seccomp();
 }
 
-/// Waits until everything that has been removed from pollers, tables and routers so far has been freed.
+/// Frees what threads have removed from pollers, tables and routers inside callbacks, where it could not be freed.
+/// Waits for callbacks. EDEADLK: it was called inside a callback, and did nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn doorbell_reclaim() {
-    doorbell_rs::reclaim();
+pub extern "C" fn doorbell_reclaim() -> c_int {
+    attempt(|| match doorbell_rs::reclaim() {
+        true => Ok(()),
+        false => Err(Failed(libc::EDEADLK)),
+    })
 }
