@@ -4,6 +4,7 @@
  */
 #include "test.h"
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -21,6 +22,7 @@ struct kind {
     int (*write)(void *, uint64_t);
     int (*try_write)(void *, uint64_t);
     int (*write_timeout)(void *, uint64_t, int64_t);
+    void (*signal)(void *);
     int (*wait_readable)(void *, int64_t);
     uint64_t (*count)(void *);
     uint32_t (*readiness)(void *);
@@ -109,6 +111,28 @@ static int kernel_wait_readable(void *it, int64_t timeout_ns)
     return ready == 1 ? 0 : -ETIMEDOUT;
 }
 
+/* Makes the kernel call its eventfd_signal(): the completion of an asynchronous read, here of /dev/zero. A program
+ * without a VM has no other way to take an eventfd beyond UINT64_MAX - 1. */
+static void kernel_signal(void *it)
+{
+    struct eventfd *self = it;
+    aio_context_t context = 0;
+    struct io_event done;
+    char byte = 1;
+    int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    struct iocb block = {.aio_lio_opcode = IOCB_CMD_PREAD,
+                         .aio_fildes = (uint32_t)zero,
+                         .aio_buf = (uintptr_t)&byte,
+                         .aio_nbytes = 1,
+                         .aio_flags = IOCB_FLAG_RESFD,
+                         .aio_resfd = (uint32_t)self->fd},
+                *blocks[] = {&block};
+    CHECK(zero >= 0 && syscall(SYS_io_setup, 1, &context) == 0);
+    CHECK(syscall(SYS_io_submit, context, 1, blocks) == 1);
+    CHECK(syscall(SYS_io_getevents, context, 1, 1, &done, NULL) == 1);
+    CHECK(syscall(SYS_io_destroy, context) == 0 && close(zero) == 0);
+}
+
 static uint64_t kernel_count(void *it)
 {
     struct eventfd *self = it;
@@ -165,12 +189,13 @@ static void kernel_drop(void *it)
     {                                                                                              \
         return doorbell_##type##_write_timeout(it, n, ns);                                         \
     }                                                                                              \
+    static void type##_s(void *it) { doorbell_##type##_signal(it); }                               \
     static int type##_wr(void *it, int64_t ns) { return doorbell_##type##_wait_readable(it, ns); } \
     static uint64_t type##_c(void *it) { return doorbell_##type##_count(it); }                     \
     static uint32_t type##_p(void *it) { return doorbell_##type##_readiness(it); }                 \
     static const struct kind type##_kind = {                                                       \
         #type,     false,     MAKE,      DROP,      type##_r,  type##_tr, type##_rt,               \
-        type##_w,  type##_tw, type##_wt, type##_wr, type##_c,  type##_p};
+        type##_w,  type##_tw, type##_wt, type##_s,  type##_wr, type##_c,  type##_p};
 
 static void *make_event(uint64_t initial, bool semaphore)
 {
@@ -201,9 +226,9 @@ KIND_OF(event, make_event, drop_event)
 KIND_OF(shared_event, make_shared, drop_shared)
 
 static const struct kind kernel_kind = {
-    "eventfd",           true,         kernel_make,      kernel_drop,          kernel_read,
-    kernel_try_read,     kernel_read_timeout, kernel_write, kernel_try_write,  kernel_write_timeout,
-    kernel_wait_readable, kernel_count, kernel_readiness};
+    "eventfd",     true,             kernel_make,          kernel_drop,   kernel_read,
+    kernel_try_read, kernel_read_timeout, kernel_write,    kernel_try_write, kernel_write_timeout,
+    kernel_signal, kernel_wait_readable, kernel_count,     kernel_readiness};
 
 static const uint64_t EDGES[] = {0, 1, 2, (uint64_t)1 << 63, UINT64_MAX - 3, UINT64_MAX - 2, FULL};
 enum { NUMBER_OF_EDGES = sizeof EDGES / sizeof *EDGES };
@@ -460,6 +485,74 @@ static void e41_one_reader_gets_it_or_each_a_unit(const struct kind *kind)
     }
 }
 
+static void e40_a_read_releases_all_writes_that_fit(const struct kind *kind)
+{
+    enum { WRITERS = 4 };
+    uint64_t value;
+    void *it = kind->make(FULL, false);
+    struct call writers[WRITERS];
+    struct caller callers[WRITERS];
+    for (int i = 0; i < WRITERS; i++) {
+        writers[i] = (struct call){kind, it, i + 1, 0};
+        caller_start(&callers[i], call_write, &writers[i]);
+        caller_wait_asleep(&callers[i]);
+    }
+    CHECK(kind->try_read(it, &value) == 0 && value == FULL);
+    for (int i = 0; i < WRITERS; i++) {
+        caller_join(&callers[i]);
+        CHECK(writers[i].result == 0);
+    }
+    check_count(kind, it, 1 + 2 + 3 + 4);
+    kind->drop(it);
+}
+
+static void e40_the_write_that_fits_is_released_first(const struct kind *kind)
+{
+    uint64_t value;
+    void *it = kind->make(FULL, true);
+    struct call large = {kind, it, 3, 0}, small = {kind, it, 1, 0};
+    struct caller large_caller, small_caller;
+    caller_start(&large_caller, call_write, &large);
+    caller_wait_asleep(&large_caller);
+    caller_start(&small_caller, call_write, &small);
+    caller_wait_asleep(&small_caller);
+    CHECK(kind->try_read(it, &value) == 0 && value == 1);
+    caller_join(&small_caller);
+    CHECK(small.result == 0);
+    check_count(kind, it, FULL);
+    for (int i = 0; i < 3; i++) {
+        caller_wait_asleep(&large_caller);
+        CHECK(kind->try_read(it, &value) == 0 && value == 1);
+    }
+    caller_join(&large_caller);
+    CHECK(large.result == 0);
+    check_count(kind, it, FULL);
+    kind->drop(it);
+}
+
+static void *read_three(void *argument)
+{
+    struct call *call = argument;
+    for (int i = 0; i < 3; i++)
+        CHECK(call->kind->read(call->it, &call->number) == 0 && call->number == 1);
+    return NULL;
+}
+
+static void e43_three_units_for_one_reader(const struct kind *kind)
+{
+    void *it = kind->make(0, true);
+    struct call reader = {kind, it, 0, 0};
+    struct caller caller;
+    caller_start(&caller, read_three, &reader);
+    for (int i = 0; i < 3; i++) {
+        caller_wait_asleep(&caller);
+        CHECK(kind->write(it, 1) == 0);
+    }
+    caller_join(&caller);
+    check_count(kind, it, 0);
+    kind->drop(it);
+}
+
 static void e44_zero_releases_no_reader(const struct kind *kind)
 {
     void *it = kind->make(0, false);
@@ -524,6 +617,81 @@ static void e47_signal_handlers_and_blocked_readers(const struct kind *kind)
     kind->drop(it);
 }
 
+static void e47_signal_handlers_and_blocked_writers(const struct kind *kind)
+{
+    struct sigaction action = {.sa_handler = do_nothing};
+    uint64_t value;
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    void *it = kind->make(FULL, false);
+    struct call writer = {kind, it, 3, 0};
+    struct caller caller;
+    caller_start(&caller, call_write, &writer);
+    caller_wait_asleep(&caller);
+    CHECK(pthread_kill(caller.thread, SIGUSR1) == 0);
+    if (!kind->kernel) {
+        caller_wait_asleep(&caller);
+        check_count(kind, it, FULL);
+        CHECK(kind->try_read(it, &value) == 0 && value == FULL);
+    }
+    caller_join(&caller);
+    CHECK(writer.result == (kind->kernel ? -EINTR : 0));
+    check_count(kind, it, kind->kernel ? FULL : 3);
+    kind->drop(it);
+}
+
+/* The overflow state. */
+
+static void e59_signal_reaches_the_overflow_state(const struct kind *kind)
+{
+    uint64_t value;
+    void *it = kind->make(FULL, false);
+    kind->signal(it);
+    check_count(kind, it, UINT64_MAX);
+    kind->signal(it);
+    check_count(kind, it, UINT64_MAX);
+    CHECK(kind->read(it, &value) == 0 && value == UINT64_MAX);
+    check_count(kind, it, 0);
+    kind->signal(it);
+    check_count(kind, it, 1);
+    kind->drop(it);
+}
+
+static void e61_overflow_state_blocks_every_write(const struct kind *kind)
+{
+    uint64_t value;
+    for (uint64_t n = 0; n < 2; n++) {
+        void *it = kind->make(FULL, false);
+        kind->signal(it);
+        FAILS(kind->try_write(it, n), EAGAIN);
+        FAILS(kind->try_write(it, UINT64_MAX), EINVAL);
+        struct call writer = {kind, it, n, 0};
+        struct caller caller;
+        caller_start(&caller, call_write, &writer);
+        caller_wait_asleep(&caller);
+        CHECK(kind->try_read(it, &value) == 0 && value == UINT64_MAX);
+        caller_join(&caller);
+        CHECK(writer.result == 0);
+        check_count(kind, it, n);
+        kind->drop(it);
+    }
+}
+
+static void e62_semaphore_leaves_the_overflow_state(const struct kind *kind)
+{
+    uint64_t value;
+    void *it = kind->make(FULL, true);
+    kind->signal(it);
+    struct call writer = {kind, it, 0, 0};
+    struct caller caller;
+    caller_start(&caller, call_write, &writer);
+    caller_wait_asleep(&caller);
+    CHECK(kind->try_read(it, &value) == 0 && value == 1);
+    caller_join(&caller);
+    CHECK(writer.result == 0);
+    check_count(kind, it, FULL);
+    kind->drop(it);
+}
+
 static void timeout_is_not_early(const struct kind *kind)
 {
     const int64_t limit = 5000000;
@@ -568,6 +736,24 @@ static void one_signal_ends_every_wait(const struct kind *kind)
         CHECK(waits[i].result == 0);
     }
     check_count(kind, it, 2);
+    kind->drop(it);
+}
+
+static void a_write_of_zero_ends_no_wait(const struct kind *kind)
+{
+    void *it = kind->make(0, false);
+    struct call wait = {kind, it, 0, 77};
+    struct caller caller;
+    caller_start(&caller, wait_readable, &wait);
+    for (int i = 0; i < 3; i++) {
+        caller_wait_asleep(&caller);
+        CHECK(kind->write(it, 0) == 0);
+    }
+    caller_wait_asleep(&caller);
+    CHECK(wait.result == 77 && kind->write(it, 1) == 0);
+    caller_join(&caller);
+    CHECK(wait.result == 0);
+    check_count(kind, it, 1);
     kind->drop(it);
 }
 
@@ -621,23 +807,32 @@ static const struct {
     CASE(e37_blocked_reader_is_released_by_a_write),
     CASE(e38_blocked_writer_is_released_by_a_read),
     CASE(e39_writer_waits_for_all_the_room_it_needs),
+    CASE(e40_the_write_that_fits_is_released_first),
+    CASE(e40_a_read_releases_all_writes_that_fit),
     CASE(e41_one_reader_gets_it_or_each_a_unit),
+    CASE(e43_three_units_for_one_reader),
     CASE(e44_zero_releases_no_reader),
     CASE(e45_nonblocking_calls_leave_a_blocked_one_alone),
     CASE(e47_signal_handlers_and_blocked_readers),
+    CASE(e47_signal_handlers_and_blocked_writers),
     CASE(e52_nothing_is_lost_between_threads),
+    CASE(e59_signal_reaches_the_overflow_state),
+    CASE(e61_overflow_state_blocks_every_write),
+    CASE(e62_semaphore_leaves_the_overflow_state),
     CASE(timeout_is_not_early),
     CASE(one_signal_ends_every_wait),
+    CASE(a_write_of_zero_ends_no_wait),
 };
 
-/* What only ours have: the overflow state (a program cannot take an eventfd there by write), and handles. */
-static void overflow_and_handles(void)
+/* What only ours have: many signals in one, and handles. */
+static void signals_and_handles(void)
 {
     uint64_t value;
-    doorbell_event *event = doorbell_event_new(FULL, 0);
-    doorbell_event_signal(event);
-    check_count(&event_kind, event, UINT64_MAX);
+    doorbell_event *event = doorbell_event_new(UINT64_MAX - 3, 0);
+    doorbell_event_signal_n(event, 2);
+    check_count(&event_kind, event, UINT64_MAX - 1);
     doorbell_event_signal_n(event, 5);
+    check_count(&event_kind, event, UINT64_MAX);
     FAILS(doorbell_event_try_write(event, 0), EAGAIN);
     CHECK(doorbell_event_read(event, &value) == 0 && value == UINT64_MAX);
     doorbell_event_signal_n(event, 9);
@@ -668,7 +863,7 @@ int main(void)
             CASES[i].body(kinds[j]);
             run++;
         }
-    overflow_and_handles();
+    signals_and_handles();
     printf("conformance: %d passed, 0 failed\n", run + 1);
     return 0;
 }
