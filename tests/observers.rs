@@ -288,7 +288,7 @@ fn detaching_in_its_own_call() {
     });
 }
 
-/// What a detached observer holds is freed, at the latest when the call that detached it has ended, or soon after.
+/// What a detached observer holds is freed at the latest soon after the call that detached it has ended.
 #[test]
 fn nothing_is_left_of_a_detached_observer() {
     limit("nothing_is_left_of_a_detached_observer", || {

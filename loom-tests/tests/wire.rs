@@ -115,7 +115,7 @@ fn while_signalled(signallers: usize, change: impl FnOnce(&Wire, &Vm)) -> (u32, 
     change(&wire, &vm);
     let others = signallers.into_iter().map(|other| other.join().unwrap());
     let by_others = others.sum();
-    // As its last signaller drops the wire when it lets go of it.
+    // The last signaller drops the wire like this when it lets go of it.
     drop(wire);
     (vm.sent(), by_others)
 }

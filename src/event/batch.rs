@@ -193,7 +193,7 @@ impl Batch {
     /// # Examples
     ///
     /// A vhost-user front-end replaces the eventfd by which a queue interrupts the driver (`SET_VRING_CALL`). Signals
-    /// collected so far go to the old eventfd's event:
+    /// collected so far go to the old eventfd:
     ///
     /// ```
     /// use doorbell::Event;

@@ -88,7 +88,7 @@ pub fn expire() {
     });
 }
 
-/// Ends every wait that is under way spuriously.
+/// Spuriously ends every wait that is under way.
 pub fn interrupt() {
     touch();
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
