@@ -4,10 +4,10 @@
 //! against KVM_IOEVENTFD by hand, irqfds against KVM's, and a guest's whole round trip to a device thread and back.
 //!
 //! `cargo bench --bench ratios [-- [membarrier] [WORD]]`, for all groups of cases or those with this in their name, and
-//! with `use_membarrier` if the word says so. A machine that is shared may be twice as slow a second later, so the
-//! cases of a group take turns, a few milliseconds each, and what is reported is the median time of each and the median
-//! of the ratios within a turn. If others keep the CPUs busy, even that may be off, and the ratio of the shortest times
-//! is better; but not for two threads, which may have been quick because they did not meet.
+//! with `use_membarrier` if the word says so. A shared machine may be twice as slow a second later, so the cases of a
+//! group take turns, a few milliseconds each. The report has the median time of each case and the median of the ratios
+//! within a turn. If other programs keep the CPUs busy, even that may be off. Then the ratio of the shortest times is
+//! better, except for two threads, which may have been quick because they did not meet.
 
 #[cfg(target_os = "linux")]
 mod cases;
@@ -25,7 +25,7 @@ fn main() {
     let mut word = String::new();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            // `cargo test --benches` asks only whether it runs.
+            // `cargo test --benches` only checks that it runs.
             "--bench" => turns.most = 51,
             "membarrier" => doorbell::use_membarrier().expect("membarrier is allowed"),
             _ => word = argument,

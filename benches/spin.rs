@@ -1,16 +1,16 @@
-//! What spinning earns and costs: for events that are due so long after the wait for them has begun, how long after the
-//! signal the waiter runs, and how much CPU it took; and for threads that wait for each other by turns, on CPUs of
-//! their own, in bursts, on CPUs shared with others of their kind or with a vCPU, what a round takes.
+//! What spinning earns and costs: for events that come a given time after the wait for them has begun, how long after
+//! the signal the waiter runs, and how much CPU it took; and for threads that wait for each other by turns (on CPUs of
+//! their own, in bursts, or on CPUs shared with other such threads or with a vCPU), what a round takes.
 //!
 //! `cargo bench --bench spin -- [WORD]`: the cases whose names contain the word. The policies take turns. The rule and
-//! the default of [`Spin`] were chosen by these tables.
+//! the default of [`Spin`] were chosen from these tables.
 
 #[cfg(target_os = "linux")]
 mod cases;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    // `cargo test --benches` asks only whether it runs.
+    // `cargo test --benches` only checks that it runs.
     let measure = std::env::args().any(|argument| argument == "--bench");
     let mut words = std::env::args()
         .skip(1)

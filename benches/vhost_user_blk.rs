@@ -1,8 +1,8 @@
 //! A real device that a real driver drives, with the loops and rules for interrupts of the example `vhost-user-blk`,
 //! and other back-ends.
 //!
-//! `cargo bench --bench vhost_user_blk [WORD]`: what has the word in its name. First driver and back-end have a CPU
-//! each, then the kernel decides.
+//! `cargo bench --bench vhost_user_blk [WORD]`: the back-ends whose names contain the word. First driver and back-end
+//! have a CPU each, then the kernel places them.
 
 #[cfg(target_os = "linux")]
 #[path = "../tests/vhost_user_blk/backend.rs"]
@@ -23,7 +23,7 @@ mod watchdog;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    // `cargo test --benches` asks only whether it runs.
+    // `cargo test --benches` only checks that it runs.
     let measure = std::env::args().any(|argument| argument == "--bench");
     let word = std::env::args()
         .skip(1)
@@ -59,7 +59,7 @@ mod linux {
             if wanted.is_empty() {
                 continue;
             }
-            // What is pinned stays so, with all that it starts.
+            // A pinned thread stays pinned, and so does everything that it starts.
             let take = || {
                 let (mut backends, _) = device::backends(pinned);
                 if pinned {

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let router = Router::new(Arc::clone(&ioapic));
     router.set_routes(Routes::identity(24))?;
 
-    // Each device: an event that raises the line, and one that tells of the end of interrupt.
+    // Each device: an event that raises the line, and one that is signalled at the end of interrupt.
     let requests = [2, 1].map(|n| Arc::new(AtomicU32::new(n)));
     let mut devices = Vec::new();
     for requests in &requests {

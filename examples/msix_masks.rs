@@ -29,13 +29,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     router.unmask_with_route(GSI, Route::Msi(MsiMessage::new(0xfee0_0000, 0x41)))?;
     queue_done.signal();
 
-    // Masked: an interrupt sets the pending bit, which the device shows in its pending bit array.
+    // While the vector is masked, an interrupt sets the pending bit, which the device shows in its pending bit array.
     router.mask(GSI);
     queue_done.signal();
     queue_done.signal();
     assert!(router.is_masked(GSI) && router.is_pending(GSI));
 
-    // Unmasked with another message: one interrupt comes, by the new message.
+    // After an unmask with another message, one interrupt comes, by the new message.
     router.unmask_with_route(GSI, Route::Msi(MsiMessage::new(0xfee0_1000, 0x52)))?;
     assert!(!router.is_pending(GSI));
     assert_eq!(*apics.0.lock().unwrap(), [0x41, 0x52]);

@@ -1,5 +1,5 @@
 //! A snapshot: a doorbell with kicks that nothing has read, and a masked vector with its pending bit, saved as JSON and
-//! restored as on another machine. (`doorbell::irqfd` has the order of the steps for a live VM under KVM.)
+//! restored as if on another machine. (`doorbell::irqfd` has the order of the steps for a live VM under KVM.)
 
 use doorbell::Event;
 use doorbell::event::{EventHandle, EventState};
@@ -18,7 +18,7 @@ impl InterruptSink for Apics {
     }
 }
 
-/// What goes over the wire. Event 0 is the queue's kick, event 1 its interrupt.
+/// The data that is transferred. Event 0 is the queue's kick, event 1 its interrupt.
 type Snapshot = ([EventState; 2], TableState, RouterState);
 
 fn save() -> Result<String, Box<dyn std::error::Error>> {

@@ -23,7 +23,7 @@ async fn main() {
         }
     });
 
-    // A vCPU thread is no task: it signals, and never waits.
+    // A vCPU thread is not a task: it signals, and never waits.
     std::thread::spawn({
         let kick = Arc::clone(&kick);
         move || (0..3).for_each(|_| kick.signal())
@@ -40,6 +40,6 @@ async fn main() {
     device.abort();
     assert!(device.await.unwrap_err().is_cancelled());
     kick.signal();
-    assert_eq!(kick.try_read(), Some(1)); // whoever comes next finds it
+    assert_eq!(kick.try_read(), Some(1)); // the next reader finds it
     println!("served {served} kicks");
 }

@@ -1,6 +1,6 @@
-//! Where memory is taken: not by `wait_any` on up to 128 events, nor by futures once an event has been waited for, nor
-//! by batches once the events are in. And that callbacks which attach and detach keep none; and how
-//! much is taken by a change of a route.
+//! Where memory is allocated: `wait_any` on up to 128 events allocates none, nor do futures once an event has been
+//! waited for, nor batches once the events are in. Also, callbacks that attach and detach do not accumulate memory, and
+//! a change of a route allocates little.
 
 #![cfg(target_os = "linux")]
 
@@ -32,13 +32,13 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    /// Bytes.
+    /// Bytes that this thread has allocated.
     static TAKEN: Cell<usize> = const { Cell::new(0) };
-    /// Less what it frees.
+    /// The same, less what this thread has freed.
     static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
-// SAFETY: it is the system's.
+// SAFETY: all calls go to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -50,7 +50,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: as promised by the caller; it came from `alloc`.
+        // SAFETY: as promised by the caller; the pointer came from `alloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -95,11 +95,11 @@ fn wait_any_takes_no_memory() {
             assert_eq!(wait(number, timeout), 0, "{number} events, {timeout:?}");
         }
     }
-    // So this would be noticed.
+    // This shows that an allocation would be noticed.
     assert_ne!(wait(129, Duration::from_millis(1)), 0);
 }
 
-/// One that is woken, too.
+/// A `wait_any` that sleeps and is woken takes no memory either.
 #[test]
 fn a_woken_wait_any_takes_no_memory() {
     if !has_waitv() {
@@ -189,7 +189,7 @@ fn none_for_a_batch_that_knows_the_events() {
         batch.discard();
     };
     assert_eq!(allocations(live), 0);
-    // Nor when an event leaves, or another takes its place.
+    // No memory is taken when an event leaves, or when another takes its place.
     let new = Arc::new(Event::new(0));
     let exchange = || {
         batch.signal(50);
@@ -199,7 +199,7 @@ fn none_for_a_batch_that_knows_the_events() {
     assert_eq!(allocations(exchange), 0);
 }
 
-/// Nor if it wakes a thread that sleeps in a poller, or one that sleeps at all events.
+/// A batch takes no memory when it wakes a thread that sleeps in a poller, or a thread that sleeps at all events.
 #[test]
 fn none_for_a_batch_that_wakes() {
     watchdog::limit("none_for_a_batch_that_wakes", || {
@@ -237,13 +237,13 @@ fn none_for_a_batch_that_wakes() {
             assert_eq!(in_poller.finish(), 64);
             assert!(visitor.finish());
             events.iter().for_each(|event| _ = event.read());
-            // What is not ready any more leaves the poller's queue.
+            // An event that is no longer ready leaves the poller's queue.
             poller
                 .wait(&mut Events::with_capacity(64), Some(Duration::ZERO))
                 .unwrap();
             taken
         };
-        // The thread's first time, which shows that there is something to keep.
+        // The thread's first round allocates, which shows that there is something to keep.
         assert_ne!(round(), 0);
         for _ in 0..3 {
             assert_eq!(round(), 0);
@@ -251,8 +251,8 @@ fn none_for_a_batch_that_wakes() {
     });
 }
 
-/// A thread whose callbacks attach and detach for ever keeps what it has retired in the course of a call of another
-/// thread, or two, and no more: nobody else ever frees anything.
+/// A thread whose callbacks attach and detach for ever, while no other thread frees anything: it keeps what it has
+/// retired during a call of another thread, or two, and no more.
 #[test]
 fn attaching_and_detaching_in_callbacks_for_ever() {
     watchdog::limit("attaching_and_detaching_in_callbacks_for_ever", || {
@@ -279,7 +279,7 @@ fn attaching_and_detaching_in_callbacks_for_ever() {
         let stop = AtomicBool::new(false);
         let before = BYTES.get();
         thread::scope(|scope| {
-            // It is inside a call at almost any moment, but never in the same one for long.
+            // This thread is inside a call at almost any moment, but never in the same call for long.
             scope.spawn(|| {
                 while !stop.load(Relaxed) {
                     others.signal();
@@ -290,7 +290,7 @@ fn attaching_and_detaching_in_callbacks_for_ever() {
             }
             stop.store(true, Relaxed);
         });
-        // 30,000 of them are some megabytes. Now that nobody is inside a call, the next ones free what there is.
+        // 30,000 observers are some megabytes. Now that no thread is inside a call, the next calls free what is left.
         for _ in 0..2 {
             trigger.signal();
         }
@@ -299,8 +299,8 @@ fn attaching_and_detaching_in_callbacks_for_ever() {
     });
 }
 
-/// One route of many changes for little: a guest that sets up thousands of vectors one by one does not copy all of them
-/// each time.
+/// A change of one route of many allocates little: a guest that sets up thousands of vectors one by one does not have
+/// all of them copied each time.
 #[test]
 fn a_change_of_a_route_does_not_copy_all() {
     struct Nobody;

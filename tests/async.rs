@@ -1,4 +1,4 @@
-//! Futures on an event: who is woken and how often, what a dropped one leaves behind, and runtimes.
+//! Futures on an event: which tasks are woken and how often, what a dropped future leaves behind, and runtimes.
 
 #![cfg(target_os = "linux")]
 
@@ -201,9 +201,10 @@ fn a_wait_takes_nothing() {
     }
 }
 
-// Who is woken
+// Which tasks are woken
 
-/// One that takes nothing passes the wake-up on: to one that does, to another that does not, and when it is dropped.
+/// A future that takes nothing passes the wake-up on: to a reader, to another future that takes nothing, and when it is
+/// dropped.
 #[test]
 fn one_signal_ends_every_wait() {
     for event in [Event::new(0), Event::semaphore(0)] {
@@ -225,7 +226,7 @@ fn one_signal_ends_every_wait() {
     }
 }
 
-/// Units are for readers, however many wait beside them.
+/// Units are for readers, however many tasks wait beside them without taking anything.
 #[test]
 fn waits_beside_readers_of_a_semaphore() {
     let event = Event::semaphore(0);
@@ -247,14 +248,14 @@ fn a_signal_wakes_the_one_that_waits_longest() {
     let mut tasks = reads(&event, 3);
     event.signal();
     assert_eq!(woken(&tasks), [1, 0, 0]);
-    // It has been woken already.
+    // The task has been woken already.
     (0..10_000).for_each(|_| event.signal());
     assert_eq!(woken(&tasks), [1, 0, 0]);
     assert_eq!(tasks[0].poll(), Poll::Ready(10_001));
     assert_eq!(woken(&tasks), [1, 0, 0]);
     event.signal();
     assert_eq!(woken(&tasks), [1, 1, 0]);
-    // Somebody else takes it; who was woken keeps its place.
+    // Another reader takes the count; the woken task keeps its place.
     assert_eq!(event.try_read(), Some(1));
     assert!(tasks[1].poll().is_pending());
     event.signal();
@@ -275,7 +276,8 @@ fn as_many_are_woken_as_there_are_units() {
     assert_eq!(woken(&tasks), [1, 1, 1, 1, 1, 0]);
 }
 
-/// Each unit wakes a task of its own, however it comes, before any of them is polled, and none twice.
+/// Each unit wakes a task of its own, however the unit comes. All are woken before any of them is polled, and none
+/// twice.
 #[test]
 fn each_unit_wakes_a_task_of_its_own() {
     fn committed(event: &Arc<Event>) {
@@ -308,7 +310,7 @@ fn each_unit_wakes_a_task_of_its_own() {
     }
 }
 
-/// So it is for units that come in an observer's call: the tasks are woken when it returns, each once.
+/// The same for units that come in an observer's call: each task is woken once, when the call returns.
 #[test]
 fn each_unit_of_an_observer_wakes_a_task_of_its_own() {
     let event = Arc::new(Event::semaphore(0));
@@ -332,7 +334,7 @@ fn each_unit_of_an_observer_wakes_a_task_of_its_own() {
     assert_eq!((woken(&tasks), event.count()), (vec![1, 1, 1], 3));
 }
 
-/// A unit that others take wakes nobody in vain, and the tasks stay armed for the next.
+/// A unit that another reader takes wakes no further task, and the tasks stay armed for the next unit.
 #[test]
 fn a_unit_that_was_stolen() {
     let event = Event::semaphore(0);
@@ -340,7 +342,7 @@ fn a_unit_that_was_stolen() {
     event.signal();
     assert_eq!(event.try_read(), Some(1));
     event.signal();
-    // The first has been woken, and is to find it.
+    // The first task has been woken, and is to find the unit.
     assert_eq!(woken(&tasks), [1, 0, 0]);
     event.signal();
     assert_eq!(woken(&tasks), [1, 1, 0]);
@@ -351,7 +353,7 @@ fn a_unit_that_was_stolen() {
     assert_eq!(woken(&tasks), [1, 1, 1]);
 }
 
-/// A task that finds its unit taken, and waits again, does not count as woken any more.
+/// A task that finds its unit taken, and waits again, no longer counts as woken.
 #[test]
 fn a_unit_that_was_stolen_from_a_task_that_waits_again() {
     let event = Event::semaphore(0);
@@ -365,7 +367,7 @@ fn a_unit_that_was_stolen_from_a_task_that_waits_again() {
     assert_eq!(woken(&tasks), [2, 1, 0]);
 }
 
-/// A task that was woken and is dropped gives its unit to the next that has none.
+/// A task that was woken and is dropped gives its unit to the next task that has none.
 #[test]
 fn a_dropped_task_hands_its_unit_on() {
     let event = Event::semaphore(0);
@@ -379,7 +381,7 @@ fn a_dropped_task_hands_its_unit_on() {
     assert_eq!(woken(&tasks), [1, 1, 0]);
 }
 
-/// The items of streams are shares, too.
+/// Streams get one unit for each item, too.
 #[test]
 fn two_streams_of_a_semaphore() {
     let event = Event::semaphore(0);
@@ -399,7 +401,7 @@ fn next_of(mut readings: Readings<'_>) -> impl Future<Output = Option<u64>> + Un
     poll_fn(move |context| Pin::new(&mut readings).poll_next(context))
 }
 
-/// A counter is taken whole, so one task is woken for a burst; a write of nothing wakes none.
+/// A reader takes the whole of a counter, so a burst wakes one task; a write of 0 wakes none.
 #[test]
 fn a_write_of_nothing_wakes_no_task() {
     let event = Event::new(0);
@@ -422,7 +424,7 @@ fn a_read_wakes_all_who_want_to_write() {
     assert!(tasks[0].poll().is_ready());
     assert!(tasks[1].poll().is_pending());
     assert!(tasks[2].poll().is_ready());
-    // Who leaves makes no room for the others.
+    // A task that leaves makes no room for the others.
     assert_eq!(woken(&tasks), [1, 1, 1]);
     assert_eq!(block_on(event.read_async()), 3);
     assert_eq!(woken(&tasks), [1, 2, 1]);
@@ -466,7 +468,8 @@ fn the_last_waker_is_the_one_that_is_called() {
     assert_eq!(task.woken(), 1);
 }
 
-/// Those who wait again stand where they stood, in whatever order they come back, before all who have not been woken.
+/// Tasks that wait again keep their places, in whatever order they come back, before all tasks that have not been
+/// woken.
 #[test]
 fn those_who_wait_again_keep_their_places() {
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 3, 0, 1]] {
@@ -489,7 +492,7 @@ fn those_who_wait_again_keep_their_places() {
     }
 }
 
-/// One of those who wait again is dropped, and another one comes back after that.
+/// A task that waits again is dropped, and another one comes back after that.
 #[test]
 fn one_of_those_who_wait_again_is_dropped() {
     for dropped in 0..3 {
@@ -516,7 +519,7 @@ fn a_blocked_thread_is_woken_besides() {
         thread.wait_asleep();
         event.signal();
         assert_eq!(thread.finish(), Ok(1));
-        // Woken too, unless the thread was quicker than the signal.
+        // The task is woken too, unless the thread was quicker than the signal.
         assert!(task.woken() <= 1);
         assert!(task.poll().is_pending());
         let before = task.woken();
@@ -526,7 +529,7 @@ fn a_blocked_thread_is_woken_besides() {
     });
 }
 
-// Dropped, panicking and nested ones
+// Wakers and futures that are dropped, panic or nest
 
 #[test]
 fn a_dropped_future_takes_nothing() {
@@ -543,7 +546,7 @@ fn a_dropped_future_takes_nothing() {
     assert_eq!(write.woken(), 1);
     drop(write);
     assert_eq!(full.count(), 0);
-    // It can be moved, borrowed exclusively and waited for again.
+    // The event can be moved, borrowed exclusively and waited for again.
     full = std::mem::take(&mut full);
     let mut read = Task::pending(full.read_async());
     full.signal();
@@ -591,7 +594,7 @@ fn nothing_is_left_behind() {
     let event = Event::new(0);
     let bells: Vec<_> = {
         let mut tasks = reads(&event, 4);
-        // Done, woken, waiting.
+        // The tasks are done, woken, and waiting.
         event.signal();
         assert!(tasks[0].poll().is_ready());
         event.signal();
@@ -602,7 +605,7 @@ fn nothing_is_left_behind() {
     }
 }
 
-/// What a panicking waker keeps from nobody.
+/// A panicking waker keeps nothing from other waiters.
 #[test]
 fn a_panicking_waker_holds_up_nobody() {
     struct Bomb;
@@ -622,7 +625,7 @@ fn a_panicking_waker_holds_up_nobody() {
     assert!(write.poll().is_ready());
 }
 
-/// A chain of events whose wakers signal the next: no deeper than one.
+/// A chain of events whose wakers signal the next event: the calls do not nest deeper than one.
 #[test]
 fn wakers_that_signal() {
     struct Next(Arc<Event>);
@@ -643,9 +646,9 @@ fn wakers_that_signal() {
     assert_eq!(events[LENGTH].count(), 1);
 }
 
-/// A task that its own waker polls, as an executor does that runs tasks where they are woken.
+/// A task that its own waker polls, as in an executor that runs tasks where they are woken.
 struct OnTheSpot {
-    /// Not there while it is polled, and when it has ended.
+    /// `None` while the future is polled, and when it has ended.
     future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
     polls: AtomicU32,
 }
@@ -677,8 +680,8 @@ impl Wake for OnTheSpot {
     }
 }
 
-/// However many stand in line, one after the other is polled inside the waker of the one before it, or not: the stack
-/// does not grow with them.
+/// Tasks in line, each of which may be polled inside the waker of the task before it: the stack does not grow with
+/// their number.
 #[test]
 fn wakers_that_poll() {
     const READERS: usize = 20_000;
@@ -703,7 +706,7 @@ fn wakers_that_poll() {
     }
 }
 
-/// A counter is read by one, who signals it again for the next, inside the waker.
+/// Each task reads the counter and signals it again for the next task, inside the waker.
 #[test]
 fn wakers_that_poll_and_pass_it_on() {
     const READERS: usize = 20_000;
@@ -723,7 +726,7 @@ fn wakers_that_poll_and_pass_it_on() {
     }
 }
 
-/// Writers that find too little room inside their wakers wait again, and are woken once a read.
+/// Writers that find too little room inside their wakers wait again, and are woken once for each read.
 #[test]
 fn wakers_that_poll_and_wait_again() {
     let event = Arc::new(Event::new(FULL));
@@ -745,14 +748,14 @@ fn wakers_that_poll_and_wait_again() {
             .iter()
             .map(|it| it.polls.load(Ordering::Relaxed))
             .sum();
-        // Each once when it was started, and all that were left at each read.
+        // Each task was polled once when it was started, and once at each read for which it still waited.
         let left = (0..reads).map(|ended| 100 - ended as u32).sum::<u32>();
         assert_eq!(polls, 100 + left);
     }
     assert_eq!(event.count(), FULL);
 }
 
-/// A waker that drops futures of the same line, before and behind the one it is for: those that were woken hand on.
+/// A waker that drops futures of the same line, before and behind its own future: woken ones hand their wake-up on.
 #[test]
 fn wakers_that_drop() {
     struct Drops(Mutex<Vec<Task<OwnedRead>>>);
@@ -789,7 +792,7 @@ fn wakers_that_drop() {
     }
 }
 
-/// A waker that signals the event that it is called for: nothing is lost, and nobody is called twice for one signal.
+/// A waker that signals its own event: nothing is lost, and no task is woken twice for one signal.
 #[test]
 fn wakers_that_signal_the_same_event() {
     struct Signals(Arc<Event>, AtomicU32);
@@ -851,7 +854,7 @@ fn wakers_that_do_something_when_they_are_dropped() {
     assert_eq!((woken(&behind), called.count()), (vec![1, 0], 2));
 }
 
-/// A waker that panics when a future that hands on calls it: the panic comes out of the drop, and nobody is forgotten.
+/// A waker that panics when a future that hands on calls it: the panic comes out of the drop, and no task is forgotten.
 #[test]
 fn a_panicking_waker_in_a_semaphores_line() {
     struct Bomb;
@@ -876,7 +879,7 @@ fn a_panicking_waker_in_a_semaphores_line() {
     assert_eq!(woken(&tasks), [1, 0]);
     event.signal();
     assert_eq!(woken(&tasks), [1, 1]);
-    // Among several.
+    // The future is one of several.
     let event = Event::semaphore(0);
     let mut tasks = reads(&event, 1);
     let mut bomb = Task::new(event.read_async());
@@ -887,7 +890,8 @@ fn a_panicking_waker_in_a_semaphores_line() {
     assert_eq!(event.count(), 3);
 }
 
-/// A waker signals an event that is observed and waited for, and its observer the next one: all are told, each once.
+/// A waker signals an event that is observed and waited for, and the observer signals the next event: each task is
+/// woken once, and each observer is called once.
 #[test]
 fn a_waker_that_signals_an_observed_event() {
     struct Next(Arc<Event>);
@@ -961,7 +965,7 @@ fn everything_is_read_once(mode: Mode, initial: u64) {
         Watchdog::new(Duration::from_secs(60), move || format!("{event:?}"))
     };
     let runtime = runtime();
-    // Wider than the count: a full one is read many times over.
+    // The sum is wider than a count: a full count is read many times.
     let taken = Arc::new(Mutex::new(0_u128));
     let given = Arc::new(AtomicU64::new(0));
     let readers: Vec<_> = (0..READERS)
@@ -1018,7 +1022,7 @@ fn everything_is_read_once(mode: Mode, initial: u64) {
     threads
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
-    // The readers are still there: what is left is theirs, unless a wake-up was lost.
+    // The readers still run: they take what is left, unless a wake-up was lost.
     let total = u128::from(initial) + u128::from(WRITERS * WRITES);
     while *taken.lock().unwrap() < total {
         thread::sleep(Duration::from_millis(1));
@@ -1082,7 +1086,7 @@ fn a_unit_for_each_task_while_others_are_dropped() {
     });
 }
 
-/// Wakes whoever polls.
+/// Wakes the thread that polls.
 struct Unpark(thread::Thread, AtomicBool);
 
 impl Wake for Unpark {
@@ -1093,8 +1097,8 @@ impl Wake for Unpark {
 }
 
 /// Threads that wait, wait again with another waker, wait twice at once, move on from one line to another, and drop
-/// what they wait with at any moment, while others signal and read: all that is given is taken once, nobody who waits
-/// is forgotten, and nothing of the lines is touched that is gone (which shows under a sanitizer).
+/// what they wait with at any moment, while others signal and read: everything that is given is taken once, no waiting
+/// thread is forgotten, and no part of a line is touched after it is freed (which shows under a sanitizer).
 fn lines_under_stress(mode: Mode) {
     const TAKERS: u64 = 4;
     const GIVERS: u64 = 2;
@@ -1118,7 +1122,7 @@ fn lines_under_stress(mode: Mode) {
             let mut second = Box::pin(event.read_async());
             let both = random.bool();
             let mut got = 0;
-            // Polls until there is something, or it has had enough.
+            // Polls until there is a count, or gives up.
             while got == 0 {
                 let (woken, waker) = waker();
                 let mut context = Context::from_waker(&waker);
@@ -1134,11 +1138,11 @@ fn lines_under_stress(mode: Mode) {
                     _ if got != 0 => {}
                     0 => break,
                     1 => {
-                        // Comes back with another waker, woken or not.
+                        // The future is polled again with another waker, woken or not.
                         thread::yield_now();
                     }
                     2 => {
-                        // Another future takes its place in line, maybe after it was woken.
+                        // Another future takes its place in line, maybe after the first was woken.
                         first = Box::pin(event.read_async());
                     }
                     _ => {
@@ -1179,7 +1183,7 @@ fn lines_under_stress(mode: Mode) {
             .map(|seed| scope.spawn(move || give(100 + seed)))
             .collect();
         givers.into_iter().for_each(|giver| giver.join().unwrap());
-        // Whoever rests has been forgotten if there is anything to take.
+        // A thread that parks while there is still something to take has been forgotten.
         let sum = || taken.load(Ordering::Relaxed);
         while sum() != given.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(1));

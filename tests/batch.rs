@@ -1,4 +1,4 @@
-//! Batches: what they add up to, what does not fit, who is woken and called, and how often.
+//! Batches: what they add up to, what does not fit, which threads are woken, which observers are called, and how often.
 
 use doorbell::event::{Batch, Change, EventHandle, Interest, Observation, Unwritten};
 use doorbell::poll::{Events, Poller, Watch};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 const FULL: u64 = u64::MAX - 1;
 
-/// Events with these counts, and a batch that knows them by their indices.
+/// Events with these counts, and a batch that has them under their indices.
 fn batch<const N: usize>(initial: [u64; N]) -> ([Arc<Event>; N], Batch) {
     let events = initial.map(|count| Arc::new(Event::new(count)));
     let mut batch = Batch::new();
@@ -41,7 +41,7 @@ fn nothing_happens_before_the_commit() {
     assert_eq!(counts(&events), [0, 5, 0]);
     batch.commit().unwrap();
     assert_eq!(counts(&events), [3, 15, 102]);
-    // It is empty then, and as good as new.
+    // The batch is empty then, and works as a new one does.
     batch.commit().unwrap();
     assert_eq!(counts(&events), [3, 15, 102]);
     batch.signal(0);
@@ -90,7 +90,7 @@ fn what_does_not_fit_is_reported_and_kept() {
     let error = io::Error::from(error);
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 
-    // What has room then is written by the next commit, and only that.
+    // The next commit makes the writes that have room then, and no others.
     events[2].read();
     batch.write(0, 1).unwrap();
     batch.signal(1);
@@ -118,7 +118,7 @@ fn writes_that_no_event_could_take() {
     assert_eq!(counts(&events), [FULL]);
 }
 
-/// Signals beside a write take no room from it, and come nevertheless if it does not fit.
+/// Signals beside a write take no room from it, and are delivered even if the write does not fit.
 #[test]
 fn signals_and_writes_of_one_event() {
     let (events, mut batch) = batch([FULL - 2, FULL - 2]);
@@ -166,7 +166,8 @@ fn what_is_discarded_can_come_again() {
     assert_eq!(counts(&events), [0, 1]);
 }
 
-/// What is pending for it is delivered, and that for others stays. It is not held any more.
+/// What is pending for the removed event is delivered, and what is pending for others stays. The batch no longer holds
+/// the event.
 #[test]
 fn a_removed_event_gets_what_is_pending() {
     let (events, mut batch) = batch([0, 5, 0]);
@@ -194,7 +195,11 @@ fn an_index_is_given_out_again() {
     let later = [(); 2].map(|()| Arc::new(Event::new(0)));
     batch.signal(1);
     batch.remove(1).unwrap();
-    assert_eq!(batch.add(Arc::clone(&events[2])), 2, "it has one");
+    assert_eq!(
+        batch.add(Arc::clone(&events[2])),
+        2,
+        "the event has an index"
+    );
     assert_eq!(batch.add(Arc::clone(&later[0])), 1);
     assert_eq!(batch.add(Arc::clone(&later[1])), 3);
     (0..4).for_each(|index| batch.signal(index));
@@ -204,7 +209,7 @@ fn an_index_is_given_out_again() {
     assert!(batch.event(1).ptr_eq(&later[0]));
 }
 
-/// Queues that share an event remove it each for itself.
+/// Each of the queues that share an event removes it.
 #[test]
 fn an_event_leaves_when_all_have_removed_it() {
     let (events, mut batch) = batch([0]);
@@ -215,12 +220,12 @@ fn an_event_leaves_when_all_have_removed_it() {
     batch.signal(0);
     assert!(batch.remove(0).is_some());
     assert_eq!(counts(&events), [2]);
-    // From the beginning.
+    // Indices are given out from the beginning again.
     assert_eq!(batch.add(Arc::clone(&events[0])), 0);
     assert!(batch.remove(0).is_some());
 }
 
-/// It comes back to who removes the event; signals are delivered beside it.
+/// A write that does not fit comes back to the code that removes the event; signals beside the write are delivered.
 #[test]
 fn a_removed_event_has_no_room() {
     let (events, mut batch) = batch([FULL - 2, FULL]);
@@ -237,7 +242,7 @@ fn a_removed_event_has_no_room() {
     assert_eq!(counts(&events), [FULL - 1, 4]);
 }
 
-/// No signal can go astray: it panics, and another index is meant by none.
+/// No signal can reach a wrong event: the index of a removed event panics, and is no other event's.
 #[test]
 fn the_index_of_an_event_that_has_left() {
     let (events, mut batch) = batch([0, 0]);
@@ -274,7 +279,7 @@ fn an_observer_panics_in_a_removal() {
     panic::catch_unwind(AssertUnwindSafe(|| batch.remove(0))).unwrap_err();
     drop(observation);
     assert_eq!(counts(&events), [u64::MAX, 0]);
-    // It is there yet, with what there was no room for.
+    // The event is still in the batch, with the write for which there was no room.
     assert_eq!(unwritten(&batch), [(0, 7)]);
     events[0].read();
     batch.signal(0);
@@ -326,7 +331,7 @@ fn observers_are_called_after_all_counts() {
     drop(observations);
 }
 
-/// A write of 0 is an event to whoever observes, as it is without a batch.
+/// Observers are called for a write of 0, as they are without a batch.
 #[test]
 fn zeros_are_delivered() {
     let (events, mut batch) = batch([0, 0, 0]);
@@ -375,7 +380,7 @@ fn a_panic_keeps_nobody_from_being_called() {
     assert_eq!(counts(&events), [1, 1, 1]);
 }
 
-/// Tells the sleepers that it is over, be it by a panic.
+/// Tells the sleepers that the test is over, even if it panics.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -384,7 +389,7 @@ impl Drop for End<'_> {
     }
 }
 
-/// Sleepers on several events; what a batch gives them is conserved.
+/// Sleepers on several events: they take exactly what a batch gives them.
 #[test]
 fn sleepers_get_what_was_committed() {
     const ROUNDS: u64 = 2_000;
@@ -431,7 +436,7 @@ fn sleepers_get_what_was_committed() {
     }
 }
 
-/// A write of 0 releases no reader that sleeps, and leaves it to the next signal to do so.
+/// A write of 0 releases no sleeping reader: the next signal does.
 #[test]
 fn a_write_of_nothing_leaves_a_sleeper_to_the_next_signal() {
     let event = Arc::new(Event::new(0).with_spin(Spin::Never));
@@ -441,7 +446,7 @@ fn a_write_of_nothing_leaves_a_sleeper_to_the_next_signal() {
     });
     let mut batch = Batch::new();
     let index = batch.add(Arc::clone(&event));
-    // Before, while and after it falls asleep.
+    // The commits come before, while and after the reader falls asleep.
     for _ in 0..100 {
         batch.write(index, 0).unwrap();
         batch.commit().unwrap();
@@ -453,14 +458,14 @@ fn a_write_of_nothing_leaves_a_sleeper_to_the_next_signal() {
     while !reader.is_finished() {
         assert!(
             signalled.elapsed() < Duration::from_secs(30),
-            "it sleeps on"
+            "the reader sleeps on"
         );
         thread::yield_now();
     }
     assert_eq!(reader.join().unwrap(), 1);
 }
 
-/// An observer that waits, in a call of this crate, for an answer from who sleeps in a poller gets it.
+/// An observer waits, in a call of this crate, for an answer from a thread that sleeps in a poller, and gets it.
 #[test]
 fn an_observer_waits_for_a_poller() {
     for spin in [Spin::Never, Spin::Always] {
@@ -486,7 +491,7 @@ fn an_observer_waits_for_a_poller() {
         while !format!("{poller:?}").contains("waiting: 1") {
             thread::yield_now();
         }
-        // Whether it is asleep or about to be.
+        // The test holds whether the thread is asleep or about to be.
         thread::sleep(Duration::from_millis(20));
         (0..2).for_each(|index| batch.signal(index));
         batch.commit().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The clock is counted: this binary has a `clock_gettime` of its own, which std finds in place of libc's.
 
-// Where std calls `clock_gettime` by that name, and no other.
+// Only on these platforms does std call `clock_gettime` by that name.
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
 
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
@@ -28,7 +28,7 @@ unsafe extern "C" fn clock_gettime(
     unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) as libc::c_int }
 }
 
-/// How often this thread looks at the clock in `call`.
+/// How often this thread reads the clock in `call`.
 fn looks(call: impl FnOnce()) -> u64 {
     let before = LOOKS.with(Cell::get);
     call();
@@ -70,11 +70,11 @@ macro_rules! calls_of_an_event {
                 );
             });
             assert_eq!(no_time, 0, "{mode:?}");
-            // One look says that it is over.
+            // One reading of the clock shows that the time is over.
             let past = Instant::now();
             assert_eq!(looks(|| assert_eq!(empty.read_deadline(past), None)), 1);
             assert_eq!(looks(|| assert!(full.write_deadline(1, past).is_err())), 1);
-            // They are counted where there are any.
+            // This shows that readings of the clock are counted.
             assert!(looks(|| assert_eq!(empty.read_timeout(NAP), None)) > 0);
             assert!(looks(|| assert!(full.write_timeout(1, NAP).is_err())) > 0);
         }

@@ -2,8 +2,8 @@
 //! `doorbell::SharedEvent` in one process and in two, by the same test bodies.
 //!
 //! Each case is a generic function; `all_implementations!` makes a test of it for each [`Counter`], so a failure reads
-//! `kernel::e37_…` (the case is wrong) or `doorbell::e37_…` (we are). Where we differ on purpose the body asks the
-//! implementation, and says why.
+//! `kernel::e37_…` (the case is wrong) or `doorbell::e37_…` (we are). Where we differ on purpose, the body asks the
+//! implementation how it behaves, and a comment says why.
 //!
 //! The cases of the eventfd reference (E1 to E65), and where they are:
 //!
@@ -93,7 +93,7 @@ all_implementations! {
     a_wait_is_not_cut_short,
 }
 
-// A count of u64::MAX, a look at the count from outside, and time limits are none of an `EventFd`'s.
+// An `EventFd` has no count of u64::MAX, no look at the count from outside, and no time limits.
 before_the_move! {
     e07_what_is_in_it_is_read_once,
     e20_writes_add_up,
@@ -134,7 +134,7 @@ const LATER: fn() -> Instant = || Instant::now() + Duration::from_secs(3600);
 type Read<C> = fn(&C) -> Result<u64, Errno>;
 type Write<C> = fn(&C, u64) -> Result<(), Errno>;
 
-/// The ways to read that give up at once, and what they say then.
+/// The ways to read that give up at once, and the errors that they return then.
 fn impatient_reads<C: Counter>() -> [(Read<C>, Errno); 3] {
     [
         (C::try_read, Errno::AGAIN),
@@ -175,7 +175,7 @@ fn assert_count<C: Counter>(counter: &C, count: u64) {
     assert_eq!(counter.poll(), rules::polled(count), "poll at {count}");
 }
 
-/// A number other than the edges, which a bit lost or doubled turns into another.
+/// A number that is not one of the edges, and that a lost or doubled bit changes.
 const ODD: u64 = 0x0123_4567_89ab_cdef;
 
 // Without waiting
@@ -234,7 +234,7 @@ fn e25_full_is_one_less_than_max<C: Counter>() {
     assert_eq!(counter.try_read(), Ok(FULL));
 }
 
-/// Blocking or not, and also where nothing else can be written.
+/// The write is refused whether it may block or not, and also when nothing else can be written.
 fn e26_max_is_never_written<C: Counter>() {
     for &count in C::edges() {
         let counter = C::new(count, Mode::Counter);
@@ -292,7 +292,8 @@ fn edges_of_write<C: Counter>() {
     });
 }
 
-/// The kernel's program-side interface has no `eventfd_signal(n)` any more; its counter is taken there in two steps.
+/// The kernel's program-side interface has no `eventfd_signal(n)` any more; the test takes the kernel's counter there
+/// in two steps.
 fn edges_of_signal<C: Counter>() {
     at_each_edge::<C>(|mode, count| {
         for n in EDGES {
@@ -404,8 +405,8 @@ fn e65_signals_saturate<C: Counter>() {
 
 // Blocked callers
 
-/// Fails unless an operation that had nothing for this sleeping caller left it asleep. The kernel wakes it to let it
-/// find out by itself.
+/// Fails unless an operation that had nothing for this sleeping caller left it asleep. The kernel wakes the caller,
+/// which finds nothing and sleeps again.
 #[track_caller]
 fn assert_passed_over<C: Counter, T>(caller: &Caller<T>) {
     if C::WAKES_ALL {
@@ -429,7 +430,7 @@ fn e32_small_write_passes_a_blocked_large_one<C: Counter>() {
     }
 }
 
-/// Lets each kind of blocked reader be released by what `release` adds: some number, to either mode.
+/// Lets each kind of blocked reader be released by `release`, which adds some number to a counter of either mode.
 fn released_readers<C: Counter>(release: fn(&C, u64)) {
     for mode in MODES {
         for read in patient_reads::<C>() {
@@ -450,7 +451,7 @@ fn e37_blocked_reader_is_released_by_a_write<C: Counter>() {
     released_readers::<C>(|counter, n| counter.write(n).unwrap());
 }
 
-/// One signal; a number of them need not reach the kernel's reader as one.
+/// There is one signal, because several need not reach the kernel's reader as one.
 fn e37_blocked_reader_is_released_by_a_signal<C: Counter>() {
     for mode in MODES {
         for read in patient_reads::<C>() {
@@ -546,7 +547,7 @@ fn e40_a_read_releases_all_writes_that_fit<C: Counter>() {
     assert_count(&counter, 1 + 2 + 3 + 4);
 }
 
-/// Readers asleep in a call each, that fell asleep in this order.
+/// Readers that sleep, each in a call of its own, and fell asleep in this order.
 fn sleeping_readers<C: Counter>(counter: &C, number: usize) -> Vec<Caller<Result<u64, Errno>>> {
     (0..number)
         .map(|index| {
@@ -558,7 +559,7 @@ fn sleeping_readers<C: Counter>(counter: &C, number: usize) -> Vec<Caller<Result
         .collect()
 }
 
-/// Takes out the callers whose calls return, which must be `number`, with what they return.
+/// Takes out the callers whose calls return, which must be `number`, and returns their results.
 fn take_returned<T: Debug>(callers: &mut Vec<Caller<T>>, number: usize) -> Vec<T> {
     wait_until("callers to return", || {
         callers
@@ -634,7 +635,7 @@ fn e44_zero_releases_no_reader<C: Counter>() {
             reader.assert_undisturbed();
         }
         assert_count(&counter, 0);
-        // Nor have the zeros used up what the reader waits for.
+        // The zeros have not used up the reader's announcement either.
         counter.write(1).unwrap();
         assert_eq!(reader.finish(), Ok(1));
     }
@@ -686,8 +687,8 @@ fn e55_handles_share_one_count<C: Counter>() {
     assert_eq!(other.read(), Ok(7));
 }
 
-// Signal handlers. The kernel's calls end with EINTR, and a program makes them again. Ours go on by themselves: a wait
-// of theirs that ended without reason is only one more look at the count.
+// Signal handlers. The kernel's calls end with EINTR, and a program makes them again. Ours go on by themselves: a sleep
+// in them that ends spuriously causes only one more look at the count.
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
@@ -708,8 +709,9 @@ fn handled_signal(restart: bool) -> libc::c_int {
     signal
 }
 
-/// Interrupts a call that blocks on `counter`. If it ends with `EINTR`, as one without a time limit does in the kernel
-/// unless it is to be restarted, the count must be as before. Else it must still sleep, and `release` ends it.
+/// Interrupts a call that blocks on `counter`. If the call ends with `EINTR`, as a call without a time limit does in
+/// the kernel unless it is to be restarted, the count must be as before. Otherwise it must still sleep, and `release`
+/// ends it.
 fn interrupt_blocked<C: Counter, T: Debug + PartialEq + Send + 'static>(
     counter: &C,
     timed: bool,
@@ -761,7 +763,7 @@ fn e47_signal_handlers_and_blocked_writers<C: Counter>() {
     }
 }
 
-/// As a program does with a call that may be interrupted.
+/// Makes the call again while it is interrupted, as a program does.
 fn retrying<T>(call: impl Fn() -> Result<T, Errno>) -> T {
     loop {
         match call() {
@@ -774,7 +776,7 @@ fn retrying<T>(call: impl Fn() -> Result<T, Errno>) -> T {
 fn e47_signal_handlers_lose_nothing<C: Counter>() {
     const WRITES: u64 = 2_000;
     let signal = handled_signal(false);
-    // Empty, so that the reader blocks, and with room for three, so that the writer does.
+    // The counter is empty, so that the reader blocks, or has room for three, so that the writer blocks.
     for (mode, initial) in MODES
         .into_iter()
         .flat_map(|mode| [(mode, 0), (mode, FULL - 3)])
@@ -806,7 +808,7 @@ fn e47_signal_handlers_lose_nothing<C: Counter>() {
     }
 }
 
-/// A call with a time limit that is interrupted again and again ends at its time, neither before nor never.
+/// A call with a time limit that is interrupted again and again ends at its time, not earlier, and not never.
 fn e47_signal_handlers_do_not_stretch_or_cut_a_timeout<C: Counter>() {
     let signal = handled_signal(false);
     let limit = Duration::from_millis(30);
@@ -892,7 +894,7 @@ impl Aim {
 
 const RACES: u64 = 300;
 
-/// A value that comes as the time runs out is returned, or is still there: one of the two.
+/// A value that comes as the time runs out is returned, or is still in the counter.
 fn timeout_races_a_write<C: Counter>() {
     for mode in MODES {
         let counter = C::new(0, mode);
@@ -933,7 +935,7 @@ fn timeout_races_a_read<C: Counter>() {
     }
 }
 
-/// If the thread that a write wakes runs out of time just then, another gets the value.
+/// If the thread that a write wakes runs out of time just then, another thread gets the value.
 fn timeout_hands_its_wake_up_on<C: Counter>() {
     for mode in MODES {
         let counter = C::new(0, mode);
@@ -961,7 +963,7 @@ fn timeout_hands_its_wake_up_on<C: Counter>() {
     }
 }
 
-/// The ways to wait without taking, with no time limit in fact.
+/// The ways to wait without taking, none of which times out in practice.
 fn patient_waits<C: Readable>() -> [fn(&C) -> bool; 3] {
     [
         |c| {
@@ -997,7 +999,7 @@ fn waiting_takes_nothing<C: Readable>() {
     }
 }
 
-/// The broadcast: whatever is signalled, and nobody reads it.
+/// A broadcast: a signal of any number, which no thread reads.
 fn one_signal_ends_every_wait<C: Readable>() {
     type Cause<C> = (fn(&C), u64);
     let causes: [Cause<C>; 4] = [
@@ -1015,7 +1017,7 @@ fn one_signal_ends_every_wait<C: Readable>() {
                 assert!(waiter.finish());
             }
             assert_count(&counter, count);
-            // Who comes later does not wait.
+            // A caller that comes later does not wait.
             assert!(patient_waits::<C>().iter().all(|wait| wait(&counter)));
         }
     }
@@ -1034,7 +1036,8 @@ fn a_write_of_zero_ends_no_wait<C: Readable>() {
     }
 }
 
-/// Whichever of the two sleeps first: the reader gets what is written. The wait may see it, or sleep through it.
+/// Whichever of the two sleeps first, the reader gets the value that is written. The wait may see the value, or sleep
+/// through it.
 fn a_wait_beside_a_reader<C: Readable>() {
     for mode in MODES {
         for round in 0..20 {
@@ -1067,7 +1070,7 @@ fn a_wait_beside_a_reader<C: Readable>() {
     }
 }
 
-/// A unit for each reader, however many wait beside them.
+/// There is a unit for each reader, however many callers wait beside them without taking.
 fn waits_beside_readers_of_a_semaphore<C: Readable>() {
     for _ in 0..20 {
         let counter = C::new(0, Mode::Semaphore);
@@ -1148,7 +1151,7 @@ mod only_ours {
         readers.iter().for_each(Caller::wait_asleep);
         assert!(shows("waiting_readers: 2, waiting_writers: 0"));
         event.signal();
-        wait_until("one to leave", || shows("waiting_readers: 1"));
+        wait_until("a reader to leave", || shows("waiting_readers: 1"));
         event.signal();
         for reader in readers {
             assert_eq!(reader.finish(), 1);
@@ -1194,12 +1197,12 @@ mod only_ours {
         assert_eq!(event.try_read_all(), Some(7));
     }
 
-    /// It differs in how it waits and in nothing else.
+    /// Such an event differs only in how it waits.
     #[test]
     fn an_event_that_never_sleeps() {
         let limit = Duration::from_millis(5);
         let event = Arc::new(Event::new(0).with_spin(Spin::Always));
-        // A call that has had the time to begin to spin.
+        // A call that has had time to begin to spin.
         fn spinning<T: Send + 'static>(
             event: &Arc<Event>,
             body: impl FnOnce(&Event) -> T + Send + 'static,

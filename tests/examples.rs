@@ -1,4 +1,4 @@
-//! The small examples: each runs, and says what its page promises. (The large ones have tests of their own.)
+//! The small examples: each runs, and prints what its page promises. (The large ones have tests of their own.)
 
 #![cfg(target_os = "linux")]
 
@@ -7,7 +7,7 @@ mod example;
 
 use std::fs;
 
-/// Runs an example of at most 60 lines, and returns what it has to say.
+/// Runs an example of at most 60 lines, and returns what it prints.
 fn said_by(name: &str) -> String {
     let places = [
         format!("examples/{name}.rs"),

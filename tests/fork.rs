@@ -1,5 +1,5 @@
-//! What a child may do that was forked while other threads were at it, as `src/guide/fork.md` says: no call hangs, and
-//! none panics.
+//! What a child may do that was forked while other threads were inside calls, as `src/guide/fork.md` says: no call
+//! hangs, and none panics.
 
 #![cfg(unix)]
 
@@ -20,9 +20,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use watchdog::limit;
 
-/// Runs `f` in a child of this process, and waits for its end, which an alarm brings about if nothing else does.
+/// Runs `f` in a child of this process, and waits for its end. An alarm ends a child that hangs.
 ///
-/// What `f` owns is the child's to drop.
+/// The child drops what `f` owns.
 fn in_a_child(f: impl FnOnce()) {
     let f = ManuallyDrop::new(f);
     // SAFETY: the child never leaves this function.
@@ -30,7 +30,7 @@ fn in_a_child(f: impl FnOnce()) {
     if child == 0 {
         // SAFETY: plain system calls.
         unsafe { libc::alarm(40) };
-        // The lock of libtest's output may be held by nobody.
+        // The thread that held the lock of libtest's output may not exist in the child.
         panic::set_hook(Box::new(|_| ()));
         let result = panic::catch_unwind(AssertUnwindSafe(ManuallyDrop::into_inner(f)));
         // SAFETY: as above.
@@ -77,8 +77,8 @@ impl Inside {
     }
 }
 
-/// Tables, observers and pollers are read and changed, also by threads of the child's, though a thread was inside a
-/// callback that did not come along.
+/// Tables, observers and pollers are read and changed, also by threads of the child, though a thread that does not
+/// exist in the child was inside a callback.
 #[test]
 fn while_a_thread_was_inside_a_callback() {
     limit("while_a_thread_was_inside_a_callback", || {
@@ -104,7 +104,7 @@ fn while_a_thread_was_inside_a_callback() {
             });
             vcpu.join().unwrap();
             assert_eq!((other.try_read(), calls.load(SeqCst)), (Some(2), 2));
-            // Its reader has left the slot inside.
+            // The reader of the thread that does not exist here has left its slot marked as inside.
             table.deassign(Key::mmio(0, 4), &kick).unwrap();
             assert!(reclaim());
 
@@ -187,7 +187,7 @@ fn while_others_attach_and_detach() {
     });
 }
 
-/// Counts messages, and who sends them.
+/// Counts messages, by whether this thread or another one sends them.
 #[derive(Default)]
 struct Counts {
     here: AtomicU32,
@@ -208,7 +208,7 @@ impl InterruptSink for Counts {
     }
 }
 
-/// A worker does not come along: who signals does its work. Nothing waits for it.
+/// The child has no worker: the thread that signals does the work, and nothing waits for the worker.
 #[test]
 fn a_router_with_a_worker() {
     limit("a_router_with_a_worker", || {
@@ -238,18 +238,19 @@ fn a_router_with_a_worker() {
             router.set_routes(Routes::new()).unwrap();
             assert_eq!(sink.here.load(SeqCst), 3);
             assert_eq!(sink.by_a_worker.load(SeqCst), 1);
-            // The last handle: the worker is not waited for.
+            // This is the last handle. The drop does not wait for the worker.
             drop(router);
             assert_eq!(
                 Arc::strong_count(&sink),
                 1 + 1,
-                "the board of the thread that is not there"
+                "the board of the thread that does not exist here"
             );
         });
     });
 }
 
-/// Whether this is a process for one test, in which no other has called anything. If not, it has been run in one.
+/// Whether this is a process for one test, in which no other test has called anything. If not, the test has been run in
+/// such a process.
 fn is_fresh(test: &str) -> bool {
     const FRESH: &str = "DOORBELL_TEST_FRESH";
     let fresh = std::env::var_os(FRESH).is_some();
@@ -262,7 +263,7 @@ fn is_fresh(test: &str) -> bool {
     fresh
 }
 
-/// Forks while another thread finds out what the first blocking call of a process has to know.
+/// Forks while another thread finds out what the first blocking call of a process must know.
 #[test]
 fn during_the_first_blocking_call() {
     const NAME: &str = "during_the_first_blocking_call";
@@ -286,7 +287,8 @@ fn during_the_first_blocking_call() {
                     std::hint::spin_loop();
                 }
                 in_a_child(|| {
-                    // SAFETY: a plain system call. Sooner than that of a child that is given all the time it may need.
+                    // SAFETY: a plain system call. This alarm comes earlier than the usual one, which gives a child all
+                    // the time that it may need.
                     unsafe { libc::alarm(5) };
                     block();
                 });
@@ -296,8 +298,8 @@ fn during_the_first_blocking_call() {
     });
 }
 
-/// Forks while others attach and detach, in a process in which no callback has been made yet: the lock that they share
-/// for what they replace is free in the child.
+/// Forks while other threads attach and detach, in a process in which no callback has been made yet: the lock for what
+/// they replace is free in the child.
 #[test]
 fn before_the_first_callback() {
     const NAME: &str = "before_the_first_callback";
@@ -305,7 +307,7 @@ fn before_the_first_callback() {
         return;
     }
     let attach = || drop(observe(&event(), || ()));
-    /// Ends the others if a child fails, too.
+    /// Ends the other threads, even if a child fails.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -319,14 +321,15 @@ fn before_the_first_callback() {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !stop.load(SeqCst) {
-                        // Each to an event of its own, so that the lists are short.
+                        // Each thread attaches to an event of its own, so that the lists are short.
                         attach();
                     }
                 });
             }
             for _ in 0..300 {
                 in_a_child(|| {
-                    // SAFETY: a plain system call. Sooner than that of a child that is given all the time it may need.
+                    // SAFETY: a plain system call. This alarm comes earlier than the usual one, which gives a child all
+                    // the time that it may need.
                     unsafe { libc::alarm(5) };
                     attach();
                 });

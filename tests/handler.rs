@@ -15,9 +15,9 @@ use std::thread;
 use std::time::Duration;
 use watchdog::limit;
 
-/// What the handler signals: an event of its own, which the thread it interrupts is at, too.
+/// The event that the handler signals. The interrupted thread uses it, too.
 static COUNTER: Event = Event::new(0);
-/// Where it looks, takes and writes.
+/// The event that the handler looks at, reads and writes.
 static OTHER: Event = Event::semaphore(0);
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -41,7 +41,7 @@ extern "C" fn handler(_: libc::c_int) {
 
 fn install() {
     let handler: extern "C" fn(libc::c_int) = handler;
-    // SAFETY: an action that is whole, and a handler that does what is documented to be safe.
+    // SAFETY: the action is complete, and the handler does only what is documented to be safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as libc::sighandler_t;
@@ -53,7 +53,7 @@ fn install() {
     }
 }
 
-/// Sends `thread` signals until told to stop, each when the last has been handled.
+/// Sends `thread` signals until told to stop, each when the one before has been handled.
 fn storm(thread: libc::pthread_t, stop: &AtomicBool) -> u64 {
     let mut sent = 0;
     while !stop.load(SeqCst) {
@@ -67,8 +67,8 @@ fn storm(thread: libc::pthread_t, stop: &AtomicBool) -> u64 {
     sent
 }
 
-/// A thread signals, reads, sleeps in and waits at the events that the handler signals, calls observers of others,
-/// attaches and detaches, and passes the handler's signals on to an observed event. Every signal arrives.
+/// A thread signals, reads, sleeps in and waits at the events that the handler signals, calls observers of other
+/// events, attaches and detaches, and passes the handler's signals on to an observed event. Every signal arrives.
 #[test]
 fn signals_at_any_moment() {
     limit("signals_at_any_moment", || {
@@ -92,7 +92,7 @@ fn signals_at_any_moment() {
             })
         });
         let stop = AtomicBool::new(false);
-        // SAFETY: it takes nothing.
+        // SAFETY: the call takes no arguments.
         let here = unsafe { libc::pthread_self() };
         let mut own = 0;
         let mut passed_on = 0;
@@ -109,7 +109,7 @@ fn signals_at_any_moment() {
                 COUNTER.signal();
                 own += 1;
                 pass_on(COUNTER.read());
-                // Asleep, until the handler signals.
+                // The read sleeps until the handler signals.
                 pass_on(COUNTER.read());
                 taken += OTHER.read_timeout(Duration::ZERO).unwrap_or(0);
                 let brief = Arc::new(|_: Change| ());

@@ -1,5 +1,5 @@
-//! Handles of events: what keeps an event lets go of it where foreign code may run, since the last handle of what the
-//! event is in runs a destructor of the VMM's.
+//! Handles of events: code that keeps an event drops its handle where foreign code may run. If the event is part of a
+//! device, the last handle runs a destructor of the VMM.
 
 #[path = "common/watchdog.rs"]
 mod watchdog;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// A device with an event inside, whose destructor calls back.
+/// A device with an event inside, whose destructor calls back into the crate.
 struct Device<F: Fn() + Send + Sync + 'static> {
     event: Event,
     destructor: F,
@@ -66,7 +66,7 @@ fn a_poller() {
                 poller.delete(2).unwrap();
             }
         };
-        // Idle, and in the queue of what is ready, of which a thread may take it out.
+        // The event is idle, or in the queue of ready events, from which a thread may take it.
         for signals in [0, 1] {
             let (handle, runs) = only_handle(back());
             poller.add(&handle, 1, Watch::READABLE).unwrap();
@@ -78,7 +78,7 @@ fn a_poller() {
             poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
             assert_ran(&runs);
         }
-        // The key is taken, so the handle is let go of at once.
+        // The key is taken, so the handle is dropped at once.
         poller.add(&other, 1, Watch::READABLE).unwrap();
         let (handle, runs) = only_handle(back());
         poller.add(handle, 1, Watch::READABLE).unwrap_err();
@@ -145,7 +145,7 @@ fn a_router() {
         doorbell::reclaim();
         assert_ran(&of_event);
         assert_ran(&of_resample);
-        // The last handle of a resample event goes in the injection.
+        // The last handle of a resample event is dropped in the injection.
         let (resample, of_resample) = only_handle(back());
         let event = Arc::new(Event::new(0));
         let irqfd = router.assign_with_resample(&event, 5, &resample).unwrap();
@@ -224,7 +224,7 @@ fn batches_signallers_and_observations() {
         drop(signaller);
         assert_ran(&runs);
 
-        // The observation keeps the event in which its observer stands.
+        // The observation keeps the event that its observer is part of.
         let (handle, runs) = only_handle(|| {
             let event = Arc::new(Event::new(0));
             let nothing = Arc::new(|_: Change| {});

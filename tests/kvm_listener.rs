@@ -32,15 +32,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 const ENTRY: u64 = 0x1000;
 const MEMORY: u64 = 0x1_0000;
-/// 64-bit cells in guest memory, past the program: where the guest is to kick, and how often it has.
+/// 64-bit cells in guest memory, past the program: where the guest is to kick, and how often it has kicked.
 const PLACE: u64 = 0x8000;
 const SENT: u64 = 0x8008;
 
-/// The guest writes its number of choice here, and the VMM moves the doorbells.
+/// The guest writes the number of a place here, and the VMM moves the doorbells there.
 const CONFIG: u16 = 0x0cf8;
 /// Where the doorbells can be; each place has a memory address and a port.
 const PLACES: u64 = 4;
-/// What the guest writes to them.
+/// The value that the guest writes to the doorbells.
 const KICK: u16 = 7;
 
 fn address(place: u64) -> u64 {
@@ -67,7 +67,7 @@ fn sent(memory: &Memory) -> u64 {
     memory.cell(SENT).load(Ordering::Relaxed)
 }
 
-/// What became of the writes that reached the VMM.
+/// How many of the writes that reached the VMM were taken or refused.
 #[derive(Debug, Default, PartialEq)]
 struct Exits {
     taken: u64,
@@ -92,7 +92,8 @@ fn run(vm: &mut Vm, space: &AddressSpace, mut configure: impl FnMut(u64)) -> Exi
     }
 }
 
-/// So many times: choose a place, which comes to be in BX, and kick there so many times, in memory and by port.
+/// Repeats `rounds` times: chooses a place, which `choose` puts into BX, and kicks there `kicks` times, in memory and
+/// by port.
 fn program(
     rounds: u32,
     kicks: u32,
@@ -142,7 +143,7 @@ fn current_place(a: &mut CodeAssembler) -> Result<(), IcedError> {
 struct Device {
     memory: Region,
     ports: Region,
-    /// Of the two doorbells.
+    /// The events of the two doorbells.
     events: [Arc<Event>; 2],
 }
 
@@ -172,7 +173,7 @@ impl Device {
         assert!(transaction.commit().is_clean());
     }
 
-    /// The kicks since the last time, those in the kernel left aside.
+    /// The kicks since this was last called, without those that are still in the kernel.
     fn received(&self) -> [u64; 2] {
         [0, 1].map(|index| self.events[index].try_read().unwrap_or(0))
     }
@@ -210,9 +211,9 @@ fn a_guest_moves_its_bar() {
     assert_eq!(device.received(), [kicks, kicks]);
 }
 
-/// The guest kicks all the time, and the VMM moves the doorbells from another thread. A kick is taken by KVM, or by the
-/// table, or reaches an address where the doorbell is no more or not yet; the sums add up. And when a commit has taken
-/// the doorbells from KVM, nothing is left behind in the kernel.
+/// The guest kicks all the time, and the VMM moves the doorbells from another thread. A kick is taken by KVM or by the
+/// table, or reaches an address that has no doorbell any more or yet; the sums add up. When a commit has taken the
+/// doorbells from KVM, no kick is left in the kernel.
 #[test]
 fn a_bar_is_moved_under_a_kicking_guest() {
     let program = program(6000, 1, current_place);
@@ -255,7 +256,7 @@ fn a_bar_is_moved_under_a_kicking_guest() {
     assert!(moves > 0);
 }
 
-/// KVM refuses what collides with somebody else's ioeventfd. The table serves it.
+/// KVM refuses a doorbell that collides with another owner's ioeventfd. The table serves it.
 #[test]
 fn what_kvm_refuses_is_served() {
     let program = program(1, 5, next_place);
@@ -264,7 +265,7 @@ fn what_kvm_refuses_is_served() {
     };
     let (space, _kvm) = listening(machine.fd());
     let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    // Of another value, so it stands in the way of ours, and not of the guest's writes.
+    // It has another value, so it collides with our doorbell, and does not take the guest's writes.
     let key = Key::mmio(address(1), 2).with_datamatch((!KICK).into());
     vm::assign(machine.fd(), &key, &other).unwrap();
     let device = Device::new(&space);
@@ -291,8 +292,8 @@ fn what_kvm_refuses_is_served() {
     assert!(other.read().is_err(), "the other one was signalled");
 }
 
-/// What KVM refused because of somebody else's ioeventfd is KVM's when it is asked again after that has gone; before,
-/// the report says that it still refuses.
+/// KVM takes a doorbell that it refused because of another owner's ioeventfd when it is asked again after that
+/// ioeventfd has gone; before, the report says that KVM still refuses.
 #[test]
 fn what_kvm_refused_is_asked_for_again() {
     let Some(machine) = machine(&[]) else {
@@ -329,8 +330,8 @@ fn what_kvm_refused_is_asked_for_again() {
 }
 
 /// A peer that reads a count's eventfd, as vhost does, gets all kicks from it if the event is forwarded there: those
-/// that KVM took, those that the table took, and those that were pending when the doorbell moved; a drain leaves them.
-/// KVM's part, which is to write to the eventfd, is played by the test.
+/// that KVM took, those that the table took, and those that were pending when the doorbell moved. A drain leaves them
+/// in the eventfd. The test writes to the eventfd in KVM's place.
 #[test]
 fn a_peer_reads_all_kicks_from_one_descriptor() {
     let Some(machine) = machine(&[]) else {
@@ -340,7 +341,7 @@ fn a_peer_reads_all_kicks_from_one_descriptor() {
     let device = Device::new(&space);
     assert!(device.place(&space, 0).is_clean());
     let event = &device.events[0];
-    event.signal(); // before there is anything else
+    event.signal(); // before anything else
     let count = kvm.count_of(event).unwrap();
     let peer = doorbell::fd::EventFd::from(count.as_fd().try_clone_to_owned().unwrap());
     let forward = Forward::with_fd(event, count.as_fd().try_clone_to_owned().unwrap());
@@ -363,7 +364,7 @@ fn a_peer_reads_all_kicks_from_one_descriptor() {
     assert_eq!(peer.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
 
-/// mio watches a count, and what else wants a raw descriptor can.
+/// mio watches a count, and so can other code that wants a raw descriptor.
 #[cfg(feature = "mio")]
 #[test]
 fn a_count_is_a_source_of_mio() {
@@ -391,7 +392,7 @@ fn a_count_is_a_source_of_mio() {
     assert_eq!(count.event().count(), 1);
 }
 
-/// Any descriptor of the VM will do; one of something else is refused by KVM, doorbell by doorbell.
+/// Any descriptor of the VM will do. With a descriptor of something else, KVM refuses each doorbell.
 #[test]
 fn a_listener_takes_any_descriptor() {
     let Some(machine) = machine(&[]) else {
@@ -450,7 +451,7 @@ fn dropping_the_listener_unregisters() {
         }
     );
     assert_eq!(device.received(), [5, 5]);
-    // Nobody's ioeventfd is left at the first place.
+    // No ioeventfd is left at the first place.
     let (space, _kvm) = listening(machine.fd());
     assert!(Device::new(&space).place(&space, 1).is_clean());
 }
@@ -470,8 +471,8 @@ fn collides(vm: &VmFd, key: &Key) -> bool {
     }
 }
 
-/// All forms of key. What KVM made of each can be seen from what collides with it; and nothing is left of it when it
-/// has been deleted.
+/// All forms of key. What collides with a doorbell shows how KVM understood its key; and nothing is left of the
+/// doorbell when it has been deleted.
 #[test]
 fn every_key_reaches_kvm_as_it_is() {
     let Some(machine) = machine(&[]) else {
@@ -515,8 +516,8 @@ fn every_key_reaches_kvm_as_it_is() {
     }
 }
 
-/// An array of events comes to an ioeventfd for each slot; if KVM refuses one of them, to none. What keeps the values
-/// is refused with a word of why.
+/// An array of events becomes an ioeventfd for each slot, or none if KVM refuses one of them. A doorbell that keeps the
+/// values is refused, with the reason.
 #[test]
 fn arrays_reach_kvm_and_payloads_do_not() {
     let Some(machine) = machine(&[]) else {
@@ -560,7 +561,7 @@ fn arrays_reach_kvm_and_payloads_do_not() {
         assert_eq!(errno, Some(libc::EOPNOTSUPP));
         assert!(taken().eq([false; 5]));
         assert!(space.write(Bus::Mmio, 0x1010, &[0, 0]));
-        // KVM is not asked to let go of what it has not got.
+        // KVM is not asked to remove what it does not have.
         clean(region.del(&doorbell));
     }
 }
@@ -585,7 +586,7 @@ fn an_array_without_a_stride_is_a_datamatch_for_each_slot() {
         let key = Key::mmio(address(1), 2).with_datamatch(queue);
         assert!(collides(machine.fd(), &key), "{queue}");
     }
-    // Those by port are nobody's.
+    // No doorbell takes the kicks by port.
     assert_eq!((exits.taken, exits.refused), (0, 5));
     clean(region.del(&doorbell));
     let kicks = queues.each_ref().map(|queue| queue.count());
@@ -593,7 +594,7 @@ fn an_array_without_a_stride_is_a_datamatch_for_each_slot() {
     assert!(!collides(machine.fd(), &Key::mmio(address(1), 2)));
 }
 
-/// The eventfd of an event is the same wherever its doorbells go, and it is closed some time after the event has gone.
+/// An event keeps its eventfd wherever its doorbells go; the eventfd is closed some time after the event has gone.
 #[test]
 fn an_event_keeps_its_eventfd() {
     let Some(machine) = machine(&[]) else {
@@ -618,17 +619,16 @@ fn an_event_keeps_its_eventfd() {
             count.as_fd().as_raw_fd()
         })
         .max();
-    // Other tests of this process have some open at the same time.
+    // Other tests of this process have descriptors open at the same time.
     assert!(highest < Some(500), "{highest:?}");
 }
 
 /// When a commit has taken the doorbell from KVM, or a drain returns, the event has all kicks that came before, also
-/// those that other threads were moving at the time. KVM's part, which is to write to the eventfd, is played by the
-/// test.
+/// those that other threads were moving at the time. The test writes to the eventfd in KVM's place.
 fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &AtomicBool) + Sync) {
     watchdog::limit(name, || {
         const ROUNDS: u64 = 20_000;
-        // On a machine that has other things to do, fewer rounds must do.
+        // On a busy machine, fewer rounds must do.
         const LONG_ENOUGH: Duration = Duration::from_secs(5);
         let Some(machine) = machine(&[]) else {
             return;
@@ -649,7 +649,7 @@ fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &Atomi
                 if start.elapsed() > LONG_ENOUGH {
                     break;
                 }
-                // The commit waits for the kernel, so most rounds do what it does then.
+                // The commit waits for the kernel, so most rounds only do what it does after that.
                 let by_commit = round % 64 == 0;
                 if by_commit {
                     clean(region.add_eventfd(0, 0, None, &event));
@@ -660,14 +660,14 @@ fn nothing_is_on_its_way(name: &'static str, carry: impl Fn(&KernelCount, &Atomi
                 } else {
                     count.drain();
                 }
-                assert_eq!(event.count(), round, "it is on its way");
+                assert_eq!(event.count(), round, "a kick is still on its way");
             }
             drop(last);
         });
     });
 }
 
-/// Tells others that it is over, at the latest when the caller panics.
+/// Tells the other threads that the test is over, at the latest when the caller panics.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -698,7 +698,7 @@ fn nothing_is_on_its_way_from_a_poller() {
     });
 }
 
-/// The same with a guest that kicks: after a commit that has taken the doorbells from KVM, nothing comes any more.
+/// The same with a guest that kicks: after a commit that has taken the doorbells from KVM, no kick comes any more.
 #[test]
 fn nothing_comes_from_a_guest_after_the_commit() {
     watchdog::limit("nothing_comes_from_a_guest_after_the_commit", || {
@@ -726,7 +726,7 @@ fn nothing_comes_from_a_guest_after_the_commit() {
                     let at_once = counts();
                     let begin = Instant::now();
                     while begin.elapsed() < Duration::from_micros(100) {
-                        assert_eq!(counts(), at_once, "it came after the doorbell had gone");
+                        assert_eq!(counts(), at_once, "a kick came after the doorbell had gone");
                     }
                 }
             });
@@ -741,7 +741,7 @@ fn nothing_comes_from_a_guest_after_the_commit() {
 }
 
 /// While the vCPUs are paused, one call moves all that KVM has taken to the events. Another VM goes on from the saved
-/// address space: KVM has its doorbells, and the events have what was pending.
+/// address space: KVM has its doorbells, and the events have the pending kicks.
 #[test]
 fn a_snapshot_has_what_kvm_took() {
     const KICKS: u32 = 10;
@@ -759,7 +759,7 @@ fn a_snapshot_has_what_kvm_took() {
             .map(|doorbell| doorbell.targets()[0].event().count())
             .collect::<Vec<_>>()
     };
-    // The guest comes to its end: no vCPU runs.
+    // The guest has ended: no vCPU runs.
     let exits = run(&mut machine, &space, |place| panic!("{place}"));
     assert_eq!(exits, Exits::default());
     assert_eq!(pending(), [0, 0], "the kernel has them");
@@ -788,8 +788,7 @@ fn a_snapshot_has_what_kvm_took() {
     assert_eq!(events.map(|event| event.read()), [2 * u64::from(KICKS); 2]);
 }
 
-/// A doorbell that a device of KVM's has all the addresses of is refused, and one that only begins or ends in it is
-/// not.
+/// A doorbell that lies inside a device of KVM's is refused; one that only begins or ends in the device is not.
 #[test]
 fn a_doorbell_in_a_device_of_kvms_is_refused() {
     let pit = |vm: &VmFd| {
@@ -852,7 +851,7 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 assert_eq!(errno, Some(libc::EBUSY));
             }
         }
-        // One slot of an array is enough.
+        // One slot of an array is enough for a refusal.
         let ports = space.region(Bus::Pio, 0x100);
         clean(ports.map(0));
         let array = Doorbell::array(DoorbellArray::pio(0x10, 0x10, 2), [&event; 2]);
@@ -861,8 +860,8 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
     }
 }
 
-/// An observer that panics when the kicks of one event are moved keeps those of no other event back, nor any doorbell
-/// in KVM. KVM's part, which is to write to the eventfd, is played by the test.
+/// An observer that panics when the kicks of one event are moved holds back no kicks of other events, and keeps no
+/// doorbell in KVM. The test writes to the eventfd in KVM's place.
 #[test]
 fn an_observer_that_panics() {
     let Some(machine) = machine(&[]) else {

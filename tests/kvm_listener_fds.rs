@@ -1,4 +1,4 @@
-//! The descriptors of the KVM listener, in a process of their own: what is counted is the process's, and so is the
+//! The descriptors of the KVM listener, in a process of their own: the count is of the whole process, and so is the
 //! limit.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -17,7 +17,7 @@ const QUEUES: u64 = 100;
 
 fn open() -> usize {
     let fds = std::fs::read_dir("/proc/self/fd").expect("/proc is there");
-    // One of them is that of the directory.
+    // One of the descriptors is the directory's.
     fds.count() - 1
 }
 
@@ -27,7 +27,7 @@ fn limit_to(more: Option<usize>) {
     setrlimit(Resource::Nofile, Rlimit { current, ..limits }).unwrap();
 }
 
-/// A device with a doorbell for each queue, all events of its own.
+/// A device with a doorbell for each queue, each of which has its own event.
 fn plug(space: &AddressSpace, base: u64) -> (Region, CommitReport) {
     let bar = space.region(Bus::Mmio, 0x1000);
     let transaction = space.begin();
@@ -43,7 +43,7 @@ fn plug(space: &AddressSpace, base: u64) -> (Region, CommitReport) {
     (bar, transaction.commit())
 }
 
-/// One test, as each would disturb the others.
+/// This is one test, because several would disturb one another.
 #[test]
 fn descriptors_go_with_the_events() {
     let vm = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
@@ -57,14 +57,14 @@ fn descriptors_go_with_the_events() {
     assert!(space.add_listener(listener.clone()).is_clean());
     let before = open();
 
-    // With the last user: the commit that unplugs the device drops its events.
+    // Descriptors go with the last user: the commit that unplugs the device drops its events.
     let (device, report) = plug(&space, 0xd000_0000);
     assert!(report.is_clean());
     assert_eq!(open(), before + QUEUES as usize);
     assert!(device.remove().is_clean());
     assert_eq!(open(), before);
 
-    // Somebody else holds the events at that time, and lets go later. The next commit of the kind finds them.
+    // Other code holds the events at that time, and drops them later. The next commit of that kind finds them.
     let held: Vec<_> = (0..QUEUES).map(|_| Arc::new(Event::new(0))).collect();
     for event in &held {
         drop(listener.count_of(event).unwrap());
@@ -77,7 +77,7 @@ fn descriptors_go_with_the_events() {
     assert!(report.is_clean() && device.remove().is_clean());
     assert_eq!(open(), before);
 
-    // Events that have gone have the last descriptors, and nobody was told to let go of anything.
+    // Events that have gone have the last descriptors, and nothing has told the listener to let go of them.
     for _ in 0..2 {
         limit_to(Some(QUEUES as usize));
         let mut events = Vec::new();

@@ -1,10 +1,10 @@
 //! Histories of real threads on one event, small and many: whether each is one that a counter could have, whose
 //! operations take place one at a time.
 //!
-//! In most of them the threads read a clock before and after each operation, so that an operation that has returned
-//! comes before one that begins later. The clock is a locked instruction, though, which keeps the processor from
-//! carrying out loads before stores. So there are histories without a clock too, of which no more is asked than that
-//! each thread's operations come in their order.
+//! In most of them the threads read a clock before and after each operation, which shows that an operation that has
+//! returned comes before one that begins later. The clock is a locked instruction, though, which keeps the processor
+//! from carrying out loads before stores. So there are histories without a clock too, of which no more is asked than
+//! that each thread's operations come in their order.
 
 #![cfg(target_os = "linux")]
 
@@ -28,7 +28,7 @@ const FULL: u64 = u64::MAX - 1;
 enum Call {
     /// Makes a signaller, with which it signals from then on, and which may split the count.
     Sign,
-    /// Lets its signaller go.
+    /// Drops its signaller.
     Resign,
     Signal,
     SignalMany(u64),
@@ -38,21 +38,21 @@ enum Call {
     Count,
 }
 
-/// What came of it: what was read or counted, or whether it was written.
+/// The result: what was read or counted, or whether the write was made.
 type Outcome = Option<u64>;
 
 #[derive(Clone, Copy, Debug)]
 struct Operation {
     call: Call,
     outcome: Outcome,
-    /// The time before and after it.
+    /// The time before and after the operation.
     span: (u64, u64),
 }
 
-/// What each thread did, in its order.
+/// What each thread did, in order.
 type History = Vec<Vec<Operation>>;
 
-/// What the call makes of a count, if that is what comes of it.
+/// The count after the call, if the call can have this outcome at `count`.
 fn after(count: u64, mode: Mode, operation: &Operation) -> Option<u64> {
     let (after, outcome) = match operation.call {
         Call::Sign | Call::Resign => (count, None),
@@ -75,7 +75,7 @@ fn after(count: u64, mode: Mode, operation: &Operation) -> Option<u64> {
     (outcome == operation.outcome).then_some(after)
 }
 
-/// Whether there is an order of all operations in which a counter does that, one after the other.
+/// Whether there is an order of all operations in which a counter, doing one after the other, has these outcomes.
 fn has_an_order(history: &History, initial: u64, mode: Mode) -> bool {
     let mut seen = HashSet::new();
     let mut open = vec![(vec![0; history.len()], initial)];
@@ -190,7 +190,7 @@ fn histories(seed: u64, threads: usize, calls: usize, clocked: bool) {
         let arrived = AtomicUsize::new(0);
         let play = |thread: usize| -> Vec<Vec<Operation>> {
             let one = |(index, round): (usize, &Round)| {
-                // All begin at once, if there are as many processors.
+                // All threads begin at once, if there are as many processors.
                 arrived.fetch_add(1, Ordering::SeqCst);
                 let mut looks = 0;
                 while arrived.load(Ordering::SeqCst) < threads * (index + 1) {
@@ -240,7 +240,7 @@ fn histories(seed: u64, threads: usize, calls: usize, clocked: bool) {
     println!("{played} histories of {threads} threads{overlapping}");
 }
 
-/// The search is right about histories that are known to have an order, or none.
+/// The search is right about histories of which it is known whether they have an order.
 #[test]
 fn the_search_knows_what_it_does() {
     let at = |call, outcome, span| Operation {

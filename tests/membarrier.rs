@@ -1,7 +1,7 @@
-//! The table with `membarrier(2)` instead of fences: what the opt-in says, and that lookups and changes still agree.
+//! The table with `membarrier(2)` instead of fences: what the opt-in returns, and that lookups and changes still agree.
 //!
-//! The choice is one for the whole process, so each test is a process of its own: this one again, started for that
-//! test.
+//! The choice is made once for the whole process, so each test has a process of its own: this binary, started again for
+//! that test.
 
 #![cfg(target_os = "linux")]
 
@@ -43,7 +43,7 @@ fn refuse_membarrier(errno: i32) {
         k,
     };
     let mut program = [
-        // The number of the system call stands first in the data.
+        // The number of the system call comes first in the data.
         statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
         libc::sock_filter {
             jf: 1,
@@ -75,7 +75,7 @@ fn refuse_membarrier(errno: i32) {
     assert_eq!(results, [0, 0], "{}", io::Error::last_os_error());
 }
 
-/// Opts in, or says why a test is skipped.
+/// Opts in, or prints why a test is skipped.
 fn opt_in() -> bool {
     match use_membarrier() {
         Ok(()) => true,
@@ -128,7 +128,7 @@ fn lookups_and_changes() {
                 drop(table.assign(KEY, &event).unwrap());
                 let count = event.count();
                 thread::yield_now();
-                // The last handle, and no signal came after the doorbell had gone.
+                // This is the last handle, and no signal came after the doorbell had gone.
                 assert_eq!(
                     Arc::into_inner(event).map(|event| event.count()),
                     Some(count)
@@ -142,8 +142,8 @@ fn lookups_and_changes() {
     });
 }
 
-/// Observers need no barrier: they come and go while others are called, also out of lookups without a fence, though the
-/// system refuses.
+/// Observers need no barrier: they come and go while others are called, also by lookups without a fence, though the
+/// system refuses `membarrier`.
 #[test]
 fn observers_without_a_barrier() {
     in_a_process("observers_without_a_barrier", || {
@@ -188,8 +188,8 @@ fn observers_without_a_barrier() {
     });
 }
 
-/// A table that is changed in callbacks calls no barrier there. What is replaced is kept until a change from outside
-/// has called one: then the next callback that changes something frees it.
+/// A change of a table in a callback calls no barrier. What it replaces is kept until a change outside of callbacks has
+/// called one; then the next callback that changes something frees it.
 #[test]
 fn changes_in_callbacks() {
     in_a_process("changes_in_callbacks", || {
@@ -219,14 +219,14 @@ fn changes_in_callbacks() {
         assert_eq!(kept(), 1);
         assert!(doorbell::reclaim());
         assert_eq!(kept(), 0);
-        // In a callback, nobody is asked.
+        // A change in a callback does not call `membarrier`.
         refuse_membarrier(libc::EPERM);
         ring();
         assert_eq!(kept(), 1);
     });
 }
 
-/// A transaction puts off the wait for lookups to its end, which calls the barrier, and lookups have ended then.
+/// A transaction puts off the wait for lookups to its end. The end calls the barrier, and lookups have ended then.
 #[test]
 fn changes_in_a_transaction() {
     in_a_process("changes_in_a_transaction", || {
@@ -244,7 +244,7 @@ fn changes_in_a_transaction() {
     });
 }
 
-/// Who looks up first has chosen fences.
+/// The first lookup or change chooses fences.
 #[test]
 fn too_late() {
     in_a_process("too_late", || {
@@ -256,7 +256,7 @@ fn too_late() {
     });
 }
 
-/// A filter that refuses: fences, and it says so.
+/// A filter refuses the call: the opt-in reports that, and fences are used.
 #[test]
 fn refused() {
     in_a_process("refused", || {
@@ -268,7 +268,7 @@ fn refused() {
     });
 }
 
-/// A kernel without it: the same.
+/// A kernel has no `membarrier`: the same.
 #[test]
 fn unsupported() {
     in_a_process("unsupported", || {
@@ -278,8 +278,8 @@ fn unsupported() {
     });
 }
 
-/// A filter that refuses once it has been registered: a change panics, since it cannot know who still looks, and what
-/// it replaced is leaked rather than freed.
+/// A filter refuses the call after it has been registered. A change panics, since it cannot know which lookups still
+/// use the old entry, and leaks what it replaced rather than freeing it.
 #[test]
 fn refused_later() {
     in_a_process("refused_later", || {

@@ -1,4 +1,4 @@
-//! Observers: who is called, when, how often, and what may be done in a call.
+//! Observers: which are called, when, how often, and what may be done in a call.
 
 #[path = "common/freed.rs"]
 mod freed;
@@ -33,7 +33,7 @@ impl Observer for Calls {
 }
 
 impl Calls {
-    /// How many there were since the last look: for signals, for reads.
+    /// How many calls there were since this was last called: for signals, for reads.
     fn take(&self) -> (u64, u64) {
         (self.signalled.swap(0, SeqCst), self.read.swap(0, SeqCst))
     }
@@ -62,7 +62,7 @@ fn every_successful_operation_is_a_call() {
     event.write(2).unwrap();
     event.try_write(2).unwrap();
     event.write_timeout(2, Duration::ZERO).unwrap();
-    // An edge to epoll, and an injection to an irqfd.
+    // A write of 0 is an edge for epoll, and an injection for an irqfd.
     event.write(0).unwrap();
     assert_eq!(calls.take(), (6, 0));
     event.read();
@@ -135,7 +135,11 @@ fn an_observer_that_is_armed_is_called_once() {
     observation.arm(Interest::Signals);
     observation.arm(Interest::Signals);
     event.try_read().unwrap();
-    assert_eq!(calls.take(), (0, 0), "not for what it was not armed for");
+    assert_eq!(
+        calls.take(),
+        (0, 0),
+        "not for a change it was not armed for"
+    );
     event.write(0).unwrap();
     event.signal();
     assert_eq!(calls.take(), (1, 0));
@@ -200,8 +204,8 @@ fn sleepers_are_woken_too() {
     });
 }
 
-/// What a call consumes is not there for a reader, who goes on sleeping; or the reader is faster, as it has been woken
-/// before.
+/// A reader does not get what a call consumes, and goes on sleeping; unless the reader, which has been woken before the
+/// call, is faster.
 #[test]
 fn an_observer_may_consume() {
     limit("an_observer_may_consume", || {
@@ -227,7 +231,7 @@ fn an_observer_may_consume() {
     });
 }
 
-/// Detaching waits for a call on another thread.
+/// A detach waits for a call on another thread.
 #[test]
 fn detaching_is_a_barrier() {
     limit("detaching_is_a_barrier", || {
@@ -258,7 +262,7 @@ fn detaching_is_a_barrier() {
     });
 }
 
-/// An observer that detaches itself in its first call gets no second one, also if the call signals the event again.
+/// An observer that detaches itself in its first call gets no second call, even if the first signals the event again.
 #[test]
 fn detaching_in_its_own_call() {
     limit("detaching_in_its_own_call", || {
@@ -284,7 +288,7 @@ fn detaching_in_its_own_call() {
     });
 }
 
-/// What a detached observer holds is freed, at the latest soon after the call that detached it has ended.
+/// What a detached observer holds is freed at the latest soon after the call that detached it has ended.
 #[test]
 fn nothing_is_left_of_a_detached_observer() {
     limit("nothing_is_left_of_a_detached_observer", || {
@@ -303,7 +307,7 @@ fn nothing_is_left_of_a_detached_observer() {
             move |_| {
                 let slot: Arc<Mutex<Option<Observation>>> = Weak::upgrade(&slot).unwrap();
                 drop(slot.lock().unwrap().take());
-                assert!(Arc::strong_count(&held) > 1, "freed under its own feet");
+                assert!(Arc::strong_count(&held) > 1, "freed while it was called");
             }
         }));
         event.signal();
@@ -348,7 +352,7 @@ fn dropping_another_event_in_a_call() {
         let others = Mutex::new(Some((other, observation)));
         let _first = observe(&event, move |_| {
             if let Some((other, observation)) = others.lock().unwrap().take() {
-                // To be called when this has returned; gone by then.
+                // The other observer is due when this call has returned, and is gone by then.
                 other.signal();
                 drop(observation);
                 drop(other);
@@ -359,7 +363,7 @@ fn dropping_another_event_in_a_call() {
     });
 }
 
-/// A call that signals its own event: the count changes at once, the next call comes when this one has returned.
+/// A call that signals its own event: the count changes at once, and the next call comes when this one has returned.
 #[test]
 fn a_call_is_not_entered_again_by_its_own_thread() {
     limit("a_call_is_not_entered_again_by_its_own_thread", || {
@@ -384,7 +388,8 @@ fn a_call_is_not_entered_again_by_its_own_thread() {
     });
 }
 
-/// Each event of the chain is observed by the signaller of the next. Far deeper than any stack.
+/// Each event of the chain is observed by an observer that signals the next one. The chain is far longer than any stack
+/// could nest.
 #[test]
 fn a_chain_of_a_hundred_thousand() {
     limit("a_chain_of_a_hundred_thousand", || {
@@ -401,7 +406,8 @@ fn a_chain_of_a_hundred_thousand() {
     });
 }
 
-/// A ring that would signal itself for ever: the signal ends, and the counts hold every signal there was.
+/// A ring of events that would signal itself for ever: the signal returns, and the counts hold every signal that was
+/// made.
 #[test]
 fn a_ring_is_cut() {
     limit("a_ring_is_cut", || {
@@ -425,7 +431,7 @@ fn a_ring_is_cut() {
     });
 }
 
-/// One who armed is called even in the course of a ring that has been cut: it would wait for ever.
+/// An armed observer is called even while a ring is being cut off: otherwise it would wait for ever.
 #[test]
 fn a_ring_does_not_cut_off_who_armed() {
     limit("a_ring_does_not_cut_off_who_armed", || {
@@ -448,7 +454,7 @@ fn a_ring_does_not_cut_off_who_armed() {
     });
 }
 
-/// A panic reaches the signaller, after everybody else has got what is theirs.
+/// A panic reaches the signaller after all other threads have been woken and all other observers called.
 #[test]
 fn a_panic_harms_nobody_else() {
     limit("a_panic_harms_nobody_else", || {
@@ -479,7 +485,7 @@ fn a_panic_harms_nobody_else() {
     });
 }
 
-/// A panic in a nested call ends neither the calls that are due nor the ability to nest.
+/// A panic in a nested call prevents neither the calls that are due nor later nested calls.
 #[test]
 fn a_panic_in_a_nested_call() {
     limit("a_panic_in_a_nested_call", || {
@@ -506,7 +512,7 @@ fn a_panic_in_a_nested_call() {
     });
 }
 
-/// An observation keeps its event alive, and does so for good if it is forgotten.
+/// An observation keeps its event alive, and keeps it alive for good if the observation is forgotten.
 #[test]
 fn a_forgotten_observation() {
     let event = Arc::new(Event::new(0));
@@ -563,8 +569,8 @@ fn signals_of_an_ending_thread() {
     });
 }
 
-/// Signallers at full speed while observers come and go: one that is attached misses no signal that began after, and
-/// gets none after it was detached.
+/// Signallers at full speed while observers come and go: an observer misses no signal that began after it was attached,
+/// and gets none after it was detached.
 #[test]
 fn observers_come_and_go() {
     limit("observers_come_and_go", || {
@@ -619,7 +625,7 @@ fn observers_come_and_go() {
     });
 }
 
-/// A poller is woken before a long chain of nested signals has come to its end.
+/// A poller is woken before a long chain of nested signals has ended.
 #[test]
 fn a_poller_beside_a_long_chain() {
     limit("a_poller_beside_a_long_chain", || {
@@ -637,7 +643,7 @@ fn a_poller_beside_a_long_chain() {
         while !format!("{poller:?}").contains("waiting: 1") {
             thread::yield_now();
         }
-        // Whether it is asleep or about to be.
+        // The test holds whether the thread is asleep or about to be.
         thread::sleep(Duration::from_millis(20));
         let told = Mutex::new(told);
         let _at_the_end = observe(&last, move |_| {

@@ -1,6 +1,6 @@
-//! Who frees what callbacks detach, on which thread, and that signals and changes wait for nobody that they need not.
+//! Which thread frees what callbacks detach, and when. Signals and changes wait for no other thread without need.
 //!
-//! Each test has the process to itself: calls on any thread of it count.
+//! Each test has a process of its own, because calls on any thread of the process count.
 
 #[path = "common/watchdog.rs"]
 mod watchdog;
@@ -30,7 +30,7 @@ fn observe(event: &Arc<Event>, call: impl Fn() + Send + Sync + 'static) -> Obser
     Observation::new(Arc::clone(event), Interest::Signals, observer)
 }
 
-/// Where observers were dropped, in order.
+/// The threads on which observers were dropped, in order.
 #[derive(Clone, Default)]
 struct Drops(Arc<Mutex<Vec<ThreadId>>>);
 
@@ -43,7 +43,7 @@ impl Drops {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An observer of `event` that tells when it is dropped, and then does something.
+    /// An observer of `event` whose drop is recorded and then calls `end`.
     fn observe(&self, event: &Arc<Event>, end: impl Fn() + Send + Sync + 'static) -> Observation {
         let tells = Tells(self.clone(), end);
         Observation::new(Arc::clone(event), Interest::Signals, Arc::new(tells))
@@ -94,7 +94,7 @@ impl Detacher {
     }
 }
 
-/// A thread inside an observer's call, until told to leave it.
+/// A thread inside an observer's call, until it is told to leave.
 struct Inside {
     leave: Sender<()>,
     thread: JoinHandle<()>,
@@ -112,7 +112,7 @@ impl Inside {
                 left.lock().unwrap().recv().unwrap();
             });
             event.signal();
-            // Without a wait for others that are inside.
+            // Forgotten, because a detach would wait for other threads inside calls.
             std::mem::forget(observation);
         });
         inside.recv().unwrap();
@@ -127,7 +127,7 @@ impl Inside {
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs `f` on a thread, which must come to its end while this one waits.
+/// Runs `f` on a thread, which must end while this one waits.
 fn ends<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, finished) = channel();
     let thread = thread::spawn(move || {
@@ -139,7 +139,7 @@ fn ends<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
     thread.join().unwrap()
 }
 
-/// Y detaches an observer inside a call. X, who holds a lock that its destructor takes, changes a table.
+/// Y detaches an observer inside a call. X changes a table while it holds a lock that the observer's destructor takes.
 #[test]
 fn a_writer_frees_nothing_of_others() {
     alone("a_writer_frees_nothing_of_others", || {
@@ -169,7 +169,7 @@ fn a_writer_frees_nothing_of_others() {
                 let table = Table::new();
                 table.assign(Key::mmio(0, 4), event()).unwrap().keep();
             });
-            // This waits for Y.
+            // This change waits for Y.
             let changes = thread::spawn(|| {
                 let table = Table::new();
                 drop(table.assign(Key::mmio(0, 4), event()).unwrap());
@@ -183,8 +183,8 @@ fn a_writer_frees_nothing_of_others() {
     });
 }
 
-/// A signal whose callback detaches something does not wait for a thread inside a call, which may want the caller's
-/// lock.
+/// A signal whose callback detaches an observer does not wait for a thread inside a call, since that thread may want
+/// the caller's lock.
 #[test]
 fn a_signal_waits_for_nobody() {
     alone("a_signal_waits_for_nobody", || {
@@ -208,9 +208,9 @@ fn a_signal_waits_for_nobody() {
     });
 }
 
-/// What a callback has detached is dropped when the outermost call ends, if nobody else is inside one; else at the end
-/// of the thread's next one that leaves something, or in its next change that waits. Not in other signals, nor by
-/// others.
+/// What a callback has detached is dropped when the outermost call ends, if no other thread is inside one; else at the
+/// end of the thread's next call that leaves something, or in the thread's next change that waits. Neither other
+/// signals nor other threads drop it.
 #[test]
 fn dropped_by_who_has_detached() {
     alone("dropped_by_who_has_detached", || {
@@ -245,7 +245,7 @@ fn dropped_by_who_has_detached() {
     });
 }
 
-/// Nor does one who comes and goes hold it up: who was inside when it was detached is what counts.
+/// A thread that comes and goes does not delay the drop: only threads that were inside at the detach count.
 #[test]
 fn readers_that_came_later_do_not_count() {
     alone("readers_that_came_later_do_not_count", || {
@@ -267,7 +267,7 @@ fn readers_that_came_later_do_not_count() {
     });
 }
 
-/// What a thread that has ended has left is dropped by `reclaim`.
+/// `reclaim` drops what a thread that has ended has left behind.
 #[test]
 fn what_a_thread_has_left() {
     alone("what_a_thread_has_left", || {
@@ -286,14 +286,14 @@ fn what_a_thread_has_left() {
 }
 
 impl Detacher {
-    /// Without the change at its end that waits.
+    /// Detaches without the change at the end, which waits.
     fn detach_and_forget(self, what: impl IntoIterator<Item = Observation>) {
         self.detach(what);
         std::mem::forget(self._own);
     }
 }
 
-/// A destructor that panics does not keep the others from being run, be it at the end of a call, or in `reclaim`.
+/// A destructor that panics does not keep the others from being run, whether at the end of a call or in `reclaim`.
 #[test]
 fn a_destructor_panics() {
     alone("a_destructor_panics", || {
@@ -314,7 +314,7 @@ fn a_destructor_panics() {
         assert!(panics(&|| _ = reclaim()));
         assert_eq!(drops.take().len(), 3);
 
-        // A change of the thread's own.
+        // The drop happens in a change of the thread's own.
         let inside = Inside::new();
         detacher.detach(three());
         inside.end();
@@ -323,7 +323,7 @@ fn a_destructor_panics() {
     });
 }
 
-/// A callback panics, and what it has detached does, too.
+/// A callback panics, and so does the destructor of what it has detached.
 #[test]
 fn a_callback_and_a_destructor_panic() {
     alone("a_callback_and_a_destructor_panic", || {
@@ -376,7 +376,7 @@ fn a_destructor_that_detaches() {
     });
 }
 
-/// Who only adds something waits for nobody.
+/// A change that only adds something does not wait.
 #[test]
 fn additions_do_not_wait() {
     alone("additions_do_not_wait", || {
@@ -403,7 +403,7 @@ fn additions_do_not_wait() {
     });
 }
 
-/// In a call and in the destructors that a signal runs there is nothing to wait for.
+/// `reclaim` does not wait in a call, or in the destructors that a signal runs.
 #[test]
 fn reclaim_inside_a_call() {
     alone("reclaim_inside_a_call", || {

@@ -32,7 +32,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).expect("it was there");
+        fs::remove_dir_all(&self.0).expect("the folder was there");
     }
 }
 
@@ -46,7 +46,7 @@ fn number(value: &Value, name: &str) -> f64 {
     number.unwrap_or_else(|| panic!("{name} is no number: {value}"))
 }
 
-/// What one row tells of its samples, in ascending order.
+/// The figures of a row's samples, which must be in ascending order.
 fn assert_ascending(row: &Value, names: &[&str]) {
     let numbers: Vec<f64> = names.iter().map(|name| number(row, name)).collect();
     assert!(numbers.is_sorted(), "{names:?}: {numbers:?} in {row}");
@@ -56,7 +56,7 @@ fn assert_ascending(row: &Value, names: &[&str]) {
 #[test]
 fn a_quick_run_writes_three_files_that_agree() {
     let folder = Folder::new("report");
-    // The folder is made.
+    // The example makes the folder.
     let deep = folder.0.join("deep/down");
     let output = report(&["--quick", "--output", deep.to_str().expect("UTF-8")]);
     let (stdout, stderr) = texts(&output);
@@ -127,7 +127,7 @@ fn a_quick_run_writes_three_files_that_agree() {
             peers.push(row["who"].as_str().expect("a name"));
         }
     }
-    // What is missing is told on the page and to who runs it.
+    // The page and the output name the peers that are missing.
     let qemu = "qemu-storage-daemon";
     if !peers.contains(&qemu) {
         let told = format!("skipped: {qemu} (it is not there)");

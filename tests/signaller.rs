@@ -1,6 +1,7 @@
-//! Signallers: nothing is lost to whoever waits, in whatever way; who has a lane, and what becomes of it.
+//! Signallers: no signal is lost to a waiter, in whatever way it waits; which signallers have lanes, and what becomes
+//! of a lane.
 //!
-//! What a counter does with them is in `conformance.rs`, `differential.rs` and `linearizable.rs`.
+//! `conformance.rs`, `differential.rs` and `linearizable.rs` test counters with signallers.
 
 #![cfg(target_os = "linux")]
 
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 const FULL: u64 = u64::MAX - 1;
 
-/// Whether signallers have lanes in this process. Says so if not.
+/// Whether signallers have lanes in this process. Prints a message if not.
 fn have_lanes() -> bool {
     match use_membarrier() {
         Ok(()) => true,
@@ -44,12 +45,12 @@ fn event(mode: Mode) -> Arc<Event> {
 }
 
 /// Signals each event from a thread with a signaller of its own, now and then after a pause in which the other side
-/// falls asleep; while `consume` takes what comes, and returns how much that was.
+/// falls asleep. Meanwhile `consume` takes the signals, and returns how many there were.
 fn nothing_is_lost(events: &[Arc<Event>], consume: impl FnOnce(u64) -> u64 + Send) {
     nothing_is_lost_in(20_000, events, consume);
 }
 
-/// The same with so many signals to each event.
+/// The same with this many signals to each event.
 fn nothing_is_lost_in(
     signals: u64,
     events: &[Arc<Event>],
@@ -71,7 +72,7 @@ fn nothing_is_lost_in(
                     if rng.u32(..200) == 0 {
                         thread::sleep(Duration::from_micros(50));
                     }
-                    // As when a device's other thread helps out.
+                    // Another thread signals too, as when a device's other thread helps out.
                     if rng.u32(..100) == 0 {
                         event.signal();
                     } else {
@@ -158,7 +159,7 @@ fn to_wait_any() {
     nothing_is_lost(&events, |total| read_any_until(&events, total));
 }
 
-/// Of more events than it can sleep at, it stands in line at each.
+/// With more events than `wait_any` can sleep at, the thread stands in line at each.
 #[test]
 fn to_wait_any_of_many() {
     let events: Vec<_> = (0..150).map(|_| event(Mode::Counter)).collect();
@@ -216,9 +217,9 @@ fn to_an_observer() {
     assert_eq!(calls.load(Ordering::Relaxed), 20_000);
 }
 
-/// Who arms and then looks sees the signal, or is called for it: the handshake itself, over and over, with no sleep in
-/// it. (Without the barrier, some 30 of the rounds missed the signal here, and hardly any if the code was not
-/// optimised: so `.ci/run` runs it optimised too.)
+/// An observer that arms and then looks sees the signal, or is called for it: the handshake itself, over and over, with
+/// no sleep in it. (Without the barrier, some 30 of the rounds missed the signal here, and hardly any in unoptimised
+/// code, so `.ci/run` runs this optimised too.)
 #[test]
 fn to_one_who_arms_and_looks() {
     const ROUNDS: u64 = 100_000;
@@ -245,7 +246,7 @@ fn to_one_who_arms_and_looks() {
     thread::scope(|scope| {
         scope.spawn(|| {
             let signaller = Signaller::new(&event);
-            // Stores to lines that no cache has keep those after them from being seen for a while.
+            // Stores to cache lines that no cache has delay the visibility of later stores.
             let far: Vec<AtomicU64> = (0..1 << 20).map(AtomicU64::new).collect();
             for number in 1..=ROUNDS {
                 await_number(&round, number);
@@ -273,7 +274,7 @@ fn to_one_who_arms_and_looks() {
     });
 }
 
-/// An irqfd injects for each signal, as often as it does for those of others, and has an empty event then.
+/// An irqfd injects for each signal of a signaller as for any other signal, and its event is empty then.
 #[test]
 fn to_an_irqfd() {
     struct Sink(AtomicU64);
@@ -303,7 +304,7 @@ fn to_an_irqfd() {
     drop(irqfd);
 }
 
-/// A batch delivers to an event that has signallers what it delivers to others.
+/// A batch delivers the same to an event that has signallers as to any other.
 #[test]
 fn beside_a_batch() {
     let event = event(Mode::Counter);
@@ -327,7 +328,8 @@ fn beside_a_batch() {
     assert_eq!(event.read(), 1);
 }
 
-/// A batch with signallers delivers what others do: single signals, several, and writes, to whoever waits.
+/// A batch with signallers delivers the same as other batches: single signals, several, and writes, to all kinds of
+/// waiters.
 #[test]
 fn of_a_batch() {
     let lanes = have_lanes();
@@ -341,7 +343,7 @@ fn of_a_batch() {
     batch.commit().unwrap();
     assert_eq!((events[0].read(), events[1].count()), (6, 3));
     (0..3).for_each(|_| assert_eq!(events[1].try_read(), Some(1)));
-    // A signal that stands for a write too is none of a lane, whose steps are 1.
+    // A signal that also stands for a write is not made by a lane, whose steps are 1.
     batch.write(first, 1).unwrap();
     batch.commit().unwrap();
     assert_eq!(events[0].read(), 1);
@@ -374,7 +376,7 @@ fn nothing_is_lost_of_a_batch(events: &[Arc<Event>]) {
     });
 }
 
-/// The limits are those of any event, and what is beyond them is absorbed.
+/// The limits are those of any event, and signals beyond them are absorbed.
 #[test]
 fn at_the_limits() {
     for mode in [Mode::Counter, Mode::Semaphore] {
@@ -399,7 +401,7 @@ fn at_the_limits() {
     }
 }
 
-/// There are so many lanes, and each is there again when its signaller has gone.
+/// The number of lanes is limited, and each lane is free again when its signaller has gone.
 #[test]
 fn who_has_a_lane() {
     let lanes = have_lanes();
@@ -418,7 +420,7 @@ fn who_has_a_lane() {
     let next = Signaller::new(&event);
     assert_eq!(next.has_lane(), lanes);
     next.signal();
-    // A forgotten one keeps its lane.
+    // A forgotten signaller keeps its lane.
     std::mem::forget(signallers.remove(9));
     assert!(!Signaller::new(&event).has_lane());
     drop(signallers);
@@ -426,7 +428,7 @@ fn who_has_a_lane() {
     assert!(format!("{next:?}").contains(&format!("has_lane: {lanes}")));
 }
 
-/// A count that has ever overflowed is not split: its word says so, and must not say anything else.
+/// A count that has ever overflowed is not split: its word says that it has, and must not say anything else.
 #[test]
 fn not_after_an_overflow() {
     let lanes = have_lanes();
@@ -447,7 +449,7 @@ fn not_after_an_overflow() {
     assert_eq!(event.try_read(), Some(FULL));
 }
 
-/// A signaller goes to another thread, with what it has signalled; and may outlive it.
+/// A signaller moves to another thread, with what it has signalled, and may outlive that thread.
 #[test]
 fn on_another_thread() {
     let event = event(Mode::Counter);
@@ -480,7 +482,7 @@ fn in_a_child() {
         unsafe { libc::alarm(20) };
         signaller.signal();
         let right = event.try_read() == Some(2);
-        // It announces itself, hears those who signal, and sleeps.
+        // The reader announces itself, hears the signallers, and sleeps.
         let slept = event.read_timeout(Duration::from_millis(1)).is_none();
         signaller.signal();
         let right = right && slept && event.try_read() == Some(1);
@@ -497,7 +499,7 @@ fn in_a_child() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
-    /// A table whose reader has signallers does what a list that is scanned does.
+    /// A table whose reader has signallers gives the same results as a list that is scanned.
     #[test]
     fn scripts_of_a_table(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         have_lanes();
@@ -508,15 +510,15 @@ proptest! {
 
 const A: u64 = 0xe000_3000;
 
-/// Whether an event has been split, which only signallers with a lane do: one that is in the overflow state then gives
-/// out lanes afterwards.
+/// Whether an event has been split, which only signallers with a lane do. A split event gives out lanes even after the
+/// overflow state.
 fn is_split(event: &EventHandle) -> bool {
     event.signal_n(u64::MAX);
     event.try_read();
     Signaller::new(event).has_lane()
 }
 
-/// A reader's doorbells are rung by lanes, up to the number given, whatever they keep beside the count.
+/// A reader rings its doorbells by lanes, up to the given number, whatever they keep in addition to the count.
 #[test]
 fn doorbells_of_a_reader() {
     let lanes = have_lanes();
@@ -540,7 +542,8 @@ fn doorbells_of_a_reader() {
     }
 }
 
-/// More events than a reader has signallers for are rung the usual way, and so are those of a reader without.
+/// Events beyond the number of a reader's signallers are rung the usual way, and so are the events of a reader without
+/// signallers.
 #[test]
 fn more_doorbells_than_signallers() {
     let lanes = have_lanes();
@@ -565,7 +568,7 @@ fn more_doorbells_than_signallers() {
             is_split(&(*event).into())
         })
         .count();
-    // As many as it has places, of which there are twice as many.
+    // The reader has as many signallers as places, of which there are twice as many.
     assert!(
         if lanes {
             (8..=16).contains(&split)
@@ -576,7 +579,7 @@ fn more_doorbells_than_signallers() {
     );
 }
 
-/// Who asks for signallers without a limit gets as many as there are doorbells.
+/// A reader with signallers without a limit gets as many as there are doorbells.
 #[test]
 fn signallers_without_a_limit() {
     let lanes = have_lanes();
@@ -591,7 +594,7 @@ fn signallers_without_a_limit() {
     }
 }
 
-/// What has left the table goes, though a reader has rung it; and another event that comes to lie where it lay is not
+/// An event that has left the table is freed, though a reader has rung it; and another event at the same address is not
 /// mistaken for it.
 #[test]
 fn events_that_come_and_go() {

@@ -1,4 +1,4 @@
-//! Observers that take their time: whoever else is to be woken by the same signal, read or batch is woken before.
+//! Observers that take their time: all other threads that the same signal, read or batch wakes are woken before.
 
 #[path = "common/watchdog.rs"]
 mod watchdog;
@@ -14,14 +14,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use watchdog::limit;
 
-/// How long an observer waits for whom it must not keep asleep.
+/// How long an observer waits for a thread that it must not keep asleep.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn event(count: u64) -> Arc<Event> {
     Arc::new(Event::new(count).with_spin(Spin::Never))
 }
 
-/// Waits until the event can be read, one way or another.
+/// The ways in which a thread waits until the event can be read.
 #[derive(Clone, Copy, Debug)]
 enum Sleeper {
     Reader,
@@ -56,7 +56,7 @@ impl Sleeper {
         self.fall_asleep_in(poller(event), event, tell)
     }
 
-    /// The poller knows the event. It outlives the thread: to register or not to be registered any more waits for
+    /// The poller has the event registered, and outlives the thread, because registering and deregistering wait for
     /// observers.
     fn fall_asleep_in(
         self,
@@ -104,7 +104,7 @@ fn nap() {
     thread::sleep(Duration::from_millis(20));
 }
 
-/// An observer that returns when it has been told to, and says whether it was.
+/// An observer that returns when it has been told to, and a flag that says whether it was told.
 fn waits_for(told: Receiver<()>) -> (Arc<AtomicBool>, Arc<impl Fn(Change) + Send + Sync>) {
     let told = Mutex::new(told);
     let satisfied = Arc::new(AtomicBool::new(false));
@@ -122,7 +122,7 @@ fn observe(event: &Arc<Event>, f: impl Fn(Change) + Send + Sync + 'static) -> Ob
     Observation::new(Arc::clone(event), Interest::Signals, Arc::new(f))
 }
 
-/// The observer of the very event, be it called each time or on demand.
+/// The slow observer is of the same event, and is called each time or on demand.
 #[test]
 fn at_the_same_event() {
     limit("at_the_same_event", || {
@@ -132,7 +132,7 @@ fn at_the_same_event() {
                 let (tell, told) = mpsc::channel();
                 let thread = sleeper.fall_asleep(&event, &tell);
                 let (satisfied, observer) = waits_for(told);
-                // The newest.
+                // This is the newest observer.
                 let _observation = if on_demand {
                     let observation =
                         Observation::on_demand(Arc::clone(&event), Interest::Signals, observer);
@@ -149,7 +149,7 @@ fn at_the_same_event() {
     });
 }
 
-/// The observer of an event of the same batch, before or after the other.
+/// The slow observer is of another event of the same batch, before or after the sleeper's.
 #[test]
 fn in_the_same_batch() {
     limit("in_the_same_batch", || {
@@ -177,7 +177,7 @@ fn in_the_same_batch() {
     });
 }
 
-/// What one observer has signalled is woken before the next is called.
+/// A sleeper that one observer has signalled is woken before the next observer is called.
 #[test]
 fn signalled_by_an_observer_before() {
     limit("signalled_by_an_observer_before", || {
@@ -209,7 +209,7 @@ fn signalled_by_an_observer_before() {
     });
 }
 
-/// A second observer of one event, when the first has signalled the sleeper.
+/// The slow observer is the second of one event, the first of which has signalled the sleeper.
 #[test]
 fn signalled_by_an_observer_of_the_same_event() {
     limit("signalled_by_an_observer_of_the_same_event", || {
@@ -227,7 +227,8 @@ fn signalled_by_an_observer_of_the_same_event() {
     });
 }
 
-/// Threads that an observer signals itself are woken at once; those in pollers if it waits in a call of this crate.
+/// Threads that an observer signals itself are woken at once; threads in pollers are if the observer waits in a call of
+/// this crate.
 #[test]
 fn signalled_by_the_observer_itself() {
     limit("signalled_by_the_observer_itself", || {
@@ -305,7 +306,7 @@ fn writers() {
     });
 }
 
-/// While one signaller is held up by an observer, another one's signal wakes whoever has come since.
+/// While an observer holds up one signaller, another one's signal wakes threads that have come since.
 #[test]
 fn another_signaller() {
     limit("another_signaller", || {
@@ -351,7 +352,7 @@ fn another_signaller() {
     });
 }
 
-/// All of a batch are woken before the first observer is called: threads, pollers and tasks, each once.
+/// All waiters of a batch are woken before the first observer is called: threads, pollers and tasks, each once.
 #[test]
 fn all_of_a_batch() {
     limit("all_of_a_batch", || {
@@ -388,7 +389,7 @@ fn all_of_a_batch() {
     });
 }
 
-/// Observers are called newest first, and after pollers whatever their age; a panic among them changes nothing.
+/// Observers are called newest first, and after pollers whatever the age of those; a panic among them changes nothing.
 #[test]
 fn the_order_of_observers() {
     let event = event(0);

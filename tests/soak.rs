@@ -1,8 +1,8 @@
-//! A thousand million signals by four threads to one event, with a thread that sleeps and wakes: not one is lost.
+//! A thousand million signals by four threads to one event, with a thread that sleeps and wakes: no signal is lost.
 //!
 //! `cargo test --release --test soak -- --ignored --nocapture`, as `.ci/run --long` does.
 
-// A part of it.
+// This test uses only a part of the module.
 #[allow(dead_code)]
 #[path = "common/watchdog.rs"]
 mod watchdog;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const SIGNALS: u64 = 1_000_000_000;
 const THREADS: u64 = 4;
 
-/// A few minutes at worst; beyond this, somebody has missed a wake-up.
+/// The test takes a few minutes at worst; if it takes longer than this, a thread has missed a wake-up.
 const LIMIT: Duration = Duration::from_secs(1800);
 
 #[test]

@@ -1,4 +1,4 @@
-//! Many threads on one counter: nothing is lost, nothing is doubled, nobody hangs.
+//! Many threads on one counter: nothing is lost or doubled, and no thread hangs.
 //!
 //! Every test adds up what was written and what was read, and has a watchdog, which shows the event and aborts the
 //! process: a lost wake-up is a hang. The bodies run over a real eventfd too, which shows that they ask for no more
@@ -42,7 +42,7 @@ before_the_move! {
 /// The most that a count may hold without overflow.
 const FULL: u64 = u64::MAX - 1;
 
-/// As many readers as writers.
+/// The number of readers, and of writers.
 const THREADS: u64 = 4;
 
 fn watch<C: Counter>(counter: &C) -> Watchdog {
@@ -66,7 +66,7 @@ fn sum(threads: Vec<JoinHandle<u128>>) -> u128 {
         .sum()
 }
 
-/// Readers that go on until they are told to stop, and what was written in the meantime.
+/// Readers that go on until they are told to stop, and the sum of what they took.
 struct Readers {
     threads: Vec<JoinHandle<u128>>,
     stop: Arc<AtomicBool>,
@@ -95,7 +95,8 @@ impl Readers {
         Readers { threads, stop }
     }
 
-    /// Stops them, and accounts for all that went in: `written` by others, some here to release readers that block.
+    /// Stops the readers, and checks the sum of everything that was written: `written` by others, and some here to
+    /// release readers that block.
     fn settle<C: Counter>(self, counter: &C, mut written: u128) {
         self.stop.store(true, Ordering::Relaxed);
         while !self.threads.iter().all(JoinHandle::is_finished) {
@@ -107,7 +108,7 @@ impl Readers {
     }
 }
 
-/// Writers that make some calls each; their results are what they have added.
+/// Writers that make some calls each; their results are the sums that they have added.
 fn start_writers<C: Counter>(
     counter: &C,
     calls: u64,
@@ -140,7 +141,7 @@ fn e51_random_writes<C: Counter>() {
     random_writes::<C>(Mode::Counter);
 }
 
-/// Here a read takes one, so it takes as many reads as the sum of the writes.
+/// A read of a semaphore takes one unit, so there are as many reads as the sum of the writes.
 fn e51_random_writes_to_a_semaphore<C: Counter>() {
     random_writes::<C>(Mode::Semaphore);
 }
@@ -177,7 +178,7 @@ fn e52_a_prime_for_each_of_168_writers<C: Counter>() {
     assert_eq!(counter.count(), 0);
 }
 
-/// A few units go round: each reader that got one asks for another, until all have had their share.
+/// A few units circulate: each reader that took a unit requests another one, until all readers have had their share.
 fn e53_four_readers_of_a_semaphore_with_feedback<C: Counter>() {
     let share_of_each = C::MANY / 20;
     let units = C::new(2, Mode::Semaphore);
@@ -216,7 +217,7 @@ fn e53_four_readers_of_a_semaphore_with_feedback<C: Counter>() {
     assert_eq!(units.count(), 0);
 }
 
-/// A short while, of which some are over before the call is made.
+/// A short time; some of these are over before the call is made.
 fn moment(random: &mut Rng) -> Duration {
     Duration::from_micros(random.u64(0..200))
 }
@@ -307,8 +308,8 @@ fn every_way_to_call_a_semaphore_while_writers_block<C: Counter>() {
     readers.settle(&counter, u128::from(FULL - ROOM) + sum(writers));
 }
 
-/// Threads that take nothing wait beside readers, for longer and shorter, and every unit is read by those. In the end
-/// one signal that nobody reads ends all waits.
+/// Threads that take nothing wait beside readers, for longer and shorter times, and the readers read every unit. In the
+/// end one signal that is not read ends all waits.
 fn waits_beside_readers<C: Readable>(mode: Mode) {
     let counter = C::new(0, mode);
     let _watchdog = watch(&counter);
@@ -329,8 +330,8 @@ fn waits_beside_readers<C: Readable>(mode: Mode) {
             })
         })
         .collect();
-    // What is written is read before there is more, so that all fall asleep again and again, and a reader that is not
-    // woken is missed.
+    // Everything that is written is read before there is more, so that all threads fall asleep again and again, and a
+    // reader that is not woken is noticed.
     let readers = Readers::start(&counter, |c, _| c.read().unwrap());
     let mut random = Rng::with_seed(0);
     let mut written = 0;

@@ -1,10 +1,10 @@
-//! The system calls that events and pollers make: none while nobody sleeps, one wake-up per sleep however many signals
-//! come, and with descriptors those that `doorbell::fd` and `doorbell::poll` say.
+//! The system calls that events and pollers make: none while no thread sleeps, one wake-up per sleep however many
+//! signals come, and with descriptors those that the docs of `doorbell::fd` and `doorbell::poll` list.
 //!
-//! What is observed is a process of its own: this test binary again, for one test, told by a variable to do rather than
-//! to watch. There seccomp kills the process at any system call, or strace writes calls down.
+//! The observed process is this test binary again, started for one test, and told by a variable to make the calls
+//! rather than to watch. There seccomp kills the process at any system call, or strace records the calls.
 
-// For these seccompiler writes filters.
+// These are the architectures that seccompiler writes filters for.
 #![cfg(all(
     target_os = "linux",
     any(
@@ -61,7 +61,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Set in the process that is observed.
+/// Set in the observed process.
 const OBSERVED: &str = "DOORBELL_TEST_OBSERVED";
 
 /// The exit code of an observed process that has come to its end. libtest has no such code.
@@ -71,7 +71,7 @@ const NAP: Duration = Duration::from_millis(1);
 const FULL: u64 = u64::MAX - 1;
 const BURST: u64 = 10_000;
 
-/// Whether this is the process to be observed, which then has a time limit.
+/// Whether this is the observed process, which then has a time limit.
 fn is_observed() -> bool {
     let observed = env::var_os(OBSERVED).is_some();
     if observed {
@@ -93,21 +93,21 @@ fn observe(wrapper: &[&str], test: &str) -> Output {
         .unwrap()
 }
 
-/// Ends an observed process at once, with the one system call that is allowed to the last.
+/// Ends an observed process at once, with the one system call that is always allowed.
 fn done() -> ! {
-    // SAFETY: nothing is to be cleaned up.
+    // SAFETY: nothing needs to be cleaned up.
     unsafe { libc::_exit(DONE) }
 }
 
-// Nobody asleep
+// No thread asleep
 
-/// From here on a system call of this thread kills the process with SIGSYS, unless it ends it. A look at the clock is
-/// one where there is no vDSO, and allowed.
+/// From here on a system call of this thread kills the process with SIGSYS, unless the call ends the process. Without a
+/// vDSO, reading the clock is a system call, and is allowed.
 fn forbid_system_calls() {
     allow_system_calls(BTreeMap::new());
 }
 
-/// Likewise, with some more that are allowed, and with what arguments.
+/// Likewise, with some more calls that are allowed, and their arguments.
 fn allow_system_calls(mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>) {
     allowed.extend([libc::SYS_exit_group, libc::SYS_clock_gettime].map(|call| (call, Vec::new())));
     let filter = SeccompFilter::new(
@@ -120,7 +120,7 @@ fn allow_system_calls(mut allowed: BTreeMap<libc::c_long, Vec<SeccompRule>>) {
     seccompiler::apply_filter(&program).unwrap();
 }
 
-/// Rules for a call one of whose arguments is to be one of some.
+/// Rules for a call one of whose arguments must be one of `values`.
 fn with(argument: u8, values: &[i32]) -> Vec<SeccompRule> {
     let rule = |&value: &i32| {
         let (length, operator) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
@@ -130,7 +130,7 @@ fn with(argument: u8, values: &[i32]) -> Vec<SeccompRule> {
     values.iter().map(rule).collect()
 }
 
-/// What a thread does, and what it may call for that.
+/// What a thread does, and the system calls that it may make for that.
 type Filtered = (
     BTreeMap<libc::c_long, Vec<SeccompRule>>,
     Box<dyn FnOnce() + Send>,
@@ -143,7 +143,7 @@ fn filtered(
     (allowed, Box::new(body))
 }
 
-// The operations of `futex` that there are, all of them private.
+// The operations of `futex` that are used, all of them private.
 const WAIT: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
 const WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 /// How the standard library's locks wait.
@@ -157,7 +157,7 @@ fn listed(calls: &[libc::c_long], futex: &[i32]) -> BTreeMap<libc::c_long, Vec<S
     allowed
 }
 
-/// As many threads as are to meet, each with the list.
+/// The threads that are to meet, each with the list.
 fn meet_under(
     allowed: &BTreeMap<libc::c_long, Vec<SeccompRule>>,
     body: impl Fn(usize) + Send + Sync + 'static,
@@ -168,14 +168,15 @@ fn meet_under(
         let body = Arc::clone(&body);
         filtered(allowed.clone(), move || {
             body(number);
-            // Who drops it last has calls of its own.
+            // The thread that drops it last makes calls for that.
             std::mem::forget(body);
         })
     }));
     done()
 }
 
-/// Runs each on a thread of its own with a filter of its own; together, so that they meet. Returns when all are done.
+/// Runs each body on a thread of its own with a filter of its own, all together, so that they meet. Returns when all
+/// are done.
 fn under_filters(threads: impl IntoIterator<Item = Filtered>) {
     let threads: Vec<_> = threads.into_iter().collect();
     let number = threads.len();
@@ -190,8 +191,8 @@ fn under_filters(threads: impl IntoIterator<Item = Filtered>) {
             while ready.load(Ordering::Relaxed) < number {}
             body();
             finished.fetch_add(1, Ordering::Release);
-            // SAFETY: the thread ends without its destructors, which have calls of their own; nobody else needs what it
-            // has.
+            // SAFETY: the thread ends without its destructors, which have calls of their own; no other thread needs
+            // what it has.
             unsafe { libc::syscall(libc::SYS_exit, 0) };
         });
     }
@@ -261,7 +262,7 @@ fn none_while_nobody_sleeps() {
         .map(|mode| (left_by_readers::<NeverSpin>(mode), left_by_writers(mode)));
     let shared = [Mode::Counter, Mode::Semaphore]
         .map(|mode| (left_by_readers::<Shared>(mode), left_by_writers(mode)));
-    // Somebody waits here, but awake.
+    // A thread waits here, but does not sleep.
     static WATCHED: Event = Event::new(0).with_spin(Spin::Always);
     thread::spawn(|| {
         loop {
@@ -300,7 +301,7 @@ fn a_forbidden_wake_up_is_noticed() {
     done()
 }
 
-/// Looking for what is ready, and futures that wait with nobody asleep behind their wakers.
+/// Looks for ready events, and futures that wait while no thread sleeps behind their wakers.
 #[test]
 fn none_to_find_what_is_ready() {
     if !is_observed() {
@@ -311,7 +312,7 @@ fn none_to_find_what_is_ready() {
     let events: Vec<_> = (0..600).map(|_| Event::new(0)).collect();
     let event = Event::new(0);
     let mut context = Context::from_waker(Waker::noop());
-    // The first that waits attaches the line of wakers, and the first call of an observer registers the thread.
+    // The first future that waits attaches the line of wakers, and the first call of an observer registers the thread.
     let mut first = pin!(event.read_async());
     assert!(first.as_mut().poll(&mut context).is_pending());
     event.signal();
@@ -346,7 +347,7 @@ fn none_to_find_what_is_ready() {
     done()
 }
 
-// Somebody asleep
+// A thread asleep
 
 /// Calls on the futexes of one event.
 #[derive(Debug)]
@@ -354,12 +355,12 @@ struct Calls {
     waits: usize,
     /// How many threads each call was to wake.
     wakes: Vec<u32>,
-    /// Calls of `futex_waitv(2)`, which may be on others too.
+    /// Calls of `futex_waitv(2)`, which may be on other futexes too.
     vectors: usize,
 }
 
 impl Calls {
-    /// Counts in what strace wrote of a process.
+    /// Counts the calls in strace's record of a process.
     fn of(place: Range<usize>, trace: &str) -> Self {
         // 1234 futex(0x7f0123456780, FUTEX_WAKE_PRIVATE, 1) = 1
         let mut calls = Calls {
@@ -388,7 +389,7 @@ impl Calls {
     }
 }
 
-/// Runs `scene` on a counter in a process under strace, and counts there. Nothing if strace cannot be used here.
+/// Runs `scene` on a counter in a process under strace, and counts its calls. `None` if strace cannot be used here.
 fn futex_calls(
     test: &str,
     initial: u64,
@@ -418,7 +419,7 @@ fn futex_calls(
     ))
 }
 
-/// What strace writes of certain calls in a process to be observed, and what that prints. Nothing if strace cannot be
+/// strace's record of certain calls in an observed process, and what that process prints. `None` if strace cannot be
 /// used here.
 fn trace(test: &str, calls: &str) -> Option<(String, String)> {
     if !Command::new("strace")
@@ -458,7 +459,7 @@ fn one_wake_up_for_a_burst_of_signals() {
         let readers = asleep(event, 1);
         burst(event);
         readers.into_iter().for_each(|reader| _ = reader.finish());
-        // It does not sleep any more.
+        // The reader does not sleep any more.
         burst(event);
     });
     if let Some(calls) = calls {
@@ -495,7 +496,8 @@ fn one_wake_up_per_value_while_several_sleep() {
     }
 }
 
-/// Each reader may have to wake the next for what it leaves, so it is not one in all.
+/// Each reader may have to wake the next one for the units that it leaves, so there may be more than one wake-up in
+/// all.
 #[test]
 fn no_more_wake_ups_than_sleepers_of_a_semaphore() {
     let test = "no_more_wake_ups_than_sleepers_of_a_semaphore";
@@ -551,7 +553,7 @@ fn one_wake_up_for_all_writers() {
 
 // With a descriptor
 
-/// None to write to an `EventFd` and to read it as long as nobody asks for a descriptor.
+/// Writes and reads of an `EventFd` make none as long as no code asks for a descriptor.
 #[test]
 fn none_of_an_eventfd_that_nobody_has_asked() {
     if !is_observed() {
@@ -573,7 +575,7 @@ fn none_of_an_eventfd_that_nobody_has_asked() {
     done()
 }
 
-/// What vmm-sys-util's `new` and `try_clone` call, and they call nothing else, be there a count or not.
+/// `new` and `try_clone` make the calls that vmm-sys-util's make, and no others, whether there is a count or not.
 #[test]
 fn an_eventfd_is_made_when_the_original_is() {
     if !is_observed() {
@@ -588,7 +590,7 @@ fn an_eventfd_is_made_when_the_original_is() {
         let event = EventFd::new(flags).unwrap();
         event.write(1).unwrap();
         let handles = (event.try_clone().unwrap(), event);
-        // At the end there are others.
+        // Dropping the handles makes other calls.
         std::mem::forget(handles);
     }
     let pair = new_event_consumer_and_notifier(EventFlag::all()).unwrap();
@@ -597,8 +599,9 @@ fn an_eventfd_is_made_when_the_original_is() {
     done()
 }
 
-/// Made and cloned on one thread, given out on three others, each with a filter of its own, which forbids what makes a
-/// descriptor: that is where a VMM's vCPU threads register an eventfd with KVM, and its API thread shuts the VM down.
+/// Eventfds are made and cloned on one thread, and given out on three others, each with a filter of its own that
+/// forbids calls that make a descriptor. Such filters are on a VMM's vCPU threads, which register eventfds with KVM,
+/// and on its API thread, which shuts the VM down.
 #[test]
 fn eventfds_given_out_behind_filters() {
     if !is_observed() {
@@ -618,24 +621,24 @@ fn eventfds_given_out_behind_filters() {
     let [one, two, three] = alone.each_ref().map(|event| event.try_clone().unwrap());
     let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::empty()).unwrap();
     notifier.notify().unwrap();
-    // One that a thread is asleep in.
+    // An eventfd in which a thread sleeps.
     let doorbell = EventFd::new(0).unwrap();
     let (read_here, given_out) = (doorbell.try_clone().unwrap(), doorbell.try_clone().unwrap());
 
     let write = [(libc::SYS_write, vec![])];
     let futex = (libc::SYS_futex, with(1, &[WAIT, WAKE]));
     let all_three = || write.clone().into_iter().chain([futex.clone()]).collect();
-    // The process's first call that blocks has counted the CPUs.
+    // The process's first blocking call counts the CPUs.
     let _ = Event::new(0).read_timeout(NAP);
     under_filters([
-        // Nobody else has to do with these, nor sleeps: `write` alone.
+        // No other thread uses these or sleeps in them: only `write` is needed.
         filtered(write.clone().into_iter().collect(), move || {
             assert!(one.as_raw_fd() >= 0 && one.as_raw_fd() >= 0);
             assert!(two.into_raw_fd() >= 0);
             std::mem::forget([OwnedFd::from(consumer), OwnedFd::from(notifier)]);
             std::mem::forget(one);
         }),
-        // They meet each other, and a sleeper.
+        // These threads meet each other, and a sleeper.
         filtered(all_three(), move || {
             assert!(first.as_fd().as_raw_fd() >= 0);
             assert!(three.as_raw_fd() >= 0);
@@ -664,7 +667,7 @@ fn eventfds_given_out_behind_filters() {
     done()
 }
 
-/// None while the count of a mirrored event stays above 0, or at 0.
+/// A mirrored event makes none while its count stays above 0, or at 0.
 #[test]
 fn none_while_a_mirror_need_not_change() {
     if !is_observed() {
@@ -676,7 +679,7 @@ fn none_while_a_mirror_need_not_change() {
         let event = Arc::new(Event::new(count));
         (mirror(Arc::clone(&event)), event)
     });
-    // A thread's first call of an observer makes it known to those who detach some.
+    // A thread's first call of an observer registers the thread with those that detach observers.
     full.1.signal();
     forbid_system_calls();
     for _ in 0..BURST {
@@ -689,8 +692,8 @@ fn none_while_a_mirror_need_not_change() {
     done()
 }
 
-/// The reads and writes of one descriptor in `scene`, which is given it and the event. Nothing if strace cannot be
-/// used.
+/// The reads and writes of one descriptor in `scene`, which gets the descriptor and the event. `None` if strace cannot
+/// be used.
 fn calls_on<F: AsFd>(
     test: &str,
     mode: Mode,
@@ -733,7 +736,7 @@ fn two_for_a_mirror_that_changes_and_changes_back() {
     }
 }
 
-/// A read that leaves units costs an edge.
+/// A read that leaves units costs one call, for an edge.
 #[test]
 fn one_for_each_read_of_a_mirrored_semaphore() {
     let test = "one_for_each_read_of_a_mirrored_semaphore";
@@ -764,7 +767,7 @@ fn one_for_each_signal_that_is_forwarded() {
     }
 }
 
-/// What the documentation of `fd` lists.
+/// The calls that the documentation of `fd` lists.
 fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     let calls = [
         libc::SYS_eventfd2,
@@ -779,14 +782,14 @@ fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     let mut allowed = listed(&calls, &[WAIT, WAKE, WAIT_BITSET]);
     let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL];
     if cfg!(debug_assertions) {
-        // The standard library, before it closes one.
+        // The standard library calls this before it closes a descriptor.
         fcntl.push(libc::F_GETFD);
     }
     allowed.insert(libc::SYS_fcntl, with(1, &fcntl));
     allowed
 }
 
-/// All that `doorbell::fd` does, by threads that meet there.
+/// All that `doorbell::fd` does, by threads that meet in it.
 #[test]
 fn the_list_of_fd_is_complete() {
     if !is_observed() {
@@ -803,7 +806,7 @@ fn the_list_of_fd_is_complete() {
             let seen = mirror(Arc::clone(&event));
             event.signal();
             event.try_read();
-            // Threads that sleep and wake each other.
+            // The threads sleep, and wake each other.
             let _ = event.read_timeout(NAP / 10);
             let poll_only = seen.poll_only().unwrap();
             assert!(poll_only.as_raw_fd() >= 0);
@@ -827,7 +830,7 @@ fn the_list_of_fd_is_complete() {
             own.signal();
             assert_eq!(forward.pending(), 0);
             drop(forward);
-            // One is asked while others use it.
+            // One eventfd is asked for its descriptor while others use it.
             asked.write(1).unwrap();
             let _ = asked.read();
             if (number, round) == (0, 50) {
@@ -857,9 +860,9 @@ fn a_lock_is_noticed() {
     });
 }
 
-// Lists of what needs no descriptor
+// Lists of calls without descriptors
 
-/// What an `Event` calls that nobody observes: to sleep and to wake sleepers.
+/// The calls of an `Event` without observers: to sleep and to wake sleepers.
 #[test]
 fn the_list_of_an_event_is_complete() {
     if !is_observed() {
@@ -869,7 +872,7 @@ fn the_list_of_an_event_is_complete() {
     }
     let mut calls = vec![];
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
-        // Who spins there lets others run.
+        // A thread that spins on one CPU lets others run.
         calls.push(libc::SYS_sched_yield);
     }
     let events = [Spin::Never, Spin::DEFAULT].map(|spin| {
@@ -878,7 +881,7 @@ fn the_list_of_an_event_is_complete() {
     meet_under(&listed(&calls, &[WAIT, WAKE]), move |number| {
         for event in events.iter().flatten() {
             for _ in 0..100 {
-                // Two that sleep until there is something, two until there is room.
+                // Two threads sleep until there is a count, and two until there is room.
                 match number {
                     0 => _ = event.read_timeout(NAP),
                     1 => _ = event.read_deadline(Instant::now() + NAP),
@@ -892,7 +895,7 @@ fn the_list_of_an_event_is_complete() {
     });
 }
 
-/// What threads add to that which wait for an event that has signallers: `membarrier`.
+/// Threads that wait for an event with signallers add one call: `membarrier`.
 #[test]
 fn the_list_of_an_event_with_signallers_is_complete() {
     if !is_observed() {
@@ -905,7 +908,7 @@ fn the_list_of_an_event_with_signallers_is_complete() {
     }
     let events = [Mode::Counter, Mode::Semaphore]
         .map(|mode| Arc::new(Event::with_mode(0, mode).with_spin(Spin::Never)));
-    // Those that make the first signaller at once wait for one another.
+    // Threads that make the first signaller at once wait for one another.
     let calls = listed(
         &[libc::SYS_membarrier, libc::SYS_sched_yield],
         &[WAIT, WAKE],
@@ -924,7 +927,7 @@ fn the_list_of_an_event_with_signallers_is_complete() {
     });
 }
 
-/// A table, an address space and a router that threads change, while others look things up.
+/// A table, an address space and a router that threads change while others make lookups.
 #[test]
 fn the_list_of_tables_and_routers_is_complete() {
     if !is_observed() {
@@ -978,7 +981,7 @@ fn the_list_of_a_shared_event_is_complete() {
         libc::SYS_getpeername,
         libc::SYS_mmap,
         libc::SYS_munmap,
-        // Of the descriptor of the memory, which is the caller's.
+        // This closes the descriptor of the memory, which is the caller's.
         libc::SYS_close,
     ];
     if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
@@ -1007,7 +1010,7 @@ fn the_list_of_a_shared_event_is_complete() {
     });
 }
 
-/// A waiter for several, and then a reader of one of them that it leaves behind.
+/// A waiter for several events, and then, if asked for, a reader of one of them, which stays when the waiter leaves.
 fn several_wait(beside_a_reader: bool) -> impl FnOnce(&NeverSpin) {
     move |event| {
         let events = [event.clone(), NeverSpin::new(0, Mode::Counter)];
@@ -1034,7 +1037,7 @@ fn one_wake_up_for_who_waits_for_several() {
     }
 }
 
-/// It takes nothing, so it wakes the reader.
+/// The waiter takes nothing, so it wakes the reader.
 #[test]
 fn one_more_for_the_reader_beside() {
     let test = "one_more_for_the_reader_beside";
@@ -1057,8 +1060,8 @@ fn msi(data: u32) -> Route {
     Route::Msi(MsiMessage::new(address, data))
 }
 
-/// None for a signal that ends in a sink in the process, at once or when it is unmasked, nor for an ack, nor for a
-/// mask.
+/// A signal to a sink in the process makes no call, whether it is injected at once or when it is unmasked; nor does an
+/// ack or a mask.
 #[test]
 fn none_for_an_interrupt() {
     if !is_observed() {
@@ -1078,7 +1081,7 @@ fn none_for_an_interrupt() {
         router.assign_with_resample(level, 6, resample).unwrap(),
     ];
     let source = router.level_source(7);
-    // The first section of a thread takes memory.
+    // The first section of a thread allocates memory.
     router.ack(6);
     forbid_system_calls();
     for _ in 0..BURST {
@@ -1096,8 +1099,8 @@ fn none_for_an_interrupt() {
     done()
 }
 
-/// None for a guest that masks and unmasks its vectors, in a process that has opted in to membarrier; be it for the
-/// first time, or with another message. Memory may be taken for that.
+/// A guest that masks and unmasks its vectors causes no call in a process that has opted in to membarrier, whether for
+/// the first time or with another message. Memory may be allocated for that.
 #[test]
 fn none_for_a_guest_that_masks() {
     if !is_observed() {
@@ -1159,7 +1162,7 @@ fn tables_for_many_changes(test: &str, injection: Injection) -> Option<usize> {
     })
 }
 
-/// Messages that the VMM sends itself are no business of KVM's table's.
+/// Messages that the VMM sends itself are not in KVM's table.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn no_table_for_messages_of_the_vmm() {
@@ -1168,7 +1171,7 @@ fn no_table_for_messages_of_the_vmm() {
     assert!(matches!(tables, None | Some(1)), "{tables:?}");
 }
 
-/// Where the kernel sends them, each change is told, and only changes are.
+/// If the kernel sends the messages, KVM is told of each change, and only of changes.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn one_table_for_a_change_of_messages_of_the_kernel() {
@@ -1179,12 +1182,12 @@ fn one_table_for_a_change_of_messages_of_the_kernel() {
 
 // Pollers
 
-/// Marks a place in a trace, for it has no other use here.
+/// Marks a place in a trace, by a call that has no other use here.
 fn mark() {
     let _ = rustix::process::getppid();
 }
 
-/// The calls of one kind or another that a scene makes between two marks, on the thread that makes the marks.
+/// The calls that a scene makes between two marks, on the thread that makes the marks.
 fn calls_between_marks(test: &str, scene: impl FnOnce()) -> Option<Vec<String>> {
     if is_observed() {
         scene();
@@ -1202,7 +1205,7 @@ fn calls_between_marks(test: &str, scene: impl FnOnce()) -> Option<Vec<String>> 
         .skip_while(|line| !is_mark(line))
         .skip(1)
         .take_while(|line| !is_mark(line))
-        // The end of a call that strace has written down in two parts.
+        // This is the end of a call that strace has recorded in two parts.
         .filter(|(_, call)| !call.starts_with("<... "))
         .map(|(_, call)| (*call).to_owned());
     Some(calls.collect())
@@ -1220,7 +1223,7 @@ fn wait(poller: &Poller, events: &mut Events, timeout: Option<Duration>) -> usiz
     poller.wait(events, timeout).unwrap()
 }
 
-/// A busy poller: signals, and waits that find something, be it edges or levels, with descriptors or without.
+/// A busy poller: signals, and waits that find something, with edges or levels, with descriptors or without.
 #[test]
 fn none_of_a_busy_poller() {
     if !is_observed() {
@@ -1247,8 +1250,8 @@ fn none_of_a_busy_poller() {
         assert_ne!(wait(&edges, &mut found, Some(Duration::ZERO)), 0);
         events.iter().for_each(|event| _ = event.read());
     };
-    // This allocates what is needed, and then the descriptors are looked at for the last time in a while, however often
-    // they have been looked at before.
+    // This allocates what is needed, and ends with the last look at the descriptors for a while, however many looks
+    // there were before.
     (0..20).for_each(|_| round());
     assert_eq!(
         wait(
@@ -1310,7 +1313,7 @@ fn burst_to_a_poller(with_fd: bool, ring: impl FnOnce(&[Arc<Event>])) {
         wait(poller, &mut found, None)
     });
     sleeper.wait_asleep();
-    // It may have been another futex than the poller's, on the way there.
+    // The thread may have slept in another futex than the poller's before.
     thread::sleep(20 * NAP);
     sleeper.wait_asleep();
     // The first signal of a thread that is observed asks for the process's number.
@@ -1340,7 +1343,8 @@ fn twice_each_in_a_batch(events: &[Arc<Event>]) {
     batch.commit().unwrap();
 }
 
-/// How a burst to a poller that sleeps in a futex calls the system: once, to wake it, but for memory.
+/// A burst to a poller in which a thread sleeps in a futex makes one call, to wake the thread, apart from calls for
+/// memory.
 fn one_wake_up(test: &str, ring: fn(&[Arc<Event>])) {
     if let Some(calls) = calls_between_marks(test, || burst_to_a_poller(false, ring)) {
         let wakes = calls
@@ -1374,8 +1378,8 @@ fn one_wake_up_for_a_batch_of_64_events_of_a_poller() {
     );
 }
 
-/// Rings two events of a poller in which a thread sleeps and, between the two, one whose observer takes so long that
-/// the thread, were it awake, would have had the first and sleep again.
+/// Signals two events of a poller in which a thread sleeps. Between the two it signals an event whose observer takes
+/// long: if the thread were woken for the first event, it would take it and sleep again in that time.
 fn ring_slowly(with_fd: bool, ring: impl FnOnce(&[Arc<Event>; 3])) {
     let events = [(); 3].map(|()| Arc::new(Event::new(0)));
     let [first, slow, second] = &events;
@@ -1396,7 +1400,7 @@ fn ring_slowly(with_fd: bool, ring: impl FnOnce(&[Arc<Event>; 3])) {
         Arc::new(|_: Change| thread::sleep(50 * NAP)),
     );
     sleeper.wait_asleep();
-    // It may have been another futex than the poller's, on the way there.
+    // The thread may have slept in another futex than the poller's before.
     thread::sleep(20 * NAP);
     sleeper.wait_asleep();
     mark();
@@ -1414,7 +1418,7 @@ fn in_a_batch(events: &[Arc<Event>; 3]) {
     batch.commit().unwrap();
 }
 
-/// In one call of an observer.
+/// The signals are made in one call of an observer.
 fn nested(events: &[Arc<Event>; 3]) {
     let first = Arc::new(Event::new(0));
     let events = events.clone();
@@ -1453,7 +1457,7 @@ fn one_wake_up_for_what_an_observer_rings() {
     assert!(matches!(wakes, None | Some(1)), "{wakes:?}");
 }
 
-/// Who falls asleep in epoll at once has looked at the descriptors by that.
+/// A thread that falls asleep in epoll at once looks at the descriptors by the same call.
 #[test]
 fn one_call_to_look_and_to_sleep() {
     let test = "one_call_to_look_and_to_sleep";
@@ -1468,8 +1472,8 @@ fn one_call_to_look_and_to_sleep() {
     assert!(matches!(looks, None | Some(1)), "{looks:?}");
 }
 
-/// A kick through an eventfd costs no more calls than with epoll: one to learn of it and, where it is read, one to read
-/// it. The rest is the kick itself.
+/// A kick through an eventfd costs no more calls than with epoll: one to learn of the kick and, where the eventfd is
+/// read, one to read it. The remaining call is the kick itself.
 #[test]
 fn as_many_calls_for_a_kick_as_with_epoll() {
     const KICKS: usize = 8;
@@ -1503,7 +1507,7 @@ fn as_many_calls_for_a_kick_as_with_epoll() {
     let count = |name| calls.iter().filter(|call| call.starts_with(name)).count();
     assert_eq!(count("write("), 2 * KICKS, "{calls:?}");
     assert_eq!(count("epoll_pwait("), 2 * KICKS, "{calls:?}");
-    // Without the line in `/proc` that Linux 6.5 brought, it is read until it is empty.
+    // Without the line in `/proc` that Linux 6.5 added, the eventfd is read until it is empty.
     let eventfd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_raw_fd()));
     let is_told = info.is_ok_and(|info| info.contains("eventfd-semaphore: 0"));
@@ -1512,7 +1516,7 @@ fn as_many_calls_for_a_kick_as_with_epoll() {
     assert_eq!(calls.len(), 4 * KICKS + reads, "{calls:?}");
 }
 
-/// A look leaves descriptors alone, but for one in 32.
+/// Only one look in 32 looks at descriptors.
 #[test]
 fn one_call_for_32_looks() {
     let test = "one_call_for_32_looks";
@@ -1550,7 +1554,8 @@ fn one_call_for_32_looks() {
     }
 }
 
-/// A thread that waits alone carries over for several bindings, and wakes nobody for those whose turn is yet to come.
+/// A thread that waits alone carries over for several bindings, and wakes no thread for bindings whose turn is yet to
+/// come.
 #[test]
 fn no_write_to_carry_over_alone() {
     let test = "no_write_to_carry_over_alone";
@@ -1575,8 +1580,8 @@ fn no_write_to_carry_over_alone() {
     assert!(matches!(writes, None | Some(0)), "{writes:?}");
 }
 
-/// Eight events for which one thread waits. A signal handler keeps it from leaving them meanwhile, which would save
-/// calls.
+/// A batch to eight events for which one thread waits. A signal handler keeps the thread from leaving the events
+/// meanwhile, which would save calls.
 fn batch_to_a_visitor() {
     static GO: AtomicBool = AtomicBool::new(false);
     extern "C" fn handler(_: libc::c_int) {
@@ -1602,7 +1607,7 @@ fn batch_to_a_visitor() {
         batch.signal(index);
     }
     visitor.wait_asleep();
-    // It may have been another futex, on the way there.
+    // The thread may have slept in another futex before.
     thread::sleep(20 * NAP);
     visitor.wait_asleep();
     visitor.interrupt(libc::SIGUSR1);
@@ -1630,7 +1635,8 @@ fn one_write_for_64_signals_to_a_poller_with_descriptors() {
     }
 }
 
-/// A poller in an outer loop is written to once for each time that it was armed, and never while that loop is awake.
+/// The descriptor of a poller in an outer loop is written to once for each time that the poller was armed, and never
+/// while that loop is awake.
 #[test]
 fn one_write_for_each_sleep_of_an_outer_loop() {
     const SLEEPS: usize = 64;
@@ -1679,8 +1685,8 @@ fn one_write_for_each_sleep_of_an_outer_loop() {
     assert_eq!(calls.len(), 3 * SLEEPS, "{calls:?}");
 }
 
-/// How often a poller calls membarrier for an event with a signaller, in so many rounds of a signal by that, a wait and
-/// a read. Nothing if that cannot be found out.
+/// How often a poller calls membarrier for an event with a signaller, in a number of rounds, each of a signal by the
+/// signaller, a wait and a read. `None` if that cannot be found out.
 fn barriers(test: &str, watch: Watch) -> Option<usize> {
     let calls = calls_between_marks(test, || {
         let opted_in = doorbell::use_membarrier();
@@ -1712,7 +1718,7 @@ fn barriers(test: &str, watch: Watch) -> Option<usize> {
 
 const ROUNDS: usize = 32;
 
-/// While it is awake, a poller does not call membarrier for an event that it watches for levels.
+/// While a thread stays awake, the poller does not call membarrier for an event that it watches for levels.
 #[test]
 fn no_barrier_for_levels() {
     let calls = barriers("no_barrier_for_levels", Watch::READABLE);
@@ -1765,7 +1771,7 @@ fn one_barrier_for_each_sleep_of_an_outer_loop() {
     }
 }
 
-/// It is the signaller that calls, to hear of an overflow.
+/// The signaller makes the call, to learn of an overflow.
 #[test]
 fn a_barrier_for_each_signal_that_is_not_watched_for() {
     let test = "a_barrier_for_each_signal_that_is_not_watched_for";
@@ -1773,7 +1779,7 @@ fn a_barrier_for_each_signal_that_is_not_watched_for() {
     assert!(matches!(calls, None | Some(ROUNDS)), "{calls:?}");
 }
 
-/// What an allocator calls in a thread that may be new.
+/// The calls of an allocator in a thread that may be new.
 const MEMORY: [libc::c_long; 6] = [
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -1789,7 +1795,7 @@ fn whatever_the_arguments(
     calls.map(|number| (number, Vec::new())).collect()
 }
 
-/// What the documentation of `poll` lists for a poller.
+/// The calls that the documentation of `poll` lists for a poller.
 fn list_of_a_poller() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     let calls = [
         libc::SYS_epoll_create1,
@@ -1808,7 +1814,7 @@ fn list_of_a_poller() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     listed(&calls, &[WAIT, WAKE, WAIT_BITSET])
 }
 
-/// All that a poller calls.
+/// All calls that a poller makes.
 #[test]
 fn the_list_of_calls_is_complete() {
     if !is_observed() {
@@ -1819,7 +1825,7 @@ fn the_list_of_calls_is_complete() {
     let allowed = list_of_a_poller();
     let fd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
     let (to_sleeper, sleepers) = mpsc::channel::<Arc<Poller>>();
-    // On the two threads of this test, for the others may still be starting.
+    // The filters are on the two threads of this test only, since others may still be starting.
     thread::spawn({
         let allowed = allowed.clone();
         move || {
@@ -1853,7 +1859,7 @@ fn the_list_of_calls_is_complete() {
             fd.disarm();
             event.read();
         }
-        // It sleeps in one of these, or is still on its way.
+        // The thread sleeps in one of these calls, or is still on its way.
         for _ in 0..100 {
             poller.notify();
             poller.notify_all();
@@ -1914,12 +1920,12 @@ fn the_list_of_a_poller_is_complete() {
     });
 }
 
-/// What the documentation of `poll` lists for `wait_any` and futures.
+/// The calls that the documentation of `poll` lists for `wait_any` and futures.
 fn list_of_wait_any_and_futures() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     listed(&[libc::SYS_futex_waitv], &[WAIT, WAKE, WAIT_BITSET])
 }
 
-/// The same for `wait_any` and for futures, on a thread that waits and on one that wakes it.
+/// The same for `wait_any` and for futures, on a thread that waits and on a thread that wakes it.
 #[test]
 fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
     if !is_observed() {
@@ -1932,7 +1938,7 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
     // More than fit into one futex_waitv, and an answer to each.
     let bells: Arc<[Event; 129]> = Arc::new([const { Event::new(0) }; 129]);
     let answers = Arc::new(Event::new(0));
-    // The process's first call that blocks has counted the CPUs.
+    // The process's first blocking call counts the CPUs.
     let _ = answers.read_timeout(NAP);
     thread::spawn({
         let (bells, answers, allowed) = (Arc::clone(&bells), Arc::clone(&answers), allowed.clone());
@@ -1949,16 +1955,16 @@ fn the_list_of_calls_of_wait_any_and_futures_is_complete() {
                 pollster::block_on(bells[0].read_async());
                 answers.signal();
             }
-            // A thread's end has calls of its own.
+            // The end of a thread makes calls of its own.
             bells[0].read();
         }
     });
     allow_system_calls(allowed);
-    // Which looks for the clock that `futex_waitv` knows, for the first time.
+    // This call reads the clock that `futex_waitv` uses for the first time.
     assert!(wait_any(&bells[..2], Some(NAP)).is_none());
     for number in [1, 2, bells.len(), 1] {
         for _ in 0..ROUNDS {
-            // Long enough for the other to fall asleep.
+            // This is long enough for the other thread to fall asleep.
             assert!(wait_any(&[&*answers], Some(NAP)).is_none());
             bells[number - 1].signal();
             assert_eq!(pollster::block_on(answers.read_async()), 1);
@@ -1993,7 +1999,7 @@ fn block_behind_a_filter() -> ! {
     })
     .join()
     .unwrap();
-    unreachable!("it ends the process")
+    unreachable!("the call ends the process")
 }
 
 #[test]
@@ -2008,7 +2014,7 @@ fn a_prepared_process_opens_nothing_when_it_blocks() {
     block_behind_a_filter()
 }
 
-/// The test above would notice.
+/// The test above would notice a call that is not allowed.
 #[test]
 fn a_process_that_is_not_prepared_opens_a_file() {
     let test = "a_process_that_is_not_prepared_opens_a_file";
@@ -2039,7 +2045,7 @@ fn the_list_of_a_line_of_futures_is_complete() {
 
 // Spinning
 
-/// A reader that spins for long lets others run, every 50 µs.
+/// A reader that spins for long lets other threads run every 50 µs.
 #[test]
 fn a_yield_now_and_then_while_spinning() {
     let test = "a_yield_now_and_then_while_spinning";
@@ -2049,7 +2055,7 @@ fn a_yield_now_and_then_while_spinning() {
         assert_eq!(event.read_timeout(Duration::from_millis(10)), None);
         mark();
     });
-    // With one CPU, as often as it looks.
+    // With one CPU, the reader yields at each look.
     let several = thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
     let most = if several { 200 } else { usize::MAX };
     if let Some(yields) = yields {

@@ -1,4 +1,5 @@
-//! The example `vmm`, run as a user runs it: its table must add up, with KVM and without, and bad options be told.
+//! The example `vmm`, run as a user runs it: its table must add up, with KVM and without, and it must report bad
+//! options.
 
 #[path = "common/example.rs"]
 mod example;
@@ -18,7 +19,7 @@ fn vmm(arguments: &[&str]) -> Output {
 
 fn texts(output: &Output) -> (String, String) {
     let (stdout, stderr) = example::texts(output);
-    // A machine that is busy shows more lines of progress, or fewer.
+    // On a busy machine there are more lines of progress, or fewer.
     let told = stderr
         .split_inclusive('\n')
         .filter(|line| !line.starts_with("vmm: run "));
@@ -30,25 +31,26 @@ struct Row {
     setup: String,
     batch: u64,
     sent: u64,
-    /// Those for which the guest wrote to a doorbell.
+    /// Kicks for which the guest wrote to a doorbell.
     rung: u64,
-    /// Those that reached the VMM.
+    /// Kicks that reached the VMM.
     exited: u64,
     seen: u64,
-    /// Signals, injected, coalesced, ends: of doorbell's irqfds, where the interrupts go through them.
+    /// Numbers of signals, injected and coalesced ones, and ends, from doorbell's irqfds if the interrupts go through
+    /// them.
     irqfd: Option<[u64; 4]>,
-    /// Batches that the driver knows to be done with.
+    /// Batches that the driver knows to be completed.
     completed: u64,
     interrupts: u64,
     spurious: u64,
-    /// Median, 99th percentile, maximum. Not known everywhere, as the next.
+    /// Median, 99th percentile, maximum. Not known everywhere, like the next field.
     latency: Option<[f64; 3]>,
     /// Median, 99th percentile.
     round_trip: [f64; 2],
     syscalls: Option<f64>,
 }
 
-/// Two rounds of 10 kicks by each doorbell, in batches of 1 and of 4, and the table that came of it.
+/// Two rounds of 10 kicks by each doorbell, in batches of 1 and of 4, and the resulting table.
 fn small_run(more: &[&str]) -> (Vec<Row>, String) {
     let small = ["--kicks", "10", "--rounds", "2", "--batch", "1,4"];
     let output = vmm(&[&small, more].concat());
@@ -129,7 +131,7 @@ fn assert_adds_up(rows: &[Row], setups: &[&str], in_kernel: &[&str]) {
     }
 }
 
-/// What doorbell's irqfds told, of one interrupt for each batch.
+/// Checks the figures of doorbell's irqfds, for one interrupt for each batch.
 #[track_caller]
 fn assert_interrupts_add_up(row: &Row, batches: u64) {
     let setup = row.setup.as_str();
@@ -145,7 +147,7 @@ fn assert_interrupts_add_up(row: &Row, batches: u64) {
             assert_eq!(irqfd, Some([batches, batches, 0, 0]), "{setup}");
             assert_eq!(row.spurious, 0, "{setup}");
         }
-        // One bit of the interrupt controller may stand for two that were asked for one after the other.
+        // One bit of the interrupt controller may stand for two interrupts that were requested one after the other.
         ("polled", Some([signals, injected, coalesced, ends])) => {
             assert_eq!((signals, ends, row.spurious), (injected + coalesced, 0, 0));
             assert!((row.interrupts..=batches).contains(&injected), "{injected}");
@@ -192,7 +194,8 @@ fn a_kvm_guest_rings_and_all_adds_up() {
     };
     // In batches of 1, ten kicks in eleven are answered, each for one KVM_RUN and two KVM_IRQ_LINE at least.
     assert!(doorbell >= 30.0 / 11.0, "{doorbell}");
-    // One read and one write for each of them and no exit, and a little at the end of each of these short rounds.
+    // There is one read and one write for each kick and no exit, and a little more at the end of each of these short
+    // rounds.
     assert!((20.0 / 11.0 - 0.1..2.5).contains(&kernel), "{kernel}");
 }
 
@@ -202,7 +205,7 @@ fn a_software_vcpu_rings_and_all_adds_up() {
     assert_eq!(stderr, "");
     assert_adds_up(&rows, SOFTWARE_SETUPS, &[]);
 
-    // Where they can be counted: each kick is a write(2) to an eventfd.
+    // If system calls can be counted: each kick is a write(2) to an eventfd.
     let of_eventfds = rows.iter().filter(|row| row.setup == "eventfd");
     for calls in of_eventfds.filter_map(|row| row.syscalls) {
         assert!(calls >= 1.0, "{calls}");
@@ -239,7 +242,7 @@ fn pinned_threads_see_every_kick() {
     assert_adds_up(&rows, SOFTWARE_SETUPS, &[]);
 }
 
-/// Of 2,000 kicks some at least come while the device looks, which then never sleeps.
+/// At least some of 2,000 kicks come while the device looks, which then does not sleep for them.
 #[test]
 fn a_device_that_looks_is_not_rung_for() {
     let often = ["--kicks", "500", "--rounds", "1", "--batch", "20"];

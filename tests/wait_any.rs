@@ -1,6 +1,6 @@
 //! `wait_any` beside poll(2) over real eventfds, and beside readers that block.
 //!
-//! Bodies that both can run are made a test for each, as in `conformance.rs`. The whole file runs twice more in
+//! Each body that both can run becomes a test of each, as in `conformance.rs`. The whole file runs twice more in
 //! processes in which a seccomp filter refuses `futex_waitv(2)`, see `refused`.
 //!
 //! The cases of the poll reference (P1 to P45) that are about waiting without a set of interests:
@@ -50,12 +50,12 @@ implementations! {
     every_reader_gets_on,
 }
 
-/// Numbers of events around those at which ways of waiting change.
+/// Numbers of events around the numbers at which the way of waiting changes.
 const SIZES: [usize; 6] = [1, 2, 64, 128, 129, 600];
 
 /// Waiting for several counters.
 trait Any: Counter + Sync {
-    /// The indices of those that are ready. None if there are none after the timeout.
+    /// The indices of the counters that are ready; empty after a timeout.
     fn wait_any(counters: &[Self], timeout: Option<Duration>) -> Vec<usize>;
 }
 
@@ -86,7 +86,7 @@ impl<F: Handle + Sync> Any for Kernel<F> {
 }
 
 fn counters<C: Counter>(number: usize) -> Vec<C> {
-    // The usual limit is 1024 descriptors for all tests that run at the time.
+    // The usual limit is 1024 descriptors, for all tests that run at the same time.
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
@@ -144,7 +144,7 @@ fn p13_what_came_and_went<C: Any>() {
         counters[1].write(1).unwrap();
         assert_eq!(counters[1].try_read(), Ok(1));
     }
-    // It sleeps on, or has been told when it was so; in neither case is it stuck.
+    // The waiter sleeps on, or returned while the event was ready; in neither case is it stuck.
     counters[2].signal();
     waiter.finish();
 }
@@ -159,7 +159,7 @@ fn p14_a_timeout_is_waited_for<C: Any>() {
     }
 }
 
-/// A waiter that takes nothing stands before and behind a reader.
+/// Waiters that take nothing stand before and behind a reader.
 fn p38_beside_a_reader<C: Any>() {
     for number in SIZES {
         let counters = counters::<C>(number);
@@ -217,7 +217,7 @@ fn each_of_many<C: Any>() {
     }
 }
 
-/// All signals come while one waiter is on its way: those that reach it twice are the readers' all the same.
+/// All signals come while one waiter is on its way: signals that wake it although it is awake still reach the readers.
 fn beside_a_reader_of_each<C: Any>() {
     for _ in 0..20 {
         let counters = counters::<C>(3);
@@ -232,7 +232,8 @@ fn beside_a_reader_of_each<C: Any>() {
     }
 }
 
-/// Waiters that take nothing come and go, with timeouts and without, beside readers: what is written is read.
+/// Waiters that take nothing come and go, with timeouts and without, beside readers: everything that is written is
+/// read.
 fn every_reader_gets_on<C: Any>() {
     const WRITES: u64 = 3_000;
     for mode in [Mode::Counter, Mode::Semaphore] {
@@ -255,21 +256,21 @@ fn every_reader_gets_on<C: Any>() {
                 })
             };
             let threads = [
-                // Readers of the first, who block.
+                // Two threads block in reads of the first counter.
                 spawn(0, |counters, _, taken| {
                     _ = taken.fetch_add(counters[0].read().unwrap(), Ordering::Relaxed);
                 }),
                 spawn(1, |counters, _, taken| {
                     _ = taken.fetch_add(counters[0].read().unwrap(), Ordering::Relaxed);
                 }),
-                // One who takes what it finds, but not of the first.
+                // One thread takes what it finds in the other counters.
                 spawn(2, |counters, _, taken| {
                     for index in C::wait_any(&counters[1..], None) {
                         let value = counters[1 + index].try_read().unwrap_or(0);
                         taken.fetch_add(value, Ordering::Relaxed);
                     }
                 }),
-                // One who only looks, in haste.
+                // One thread only looks, with short timeouts.
                 spawn(3, |counters, random, _| {
                     let timeout = Duration::from_micros(random.u64(0..200));
                     C::wait_any(counters, Some(timeout));
@@ -298,7 +299,7 @@ fn every_reader_gets_on<C: Any>() {
     }
 }
 
-/// Random operations on a few, with the kernel's beside ours: the same are ready each time.
+/// Random operations on a few counters, the kernel's beside ours: the same are ready each time.
 #[test]
 fn differential() {
     watchdog::limit("differential", || {
@@ -329,7 +330,7 @@ fn differential() {
     });
 }
 
-// What poll(2) does not have, or has otherwise
+// Where `wait_any` differs from poll(2)
 
 /// Signal handlers end a poll(2). Ours goes on.
 #[test]
@@ -451,7 +452,7 @@ fn debug_shows_what_was_found() {
     assert_eq!(format!("{ready:?}"), "Ready { found: None, next: 2, .. }");
 }
 
-/// Nobody is left standing at an event after a wait.
+/// No waiter is left at an event after a wait.
 #[test]
 fn nothing_is_left_behind() {
     let events = counters::<NeverSpin>(3);
@@ -461,7 +462,7 @@ fn nothing_is_left_behind() {
     }
 }
 
-/// For these seccompiler writes filters.
+/// These are the architectures that seccompiler writes filters for.
 #[cfg(any(
     target_arch = "aarch64",
     target_arch = "riscv64",
@@ -475,11 +476,11 @@ mod refused {
     use std::process::Command;
     use std::thread;
 
-    /// Set, to an errno, in a process in which `futex_waitv(2)` fails with it.
+    /// Set to an errno in a process in which `futex_waitv(2)` fails with that errno.
     const REFUSED: &str = "DOORBELL_TEST_WAITV_REFUSED";
 
-    /// Runs the other tests of this file in processes in which a seccomp filter stands before `futex_waitv(2)`, as an
-    /// older kernel or a container may have it.
+    /// Runs the other tests of this file in processes in which a seccomp filter refuses `futex_waitv(2)`, as an older
+    /// kernel or a container does.
     #[test]
     fn again_without_futex_waitv() {
         if let Some(errno) = env::var_os(REFUSED) {
@@ -495,7 +496,8 @@ mod refused {
         }
         for errno in [Errno::NOSYS, Errno::PERM] {
             let errno = errno.raw_os_error();
-            // A thread of its own, for a filter is for ever; the process that it starts inherits it.
+            // This needs a thread of its own, because a filter is for ever; the process that it starts inherits the
+            // filter.
             let again = thread::spawn(move || {
                 let filter = SeccompFilter::new(
                     [(libc::SYS_futex_waitv, Vec::new())].into(),
@@ -517,7 +519,7 @@ mod refused {
     }
 }
 
-/// An event that nobody reads ends the waits of all threads, those to come too, in whatever way they sleep.
+/// An event that is not read ends the waits of all threads, including later waits, in whatever way they sleep.
 #[test]
 fn one_signal_that_is_not_read_stops_all() {
     watchdog::limit("one_signal_that_is_not_read_stops_all", || {

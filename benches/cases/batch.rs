@@ -1,4 +1,4 @@
-//! Batches: so many signals one by one, collected, and as writes to eventfds.
+//! Batches: a number of signals one by one, collected, and as writes to eventfds.
 
 use super::event::{Eventfd, FETCH_ADD};
 use super::{Case, Ratio, alone, two_with};
@@ -99,7 +99,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     [
         (ONE_EVENT, ONE_BY_ONE, BATCH, ">= 5"),
@@ -124,7 +124,8 @@ const ONE_BY_ONE: &str = "doorbell, one by one";
 const BATCH: &str = "doorbell, in a batch";
 const EVENTFD: &str = "kernel eventfd";
 
-/// As a device does that has completed a request on each of these queues. What they are, the compiler is not to know.
+/// Signals as a device does that has completed a request on each of these queues. The compiler must not know the
+/// queues.
 fn signal_all(batch: &mut Batch, queues: &[usize]) {
     for &queue in black_box(queues) {
         batch.signal(queue);

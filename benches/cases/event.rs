@@ -34,12 +34,12 @@ pub fn all() -> Vec<Case> {
     case(
         WRITE,
         DOORBELL,
-        alone(move || event.write(black_box(1)).expect("there is room")),
+        alone(move || event.write(black_box(1)).expect("the counter has room")),
     );
     let fd = Eventfd::new();
     case(WRITE, EVENTFD, alone(move || fd.write(black_box(1))));
 
-    // A semaphore with plenty, so that each read finds something.
+    // A semaphore with many units, so that each read finds one.
     let event = Event::semaphore(u64::MAX / 2);
     case(READ, DOORBELL, alone(move || event.read()));
     let fd = Eventfd::with(EventfdFlags::SEMAPHORE);
@@ -51,7 +51,7 @@ pub fn all() -> Vec<Case> {
         WRITE_READ,
         DOORBELL,
         alone(move || {
-            event.write(black_box(1)).expect("there is room");
+            event.write(black_box(1)).expect("the counter has room");
             event.read()
         }),
     );
@@ -102,7 +102,7 @@ pub fn all() -> Vec<Case> {
     }
 
     case(PING_PONG_SPINNING, RAW_SPIN, {
-        // Whose turn it is, and no more: the least that two threads can do.
+        // The number of the thread whose turn it is: the minimum that two threads need.
         let turn = AtomicU64::new(0);
         two(move |me| {
             while turn.load(Ordering::Acquire) != me {}
@@ -136,7 +136,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     [
         (SIGNAL, DOORBELL, FETCH_ADD, "<= 1.3"),
@@ -193,7 +193,7 @@ impl Eventfd {
     }
 
     pub fn write(&self, n: u64) {
-        rustix::io::write(&self.0, &n.to_ne_bytes()).expect("there is room");
+        rustix::io::write(&self.0, &n.to_ne_bytes()).expect("the eventfd has room");
     }
 
     pub fn read(&self) -> u64 {

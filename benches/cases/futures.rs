@@ -115,7 +115,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     [
         (READY, NOTIFY),
@@ -146,11 +146,11 @@ fn wait_then<F: Future>(future: F, signal: impl FnOnce()) -> F::Output {
     signal();
     match future.poll(&mut context) {
         Poll::Ready(output) => output,
-        Poll::Pending => panic!("it was signalled"),
+        Poll::Pending => panic!("the future was signalled"),
     }
 }
 
-/// Something that so many futures wait for, for ever.
+/// Something that a number of futures wait for, for ever.
 fn waited_for<T: Default + Sync, F: Future + 'static>(
     number: usize,
     wait: fn(&'static T) -> F,
@@ -163,7 +163,7 @@ fn waited_for<T: Default + Sync, F: Future + 'static>(
     source
 }
 
-/// It has listeners and no state, so that is an atomic beside it.
+/// An event of event-listener has listeners and no state, so the state is an atomic beside it.
 fn listener_ping_pong() -> Run {
     let turn = AtomicU64::new(0);
     let listeners = [Listeners::new(), Listeners::new()];

@@ -1,9 +1,9 @@
-//! Samples taken in turns: a machine that is shared may be twice as slow a second later, and that shall meet all alike.
+//! Samples taken in turns: a shared machine may be twice as slow a second later, and that must affect all cases alike.
 
 use super::Case;
 use std::time::{Duration, Instant};
 
-/// Nanoseconds an iteration, a list for each case; the same place in two lists is the same turn.
+/// Nanoseconds per iteration, a list for each case; the same place in two lists is the same turn.
 pub type Samples = Vec<(&'static str, Vec<f64>)>;
 
 /// How often the cases run, and for how long.
@@ -21,7 +21,7 @@ impl Turns {
     }
 }
 
-/// Lets the cases run by turns, after they have warmed up. Each sample is `told` of.
+/// Lets the cases run by turns, after they have warmed up. Each sample is passed to `told`.
 pub fn take_turns(cases: &mut [Case], turns: &Turns, mut told: impl FnMut()) -> Samples {
     let start = Instant::now();
     let mut iterations: Vec<u64> = cases
@@ -38,12 +38,12 @@ pub fn take_turns(cases: &mut [Case], turns: &Turns, mut told: impl FnMut()) -> 
     let mut order: Vec<usize> = (0..cases.len()).collect();
     let mut taken = 0;
     while !turns.over(taken, start) {
-        // Others on this machine may keep time with us; they shall not always meet the same case.
+        // Other programs on this machine may run in the same rhythm; they must not always affect the same case.
         fastrand::shuffle(&mut order);
         for &i in &order {
             let n = &mut iterations[i];
-            // The other cases have had the caches. And threads that wake each other may be a hundred times as slow as
-            // they were, when others want the CPUs.
+            // The other cases have displaced the caches. Also, threads that wake each other may become a hundred times
+            // slower when other programs want the CPUs.
             let time = (cases[i].run)(*n);
             let fits = *n as f64 * turns.each.as_secs_f64() / time.as_secs_f64();
             *n = (fits as u64).clamp(1, 2 * *n);

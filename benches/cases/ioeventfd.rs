@@ -2,12 +2,12 @@
 //! added.
 //!
 //! A lookup is what a vCPU thread does with a guest's write: it finds the doorbell by address, length and datamatch and
-//! signals its event, or finds that there is none. Every thread holds what its kind of table has for threads that look
-//! up often, here a [`Reader`]. What the others do per access is what VMMs do; see each.
+//! signals its event, or finds that there is none. Every thread holds what its kind of table offers to threads that
+//! look up often, here a [`Reader`]. The other tables do per access what VMMs do; see each.
 //!
 //! Two threads write to doorbells and events of their own, as the vCPUs of a guest do, unless there is only one
-//! doorbell. So the counters are no part of what one reader costs the other. However many doorbells there are, they
-//! share a few events, so that what grows with their number is the search.
+//! doorbell. So the counters do not add to what one reader costs the other. However many doorbells there are, they
+//! share a few events, so only the search grows with their number.
 
 use super::{Case, Ratio, Run, alone_with, two_with};
 use arc_swap::ArcSwap;
@@ -75,7 +75,7 @@ pub fn all() -> Vec<Case> {
             ARC_SWAP,
             lookups.run(peers, |all, _| Arc::clone(&all.arc_swap)),
         );
-        // It is no match for the others beyond this.
+        // Beyond this size, a linear search is much slower than the others.
         if lookups.size <= 64 {
             case(
                 &group,
@@ -85,7 +85,7 @@ pub fn all() -> Vec<Case> {
         }
     }
     // Ours again, small and large, alone and beside another reader, taking turns. Two readers of two tables share
-    // nothing, so what they lose to one another is the machine's.
+    // nothing, so if one slows the other down, the machine is the cause.
     for pattern in Pattern::ALL {
         let group = growth(pattern);
         let lookups = |size, readers| Lookups {
@@ -118,7 +118,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = Vec::new();
     let mut ratio = |group: &str, over, under, target| {
@@ -184,12 +184,12 @@ pub fn hits_of_64(random: bool) -> [Run; 3] {
     ]
 }
 
-/// Which addresses are written to.
+/// The addresses that are written to.
 #[derive(Clone, Copy)]
 struct Pattern {
-    /// Doorbells, or what lies between two of them.
+    /// Whether the addresses are doorbells, or lie between two of them.
     hit: bool,
-    /// Any of them in any order, or one over and over.
+    /// Whether the addresses come in random order, or one over and over.
     random: bool,
 }
 
@@ -226,7 +226,7 @@ fn growth(pattern: Pattern) -> String {
     format!("{pattern}, growing")
 }
 
-/// What is measured: so many threads write to a table of so many doorbells.
+/// What is measured: a number of threads that write to a table of a number of doorbells.
 #[derive(Clone, Copy)]
 struct Lookups {
     pattern: Pattern,
@@ -342,7 +342,7 @@ impl Doorbell {
     }
 }
 
-/// In ascending order.
+/// The doorbells, in ascending order.
 fn doorbells(count: u64) -> Vec<Doorbell> {
     let events: [Arc<Event>; 2 * EVENTS as usize] = array::from_fn(|_| Arc::new(Event::new(0)));
     (0..count)
@@ -366,20 +366,20 @@ fn keep(registrations: Vec<Registration>) {
     registrations.into_iter().for_each(Registration::keep);
 }
 
-/// The same doorbells in everybody's hands.
+/// The same doorbells in each kind of table.
 struct Peers {
     table: Arc<Table>,
-    /// One for each of two readers.
+    /// A table for each of two readers.
     own_tables: [Table; 2],
     rw_lock: Arc<RwLock<Devices<Weak<dyn Device>>>>,
     mutex: Arc<Mutex<Devices<Arc<dyn Device>>>>,
     arc_swap: Arc<ArcSwap<Vec<Doorbell>>>,
     linear: Arc<Linear>,
-    /// Owns what others have weak pointers to.
+    /// Owns the devices to which other tables have weak pointers.
     _devices: Vec<Arc<dyn Device>>,
 }
 
-/// A large table is made when something is to be looked up in it.
+/// Tables that are made at the first lookup, because a large one takes long to make.
 type LazyPeers = Arc<LazyLock<Peers, Box<dyn FnOnce() -> Peers + Send>>>;
 
 impl Peers {
@@ -411,7 +411,7 @@ impl Peers {
     }
 }
 
-/// What a thread looks up in.
+/// A table in which a thread looks up.
 trait Doorbells: 'static {
     fn write(&self, address: u64, data: &[u8]) -> bool;
 }
@@ -428,7 +428,7 @@ impl Doorbells for Arc<Table> {
     }
 }
 
-/// What stands on the buses of VMMs. It decides for itself what a write to its addresses is.
+/// A device on the bus of a VMM. It decides itself what a write to its addresses is.
 trait Device: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]) -> bool;
 }
@@ -439,7 +439,7 @@ impl Device for Doorbell {
     }
 }
 
-/// The addresses of a device on a bus, ordered by the first.
+/// The addresses of a device on a bus, ordered by the first address.
 #[derive(Clone, Copy)]
 struct BusRange {
     base: u64,
@@ -506,7 +506,7 @@ impl Doorbells for Arc<RwLock<Devices<Weak<dyn Device>>>> {
     }
 }
 
-/// rust-vmm's bus (`src/bus` of vm-device) in a mutex, as vmm-reference has it: the device is called under the lock.
+/// rust-vmm's bus (`src/bus` of vm-device) in a mutex, as in vmm-reference: the device is called under the lock.
 impl Doorbells for Arc<Mutex<Devices<Arc<dyn Device>>>> {
     fn write(&self, address: u64, data: &[u8]) -> bool {
         let devices = self.lock().expect("nobody panics");
@@ -537,7 +537,7 @@ impl Doorbells for Arc<ArcSwap<Vec<Doorbell>>> {
     }
 }
 
-/// One behind the other, and never changed, so that nothing need guard it.
+/// A list of doorbells that is never changed, so it needs no lock.
 struct Linear(Vec<Doorbell>);
 
 impl Doorbells for Arc<Linear> {
@@ -554,8 +554,8 @@ fn assign(there: u64) -> String {
     format!("assign: 1000 to {there} entries")
 }
 
-/// Adds 1000 doorbells, below those that are there, to a new table each time. Making and dropping the table is no part
-/// of it.
+/// Adds 1000 doorbells, below those that are there, to a new table each time. The time does not include making and
+/// dropping the table.
 fn assigning(there: u64, assign: fn(&Table, &[Doorbell]) -> Vec<Registration>) -> Run {
     let doorbells = doorbells(there + 1000);
     Box::new(move |times| {

@@ -30,7 +30,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for (over, under) in [
@@ -46,7 +46,7 @@ pub fn ratios() -> Vec<Ratio> {
     ratios
 }
 
-/// Costs next to nothing, so that what is measured is the way there. (One thread at a time.)
+/// A sink that costs next to nothing, so that the way to the sink is measured. (For one thread at a time.)
 #[derive(Default)]
 struct Count(AtomicU64);
 
@@ -84,13 +84,15 @@ fn event() -> Arc<Event> {
 /// An irqfd of a router, and its event.
 fn assigned(router: &Router, gsi: u32) -> (Arc<Event>, Irqfd) {
     let event = event();
-    let irqfd = router.assign(&event, gsi).expect("it is ours");
+    let irqfd = router.assign(&event, gsi).expect("the irqfd is ours");
     (event, irqfd)
 }
 
 fn in_process() -> Vec<Case> {
     let router = Router::new(Arc::new(Count::default()));
-    router.set_routes(routes()).expect("it takes all");
+    router
+        .set_routes(routes())
+        .expect("the sink takes all routes");
     let mut cases = Vec::new();
     let mut case = |who, run| {
         cases.push(Case {
@@ -137,7 +139,7 @@ fn in_process() -> Vec<Case> {
     let (interrupt, resample) = (event(), event());
     let irqfd = router
         .assign_with_resample(&interrupt, LEVEL_PIN, &resample)
-        .expect("it is ours");
+        .expect("the irqfd is ours");
     case(
         LEVEL,
         alone(move || {
@@ -202,7 +204,7 @@ mod kvm {
             case(WRITE, write(gsi));
             let by = doorbell::kvm::Injection::Userspace;
             case(BY_IOCTL, sink(by, gsi));
-            // Pins are the VMM's to move, whoever injects.
+            // The VMM moves pins, whichever side injects.
             if gsi == MSI {
                 case(BY_KERNEL, sink(doorbell::kvm::Injection::Kernel, gsi));
             }

@@ -1,7 +1,7 @@
-//! A guest's kick, from its instruction to the next one: where KVM took the doorbell from our listener, where it was
-//! registered by hand, and where the kick exits to the table. A run is a batch of kicks in one KVM_RUN, if none exits.
+//! A guest's kick, from its instruction to the next one: if KVM took the doorbell from our listener, if it was
+//! registered by hand, and if the kick exits to the table. A run is a batch of kicks in one KVM_RUN, if none exits.
 //!
-//! Each has a VM of its own. Without /dev/kvm there are no cases, which is said.
+//! Each has a VM of its own. Without /dev/kvm there are no cases, and a message says so.
 
 #[path = "../../tests/common/vm.rs"]
 pub mod vm;
@@ -21,7 +21,7 @@ const LISTENER: &str = "KVM listener";
 const BY_HAND: &str = "KVM_IOEVENTFD by hand";
 const TABLE: &str = "the table";
 
-/// What kicks: by port the queue's number is the value, in memory each queue has an address.
+/// The keys of kicks: by port, the value is the queue's number; in memory, each queue has an address.
 const KEYS: [(&str, Key); 2] = [
     (
         "kvm: guest kick by port",
@@ -61,7 +61,7 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.collect()
 }
 
-/// The doorbell stands in an address space, which may have a listener.
+/// The doorbell is in an address space, which may have a listener.
 fn in_space(key: &Key, listener: bool) -> Option<Run> {
     let vm = guest(key.bus)?;
     let space = AddressSpace::new();
@@ -71,13 +71,13 @@ fn in_space(key: &Key, listener: bool) -> Option<Run> {
     }
     let region = assign(&space, key, &Arc::new(Event::new(0)));
     Some(kicks(vm, *key, move |bus, address, data| {
-        // The region stands there as long as the guest may kick.
+        // The region exists as long as the guest may kick.
         let _region = &region;
         !listener && space.write(bus, address, data)
     }))
 }
 
-/// The doorbell is there as long as its region.
+/// The doorbell exists as long as its region.
 pub fn assign(space: &AddressSpace, key: &Key, event: &Arc<Event>) -> Region {
     let region = space.region(key.bus, 0x1000);
     assert!(region.map(key.address).expect("an address").is_clean());
@@ -111,7 +111,7 @@ fn guest(bus: Bus) -> Option<Vm> {
     Some(vm)
 }
 
-/// The batches. `taken` says whether a kick that exits is served as it should be.
+/// Runs the batches. `taken` says whether a kick that exits is served as it should be.
 fn kicks(mut vm: Vm, key: Key, mut taken: impl FnMut(Bus, u64, &[u8]) -> bool + 'static) -> Run {
     Box::new(move |times| {
         let regs = kvm_regs {

@@ -1,7 +1,7 @@
-//! How long single calls and single wake-ups take, of which a median is not enough.
+//! How long single calls and single wake-ups take, for which a median is not enough.
 //!
-//! One thread, on a CPU of its own if there are two, sleeps in a bell. The other knows when it is about to, gives it
-//! time to fall asleep, and rings:
+//! One thread, on a CPU of its own if there are two, sleeps in a bell. The other knows when the first is about to
+//! sleep, gives it time to fall asleep, and rings:
 //!
 //! ```text
 //!     ringer     ──── pause ────▶ ring() ─┬─▶ returns        the call: what a signal to a sleeping thread costs
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 pub struct Sample {
     /// The time of the thread that rang.
     pub call: Duration,
-    /// From before the first ring until the other thread had seen the last.
+    /// From before the first ring until the other thread had seen the last one.
     pub woken: Duration,
 }
 
-/// Takes so many samples.
+/// Takes a number of samples.
 pub type Sampler = Box<dyn FnMut(usize) -> Vec<Sample>>;
 
 /// Rings in a burst.
@@ -32,7 +32,7 @@ pub const BURST: u32 = 64;
 /// How long a thread gets to fall asleep.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// One ring to a sleeping thread, by everybody.
+/// One ring to a sleeping thread, for each bell.
 pub fn wake_ups() -> Vec<(&'static str, Sampler)> {
     let mut all = vec![
         (Sleeping::NAME, one_ring(Sleeping::default)),
@@ -64,8 +64,8 @@ fn sampler<B: Bell>(bell: B, rings: u32) -> Sampler {
     Box::new(move |samples| sample(|| bell.ring(), || bell.wait(), rings, PAUSE, samples).0)
 }
 
-/// Takes so many samples, with this pause before the first ring of each. Returns also the CPU time of the thread that
-/// waits.
+/// Takes this many samples, with this pause before the first ring of each. Also returns the CPU time of the waiting
+/// thread.
 pub fn sample(
     ring: impl Fn() + Sync,
     wait: impl Fn() + Sync,
@@ -76,8 +76,8 @@ pub fn sample(
     let start = Barrier::new(2);
     // The number of the sample that the sleeper waits for.
     let waiting = AtomicU64::new(0);
-    // The number of the sample whose last ring has come or is about to. Some bells keep one ring only, so that it is
-    // not enough to count; others may have some left for the next sample, to be taken during the pause.
+    // The number of the sample whose last ring has come or is about to. Some bells keep only one ring, so counting is
+    // not enough; others may have rings left for the next sample, which are taken during the pause.
     let last = AtomicU64::new(0);
     let numbers = 1..=samples as u64;
     let sleeper = || {

@@ -1,6 +1,6 @@
 //! What is measured: groups of cases that do the same work in different ways.
 
-// Each bench uses a part of it.
+// Each bench uses only a part of this.
 #![allow(dead_code)]
 
 pub mod batch;
@@ -28,14 +28,14 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Does something so many times (each thread, if there are two), and returns how long that took (the longer one).
+/// Does something this many times (on each thread, if there are two), and returns how long that took (the longer time).
 pub type Run = Box<dyn FnMut(u64) -> Duration>;
 
 /// One way of doing one thing.
 pub struct Case {
-    /// The thing. Cases of one group can be compared.
+    /// What is done. Cases of one group can be compared.
     pub group: String,
-    /// Who does it.
+    /// The way in which it is done.
     pub who: &'static str,
     pub run: Run,
 }
@@ -114,12 +114,12 @@ pub fn criterion(cases: Vec<Case>) {
     criterion.final_summary();
 }
 
-/// One thread does it over and over.
+/// One thread calls `once` over and over.
 fn alone<T>(mut once: impl FnMut() -> T + 'static) -> Run {
     alone_with(|| (), move |()| once())
 }
 
-/// The same for what needs a state, which is made anew each time.
+/// The same with a state, which is made anew each time.
 fn alone_with<S, T>(
     mut state: impl FnMut() -> S + 'static,
     mut once: impl FnMut(&mut S) -> T + 'static,
@@ -140,19 +140,19 @@ fn cpu_time() -> Duration {
     Duration::try_from(time).expect("no time before 0")
 }
 
-/// Two threads, on two CPUs if there are, do it over and over; `once` is told which it is, 0 or 1.
+/// Two threads, on two CPUs if there are, call `once` over and over, with the number of the thread, 0 or 1.
 fn two<T>(once: impl Fn(u64) -> T + Sync + 'static) -> Run {
     two_with(|me| me, move |&mut me| once(me))
 }
 
-/// The same for what needs a state of its own for each thread.
+/// The same with a state for each thread.
 fn two_with<S, T>(
     state: impl Fn(u64) -> S + Sync + 'static,
     once: impl Fn(&mut S) -> T + Sync + 'static,
 ) -> Run {
     Box::new(move |times| {
         let barrier = Barrier::new(2);
-        // Each has its own watch: a third thread, with one, might not get a CPU before the others are done.
+        // Each thread takes its own time: a third thread that did might not get a CPU before the others are done.
         let work = |me| {
             pin(me as usize);
             let mut state = state(me);
@@ -179,6 +179,6 @@ fn pin(cpu: usize) {
 fn pin_to(cpus: &[usize]) {
     let mut set = CpuSet::new();
     cpus.iter().for_each(|&cpu| set.set(cpu));
-    // A machine without these CPUs measures what it can.
+    // On a machine without these CPUs, the thread is not pinned.
     let _ = sched_setaffinity(None, &set);
 }

@@ -1,7 +1,7 @@
-//! What else there is to wake a thread with, behind one face: the peers of an event.
+//! Other ways to wake a thread, behind one interface: the peers of an event.
 //!
-//! Some count, some hold one token; some have nothing but a list of those who wait, and get a counter beside it, as
-//! programs have it that use them.
+//! Some count, some hold one token. Some have only a list of waiters, and get a counter beside it, as programs have
+//! that use them.
 
 pub use super::event::Eventfd;
 use super::{Run, alone, two};
@@ -28,13 +28,13 @@ pub trait Bell: Default + Send + Sync + 'static {
 
     fn ring(&self);
 
-    /// Takes what has been rung, a token or all. Sleeps at once if there is nothing.
+    /// Takes the rings, as one token or all of them. Sleeps at once if there is nothing.
     fn wait(&self);
 }
 
-/// A bell that can be asked without sleeping.
+/// A bell that can be checked without sleeping.
 pub trait TryBell: Bell {
-    /// Takes what has been rung, if there is something.
+    /// Takes the rings, if there are any.
     fn try_wait(&self) -> bool;
 }
 
@@ -54,7 +54,7 @@ macro_rules! for_each_peer {
 }
 pub(crate) use for_each_peer;
 
-/// The same of those that can be asked, wrapped in what asks them, and with [`Eventfd`].
+/// The same for peers that can be checked without sleeping, in a wrapper that checks them, and with [`Eventfd`].
 macro_rules! for_each_asked {
     ($make:path, $wrap:ident) => {{
         use $crate::cases::peers::*;
@@ -70,13 +70,13 @@ macro_rules! for_each_asked {
 }
 pub(crate) use for_each_asked;
 
-/// Nobody waits.
+/// Rings while no thread waits.
 pub fn ring<B: Bell>(make: fn() -> B) -> Run {
     let bell = make();
     alone(move || bell.ring())
 }
 
-/// Who waits finds something.
+/// Rings, and waits for the ring that is there already.
 pub fn ring_and_wait<B: Bell>(make: fn() -> B) -> Run {
     let bell = make();
     alone(move || {
@@ -93,7 +93,8 @@ pub fn ring_by_two<B: Bell>(make: fn() -> B) -> Run {
 
 /// Two threads wait for each other by turns.
 pub fn ping_pong<B: Bell>(make: fn() -> B) -> Run {
-    // On cache lines of their own, as an event is: two that happen to share one travel together.
+    // The bells are on cache lines of their own, as an event is: two bells on one cache line would move between CPUs
+    // together.
     let bells = [CachePadded::new(make()), CachePadded::new(make())];
     bells[0].ring();
     two(move |me| {
@@ -144,7 +145,7 @@ impl Bell for Eventfd {
 
 impl TryBell for Eventfd {
     fn try_wait(&self) -> bool {
-        // At the current position, which is all that an eventfd has.
+        // This reads at the current position, which is all that an eventfd has.
         let position = u64::MAX;
         let mut value = [0; 8];
         let mut room = [IoSliceMut::new(&mut value)];
@@ -156,7 +157,7 @@ impl TryBell for Eventfd {
     }
 }
 
-/// event-listener: who waits, and a counter beside it.
+/// event-listener: a list of waiters, and a counter beside it.
 #[derive(Default)]
 pub struct Listeners {
     count: AtomicU64,
@@ -168,7 +169,7 @@ impl Bell for Listeners {
 
     fn ring(&self) {
         self.count.fetch_add(1, Ordering::Release);
-        // With a full fence first.
+        // `notify` makes a full fence first.
         self.event.notify(1);
     }
 
@@ -246,7 +247,7 @@ impl TryBell for StdCondvar {
     }
 }
 
-/// The same of parking_lot.
+/// The same, of parking_lot.
 #[derive(Default)]
 pub struct ParkingLot {
     count: parking_lot::Mutex<u64>,
@@ -274,7 +275,7 @@ impl TryBell for ParkingLot {
     }
 }
 
-/// libc's semaphore. It cannot be moved once it is made.
+/// libc's semaphore. A semaphore cannot be moved once it is made.
 pub struct Semaphore(Box<CachePadded<UnsafeCell<MaybeUninit<libc::sem_t>>>>);
 
 // SAFETY: threads share a semaphore.
@@ -293,7 +294,7 @@ impl Default for Semaphore {
         let semaphore = Semaphore(Box::new(CachePadded::new(UnsafeCell::new(
             MaybeUninit::uninit(),
         ))));
-        // SAFETY: the memory is there, and nobody uses it yet.
+        // SAFETY: the memory is allocated, and no thread uses it yet.
         let done = unsafe { libc::sem_init(semaphore.raw(), 0, 0) };
         assert_eq!(done, 0, "0 is a value for a semaphore");
         semaphore
@@ -302,7 +303,7 @@ impl Default for Semaphore {
 
 impl Drop for Semaphore {
     fn drop(&mut self) {
-        // SAFETY: it was made, and nobody uses it any more.
+        // SAFETY: the semaphore was made, and no thread uses it any more.
         unsafe { libc::sem_destroy(self.raw()) };
     }
 }
@@ -311,24 +312,25 @@ impl Bell for Semaphore {
     const NAME: &'static str = "POSIX sem_t";
 
     fn ring(&self) {
-        // SAFETY: it was made. It fails if there are 2^31 rings that nobody took, which nobody measures.
+        // SAFETY: the semaphore was made. The call fails if there are 2^31 rings that no thread took, which no case
+        // makes.
         unsafe { libc::sem_post(self.raw()) };
     }
 
     fn wait(&self) {
-        // SAFETY: it was made. It fails if a signal handler has run.
+        // SAFETY: the semaphore was made. The call fails if a signal handler has run.
         while unsafe { libc::sem_wait(self.raw()) } != 0 {}
     }
 }
 
 impl TryBell for Semaphore {
     fn try_wait(&self) -> bool {
-        // SAFETY: it was made.
+        // SAFETY: the semaphore was made.
         unsafe { libc::sem_trywait(self.raw()) == 0 }
     }
 }
 
-/// tokio's, one token, in a thread that does nothing else.
+/// tokio's `Notify`: one token, in a thread that does nothing else.
 impl Bell for Notify {
     const NAME: &'static str = "tokio Notify";
 
@@ -348,7 +350,7 @@ impl TryBell for Notify {
     }
 }
 
-/// Asks and asks, and never sleeps.
+/// A bell that is checked over and over, without sleeping.
 #[derive(Default)]
 pub struct Spinning<B>(B);
 
@@ -366,7 +368,7 @@ impl<B: TryBell> Bell for Spinning<B> {
     }
 }
 
-/// Asks for as long as an event spins at most by default, then sleeps.
+/// A bell that is checked for as long as an event spins at most by default; then the thread sleeps.
 #[derive(Default)]
 pub struct SpinThenSleep<B>(B);
 
@@ -380,7 +382,7 @@ impl<B: TryBell> Bell for SpinThenSleep<B> {
     fn wait(&self) {
         let start = Instant::now();
         while start.elapsed() < LONGEST_SPIN {
-            // A look at the clock costs more than some of these.
+            // Reading the clock costs more than some of these checks.
             for _ in 0..16 {
                 if self.0.try_wait() {
                     return;

@@ -21,7 +21,7 @@ pub fn all() -> Vec<Case> {
         cases.push(Case { group, who, run });
     };
 
-    // Nobody has waited since the last one.
+    // No thread has waited since the last signal.
     case(
         SIGNAL,
         DOORBELL,
@@ -47,12 +47,16 @@ pub fn all() -> Vec<Case> {
     case(
         SIGNAL,
         MIO,
-        alone_with(Mio::new, |mio| mio.waker.wake().expect("it can be woken")),
+        alone_with(Mio::new, |mio| {
+            mio.waker.wake().expect("the poll can be woken")
+        }),
     );
     case(
         SIGNAL,
         POLLING,
-        alone_with(polling, |poller| poller.notify().expect("it can be woken")),
+        alone_with(polling, |poller| {
+            poller.notify().expect("the poller can be woken")
+        }),
     );
 
     for number in NUMBERS {
@@ -151,12 +155,12 @@ pub fn all() -> Vec<Case> {
     });
     case(SLEEPING, POLLING, {
         let sets = Arc::new([polling(), polling()]);
-        sets[0].notify().expect("it can be woken");
+        sets[0].notify().expect("the poll can be woken");
         two_with(
             move |me| (me as usize, Arc::clone(&sets), polling::Events::new()),
             |(me, sets, events)| {
                 sets[*me].wait(events, None).expect("it waits");
-                sets[1 - *me].notify().expect("it can be woken");
+                sets[1 - *me].notify().expect("the poller can be woken");
             },
         )
     });
@@ -183,7 +187,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     let mut ratios = vec![
         (SIGNAL.to_owned(), DOORBELL, FETCH_ADD, "<= 1.5"),
@@ -206,7 +210,7 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.into_iter().map(Ratio::from).collect()
 }
 
-/// How many are registered.
+/// How many events are registered.
 const NUMBERS: [usize; 3] = [1, 64, 10_000];
 
 /// How many a wait reports at most.
@@ -274,7 +278,7 @@ impl Kernels {
             .map(|key| {
                 let fd = eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd");
                 let key = EventData::new_u64(key as u64);
-                epoll::add(&epoll, &fd, key, flags | EventFlags::IN).expect("it is new");
+                epoll::add(&epoll, &fd, key, flags | EventFlags::IN).expect("the eventfd is new");
                 fd
             })
             .collect();
@@ -295,12 +299,12 @@ fn kernel_room() -> Vec<epoll::Event> {
 }
 
 fn write(fd: &OwnedFd) {
-    rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("there is room");
+    rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("the eventfd has room");
 }
 
 fn read(fd: &OwnedFd) -> u64 {
     let mut value = [0; 8];
-    rustix::io::read(fd, &mut value).expect("there is something");
+    rustix::io::read(fd, &mut value).expect("the eventfd has a count");
     u64::from_ne_bytes(value)
 }
 

@@ -8,9 +8,9 @@
 //!     table                      exit ─▶ AddressSpace ─▶ Event ─▶ Router ─▶ KVM_IRQ_LINE
 //! ```
 //!
-//! Each has a VM of its own; vCPU and device thread have a CPU each, if there are two. The device says in guest
-//! memory that an interrupt is due; if that is level-triggered, it looks there when it is told of an interrupt's end.
-//! Without /dev/kvm there are no cases, which is said.
+//! Each has a VM of its own; vCPU and device thread have a CPU each, if there are two. The device notes in guest memory
+//! that an interrupt is due. If the interrupt is level-triggered, the device looks there when it is told of an
+//! interrupt's end. Without /dev/kvm there are no cases, and a message says so.
 
 use super::kvm::vm::{self, Exit, VECTORS, Vm};
 use super::kvm::{ENTRY, KICK, MEMORY, assign};
@@ -60,14 +60,14 @@ const GROUPS: [Group; 3] = [
 struct Group {
     name: &'static str,
     key: Key,
-    /// On the first PIC.
+    /// The line on the first PIC.
     line: u8,
     level: bool,
 }
 
 const SET_UP: u64 = 0x1100;
 const HANDLER: u64 = 0x1200;
-/// Cells in guest memory: the device has something for the guest, which has taken it.
+/// Cells in guest memory: what the device has for the guest, and what the guest has taken.
 const DUE: u64 = 0x2000;
 const SERVED: u64 = 0x2008;
 const STACK: u64 = 0x3f00;
@@ -109,9 +109,9 @@ pub fn ratios() -> Vec<Ratio> {
     ratios.collect()
 }
 
-/// What is done for a kick, on the vCPU thread if it exits, and on the device thread.
+/// What is done for a kick: on the vCPU thread if the kick exits, and on the device thread.
 struct Device<T, W, I> {
-    /// Whether it was a kick.
+    /// Handles an exit. Returns whether it was a kick.
     exited: T,
     wait: W,
     interrupt: I,
@@ -170,7 +170,7 @@ impl Group {
         let interrupt = self.routed(&vm);
         let device = Device {
             exited: move |_, _, _: &[u8]| {
-                // The region stands there as long as the guest may kick.
+                // The region exists as long as the guest may kick.
                 let _region = &region;
                 false
             },
@@ -202,7 +202,7 @@ impl Group {
         Some(self.trips(vm, device))
     }
 
-    /// An irqfd of KVM's.
+    /// KVM's irqfd.
     fn irqfd(&self, vm: &Vm) -> impl Fn() + Send + Sync + use<> {
         let [fd, resample] =
             [(); 2].map(|()| EventFd::new(libc::EFD_NONBLOCK).expect("a descriptor"));
@@ -215,14 +215,14 @@ impl Group {
         let level = self.level;
         move || {
             if level {
-                // Of the interrupt before.
+                // This takes the signal of the interrupt before.
                 let _ = resample.read();
             }
             fd.write(1).expect("room");
         }
     }
 
-    /// An irqfd of ours.
+    /// Our irqfd.
     fn routed(&self, vm: &Vm) -> impl Fn() + Send + Sync + use<> {
         let sink = KvmSink::new(vm::descriptor(vm.fd()), Injection::default())
             .expect("interrupt controllers");
@@ -233,11 +233,12 @@ impl Group {
             true => router.assign_with_resample(&interrupt, self.line.into(), &resample),
             false => router.assign(&interrupt, self.line.into()),
         }
-        .expect("it is ours");
+        .expect("the irqfd is ours");
         let observer = {
             let (interrupt, resample) = (Arc::clone(&interrupt), Arc::clone(&resample));
             let memory = vm.memory().clone();
-            // A signal that came before we heard of the end of the interrupt before was coalesced with that one's.
+            // A signal that came before we were told of the end of the interrupt before it was coalesced with that
+            // interrupt's signal.
             move |_: Change| {
                 resample.try_read();
                 if memory.cell(DUE).load(Ordering::Acquire) != 0 {
@@ -358,7 +359,7 @@ impl Group {
     }
 }
 
-/// Until the guest has done its work.
+/// Runs the guest until it has done its work.
 fn run(vm: &mut Vm, exited: &mut dyn FnMut(Bus, u64, &[u8]) -> bool) {
     loop {
         match vm.run() {

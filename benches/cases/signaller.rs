@@ -1,4 +1,4 @@
-//! Signallers: what they save, and what they cost who sleeps. `use_membarrier` must have been called.
+//! Signallers: what they save, and what they cost a thread that sleeps. `use_membarrier` must have been called.
 
 use super::event::Eventfd;
 use super::ioeventfd::{self, RW_LOCK};
@@ -140,7 +140,7 @@ pub fn all() -> Vec<Case> {
             epoll::EventData::new_u64(0),
             epoll::EventFlags::IN,
         )
-        .expect("there is room");
+        .expect("the epoll has room");
         alone(move || {
             black_box(&epoll);
             fd.write(1);
@@ -167,7 +167,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     [
         (SIGNAL, SIGNALLER, FETCH_ADD, "<= 0.25"),
@@ -223,7 +223,7 @@ fn signaller() -> Signaller {
     pair().0
 }
 
-/// What it takes the thread that signals, while another one takes all there is, over and over.
+/// The time that the signalling thread takes, while another thread takes the count over and over.
 fn to_spinning(event: &Arc<Event>, signal: impl Fn() + Send + 'static) -> Run {
     let event = Arc::clone(event);
     Box::new(move |times| {
@@ -276,7 +276,7 @@ fn poller_round(event: &Arc<Event>, signal: impl Fn() + 'static) -> Run {
     let mut found = Events::with_capacity(1);
     alone(move || {
         signal();
-        poller.wait(&mut found, None).expect("there is room");
+        poller.wait(&mut found, None).expect("the buffer has room");
         event.read()
     })
 }

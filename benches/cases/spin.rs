@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How to wait.
 enum Waiting {
     Eventfd,
-    /// Looks for so long before each sleep, and learns nothing.
+    /// Looks for a fixed time before each sleep, and learns nothing.
     Fixed(Duration),
     Spin(Spin),
 }
@@ -28,7 +28,7 @@ impl Waiting {
     }
 }
 
-/// All of them, with or without the fixed ones.
+/// All policies, with or without the fixed ones.
 fn policies(with_fixed: bool) -> Vec<(String, Waiting)> {
     let fixed = |us| {
         let window = Duration::from_micros(us);
@@ -84,14 +84,15 @@ impl Bell {
     }
 }
 
-/// Microseconds a wait, medians of turns.
+/// Microseconds per wait, as medians of turns.
 struct Costs {
     late: Vec<f64>,
     waiter: Vec<f64>,
     call: Vec<f64>,
 }
 
-/// Two threads, each on its CPU: one waits, the other knows since when, and rings when it is due, once or many times.
+/// Two threads, each on its CPU: one waits; the other knows since when, and rings when the time is over, once or many
+/// times.
 pub fn due(turns: usize, waits: usize, word: &str) {
     let policies = policies(false);
     let mut rows = Vec::new();
@@ -108,7 +109,7 @@ pub fn due(turns: usize, waits: usize, word: &str) {
         if !name.contains(word) {
             continue;
         }
-        // A wait of a millisecond is one of those that count for little.
+        // Waits of a millisecond are among those that matter little.
         let waits = if after < Duration::from_millis(1) {
             waits
         } else {
@@ -173,16 +174,16 @@ fn one_turn(bell: &Bell, rings: u32, after: Duration, waits: usize, costs: &mut 
     costs.waiter.push(micros(waiter) / waits as f64);
 }
 
-/// Two threads that wait for each other by turns, over and over: what one of these pairs does, and beside what.
+/// Two threads that wait for each other by turns, over and over: what such a pair does, and what runs beside it.
 #[derive(Clone, Copy)]
 struct Play {
     title: &'static str,
     pairs: usize,
     /// Where the two sides of each pair may run.
     cpus: [&'static [usize]; 2],
-    /// For so long the second side computes before it answers.
+    /// How long the second side computes before it answers.
     thinks: Duration,
-    /// The second side sleeps so long after so many rounds.
+    /// After how many rounds the second side sleeps, and for how long.
     pause: Option<(u32, Duration)>,
     /// A vCPU runs on the CPU of the first side.
     beside_vcpu: bool,
@@ -260,7 +261,7 @@ pub fn pairs(turns: usize, each: Duration, word: &str) {
         if !play.title.contains(word) {
             continue;
         }
-        // What was learnt stays from turn to turn.
+        // What the events have learnt stays from turn to turn.
         let bells = |spin: &Waiting| {
             (0..play.pairs)
                 .map(|_| [spin.bell(), spin.bell()])
@@ -292,7 +293,7 @@ pub fn pairs(turns: usize, each: Duration, word: &str) {
     }
 }
 
-/// Microseconds a round, without the pauses: those that pass, and those of CPU time; and per cent for the vCPU.
+/// Microseconds per round, without the pauses, of time and of CPU time; and the vCPU's share of its CPU in per cent.
 fn one_play(play: Play, bells: &[[Bell; 2]], each: Duration, vcpu: Option<&Vcpu>) -> [f64; 3] {
     let start = Barrier::new(2 * play.pairs);
     let (begun, vcpu_had) = (Instant::now(), vcpu.map(Vcpu::had));
@@ -306,7 +307,7 @@ fn one_play(play: Play, bells: &[[Bell; 2]], each: Duration, vcpu: Option<&Vcpu>
         }
         cpu_time() - cpu
     };
-    // Returns microseconds a round, the rounds, and its CPU time.
+    // Returns microseconds per round, the number of rounds, and the side's CPU time.
     let second_side = |[other, mine]: &[Bell; 2], stop: &AtomicBool| {
         pin_to(play.cpus[1]);
         start.wait();
@@ -357,14 +358,14 @@ fn one_play(play: Play, bells: &[[Bell; 2]], each: Duration, vcpu: Option<&Vcpu>
     let its_part = vcpu.zip(vcpu_had).map(|(vcpu, had)| {
         100.0 * (vcpu.had() - had).as_secs_f64() / begun.elapsed().as_secs_f64()
     });
-    // What the last rings have left, which may be nothing.
+    // This takes what the last rings have left, which may be nothing.
     for bell in bells.iter().flatten() {
         bell.ring();
         bell.wait();
     }
     let pairs = play.pairs as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| of_pairs.iter().map(of).sum::<f64>() / pairs;
-    // Pairs at once share the time.
+    // Pairs that run at once share the time.
     [
         mean(|one| one.0) / pairs,
         mean(|one| one.1),
@@ -372,10 +373,10 @@ fn one_play(play: Play, bells: &[[Bell; 2]], each: Duration, vcpu: Option<&Vcpu>
     ]
 }
 
-/// A thread that computes all the time on a CPU: in a guest, where there is KVM.
+/// A thread that computes all the time on a CPU: in a guest, if there is KVM.
 struct Vcpu {
     stop: Arc<AtomicBool>,
-    /// Nanoseconds of CPU time, up to the last time that it left the guest.
+    /// Nanoseconds of CPU time, up to the last exit from the guest.
     had: Arc<AtomicU64>,
     thread: thread::JoinHandle<()>,
 }
@@ -407,7 +408,7 @@ impl Vcpu {
 
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it does not panic");
+        self.thread.join().expect("the vCPU thread does not panic");
     }
 }
 

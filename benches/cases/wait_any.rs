@@ -1,4 +1,4 @@
-//! Waiting for one of several: `wait_any`, and poll(2) and epoll over eventfds.
+//! Waiting for one of several events: `wait_any`, and poll(2) and epoll over eventfds.
 
 use super::{Case, Ratio, alone, two};
 use doorbell::poll::wait_any;
@@ -7,7 +7,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 
-/// Up to 128 sleep in `futex_waitv(2)`, more in line.
+/// Up to 128 events are waited for in `futex_waitv(2)`, more in line.
 pub const SIZES: [usize; 5] = [1, 8, 64, 128, 1_000];
 
 const DOORBELL: &str = "doorbell";
@@ -80,7 +80,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// What is wanted of them.
+/// The ratios to report, with their targets.
 pub fn ratios() -> Vec<Ratio> {
     let groups = SIZES.map(ready).into_iter().chain(SIZES.map(asleep));
     groups
@@ -102,7 +102,7 @@ fn eventfds(size: usize) -> Vec<OwnedFd> {
         .collect()
 }
 
-/// As a program has it that does not keep the list: it is made for each call, and gone through afterwards.
+/// poll(2), as in a program that does not keep the list: it is made for each call, and searched afterwards.
 fn wait_poll(fds: &[OwnedFd]) -> usize {
     let mut list: Vec<_> = fds
         .iter()
@@ -113,7 +113,7 @@ fn wait_poll(fds: &[OwnedFd]) -> usize {
     list.iter().position(ready).expect("no timeout")
 }
 
-/// As a program has it that keeps the list in the kernel.
+/// epoll, as in a program that keeps the list in the kernel.
 struct Epoll {
     epoll: OwnedFd,
     fds: Vec<OwnedFd>,
@@ -125,7 +125,7 @@ impl Epoll {
         let fds = eventfds(size);
         for (index, fd) in fds.iter().enumerate() {
             let index = EventData::new_u64(index as u64);
-            epoll::add(&epoll, fd, index, EventFlags::IN).expect("it is new");
+            epoll::add(&epoll, fd, index, EventFlags::IN).expect("the eventfd is new");
         }
         Epoll { epoll, fds }
     }
@@ -141,9 +141,9 @@ impl Epoll {
 }
 
 fn write(fd: &OwnedFd) {
-    rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("there is room");
+    rustix::io::write(fd, &1_u64.to_ne_bytes()).expect("the eventfd has room");
 }
 
 fn read(fd: &OwnedFd) {
-    rustix::io::read(fd, &mut [0; 8]).expect("there is something");
+    rustix::io::read(fd, &mut [0; 8]).expect("the eventfd has a count");
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What driver and device write to, each to its own lines.
+/// Data that driver and device write to, on cache lines of its own.
 #[repr(align(128))]
 #[derive(Default)]
 struct Line<T>(T);
@@ -26,9 +26,9 @@ struct Ring {
     used: Line<AtomicU32>,
     no_kick: Line<AtomicBool>,
     no_interrupt: Line<AtomicBool>,
-    /// The device's own.
+    /// The device's own index.
     taken: Line<AtomicU32>,
-    /// Which of its threads serves, if there are several.
+    /// Held by the device's thread that serves, if there are several.
     turn: Line<Mutex<()>>,
     stop: Line<AtomicBool>,
 }
@@ -56,17 +56,17 @@ impl Probe for OfRing {
 enum Loop {
     /// In epoll, with notifications on all the time.
     Epoll,
-    /// In epoll, after having looked for so many microseconds.
+    /// In epoll, after having looked for this many microseconds.
     Fixed(u64),
     /// The same, with the time that QEMU's rule finds (`adjust_polling_time` of its `util/aio-posix.c`).
     Qemu(u64),
-    /// In a poller with a window of so many microseconds and a probe, and so many idle sources beside it.
+    /// In a poller with a window of this many microseconds and a probe, beside this many idle sources.
     Poller(u64, usize),
     /// The same, on two threads.
     TwoThreads(u64),
 }
 
-/// A kick that wakes a device, and how it waits for it.
+/// A device's thread: the kick that wakes it, and how it waits.
 struct Waiter {
     how: Loop,
     kick: OwnedFd,
@@ -75,7 +75,7 @@ struct Waiter {
     poller: Arc<Poller>,
     events: Events,
     _idle: Vec<OwnedFd>,
-    /// Nanoseconds, by QEMU's rule.
+    /// The window by QEMU's rule, in nanoseconds.
     window: u64,
 }
 
@@ -113,7 +113,7 @@ impl Waiter {
         }
     }
 
-    /// Those of all threads.
+    /// The waiters of all threads.
     fn of_all(self) -> Vec<Waiter> {
         let second = matches!(self.how, Loop::TwoThreads(_)).then(|| Waiter {
             how: self.how,
@@ -136,7 +136,7 @@ impl Waiter {
                 let (window, max) = (self.window, 1_000 * us);
                 let blocked = self.look_and_sleep(window);
                 if blocked <= window {
-                    // It was long enough.
+                    // The window was long enough.
                 } else if blocked > max {
                     self.window = 0;
                 } else if window < max {
@@ -157,7 +157,7 @@ impl Waiter {
         epoll::wait(&self.epoll, &mut found, None).unwrap();
     }
 
-    /// Returns the nanoseconds that it has taken.
+    /// Returns the nanoseconds that this has taken.
     fn look_and_sleep(&mut self, window: u64) -> u64 {
         let start = Instant::now();
         let since = || start.elapsed().as_nanos() as u64;
@@ -175,18 +175,18 @@ impl Waiter {
     }
 }
 
-/// What the driver does.
+/// How the driver behaves.
 #[derive(Clone, Copy)]
 struct Pace {
     name: &'static str,
     depth: u32,
-    /// It looks at the used ring instead of sleeping.
+    /// Whether the driver looks at the used ring instead of sleeping.
     polls: bool,
-    /// Between an answer and the next request.
+    /// The time between an answer and the next request.
     thinks: Duration,
-    /// It sleeps so long after so many rounds.
+    /// After how many rounds the driver sleeps, and for how long.
     pause: Option<(u32, Duration)>,
-    /// How many of them there are, whose devices share a CPU.
+    /// How many drivers there are, whose devices share a CPU.
     devices: usize,
 }
 
@@ -220,7 +220,7 @@ fn device(ring: &Ring, mut waiter: Waiter, call: &Eventfd) -> (u32, Duration) {
         drop(turn);
         waiter.wait();
     }
-    // The next.
+    // This wakes the next thread.
     waiter.poller.notify();
     (served, cpu_time() - start)
 }
@@ -356,8 +356,8 @@ fn all_paces() -> Vec<Pace> {
 }
 
 /// Prints for each pace and loop the requests a second as a multiple of the first loop's, the device's CPU for a
-/// request, and the time that 99 in 100 rounds take. For paces whose names contain the word, and loops whose names
-/// contain one of the words.
+/// request, and the time within which 99 in 100 rounds end. For paces whose names contain the word, and loops whose
+/// names contain one of the words.
 pub fn paces(turns: usize, each: Duration, word: &str, words: &[String]) {
     let mut loops = vec![
         ("epoll", Loop::Epoll),

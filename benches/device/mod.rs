@@ -1,7 +1,7 @@
 //! A real device that a real driver drives: the example `vhost-user-blk`, a disk in memory, by the `virtio-driver`
 //! crate, and other back-ends beside it. They take turns.
 //!
-//! Who has this module has `backend`, `driver` and `watchdog` of `tests/` at its root.
+//! A crate that includes this module must have `backend`, `driver` and `watchdog` of `tests/` at its root.
 
 use crate::backend::{Daemon, Place};
 use crate::driver::{Client, Waits};
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 const DISK: u64 = 64 << 20;
 const RAM: &str = "--ram=64M";
 
-/// How much of everything.
+/// How many samples are taken, and for how long.
 pub struct Effort {
     pub turns: usize,
     pub each: Duration,
 }
 
-/// What the driver does.
+/// The load that the driver makes.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub depth: usize,
@@ -48,17 +48,17 @@ pub fn loads(depths: &[usize]) -> Vec<Load> {
     loads.collect()
 }
 
-/// Of one turn.
+/// The sample of one turn.
 #[derive(Clone, Copy)]
 pub struct Sample {
-    /// Requests a second.
+    /// Requests per second.
     pub rate: f64,
-    /// Microseconds.
+    /// Latencies in microseconds.
     pub p50: f64,
     pub p99: f64,
-    /// Microseconds of the back-end's CPU for a request.
+    /// Microseconds of the back-end's CPU per request.
     pub cpu: f64,
-    /// For a request.
+    /// Kicks per request.
     pub kicks: f64,
     pub interrupts: f64,
 }
@@ -68,7 +68,7 @@ pub struct Backend {
     pub name: &'static str,
     daemon: Daemon,
     client: Client,
-    // After the daemon, whose socket is in it.
+    // This comes after the daemon, whose socket is in it.
     _place: Place,
 }
 
@@ -94,11 +94,11 @@ const OURS: [(&str, &[&str]); 9] = [
     ("doorbell", &[]),
 ];
 
-/// The most there are of them.
+/// The maximum number of back-ends.
 #[allow(dead_code, reason = "for the report")]
 pub const MOST_BACKENDS: usize = OURS.len() + QEMU.len();
 
-/// QEMU's, and for how many nanoseconds at most it polls.
+/// QEMU's back-ends, and for how many nanoseconds at most they poll.
 const QEMU: [(&str, u32); 2] = [
     ("qemu-storage-daemon", 0),
     ("qemu-storage-daemon, polling", 32_768),
@@ -137,7 +137,7 @@ pub fn backends(pinned: bool) -> (Vec<Backend>, Vec<&'static str>) {
     (backends, missing)
 }
 
-/// The samples of each back-end. Each is `told` of.
+/// The samples of each back-end. Each is passed to `told`.
 pub fn take_turns(
     backends: &mut [Backend],
     load: Load,
@@ -188,7 +188,7 @@ fn pin(thread: Option<u32>, cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
     let thread = thread.and_then(|id| rustix::process::Pid::from_raw(id as i32));
-    // A machine without these CPUs measures what it can.
+    // On a machine without these CPUs, the thread is not pinned.
     let _ = sched_setaffinity(thread, &set);
 }
 
@@ -200,7 +200,7 @@ fn pin_all(process: u32, cpu: usize) {
     }
 }
 
-/// Seconds that its threads have run, up to the last tick of one that runs.
+/// Seconds that the threads of a process have run, up to the last tick of those that are running.
 fn cpu_of(process: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
     let of_task = |task: std::io::Result<fs::DirEntry>| {

@@ -10,13 +10,13 @@ const FILE: &str = concat!(
     "/benches/instructions/counts.txt"
 );
 
-/// A path may take this much more than on record.
+/// A path may take this factor more than on record.
 const TOLERANCE: f64 = 1.10;
 
-/// What begins the line with the compiler.
+/// The start of the line that names the compiler.
 const COMPILER: &str = "# counted with ";
 
-/// Counts, and fails if a path takes more than it may.
+/// Counts the instructions, and fails if a path takes more than it may.
 pub fn check() {
     if !valgrind::is_there() {
         println!("skipped: instructions not counted, there is no valgrind");
@@ -48,7 +48,7 @@ pub fn check() {
     }
 }
 
-/// Counts, and puts the counts on record.
+/// Counts the instructions, and puts the counts on record.
 pub fn record() {
     let mut text = String::from(
         "# Instructions of each path, made by `cargo bench --profile release --bench instructions -- --record`.\n",
@@ -61,7 +61,7 @@ pub fn record() {
     std::fs::write(FILE, text).expect("the record can be written");
 }
 
-/// Without the call and the loop around each path.
+/// The counts, without the call and the loop around each path.
 fn count_all() -> impl Iterator<Item = (&'static str, f64)> {
     let nothing = valgrind::count(paths::NOTHING);
     let paths = paths::NAMES.iter().filter(|name| **name != paths::NOTHING);

@@ -14,13 +14,13 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        // Under valgrind.
+        // This runs under valgrind.
         [valgrind::RUN, name, times] => {
             paths::run(name, times.parse().expect("a number"));
         }
         ["--record", "--bench"] => counts::record(),
         ["--bench"] => counts::check(),
-        // `cargo test --benches` asks only whether it runs.
+        // `cargo test --benches` only checks that it runs.
         _ => paths::NAMES.iter().for_each(|name| paths::run(name, 1)),
     }
 }

@@ -1,5 +1,4 @@
-//! The fast paths. Each is a function that is not inlined, so that what is counted does not depend on what is around
-//! it.
+//! The fast paths. Each is a function that is not inlined, so that its count does not depend on the code around it.
 
 use doorbell::event::{Batch, Change, Interest, Observation, Signaller};
 use doorbell::ioeventfd::{Bus, Key, Reader, Table};
@@ -17,10 +16,10 @@ use std::task::{Context, Waker};
 /// The longest run.
 pub const MOST_TIMES: usize = 3_000;
 
-/// What the loop around the paths takes.
+/// The path that does nothing, which counts the loop around the paths.
 pub const NOTHING: &str = "nothing";
 
-/// How the names of the paths begin that are those of signallers.
+/// The names of the paths of signallers begin with this.
 const SIGNALLERS: &str = "signaller";
 
 macro_rules! paths {
@@ -28,10 +27,10 @@ macro_rules! paths {
         /// Their names, in the order in which they are shown.
         pub const NAMES: &[&str] = &[$($name),*];
 
-        /// Goes along a path so many times, each time with another event.
+        /// Runs a path this many times, each time with another event.
         pub fn run(name: &str, times: usize) {
             if name.starts_with(SIGNALLERS) {
-                // Too late if all paths are tried in one process.
+                // This is too late if all paths are run in one process.
                 if let Err(error) = doorbell::use_membarrier() {
                     println!("{name}: without lanes, {error}");
                 }
@@ -88,7 +87,7 @@ paths! {
 
 fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Fixture)) {
     let fixture = Fixture::new();
-    // As many in each run, and never dropped, so that what differs is the paths.
+    // There are as many events in each run, and they are never dropped, so that only the paths differ.
     let events: Vec<Made> = (0..MOST_TIMES).map(|_| make()).collect();
     let path = black_box(path);
     for (event, _) in &events[..times] {
@@ -97,7 +96,7 @@ fn go(make: fn() -> Made, times: usize, path: fn(&Event, &Fixture)) {
     mem::forget(events);
 }
 
-/// An event, and what observes it.
+/// An event, and its observation, if any.
 type Made = (Arc<Event>, Option<Observation>);
 
 fn with(count: u64, mode: Mode) -> Made {
@@ -142,7 +141,7 @@ fn armed() -> Made {
     (event, observation)
 }
 
-/// Watched by a poller that is not asleep.
+/// The event is watched by a poller in which no thread sleeps.
 fn in_poller() -> Made {
     static POLLER: LazyLock<Poller> = LazyLock::new(Poller::new);
     static KEYS: AtomicUsize = AtomicUsize::new(0);
@@ -160,14 +159,14 @@ fn in_poller_that_knows() -> Made {
     made
 }
 
-/// A task has waited for it before.
+/// A task has waited for the event before.
 fn waited_for() -> Made {
     let made = empty();
     wait_then(&made.0, || made.0.signal());
     made
 }
 
-/// A task waits for it, for ever.
+/// A task waits for the event, for ever.
 fn in_line() -> Made {
     let made = empty();
     let event = Box::leak(Box::new(Arc::clone(&made.0)));
@@ -185,7 +184,7 @@ fn wait_then(event: &Event, f: impl FnOnce()) {
     _ = black_box(future.poll(&mut context));
 }
 
-/// Does nothing, and the compiler does not know.
+/// An observer that does nothing, which the compiler does not know.
 fn observer() -> Arc<dyn doorbell::event::Observer> {
     black_box(Arc::new(|change: Change| _ = black_box(change)))
 }
@@ -196,7 +195,7 @@ struct Fixture {
     reader: Reader,
     random: Cell<u64>,
     batch: RefCell<Batch>,
-    /// These have lanes if the path is one of signallers, and are of no use else.
+    /// These have lanes if the path is one of signallers, and are not used otherwise.
     signaller: Signaller,
     reader_with_signallers: Reader,
     batch_with_signallers: RefCell<Batch>,

@@ -1,13 +1,13 @@
-//! Counts by running this program under valgrind.
+//! Counts instructions by running this program under valgrind.
 
 use crate::paths::MOST_TIMES;
 use std::process::Command;
 
-/// What tells this program to run a path: with its name and how often.
+/// The argument that tells this program to run a path; the name of the path and the number of runs follow.
 pub const RUN: &str = "--run";
 
-/// Two lengths of a run. What both have in common, the start of the process and the making of tables, is no part of a
-/// path.
+/// Two lengths of a run. The difference leaves out what both have in common: the start of the process and the making of
+/// tables.
 const SHORT: usize = 1_000;
 const LONG: usize = MOST_TIMES;
 
@@ -16,7 +16,7 @@ pub fn is_there() -> bool {
     version.is_ok_and(|output| output.status.success())
 }
 
-/// Instructions of one time along the path, its call and the loop around it included.
+/// Instructions of one run of the path, including its call and the loop around it.
 pub fn count(name: &str) -> f64 {
     let (short, long) = (instructions(name, SHORT), instructions(name, LONG));
     (long - short) as f64 / (LONG - SHORT) as f64
@@ -25,7 +25,7 @@ pub fn count(name: &str) -> f64 {
 fn instructions(name: &str, times: usize) -> u64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(std::env::current_exe().expect("this program is somewhere"))
+        .arg(std::env::current_exe().expect("this program has a path"))
         .args([RUN, name, &times.to_string()])
         .output()
         .expect("valgrind runs");

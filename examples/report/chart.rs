@@ -4,7 +4,7 @@ use crate::format::Unit;
 use crate::results::{Distribution, Latencies};
 use maud::{Markup, html};
 
-/// A bar of so much of the whole width.
+/// A bar that takes a share of the whole width.
 pub fn bar(share: f64) -> Markup {
     html! {
         svg viewBox="0 0 100 10" preserveAspectRatio="none" role="presentation" {
@@ -33,7 +33,7 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 40.0;
 
-/// The share of the samples that took no longer than so much. The axis of the times is logarithmic.
+/// The share of the samples that took no longer than a given time. The axis of the times is logarithmic.
 pub fn cumulative(distribution: &Distribution) -> Markup {
     let axis = Axis::of(&distribution.rows);
     let unit = Unit::of_distribution(distribution);
@@ -53,7 +53,7 @@ pub fn cumulative(distribution: &Distribution) -> Markup {
                 text x=(px(x)) y=(bottom + 16.0) text-anchor="middle" { (unit.brief(tick)) }
             }
             text x=(right) y=(bottom + 34.0) text-anchor="end" { (unit.name) ", logarithmic" }
-            // Ours comes first and is to lie on top.
+            // Our row comes first, and its line is to lie on top.
             @for (series, row) in distribution.rows.iter().enumerate().rev() {
                 polyline class=(class(series)) points=(line(row, &axis)) {}
             }
@@ -80,7 +80,8 @@ fn px(place: f64) -> String {
     format!("{place:.1}")
 }
 
-/// Of times, without the shortest hundredth and the longest twentieth, which would leave little room for the others.
+/// An axis of times, without the shortest hundredth and the longest twentieth, which would leave little room for the
+/// rest.
 struct Axis {
     first: f64,
     last: f64,
@@ -106,7 +107,7 @@ impl Axis {
         LEFT + share * (WIDTH - LEFT - RIGHT)
     }
 
-    /// 1, 2, 5, 10, and so on.
+    /// The ticks: 1, 2, 5, 10, and so on.
     fn ticks(&self) -> Vec<f64> {
         let decades = (0..12).map(|decade| 10_f64.powi(decade));
         let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * decade));

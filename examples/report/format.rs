@@ -27,7 +27,7 @@ impl Unit {
         Self::of(distribution.rows.iter().map(|row| row.median_ns))
     }
 
-    /// The largest in which none of them is below 1.
+    /// The largest unit in which none of the times is below 1.
     fn of(times: impl Iterator<Item = f64>) -> Self {
         match times.fold(f64::INFINITY, f64::min) {
             ..1000.0 => NANOSECONDS,
@@ -35,7 +35,7 @@ impl Unit {
         }
     }
 
-    /// For round numbers.
+    /// A time as a round number.
     pub fn brief(self, nanoseconds: f64) -> String {
         grouped(&(nanoseconds / self.nanoseconds).to_string())
     }
@@ -45,7 +45,7 @@ impl Unit {
     }
 }
 
-/// Times a second.
+/// A time as a number of operations per second.
 pub fn rate(nanoseconds: f64) -> String {
     match 1e9 / nanoseconds {
         rate @ 1e6.. => format!("{} M", three_digits(rate / 1e6)),
@@ -66,7 +66,7 @@ fn three_digits(number: f64) -> String {
     }
 }
 
-/// With a thin space between each three digits before the point.
+/// A number with a thin space between groups of three digits before the point.
 fn grouped(number: &str) -> String {
     let (whole, rest) = number.split_at(number.find('.').unwrap_or(number.len()));
     let mut grouped = String::new();

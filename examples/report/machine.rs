@@ -1,4 +1,4 @@
-//! Where it was measured.
+//! The machine on which the report was measured.
 
 use serde::Serialize;
 use std::fs;
@@ -31,12 +31,12 @@ impl Machine {
     }
 }
 
-/// How many threads ran or wanted to, on average of the last minute; this program's own included.
+/// How many threads ran or were ready to run, on average over the last minute; this program's own threads are included.
 pub fn load() -> Option<f64> {
     read("/proc/loadavg").split(' ').next()?.parse().ok()
 }
 
-/// Nothing if there is no such file.
+/// The text of a file; empty if there is no such file.
 fn read(file: &str) -> String {
     fs::read_to_string(file).unwrap_or_default()
 }

@@ -1,17 +1,17 @@
-//! What everything costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways
-//! to wake a thread.
+//! Measures costs: an [`Event`](doorbell::Event) beside the kernel's eventfd, epoll, poll and other crates' ways to
+//! wake a thread.
 //!
-//! All comparisons are made by turns, so that whatever else the machine does meets all alike, and in one process. Only
-//! the device's back-ends are processes of their own, and what takes `use_membarrier`, which is for a whole process.
-//! The cases are those of the benches. What comes of it is one page without references to anything outside, the same as
-//! text, and the same as JSON.
+//! All comparisons are made in one process and by turns, so that other load on the machine affects all cases alike.
+//! Only the device's back-ends are processes of their own, and the cases after `use_membarrier`, which is for a whole
+//! process. The cases are those of the benches. The result is one page without external references, the same as text,
+//! and the same as JSON.
 //!
 //! | what | where |
 //! |---|---|
 //! | what is compared with what | [`sections`], `benches/cases/`, `benches/device/` |
 //! | the turns | [`measure`] |
 //! | a process with membarrier | [`membarrier`] |
-//! | what came of it | [`results`], written by [`page`] with [`chart`], and by [`text`] |
+//! | the results | [`results`], written by [`page`] with [`chart`], and by [`text`] |
 //!
 //! `cargo run --release --example report -- --help` tells the options.
 
@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
         return membarrier::serve();
     }
     let folder = &options.output;
-    // Before the minutes that the measurements take.
+    // This fails before the measurements, which take minutes.
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let report = measure::run(options.quick);
 

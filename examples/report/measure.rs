@@ -14,10 +14,10 @@ use std::mem;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How much of everything.
+/// How many samples are taken, and for how long.
 struct Effort {
     turns: Turns,
-    /// Single calls in a turn.
+    /// Number of single calls in a turn.
     calls: usize,
     device: device::Effort,
 }
@@ -50,7 +50,7 @@ const QUICK: Effort = Effort {
 pub fn run(quick: bool) -> Report {
     let effort = if quick { QUICK } else { FULL };
     let load_before = machine::load();
-    // Before anybody waits for samples: this may have to be compiled.
+    // This comes before the first sample, because the example may have to be compiled.
     let device = backend::try_example();
     let start = Instant::now();
 
@@ -119,7 +119,7 @@ fn take(cases: &mut Vec<Case>, group: &str) -> Vec<Case> {
     taken
 }
 
-/// Of the benches.
+/// The cases of the benches.
 fn cases() -> Vec<Case> {
     let mut look_ups = cases::ioeventfd::all();
     look_ups.retain(|case| cases::ioeventfd::of_64().contains(&case.group));
@@ -157,7 +157,7 @@ fn distributions(effort: &Effort, progress: &Progress) -> Vec<Distribution> {
     ]
 }
 
-/// Requests under way.
+/// Numbers of requests under way.
 const DEPTHS: [usize; 2] = [1, 32];
 
 fn device_samples(effort: &Effort) -> usize {
@@ -182,11 +182,11 @@ fn devices(effort: &Effort, progress: &Progress) -> (Vec<Device>, Vec<String>) {
             .map(|name| format!("{name} (it is not there)"));
         (devices.collect(), missing.collect())
     };
-    // A thread that is pinned stays so.
+    // A pinned thread stays pinned, so this needs a thread of its own.
     thread::scope(|scope| scope.spawn(measure).join().expect("it measures"))
 }
 
-/// The calls, and the wake-ups.
+/// The distributions of the calls, and of the wake-ups.
 fn latencies(
     mut samplers: Vec<(&'static str, Sampler)>,
     effort: &Effort,

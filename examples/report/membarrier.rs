@@ -1,7 +1,7 @@
 //! A second process, which looks up and signals after `use_membarrier`.
 //!
-//! The choice between fences and membarrier is made once in a process, so that both can take turns only if there are
-//! two. This one is asked by a line on its standard input, `case times`, and answers with the nanoseconds that took.
+//! The choice between fences and membarrier is made once in a process, so both can take turns only in two processes.
+//! This process is asked by a line on its standard input, `case times`, and answers with the time in nanoseconds.
 
 use crate::cases::{Case, ioeventfd, signaller};
 use anyhow::Context;
@@ -24,7 +24,7 @@ fn measured() -> Vec<Case> {
     cases
 }
 
-/// What the second process does.
+/// Serves as the second process.
 pub fn serve() -> anyhow::Result<()> {
     let answer = |text: &dyn std::fmt::Display| {
         let mut out = io::stdout().lock();
@@ -46,7 +46,7 @@ pub fn serve() -> anyhow::Result<()> {
 
 const READY: &str = "ready";
 
-/// The process, as those who ask it see it. It ends with the last of them.
+/// The second process, for the cases that use it. It ends when the last of them is dropped.
 struct Other {
     child: Child,
     asked: Option<ChildStdin>,
@@ -54,7 +54,7 @@ struct Other {
 }
 
 impl Other {
-    /// `None`, and a word about it, if it cannot be had.
+    /// `None`, with a message, if the process cannot be started or cannot use membarrier.
     fn start() -> Option<Self> {
         let start = || -> anyhow::Result<Self> {
             let mut child = Command::new(env::current_exe()?)
@@ -91,7 +91,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // The end of its input is its end.
+        // The process ends at the end of its input.
         self.asked = None;
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! The report as one page that needs nothing else.
+//! The report as one page that needs no other file.
 
 use crate::chart;
 use crate::format::{self, Unit};
@@ -46,7 +46,7 @@ pub fn of(report: &Report) -> String {
     .into_string()
 }
 
-/// Everybody's ratio in everything.
+/// The ratios of all peers in all comparisons.
 fn glance(report: &Report) -> Markup {
     html! {
         h2 { "At a glance" }

@@ -1,4 +1,4 @@
-//! Shows how far it is, and ends the program when it gets no further.
+//! Shows the progress, and ends the program when there is none.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::thread;
@@ -7,15 +7,14 @@ use std::time::Duration;
 /// A line on a terminal, nothing elsewhere.
 pub struct Progress(ProgressBar);
 
-/// Give up after so long without a sample. The longest, with threads that others keep from the CPUs, take a second or
-/// two.
+/// Give up after this time without a sample. The longest samples, of threads that wait for a CPU, take a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Progress {
     pub fn new(samples: usize) -> Self {
         let style = ProgressStyle::with_template("{bar:40} {percent:>3} %  {eta:>4} left  {msg}");
         let bar = ProgressBar::new(samples as u64);
-        bar.set_style(style.expect("it is a template"));
+        bar.set_style(style.expect("the template is valid"));
         thread::spawn({
             let bar = bar.clone();
             move || watch(&bar)
@@ -23,7 +22,7 @@ impl Progress {
         Progress(bar)
     }
 
-    /// What the next samples are of.
+    /// Names what the next samples measure.
     pub fn begin(&self, name: &str) {
         self.0.set_message(name.to_owned());
     }

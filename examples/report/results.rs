@@ -1,4 +1,4 @@
-//! What came of it, as it is in report.json.
+//! The results, as they are in report.json.
 
 use crate::cases::interleave::{Samples, median, quantile, ratios};
 use crate::device::Sample;
@@ -8,12 +8,12 @@ use serde::Serialize;
 #[derive(Serialize)]
 pub struct Report {
     pub doorbell: &'static str,
-    /// When it was finished.
+    /// When the report was finished.
     pub time: String,
     pub seconds: f64,
     pub quick: bool,
     pub machine: Machine,
-    /// Threads that ran or wanted to in the minute before.
+    /// Threads that ran or were ready to run in the minute before.
     pub load_before: Option<f64>,
     pub sections: Vec<Section>,
 }
@@ -21,7 +21,7 @@ pub struct Report {
 #[derive(Serialize)]
 pub struct Section {
     pub title: &'static str,
-    /// What is compared, and what is to be known of it.
+    /// What is compared, and what to know about it.
     pub text: &'static str,
     pub comparisons: Vec<Comparison>,
     pub distributions: Vec<Distribution>,
@@ -30,7 +30,7 @@ pub struct Section {
     pub skipped: Vec<String>,
 }
 
-/// Peers, and how many times doorbell's time they take.
+/// Peers, and their times as multiples of doorbell's.
 type Ratios = Vec<(&'static str, f64)>;
 
 impl Report {
@@ -76,7 +76,7 @@ fn peers(rows: impl Iterator<Item = (&'static str, Kind, f64)>) -> Ratios {
         .collect()
 }
 
-/// The same done in different ways.
+/// The same work done in different ways.
 #[derive(Serialize)]
 pub struct Comparison {
     pub name: String,
@@ -100,7 +100,7 @@ pub struct Row {
 pub enum Kind {
     Doorbell,
     Peer,
-    /// The least that any of them has to do, and no way to do it.
+    /// The minimum that every way has to do, which does not do the work.
     Least,
 }
 
@@ -116,7 +116,7 @@ impl Kind {
 
 const OURS: &str = "doorbell";
 
-/// Whether a ratio is below 1 by more than samples like these may be off.
+/// Whether a ratio is below 1 by more than the error of samples like these.
 pub fn is_less(ratio: f64) -> bool {
     ratio < 0.95
 }
@@ -139,7 +139,7 @@ impl Comparison {
         }
     }
 
-    /// The fastest, but for what only shows the least.
+    /// The fastest row, without those that only show the minimum.
     pub fn best(&self) -> f64 {
         let rows = self.rows.iter().filter(|row| row.kind != Kind::Least);
         rows.map(|row| row.to_doorbell)
@@ -217,11 +217,11 @@ pub struct Backend {
     pub requests_per_second: f64,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// Of the back-end, for a request.
+    /// Microseconds of the back-end's CPU for each request.
     pub cpu_us: f64,
-    /// For a request.
+    /// Kicks for each request.
     pub kicks: f64,
-    /// For a request, as far as the driver hears of them.
+    /// Interrupts for each request, as far as the driver takes them.
     pub interrupts: f64,
     /// The median of the ratios to doorbell's time for a request in the same turn: above 1, doorbell is faster.
     pub to_doorbell: f64,
@@ -268,7 +268,7 @@ impl Device {
     }
 }
 
-/// What the others are compared with: doorbell in its plain form, or else in its last.
+/// What the others are compared with: doorbell in its plain form, or otherwise its last row.
 fn find_ours(samples: &Samples) -> &(&'static str, Vec<f64>) {
     let plain = samples.iter().find(|(who, _)| *who == OURS);
     let last = || samples.iter().rfind(|(who, _)| who.starts_with(OURS));

@@ -1,4 +1,4 @@
-//! What is compared, and what is to be known of it.
+//! What is compared, and what to know about it.
 
 use crate::cases::{batch, event, futures, ioeventfd, poll, signaller, wait_any};
 
@@ -6,11 +6,11 @@ use crate::cases::{batch, event, futures, ioeventfd, poll, signaller, wait_any};
 pub struct Plan {
     pub title: &'static str,
     pub text: &'static str,
-    /// Of cases.
+    /// Groups of cases.
     pub groups: Vec<String>,
-    /// How long single wake-ups take, too.
+    /// Whether to measure single wake-ups, too.
     pub latencies: bool,
-    /// A real device, too.
+    /// Whether to measure a real device, too.
     pub device: bool,
 }
 
@@ -19,7 +19,7 @@ pub const WAKE_CALL: &str = "one signal to a sleeping thread, the call";
 pub const BURST: &str = "64 signals to a sleeping thread, until it has the last";
 pub const BURST_CALL: &str = "64 signals to a sleeping thread, the calls";
 
-/// Of how many one is waited for.
+/// The numbers of events of which one is waited for.
 const MANY: [usize; 3] = [8, 64, 1_000];
 
 pub fn all() -> Vec<Plan> {

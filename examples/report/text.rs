@@ -29,7 +29,7 @@ pub fn of(report: &Report) -> String {
     text
 }
 
-/// Where, when and how.
+/// Where, when and how the report was measured.
 pub fn about(report: &Report) -> Vec<String> {
     let machine = &report.machine;
     let place = if machine.virtual_machine {
@@ -61,7 +61,7 @@ pub fn about(report: &Report) -> Vec<String> {
     lines
 }
 
-/// What is said of a row's ratio.
+/// The remark on a row's ratio.
 pub fn mark(to_doorbell: f64, best: f64) -> &'static str {
     if to_doorbell <= best { "best" } else { "" }
 }

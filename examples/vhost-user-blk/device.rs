@@ -30,12 +30,12 @@ const RING_F_INDIRECT_DESC: u64 = 1 << 28;
 const RING_F_EVENT_IDX: u64 = 1 << 29;
 const F_VERSION_1: u64 = 1 << 32;
 
-/// Data segments of a request: a queue of 128 descriptors, without header and status.
+/// The most data segments of a request: a queue of 128 descriptors, without header and status.
 const MOST_SEGMENTS: u32 = 126;
-/// As large as the messages allow.
+/// The configuration is as large as the messages allow.
 const CONFIG_BYTES: usize = 256;
 
-/// The key of queue 0 in the loop; the others follow. What is below is the server's.
+/// The key of queue 0 in the loop; the others follow. The keys below are the server's.
 pub const FIRST_QUEUE: usize = 16;
 
 /// Why a front-end is dropped.
@@ -56,7 +56,7 @@ pub struct Device {
     memory: Memory,
     inflight: Option<Arc<Inflight>>,
     vrings: Vec<Vring>,
-    /// Queues to be served without being waited for.
+    /// Queues to be served without a wait.
     pub pending: Vec<usize>,
 }
 
@@ -154,7 +154,7 @@ impl Device {
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
-    /// Starts a queue if all is there.
+    /// Starts a queue if it has everything that it needs.
     fn start(&mut self, index: usize) -> Result<()> {
         let event_idx = self.has(RING_F_EVENT_IDX);
         let vring = &mut self.vrings[index];
@@ -172,7 +172,7 @@ impl Device {
             };
             let key = FIRST_QUEUE + index;
             if let Err(e) = self.device_loop.watch_queue(kick, key, probe) {
-                // Whatever of it is there.
+                // The queue may have been registered only in part.
                 let _ = self.device_loop.forget(key);
                 vring.running = None;
                 return Err(refusal(format!(
@@ -377,7 +377,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let (_, vring) = self.vring(index)?;
         vring.call = fd;
-        // An interrupt may have gone to the old one a moment ago.
+        // An interrupt may have gone to the old eventfd a moment ago.
         if let (Some(call), Some(_)) = (&vring.call, &vring.running) {
             bell::ring(call);
         }

@@ -38,7 +38,7 @@ impl Disk {
             .write(!read_only)
             .open(path)
             .with_context(|| format!("cannot open the disk {}", path.display()))?;
-        // The end of a block device, too.
+        // The end is the size of a block device, too.
         let size = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("the disk {} has no size", path.display()))?;
@@ -62,7 +62,7 @@ impl Disk {
         self.read_only
     }
 
-    /// Whether `bytes` from `sector` on are all there.
+    /// Whether the disk has all of `bytes` from `sector` on.
     pub fn has(&self, sector: u64, bytes: u64) -> bool {
         let end = sector
             .checked_mul(SECTOR)
@@ -81,8 +81,8 @@ impl Disk {
             Store::File(file) => all(guest.len(), |done| {
                 let Ok(at) = guest.offset(done) else { return 0 };
                 let to = at.ptr_guard_mut();
-                // SAFETY: `to` is `at.len()` bytes of guest memory, which others may write to at any time: the kernel
-                // does not mind, and nothing here has a reference to it.
+                // SAFETY: `to` is `at.len()` bytes of guest memory. Other threads may write to it at any time: the
+                // kernel allows that, and nothing here has a reference to it.
                 let read = unsafe {
                     libc::pread(
                         file.as_raw_fd(),
@@ -141,7 +141,7 @@ fn part(memory: &MmapRegion, offset: u64, len: usize) -> Result<VolatileSlice<'_
     memory.get_slice(offset, len).map_err(Error::other)
 }
 
-/// Calls `some`, which does a part of `len` bytes from where it is told on, until all are done.
+/// Calls `some`, which transfers a part of `len` bytes from a given offset on, until all are transferred.
 fn all(len: usize, mut some: impl FnMut(usize) -> libc::ssize_t) -> Result<(), Error> {
     let mut done = 0;
     while done != len {

@@ -1,8 +1,8 @@
-//! What becomes of mapped memory when the front-end cuts off the file it comes from.
+//! What happens to mapped memory when the front-end cuts off its file.
 //!
-//! An access then raises SIGBUS, which would end the process. Here a page of zeroes takes the place of what is gone,
-//! and [`has_cut_off`] tells, so that the front-end can be dropped. Mappings of huge pages are not helped: a page does
-//! not fit there.
+//! An access then raises SIGBUS, which would end the process. Here a page of zeroes replaces the missing one, and
+//! [`has_cut_off`] reports it, so that the front-end can be dropped. This does not work for mappings of huge pages,
+//! where a single page does not fit.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,7 +11,7 @@ struct Range {
     size: AtomicUsize,
 }
 
-/// Regions of memory, of the old map and the new one while it changes, and a buffer for what is in flight.
+/// Regions of memory, of the old map and the new one while it changes, and an inflight buffer.
 static RANGES: [Range; 160] = [const {
     Range {
         start: AtomicUsize::new(0),
@@ -21,11 +21,11 @@ static RANGES: [Range; 160] = [const {
 
 static CUT_OFF: AtomicBool = AtomicBool::new(false);
 
-/// A mapping that is guarded as long as this is there, which must not be longer than the mapping.
+/// A mapping that is guarded as long as this exists. This must not outlive the mapping.
 pub struct Guarded(&'static Range);
 
 impl Guarded {
-    /// `None`, if too many are guarded.
+    /// `None` if too many mappings are guarded.
     pub fn new(start: *mut u8, size: usize) -> Option<Self> {
         let free = RANGES
             .iter()
@@ -43,7 +43,7 @@ impl Drop for Guarded {
     }
 }
 
-/// Whether a guarded mapping has lost what was behind it since this was last asked.
+/// Whether a guarded mapping has lost a part of its file since this was last called.
 pub fn has_cut_off() -> bool {
     CUT_OFF.load(Ordering::Relaxed) && CUT_OFF.swap(false, Ordering::Relaxed)
 }
@@ -70,8 +70,8 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
         let size = range.size.load(Ordering::Acquire);
         address.wrapping_sub(range.start.load(Ordering::Relaxed)) < size
     });
-    // SAFETY: sysconf may be called in a handler on Linux. The page is of a mapping of another file, that no reference
-    // points into; what is mapped over it is unmapped with it.
+    // SAFETY: sysconf may be called in a handler on Linux. The page is in a mapping of another file, into which no
+    // reference points; the new page is unmapped with that mapping.
     let replaced = guarded
         && unsafe {
             let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;

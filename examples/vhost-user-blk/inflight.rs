@@ -1,10 +1,11 @@
-//! The buffer in which a back-end notes what it has begun and not completed, for the one that comes after a crash.
+//! The buffer in which a back-end notes the requests that it has begun and not completed, for the back-end that
+//! replaces it after a crash.
 //!
 //! The layout is that of "Inflight I/O tracking" in the vhost-user specification, for split virtqueues; the `vhost`
-//! crate has the messages alone. This back-end completes requests in the order in which they were made available, one
-//! at a time, so the used index tells all: [`QueueLog::start`] has the requests after it done again. What a back-end
-//! with another order leaves behind cannot be done again by means of `virtio-queue`, which gives out no chain by its
-//! head; such a buffer is refused.
+//! crate has only the messages. This back-end completes requests one at a time, in the order in which they were made
+//! available, so the used index says everything: [`QueueLog::start`] has the requests after it done again. What a
+//! back-end with another order leaves behind cannot be done again by means of `virtio-queue`, which gives out no chain
+//! by its head; such a buffer is refused.
 
 use crate::device::refusal;
 use crate::guard::Guarded;
@@ -19,14 +20,14 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 const VERSION: u16 = 1;
 
-// Of the region of a queue.
+// Offsets in the region of a queue.
 const VERSION_AT: usize = 8;
 const SIZE_AT: usize = 10;
 const LAST_HEAD_AT: usize = 12;
 const USED_AT: usize = 14;
 const HEADER: usize = 16;
 
-// Of the state of a descriptor.
+// Offsets in the state of a descriptor.
 const INFLIGHT_AT: usize = 0;
 const COUNTER_AT: usize = 8;
 const DESCRIPTOR: usize = 16;
@@ -39,12 +40,12 @@ pub struct Inflight {
     _guarded: Guarded,
 }
 
-/// A queue's part of it.
+/// A queue's part of the buffer.
 pub struct QueueLog {
     buffer: Arc<Inflight>,
     start: usize,
     counter: u64,
-    /// Completed, and still to be noted as such.
+    /// A request that is completed, and has yet to be noted as such.
     completed: Option<u16>,
 }
 
@@ -74,7 +75,7 @@ impl Inflight {
         Ok((inflight, told, file))
     }
 
-    /// What another back-end, or this one earlier, has left.
+    /// Maps a buffer that another back-end, or this one earlier, has left.
     pub fn map(told: &VhostUserInflight, file: File) -> Result<Self, Error> {
         let size = region_size(told.queue_size) * usize::from(told.num_queues);
         if told.mmap_size < size as u64 {
@@ -101,7 +102,7 @@ impl Inflight {
     }
 
     fn store(&self, at: usize, value: u16) {
-        // Release: what is noted after it is seen after it. Inside of the buffer, which is checked by who comes here.
+        // Release: later notes are seen after this one. The offset is inside of the buffer: each caller has checked it.
         let stored = self.all().store(value, at, Ordering::Release);
         debug_assert!(stored.is_ok(), "{stored:?}");
     }
@@ -112,8 +113,8 @@ impl Inflight {
 }
 
 impl QueueLog {
-    /// The log of a queue that begins, whose used index is `used`. `available` tells the head at an index of the
-    /// available ring. What was in flight is to be popped again, from `used` on.
+    /// The log of a queue that begins, whose used index is `used`. `available` returns the head at an index of the
+    /// available ring. Requests that were in flight are to be popped again, from `used` on.
     pub fn start(
         buffer: &Arc<Inflight>,
         queue: usize,
@@ -134,7 +135,7 @@ impl QueueLog {
             completed: None,
         };
         match buffer.load(start + VERSION_AT) {
-            // As the front-end has made it, in the place of this back-end.
+            // The buffer is as the front-end has made it, in place of this back-end.
             0 => {
                 buffer.store(start + VERSION_AT, VERSION);
                 buffer.store(start + SIZE_AT, buffer.queue_size);
@@ -148,7 +149,7 @@ impl QueueLog {
             }
         }
         if buffer.load(start + USED_AT) != used {
-            // Completed, but the crash came before that was noted.
+            // The request was completed, but the crash came before that was noted.
             let last = buffer.load(start + LAST_HEAD_AT);
             if last < size {
                 log.store_flag(last, false);
@@ -178,7 +179,7 @@ impl QueueLog {
         self.store_flag(head, true);
     }
 
-    /// The next thing to happen is that the used ring gets it.
+    /// The next step puts the request into the used ring.
     pub fn about_to_complete(&mut self, head: u16) {
         self.buffer.store(self.start + LAST_HEAD_AT, head);
         self.completed = Some(head);
@@ -194,7 +195,7 @@ impl QueueLog {
         }
     }
 
-    /// Heads that are out of range have been refused, as chains without descriptors.
+    /// Heads that are out of range have been refused, like chains without descriptors.
     fn descriptor(&self, head: u16) -> usize {
         self.start + HEADER + DESCRIPTOR * usize::from(head)
     }

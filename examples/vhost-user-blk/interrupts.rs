@@ -1,5 +1,5 @@
-//! When the driver is asked whether it wants an interrupt: exchangeable, so that doorbell's rule can be compared with
-//! others.
+//! When the driver is asked whether it wants an interrupt: this is exchangeable, so that doorbell's rule can be
+//! compared with others.
 
 use crate::options::Interrupts;
 use doorbell::virtio::{PolledQueue, QueueError, Served};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
-/// What [`PolledQueue::serve`] does, with the interrupts asked for at other times.
+/// Does what [`PolledQueue::serve`] does, but asks about interrupts at other times.
 pub fn serve<E: From<QueueError>>(
     when: Interrupts,
     queue: &mut PolledQueue<Arc<GuestMemoryMmap>>,

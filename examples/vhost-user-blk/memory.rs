@@ -1,4 +1,4 @@
-//! The front-end's memory, and what becomes of it when its files are cut off.
+//! The front-end's memory, and what happens to it when its files are cut off.
 
 use crate::device::refusal;
 use crate::guard::Guarded;
@@ -11,7 +11,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 /// How many regions the front-end may have.
 pub const MOST_REGIONS: u64 = 64;
 
-/// The memory map. It is replaced as a whole; who works with the old one keeps that mapped.
+/// The memory map. It is replaced as a whole; a user of the old map keeps that mapped.
 #[derive(Default)]
 pub struct Memory {
     map: Arc<GuestMemoryMmap>,
@@ -21,7 +21,7 @@ pub struct Memory {
 struct Region {
     mapped: Arc<GuestRegionMmap>,
     guest: u64,
-    /// Where the front-end has it, which is what the addresses of rings are given in.
+    /// The region's address in the front-end, which the addresses of rings refer to.
     user: u64,
     size: u64,
     _guarded: Guarded,
@@ -67,7 +67,7 @@ impl Memory {
     fn replace(&mut self, mut regions: Vec<Region>) -> Result<(), Error> {
         regions.sort_by_key(|region| region.guest);
         let mapped = regions.iter().map(|region| Arc::clone(&region.mapped));
-        // Which refuses regions that overlap.
+        // This refuses regions that overlap.
         let map = if regions.is_empty() {
             GuestMemoryMmap::new()
         } else {
@@ -81,7 +81,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Where the guest has what is at `user` in the front-end.
+    /// The guest address of what is at `user` in the front-end.
     pub fn guest_address(&self, user: u64) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.user)?;
@@ -108,7 +108,7 @@ impl Region {
     }
 }
 
-/// Whether a file has what is to be mapped of it. Of other kinds than files and memfds, it is not known.
+/// Whether a file has the range that is to be mapped. For kinds other than files and memfds, this is not known.
 pub fn check_size(file: &File, offset: u64, size: u64) -> Result<(), Error> {
     let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
     let end = offset.checked_add(size);

@@ -1,6 +1,6 @@
-//! A request of a virtio block device: what a chain of descriptors says, and doing it.
+//! A request of a virtio block device: reads a chain of descriptors, and does what it asks for.
 //!
-//! Nothing that the driver says is believed: each access goes through the memory map, and what is not in it fails.
+//! Nothing from the driver is trusted: each access goes through the memory map, and fails outside of it.
 
 use crate::disk::{Disk, SECTOR};
 use std::fmt;
@@ -20,7 +20,7 @@ const UNSUPP: u8 = 2;
 const HEADER: u64 = 16;
 pub const ID_BYTES: usize = 20;
 
-/// A chain that is no request. The driver cannot be answered; its queue is of no use any more.
+/// A chain that is no request. The driver cannot be answered, and its queue cannot be used any more.
 #[derive(Debug)]
 pub enum Malformed {
     /// The descriptors lead nowhere, in circles, or outside of guest memory.
@@ -44,11 +44,11 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// What requests are done with.
+/// What requests are carried out with.
 pub struct Requests {
     pub disk: Disk,
     id: [u8; ID_BYTES],
-    /// Each write is on the disk before it is completed: the driver cannot flush.
+    /// Each write is on the disk before it is completed, because the driver cannot flush.
     pub write_through: bool,
     readable: Buffers,
     writable: Buffers,
@@ -112,7 +112,7 @@ impl Requests {
             }
             ends = !descriptor.has_next();
         }
-        // The iterator stops at whatever is wrong, and after as many descriptors as the queue has.
+        // The iterator stops at any fault, and after as many descriptors as the queue has.
         if ends { Ok(()) } else { Err(Malformed::Chain) }
     }
 
@@ -191,7 +191,8 @@ impl Buffers {
         }
     }
 
-    /// Reads what is first, however it is cut up, and leaves the rest. There is enough.
+    /// Reads the first bytes, however they are cut up, and leaves the rest. The caller has checked that there are
+    /// enough.
     fn take_front(&mut self, mem: &GuestMemoryMmap, out: &mut [u8]) -> Result<(), Malformed> {
         let (mut done, mut used_up) = (0, 0);
         for (address, len) in &mut self.buffers {
@@ -201,7 +202,7 @@ impl Buffers {
             done += now;
             *len -= now as u32;
             if *len != 0 {
-                // Read just now, so it does not wrap.
+                // These bytes were read just now, so the address does not wrap.
                 address.0 += now as u64;
                 break;
             }
@@ -215,7 +216,7 @@ impl Buffers {
         Ok(())
     }
 
-    /// There is one.
+    /// The caller has checked that there is one.
     fn take_last_byte(&mut self) -> GuestAddress {
         let (address, len) = self.buffers.last_mut().expect("there is a byte");
         *len -= 1;

@@ -1,5 +1,5 @@
-//! The same disk on the crate `vhost-user-backend`, which brings a loop of its own: what doorbell's is compared with.
-//! It asks for interrupts as others on that crate do, once after all requests that are there.
+//! The same disk on the crate `vhost-user-backend`, which has a loop of its own, with which doorbell's is compared. It
+//! asks about interrupts as other back-ends on that crate do, once after all available requests.
 
 use crate::device;
 use crate::options::Options;

@@ -19,12 +19,12 @@ const SIGNALS: usize = 0;
 const LISTENER: usize = 1;
 const CLIENT: usize = 2;
 
-/// A message begins with as many bytes, which come in one piece from every front-end that means well.
+/// A message begins with this many bytes, which every well-behaved front-end sends in one piece.
 const HEADER_BYTES: usize = 12;
 /// How long the rest of a message may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The socket, which is removed in the end.
+/// The socket, which is removed at the end.
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
@@ -33,11 +33,11 @@ pub struct Socket {
 impl Socket {
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let listener = match UnixListener::bind(path) {
-            // Not another kind of file, which would refuse the connection, too.
+            // Only a socket is removed: another kind of file would refuse the connection, too.
             Err(e) if e.kind() == ErrorKind::AddrInUse && is_socket(path) => {
                 match UnixStream::connect(path) {
                     Ok(_) => bail!("the socket {} is in use", path.display()),
-                    // Whoever made it has gone.
+                    // The process that made the socket has gone.
                     Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
                         fs::remove_file(path).and_then(|()| UnixListener::bind(path))
                     }
@@ -61,7 +61,7 @@ fn is_socket(path: &Path) -> bool {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Somebody else may have removed it.
+        // Another process may have removed it.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -90,7 +90,7 @@ impl Server {
         device
             .device_loop
             .watch(socket.listener.as_fd(), LISTENER)?;
-        // The handler wants it shared. There is one thread, which waits for nobody here.
+        // The handler wants a shared device. There is only one thread, so the lock never waits.
         let device = Arc::new(Mutex::new(device));
         Ok(Server {
             socket,
@@ -101,7 +101,7 @@ impl Server {
         })
     }
 
-    /// Until a signal says so, or the first client has gone and that is enough.
+    /// Serves until a signal asks it to end, or until the first client has gone if that is enough.
     pub fn run(&mut self) -> anyhow::Result<()> {
         let mut ready = Vec::new();
         loop {
@@ -142,7 +142,7 @@ impl Server {
     fn accept(&mut self) -> anyhow::Result<()> {
         let stream = match self.socket.listener.accept() {
             Ok((stream, _)) => stream,
-            // It went away.
+            // The front-end went away.
             Err(e)
                 if matches!(
                     e.kind(),
@@ -158,7 +158,7 @@ impl Server {
         sockopt::set_socket_timeout(&stream, Timeout::Send, Some(PATIENCE))?;
         let mut device = lock(&self.device);
         device.stats.clients += 1;
-        // Others wait in the socket's queue.
+        // Other front-ends wait in the socket's queue.
         device.device_loop.forget(LISTENER)?;
         device.device_loop.watch(stream.as_fd(), CLIENT)?;
         drop(device);
@@ -168,12 +168,12 @@ impl Server {
         Ok(())
     }
 
-    /// One message, or the end.
+    /// Handles one message, or the end of the connection.
     fn hear(&mut self) -> anyhow::Result<()> {
         let Some(client) = &mut self.client else {
             return Ok(());
         };
-        // The crate waits for the rest of a header for ever.
+        // The `vhost` crate would wait for the rest of a header for ever.
         let mut header = [0; HEADER_BYTES];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match recv(&client.stream, &mut header, flags) {

@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Becomes readable when the process is asked to end. Call it before there are other threads.
 pub fn requests_to_end() -> Result<OwnedFd> {
-    // SAFETY: all zeroes is a valid set, and the descriptor is new and nobody else's.
+    // SAFETY: all zeroes is a valid set, and the descriptor is new and has no other owner.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&mut set, libc::SIGTERM);

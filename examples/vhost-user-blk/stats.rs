@@ -1,10 +1,10 @@
-//! What happened, for the end.
+//! Statistics, which are printed at the end.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A count that one thread at a time adds to.
+/// A count to which one thread at a time adds.
 #[derive(Default)]
 pub struct Count(AtomicU64);
 
@@ -19,7 +19,7 @@ impl Count {
     }
 }
 
-/// Of one queue, for all front-ends.
+/// The statistics of one queue, for all front-ends.
 #[derive(Default)]
 pub struct QueueStats {
     pub requests: Count,

@@ -1,4 +1,4 @@
-//! A queue: what the front-end has told of it, and while it runs, the queue itself.
+//! A queue: its settings from the front-end and, while it runs, the queue itself.
 
 use crate::bell;
 use crate::device::refusal;
@@ -29,7 +29,7 @@ pub struct Vring {
     pub err: Option<File>,
     pub enabled: bool,
     pub running: Option<Running>,
-    /// The driver broke the rules. It stays stopped until the front-end begins anew.
+    /// The driver broke the rules. The queue stays stopped until the front-end begins anew.
     pub broken: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct Running {
 }
 
 impl Vring {
-    /// Whether all has been told that a queue needs to run.
+    /// Whether the front-end has sent everything that a queue needs to run.
     pub fn can_run(&self) -> bool {
         let kick = !matches!(self.kick, Kick::Untold);
         self.running.is_none() && kick && self.enabled && self.rings.is_some() && !self.broken
@@ -119,7 +119,7 @@ impl Vring {
                     let element = ring + 4 + 2 * u64::from(at % queue.size());
                     map.read_obj(GuestAddress(element)).ok()
                 };
-                // What was begun and not completed is what comes after the used index.
+                // The requests after the used index were begun and not completed.
                 let log = QueueLog::start(buffer, index, self.size, used, available)?;
                 queue.set_next_avail(used);
                 Some(log)
@@ -141,7 +141,7 @@ impl Vring {
         }
     }
 
-    /// Does what the driver asks for. Whether there is more, for which it will not kick.
+    /// Serves the driver's requests. Returns whether there are more, for which the driver will not kick.
     pub fn serve(
         &mut self,
         requests: &mut Requests,
@@ -179,7 +179,7 @@ impl Vring {
     }
 }
 
-/// Why a queue is of no use any more.
+/// Why a queue cannot be used any more.
 #[derive(Debug)]
 pub enum Broken {
     Queue(QueueError),

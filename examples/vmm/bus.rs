@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub struct Buses {
     doorbells: Arc<dyn Doorbells>,
     pub device: Device,
-    /// Kicks that came this way.
+    /// Kicks that came through the buses.
     pub kicks: u64,
 }
 
@@ -37,7 +37,7 @@ impl Buses {
         Ok(())
     }
 
-    /// The guest reads as many bytes as `data` has.
+    /// The guest reads `data.len()` bytes.
     pub fn read(&self, bus: Bus, address: u64, data: &mut [u8]) -> anyhow::Result<()> {
         match self.device.read(bus, address) {
             Some(value) => data.fill(value),

@@ -30,7 +30,7 @@ pub struct Shared {
     pub interrupts: [Box<dyn Interrupt>; QUEUES],
     pub memory: Memory,
     pub clock: Clock,
-    /// Kicks that each device thread has seen, for those who look on.
+    /// Kicks that each device thread has seen, for the thread that watches.
     pub seen: [AtomicU64; QUEUES],
     /// Kicks per interrupt; 0: no interrupts.
     coalesce: AtomicU16,
@@ -44,15 +44,15 @@ pub struct Served {
     pub seen: u64,
     /// From the kick to the device thread, in nanoseconds.
     pub latency: Histogram<u64>,
-    /// Of the batches, by the guest's clock, in nanoseconds.
+    /// The times of the batches by the guest's clock, in nanoseconds.
     pub round_trip: Histogram<u64>,
     /// How often the doorbells have rung, if that is not `seen`.
     pub rung: Option<u64>,
-    /// Whether the guest's clock and the device's are the same as far as seen. If not, `latency` means nothing.
+    /// Whether the guest's clock and the device's have agreed in all comparisons. If not, `latency` means nothing.
     pub clock_holds: bool,
     /// Writes to a doorbell's address after the reset, which have no effect.
     pub ignored: u64,
-    /// What the irqfds tell, if the interrupts go through doorbell's.
+    /// What the irqfds report, if the interrupts go through doorbell's.
     pub told: Option<Told>,
     /// System calls of the vCPU thread and the device threads, if they can be counted.
     pub syscalls: Option<u64>,
@@ -60,7 +60,8 @@ pub struct Served {
 
 impl Served {
     pub fn nothing() -> Self {
-        // A minute and three digits. It takes its memory now and not while the clock runs.
+        // The range is a minute, with three digits. The histogram allocates its memory now, and not while the clock
+        // runs.
         let times = || Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds");
         Served {
             seen: 0,
@@ -101,10 +102,10 @@ pub struct Device {
     served: Option<Served>,
 }
 
-/// What there is from DRIVER_OK to reset.
+/// The state from DRIVER_OK to reset.
 struct Running {
     threads: Vec<JoinHandle<Served>>,
-    /// Of the vCPU thread.
+    /// The counter of the vCPU thread's system calls.
     syscalls: Option<Syscalls>,
 }
 
@@ -148,7 +149,7 @@ impl Device {
         }
     }
 
-    /// The guest wrote, and rang no doorbell. Whether there is a register of this device's.
+    /// The guest wrote, and rang no doorbell. Returns whether the write was to a register of this device.
     pub fn write(&mut self, bus: Bus, address: u64, data: &[u8]) -> anyhow::Result<bool> {
         match (bus, u16::try_from(address), data) {
             (Bus::Pio, Ok(port::STATUS), &[status]) => self.set_status(status)?,
@@ -163,7 +164,7 @@ impl Device {
         Ok(true)
     }
 
-    /// The guest reads, as many bytes as the register has.
+    /// The guest reads a register as a whole.
     pub fn read(&self, bus: Bus, address: u64) -> Option<u8> {
         match (bus, u16::try_from(address).ok()?) {
             (Bus::Pio, port::STATUS) => Some(self.status),
@@ -176,7 +177,7 @@ impl Device {
         }
     }
 
-    /// What the device did until the guest reset it, if it did.
+    /// What the device did until the guest reset it; `None` if the guest did not.
     pub fn served(self) -> Option<Served> {
         self.served
     }
@@ -254,7 +255,7 @@ impl Device {
             served.add(&thread.join().expect("a device thread panicked"));
         }
         for queue in 0..QUEUES {
-            // The read once more.
+            // This takes what is left after the device threads have ended.
             served.seen += doorbells.rest(queue);
             if let Some(rung) = doorbells.rung(queue) {
                 *served.rung.get_or_insert_default() += rung;
@@ -271,7 +272,7 @@ impl Device {
 }
 
 impl Shared {
-    /// What a queue's irqfd tells of the interrupts until now. The device thread has ended.
+    /// What a queue's irqfd reports of the interrupts until now. The device thread has ended.
     fn told(&self, queue: usize) -> Option<Told> {
         let spurious = self.memory.get(cell::spurious(queue));
         self.interrupts[queue].told(self.memory.get(cell::interrupts(queue)) + spurious)
@@ -336,7 +337,7 @@ impl Shared {
         }
     }
 
-    /// Takes down how long the guest has waited for the last batch of a queue, if there was one.
+    /// Records how long the guest has waited for the last batch of a queue, if there was one.
     fn time_round_trip(&self, queue: usize, served: &mut Served) {
         match self.memory.get(cell::round_trip(queue)) {
             0 => {}

@@ -51,10 +51,9 @@ pub type Kicks = [u64; QUEUES];
 
 /// The doorbells of one machine.
 ///
-/// Where nothing else is said, the kicks are what is in the counters, and each queue has a device thread that sleeps
-/// there.
+/// By default, the kicks are in the counters, and each queue has a device thread that sleeps in its counter.
 pub trait Doorbells: fmt::Debug + Send + Sync {
-    /// What a queue's doorbells add to.
+    /// The counter to which a queue's doorbells add.
     fn counter(&self, queue: usize) -> &dyn Counter;
 
     /// How many device threads there are to be.
@@ -62,7 +61,7 @@ pub trait Doorbells: fmt::Debug + Send + Sync {
         QUEUES
     }
 
-    /// What a device thread calls again and again: waits for kicks and takes them.
+    /// The function that a device thread calls again and again: it waits for kicks and takes them.
     fn waiter(&self, thread: usize) -> Box<dyn FnMut() -> Kicks + '_> {
         Box::new(move || {
             let mut kicks = [0; QUEUES];
@@ -71,7 +70,7 @@ pub trait Doorbells: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Ends the device threads' waits, with or without kicks. Returns how many there will be that are none.
+    /// Ends the device threads' waits, with or without kicks. Returns how many kicks there will be that no guest made.
     fn stop(&self) -> u64 {
         (0..QUEUES).for_each(|queue| self.counter(queue).signal());
         QUEUES as u64
@@ -91,10 +90,10 @@ pub trait Doorbells: fmt::Debug + Send + Sync {
     /// From now on, guest writes that match one of these keys kick the queue beside it.
     fn assign(&self, doorbells: &[(Key, usize)]) -> anyhow::Result<()>;
 
-    /// From now on they do not. What came before is in the counters.
+    /// From now on they do not. Earlier kicks are in the counters.
     fn deassign(&self, doorbells: &[(Key, usize)]) -> anyhow::Result<()>;
 
-    /// A guest's write that has reached the vCPU thread. Whether it was a kick.
+    /// A guest's write that has reached the vCPU thread. Returns whether it was a kick.
     fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool;
 }
 

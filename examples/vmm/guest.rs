@@ -34,16 +34,16 @@ const STACK: i32 = 0x8000;
 /// How often a queue has been waited for; one 64-bit cell each.
 const AWAITED: u64 = 0x8000;
 
-/// For how many ticks a driver that looks does so before it halts: some 50 µs.
+/// For how many ticks a driver that looks goes on looking before it halts: some 50 µs.
 const PATIENCE: u32 = 150_000;
-/// How often it looks between two looks at the clock, which may cost an exit.
+/// How often the driver looks between two readings of the clock, which may cost an exit.
 const LOOKS: u32 = 16;
 
 /// The first PIC's ports, and the vector it is told to give to line 0.
 const PIC_COMMAND: i32 = 0x20;
 const PIC_DATA: i32 = 0x21;
 const VECTORS: u8 = 0x20;
-/// Its edge/level control register: a bit for each level-triggered line.
+/// The first PIC's edge/level control register: a bit for each level-triggered line.
 const ELCR: u16 = 0x4d0;
 
 /// Writes the program to guest memory.
@@ -55,7 +55,7 @@ pub fn load(memory: &Memory, plan: &Plan) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// Counts a queue's interrupt. If it is level-triggered, first sees whether the queue has a reason, and takes it away.
+/// Counts a queue's interrupt. If it is level-triggered, first checks whether the queue has a reason, and clears it.
 fn handler(queue: usize, plan: &Plan) -> Result<Vec<u8>, IcedError> {
     const END_OF_INTERRUPT: i32 = 0x20;
     let mut a = CodeAssembler::new(16)?;
@@ -131,7 +131,7 @@ fn program(plan: &Plan) -> Result<Vec<u8>, IcedError> {
         }
     }
     if plan.setup.is_polled() {
-        // An interrupt that the last look made needless may be pending.
+        // An interrupt may be pending that the last look has made unnecessary.
         a.sti()?;
         a.nop()?;
     }
@@ -159,7 +159,7 @@ fn set_up_cpu(a: &mut CodeAssembler) -> Result<(), IcedError> {
     Ok(())
 }
 
-/// Our lines open, edge- or level-triggered, all others masked.
+/// Unmasks our lines, edge- or level-triggered, and masks all others.
 fn set_up_pic(a: &mut CodeAssembler, plan: &Plan) -> Result<(), IcedError> {
     let open = LINES.iter().fold(0, |bits, line| bits | 1 << line);
     if plan.setup.is_level() {
@@ -199,7 +199,8 @@ fn kick(a: &mut CodeAssembler, bus: Bus, queue: usize, plan: &Plan) -> Result<()
         return a.inc(dword_ptr(cell::sent(queue)));
     }
     let mut done = a.create_label();
-    // The count is what the device looks at. LOCK is the fence between that and the look at what the device asks for.
+    // The count is what the device looks at. LOCK is the fence between the count and the look at what the device asks
+    // for.
     a.lock().inc(dword_ptr(cell::sent(queue)))?;
     a.cmp(dword_ptr(cell::quiet(queue)), 0)?;
     a.jne(done)?;
@@ -208,7 +209,7 @@ fn kick(a: &mut CodeAssembler, bus: Bus, queue: usize, plan: &Plan) -> Result<()
     a.set_label(&mut done)
 }
 
-/// The write to a doorbell. The vCPU exits here, or where KVM has the doorbell it does not.
+/// The write to a doorbell. The vCPU exits here, unless KVM has the doorbell.
 fn ring(a: &mut CodeAssembler, bus: Bus, queue: usize) -> Result<(), IcedError> {
     let address = notify_address(bus, queue);
     match bus {
@@ -239,7 +240,8 @@ fn wait_for_interrupt(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedErr
     time_round_trip(a, queue)
 }
 
-/// Looks for a while whether the device is done with one more batch; then has itself interrupted, and halts until then.
+/// Looks for a while whether the device is done with one more batch; then asks for an interrupt, and halts until it
+/// comes.
 fn wait_for_completion(a: &mut CodeAssembler, queue: usize) -> Result<(), IcedError> {
     let (used, wanted, completed) = (
         cell::used(queue),

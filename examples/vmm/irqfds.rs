@@ -7,8 +7,9 @@
 //!             ──▶ Router: the line down ──▶ resample Event ──▶ is the status 1 again? Then the Event once more
 //! ```
 //!
-//! The device may raise just when the guest ends the interrupt before. Then `raise` and the resampling both signal.
-//! Mostly one is coalesced; if not, the guest takes an interrupt and finds the status 0: a spurious one, and no harm.
+//! The device may raise the line just when the guest ends the interrupt before. Then `raise` and the resampling both
+//! signal. Mostly one of the signals is coalesced. If not, the guest takes an interrupt and finds the status 0: a
+//! spurious interrupt, which does no harm.
 
 use crate::doorbells::Interrupt;
 use crate::map::{LINES, cell};
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// What became of a device's interrupts on their way, as its irqfds and its resample events tell.
+/// What became of a device's interrupts, as counted by its irqfds and its resample events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Told {
     /// The device's signals, counted by the device.
@@ -45,12 +46,12 @@ impl Told {
     }
 }
 
-/// A queue's.
+/// A queue's interrupt line.
 #[derive(Debug)]
 struct Routed {
     source: Arc<Source>,
     irqfd: Irqfd,
-    /// Of the resample event, if the line is level-triggered.
+    /// The observation of the resample event, if the line is level-triggered.
     resample: Option<Observation>,
 }
 
@@ -64,7 +65,7 @@ struct Source {
     acks: AtomicU64,
 }
 
-/// One for each queue, on lines of `router` that lead to the pins of the same number.
+/// The interrupts of all queues, on lines of `router` that lead to the pins of the same number.
 pub fn interrupts(
     router: &Router,
     setup: Setup,
@@ -86,7 +87,8 @@ pub fn interrupts(
     Ok(interrupts)
 }
 
-/// For a driver that looks whether the device is done, and is interrupted only while it does not.
+/// The interrupt line for a driver that looks whether the device is done, and is interrupted only while it does not
+/// look.
 #[derive(Debug)]
 struct IfWanted {
     routed: Routed,
@@ -96,7 +98,8 @@ struct IfWanted {
 
 impl Interrupt for IfWanted {
     fn raise(&self) -> anyhow::Result<()> {
-        // The driver asks for the interrupt, then looks at what is published here. So it sees that, or is seen to ask.
+        // The driver asks for the interrupt, then looks at what is published here. So the driver sees this, or the
+        // device sees that it asks.
         self.memory.publish(cell::used(self.queue));
         match self.memory.get(cell::wanted(self.queue)) {
             0 => Ok(()),
@@ -153,7 +156,8 @@ impl Source {
     /// The guest has ended an interrupt, and the line is down.
     fn acked(&self) {
         self.acks.fetch_add(1, Ordering::Relaxed);
-        // Acquire pairs with `raise`, whose signal may have been coalesced with the one that this is the end of.
+        // Acquire pairs with `raise`, whose signal may have been coalesced with the signal of the interrupt that ends
+        // here.
         if self.status.load(Ordering::Acquire) {
             self.signal();
         }
@@ -173,7 +177,7 @@ impl Interrupt for Routed {
     }
 
     fn told(&self, taken: u64) -> Option<Told> {
-        // The guest has ended what it took, but KVM's word of it comes by another thread.
+        // The guest has ended the interrupts that it took, but KVM reports this through another thread.
         while self.resample.is_some() && self.source.acks.load(Ordering::Relaxed) < taken {
             thread::sleep(Duration::from_micros(100));
         }

@@ -73,7 +73,7 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
     guest::load(&memory, plan)?;
     let (vm, vcpu) = new_vm(kvm, &memory)?;
     start_at(&vcpu, guest::ENTRY)?;
-    // Where that fails, as it does before Linux 5.16, the device's comparison of clocks will tell.
+    // If this fails, as it does before Linux 5.16, the device's comparison of clocks shows that.
     let _ = share_tsc(&vcpu);
     let clock = Clock::Tsc {
         khz: vcpu.get_tsc_khz().context("KVM_GET_TSC_KHZ")?,
@@ -112,7 +112,7 @@ pub fn machine(kvm: &Kvm, plan: &Plan, spin: Spin) -> anyhow::Result<Machine> {
     })
 }
 
-/// Real mode, segments at 0, from `entry` on.
+/// Lets the vCPU start in real mode, with segments at 0, at `entry`.
 fn start_at(vcpu: &VcpuFd, entry: u64) -> anyhow::Result<()> {
     let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
     sregs.cs.base = 0;
@@ -143,7 +143,7 @@ fn share_tsc(vcpu: &VcpuFd) -> io::Result<()> {
 
 struct KvmVcpu {
     vcpu: VcpuFd,
-    /// What the guest runs in.
+    /// The memory that the guest runs in.
     _memory: Memory,
 }
 

@@ -1,4 +1,4 @@
-//! A machine, from its parts to the end of its run: a vCPU thread at work, and somebody watching it.
+//! A machine, from its parts to the end of its run: a vCPU thread at work, and a thread that watches it.
 
 use crate::bus::Buses;
 use crate::clock::Clock;
@@ -13,7 +13,7 @@ use anyhow::Context;
 use std::sync::Arc;
 use std::thread;
 
-/// What a set-up is made of.
+/// The parts of a set-up.
 pub struct Machine {
     pub vcpu: Box<dyn Vcpu>,
     pub memory: Memory,
@@ -22,7 +22,7 @@ pub struct Machine {
     pub interrupts: [Box<dyn Interrupt>; QUEUES],
 }
 
-/// One that KVM runs, or a thread that does what the guest would.
+/// A vCPU that KVM runs, or a thread that does what the guest would do.
 pub trait Vcpu: Send {
     /// Runs the guest to its end.
     fn run(&mut self, buses: &mut Buses) -> anyhow::Result<()>;

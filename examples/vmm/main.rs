@@ -10,8 +10,8 @@
 //! ```
 //!
 //! `doorbell` and `listener` are one address space, without KVM's listener and with it; `kernel` does what the listener
-//! does by hand. The set-up `eventfd` is the first with a list and an eventfd in the place of the table and the event:
-//! what there is to do without doorbell where KVM cannot take the doorbell. `level` is `doorbell` with level-triggered
+//! does by hand. The set-up `eventfd` is the first one with a list and an eventfd in place of the table and the event:
+//! what a VMM does without doorbell when KVM cannot take a doorbell. `level` is `doorbell` with level-triggered
 //! interrupts, which the guest ends and the device resamples. `polled` is `listener` with a driver and a device that
 //! look into guest memory before they sleep, and kick and interrupt each other only while the other does not look:
 //!
@@ -74,7 +74,7 @@ fn main() {
     }
 }
 
-/// Ends the program, from whatever thread.
+/// Ends the program, from any thread.
 fn fail(error: &anyhow::Error) -> ! {
     eprintln!("vmm: {error:#}");
     std::process::exit(1)

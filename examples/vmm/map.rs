@@ -1,8 +1,8 @@
-//! What the guest finds where. The guest program, the device and the VMM share this map.
+//! The addresses that the guest uses. The guest program, the device and the VMM share this map.
 
 use doorbell::ioeventfd::{Bus, Key};
 
-/// Each has two doorbells, one on each bus, and a device thread of its own.
+/// Each queue has two doorbells, one on each bus, and a device thread of its own.
 pub const QUEUES: usize = 2;
 
 /// The interrupt line of each queue, on the first PIC. The GSI of the same number leads there.
@@ -28,7 +28,7 @@ pub struct Bar {
     pub size: u64,
 }
 
-/// Where the firmware has put it.
+/// The range that the firmware has assigned.
 pub fn bar(bus: Bus) -> Bar {
     match bus {
         Bus::Pio => Bar {
@@ -74,8 +74,8 @@ pub fn notify_address(bus: Bus, queue: usize) -> u64 {
     }
 }
 
-/// What to register for the kicks, and which queue they kick. All queues share a port, so there the value tells them
-/// apart; in memory each has an address of its own, and any width of write will do.
+/// The keys to register for the kicks, and the queues that they kick. All queues share a port, where the value
+/// distinguishes them; in memory each queue has an address of its own, and a write may have any width.
 pub fn doorbells() -> Vec<(Key, usize)> {
     let mut doorbells = Vec::new();
     for queue in 0..QUEUES {
@@ -107,12 +107,13 @@ pub mod cell {
         0x9200 + 8 * queue as u64
     }
 
-    /// Those for which the queue had no reason (any more), counted by the guest beside the others.
+    /// Interrupts for which the queue had no reason (any more), counted by the guest separately.
     pub fn spurious(queue: usize) -> u64 {
         0x9300 + 8 * queue as u64
     }
 
-    /// Those of them for which it wrote to a doorbell, if the driver asks the device whether to, counted by the guest.
+    /// Kicks for which the guest wrote to a doorbell, counted by the guest if its driver asks the device whether to
+    /// ring.
     pub fn rung(queue: usize) -> u64 {
         0x9400 + 8 * queue as u64
     }
@@ -122,7 +123,7 @@ pub mod cell {
         0x9500 + 8 * queue as u64
     }
 
-    /// Batches that the device has done with, for a driver that looks, counted by the device.
+    /// Batches that the device has completed, counted by the device for a driver that looks.
     pub fn used(queue: usize) -> u64 {
         0x9580 + 8 * queue as u64
     }
@@ -132,7 +133,7 @@ pub mod cell {
         0x9700 + 8 * queue as u64
     }
 
-    /// Batches that a queue's driver knows to be done with, counted by the guest.
+    /// Batches that a queue's driver knows to be completed, counted by the guest.
     pub fn completed(queue: usize) -> u64 {
         0x9780 + 8 * queue as u64
     }

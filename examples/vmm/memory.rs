@@ -12,10 +12,10 @@ const CELL: usize = 8;
 #[repr(C, align(4096))]
 struct Page([AtomicU64; PAGE / CELL]);
 
-/// Clones are the same memory.
+/// Clones share the same memory.
 ///
-/// Most accesses are relaxed. What orders them lies between the guest's access and the device's: a kick that the
-/// device thread has read, an interrupt that the guest has taken, the end of the vCPU thread.
+/// Most accesses are relaxed. They are ordered by what comes between the guest's access and the device's: a kick that
+/// the device thread has read, an interrupt that the guest has taken, the end of the vCPU thread.
 #[derive(Clone)]
 pub struct Memory(Arc<[Page]>);
 
@@ -33,13 +33,13 @@ impl Memory {
         self.cell(address).store(value, Ordering::Relaxed);
     }
 
-    /// A number that the other side counts up after it has written what belongs to it.
+    /// A number that the other side counts up after it has written the data that belongs to the number.
     pub fn get_published(&self, address: u64) -> u64 {
         // Acquire pairs with `publish`, or with the guest's locked instruction.
         self.cell(address).load(Ordering::Acquire)
     }
 
-    /// Counts such a number up by one. What the caller looks at next, it looks at after that.
+    /// Counts such a number up by one. Later loads of the caller come after that.
     pub fn publish(&self, address: u64) {
         // Release pairs with `get_published`, SeqCst with the fence between the other side's write and its look.
         self.cell(address).fetch_add(1, Ordering::Release);
@@ -58,7 +58,7 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// What only KVM needs.
+/// The methods that only KVM needs.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 impl Memory {
     /// Copies a program to an address that is a multiple of 8.
@@ -70,7 +70,7 @@ impl Memory {
         }
     }
 
-    /// Where the pages are in the VMM's own address space.
+    /// The address of the pages in the VMM's own address space.
     pub fn host_address(&self) -> u64 {
         self.0.as_ptr() as u64
     }

@@ -1,4 +1,4 @@
-//! In the place of `kvm` where there can be no KVM, or none that the guest could run on.
+//! Replaces `kvm` on platforms without KVM, or whose KVM cannot run the guest.
 
 use crate::machine::Machine;
 use crate::options::Setup;

@@ -1,4 +1,4 @@
-//! Which CPUs the threads of a machine are kept on, if they are.
+//! The CPUs that the threads of a machine are kept on, if any.
 
 use std::sync::Arc;
 

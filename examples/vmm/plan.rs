@@ -15,19 +15,19 @@ pub struct Plan {
     pub batches: u32,
 }
 
-/// What came of a run, or of several.
+/// The outcome of a run, or of several.
 pub struct Outcome {
     /// Kicks, counted by the guest.
     pub sent: u64,
-    /// Those of them for which the guest wrote to a doorbell.
+    /// Kicks for which the guest wrote to a doorbell.
     pub rung: u64,
-    /// Those of them that reached the VMM's vCPU thread.
+    /// Kicks that reached the VMM's vCPU thread.
     pub exited: u64,
-    /// Batches that the driver knows to be done with, counted by the guest.
+    /// Batches that the driver knows to be completed, counted by the guest.
     pub completed: u64,
     /// Interrupts, counted by the guest.
     pub interrupts: u64,
-    /// Interrupts without a reason, counted by the guest beside the others.
+    /// Interrupts without a reason, counted by the guest separately.
     pub spurious: u64,
     /// What the device saw.
     pub served: Served,
@@ -63,7 +63,7 @@ impl Outcome {
     /// Puts together what the guest, the vCPU thread and the device have counted.
     pub fn new(plan: &Plan, memory: &Memory, exited: u64, served: Served) -> Self {
         let sum = |cell: fn(usize) -> u64| (0..QUEUES).map(|queue| memory.get(cell(queue))).sum();
-        // Elsewhere every kick rings, and every batch is done with an interrupt.
+        // In the other set-ups every kick rings, and every batch ends with an interrupt.
         let (rung, completed) = match plan.setup.is_polled() {
             true => (sum(cell::rung), sum(cell::completed)),
             false => (sum(cell::sent), sum(cell::interrupts)),
@@ -106,11 +106,12 @@ impl Outcome {
         );
         if let Some(told) = &self.served.told {
             let in_order = if plan.setup.is_level() {
-                // A line may be up at the end for an interrupt that would be spurious.
+                // At the end a line may be up for an interrupt that would be spurious.
                 let ends = interrupts + self.spurious;
                 told.acks == ends && (ends..=ends + QUEUES as u64).contains(&told.injections)
             } else if plan.setup.is_polled() {
-                // One that the last look made needless may be pending when the next comes: the PIC has one bit.
+                // An interrupt that the last look has made unnecessary may be pending when the next one comes: the PIC
+                // has one bit for both.
                 told.acks == 0 && (interrupts..=batches).contains(&told.injections)
             } else {
                 told.acks == 0 && told.injections == interrupts && told.coalesced == 0

@@ -1,4 +1,4 @@
-//! Shows how far a run is, and ends the program when it gets no further.
+//! Shows how far a run is, and ends the program when the run gets stuck.
 
 use crate::device::Shared;
 use crate::map::{QUEUES, cell};
@@ -9,11 +9,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub struct Progress {
-    /// Give up after so long without a kick.
+    /// Give up after this time without a kick.
     patience: Duration,
     terminal: bool,
     shown: Instant,
-    /// Runs finished, and all there will be.
+    /// The number of finished runs, and of all runs.
     finished: usize,
     runs: usize,
 }
@@ -34,8 +34,8 @@ impl Progress {
 
     /// Returns when the vCPU thread has ended.
     ///
-    /// If no kick was seen for too long, says how everything stands and ends the program with 1: threads that are stuck
-    /// cannot be joined.
+    /// If no kick was seen for too long, prints the state of everything and ends the program with 1: threads that are
+    /// stuck cannot be joined.
     pub fn watch<T>(&mut self, plan: &Plan, shared: &Shared, vcpu: &JoinHandle<T>) {
         let mut last_seen = 0;
         let mut last_move = Instant::now();
@@ -86,7 +86,7 @@ impl Progress {
     }
 }
 
-/// How everything stands.
+/// The state of everything, as text.
 fn stuck(plan: &Plan, shared: &Shared, patience: Duration) -> String {
     let mut text = format!("no kick seen for {} s in {plan:?}", patience.as_secs());
     for queue in 0..QUEUES {

@@ -10,7 +10,7 @@ use std::fmt;
 
 pub struct Row {
     pub plan: Plan,
-    /// Of all runs of the plan.
+    /// The outcome of all runs of the plan.
     pub outcome: Outcome,
 }
 
@@ -23,9 +23,9 @@ impl Row {
     }
 }
 
-/// What is not known.
+/// Stands for a value that is not known.
 const UNKNOWN: &str = "n/a";
-/// What there is not: the counters of an irqfd that is not doorbell's.
+/// Stands for a value that does not exist: the counters of an irqfd that is not doorbell's.
 const NONE: &str = "-";
 
 const COLUMNS: usize = 19;
@@ -157,7 +157,7 @@ fn format_row(
     format!("{kicks} {irqfd} {taken} {times} {syscalls:>10}")
 }
 
-/// What the set-ups are, and why something is not known.
+/// Explains the set-ups, and why a value is not known.
 pub fn notes(setups: &[Setup], rows: &[Row]) -> Vec<String> {
     let mut notes: Vec<String> = setups
         .iter()

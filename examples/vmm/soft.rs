@@ -1,7 +1,7 @@
 //! The software vCPU: a thread that makes the guest's writes itself, for machines without KVM.
 //!
-//! It goes through the same buses to the same device. A write to a doorbell therefore costs what it costs a VMM after a
-//! vCPU exit, without the exit.
+//! It goes through the same buses to the same device. A write to a doorbell therefore costs as much as in a VMM after a
+//! vCPU exit, without the exit itself.
 
 use crate::bus::Buses;
 use crate::clock::Clock;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-/// How long a driver that looks does so before it waits for the interrupt.
+/// How long a driver that looks goes on looking before it waits for the interrupt.
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// The set-ups that need no KVM.
@@ -31,7 +31,7 @@ pub const SETUPS: &[Setup] = if cfg!(target_os = "linux") {
     &[Setup::Doorbell, Setup::Level, Setup::Polled]
 };
 
-/// What a vCPU's interrupts end in: counters of the same kind as the doorbells of the set-up.
+/// The interrupt lines of a vCPU: counters of the same kind as the doorbells of the set-up.
 type Lines = [Arc<dyn Counter>; QUEUES];
 
 /// The interrupt controller behind doorbell's irqfd.
@@ -40,7 +40,7 @@ struct Pic(Lines);
 impl InterruptSink for Pic {
     fn set_level(&self, _: u32, pin: u32, level: bool) {
         let queue = LINES.iter().position(|&line| u32::from(line) == pin);
-        // Going down, a line has been acked: the vCPU has taken its interrupt.
+        // A line that goes down has been acked: the vCPU has taken its interrupt.
         if let (Some(queue), true) = (queue, level) {
             self.0[queue].signal();
         }
@@ -56,7 +56,7 @@ struct SoftVcpu {
     memory: Memory,
     clock: Clock,
     lines: Lines,
-    /// To be told of ends of interrupts, if the set-up has one.
+    /// The router to tell of ends of interrupts, if the set-up has one.
     router: Option<Router>,
 }
 
@@ -200,7 +200,7 @@ impl SoftVcpu {
         }
     }
 
-    /// Looks for a while whether the device is done with one more batch; then has itself interrupted.
+    /// Looks for a while whether the device is done with one more batch; then asks for an interrupt.
     fn wait_for_completion(&self, queue: usize) {
         let awaited = self.memory.get(cell::completed(queue)) + 1;
         let is_done = || self.memory.get_published(cell::used(queue)) >= awaited;

@@ -1,4 +1,4 @@
-//! Counts a thread's system calls, by the kernel's own tracepoint: the thread counted does not notice.
+//! Counts a thread's system calls, by the kernel's own tracepoint, which does not affect the thread.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod tracepoint {
@@ -6,15 +6,15 @@ mod tracepoint {
     use perf_event::{Builder, Counter};
     use std::{fs, io};
 
-    /// Counts from its making on.
+    /// Counts from its creation on.
     pub struct Syscalls(Counter);
 
     impl Syscalls {
-        /// Counts those of the calling thread.
+        /// Counts the system calls of the calling thread.
         ///
         /// # Errors
         ///
-        /// tracefs is not mounted, or this process may not look.
+        /// tracefs is not mounted, or this process may not use it.
         pub fn start() -> io::Result<Self> {
             let counter = Builder::new(Tracepoint::with_id(tracepoint_id()?))
                 .observe_self()
@@ -26,9 +26,9 @@ mod tracepoint {
             Ok(Syscalls(counter))
         }
 
-        /// How many there were until now.
+        /// Returns how many calls there were until now.
         pub fn stop(mut self) -> io::Result<u64> {
-            // The call that reads the counter is in it.
+            // The count includes the call that reads the counter.
             Ok(self.0.read()? - 1)
         }
     }

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Explores all interleavings of `model`, or those with at most so many preemptions, and says how many there were.
+/// Explores all interleavings of `model`, or those with at most `preemptions` preemptions, and prints how many there
+/// were.
 pub fn check(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
     let preemptions = preemptions.and_then(|bound| match std::env::var("PREEMPTIONS").as_deref() {
         Err(_) => Some(bound),
@@ -51,10 +52,10 @@ pub fn check(name: &str, preemptions: Option<usize>, model: impl Fn() + Sync + S
     );
 }
 
-/// A timeout for timed waits, which end when [`futex::expire`] says so and not before.
+/// A timeout for timed waits, which end only when [`futex::expire`] says so.
 pub const SOME_TIME: Duration = Duration::from_secs(3600);
 
-/// An event that several threads of a model share; loom knows of the handles.
+/// An event that several threads of a model share; loom tracks the handles.
 pub fn event(initial: u64, mode: Mode) -> loom::sync::Arc<Event> {
     loom::sync::Arc::new(Event::with_mode(initial, mode).with_spin(Spin::Never))
 }
@@ -68,7 +69,7 @@ pub fn spawn<H: Clone + Deref + 'static, T: 'static>(
     thread::spawn(move || f(&handle))
 }
 
-/// A handle of an event behind loom's `Arc`, whose count of handles loom knows of.
+/// A handle of an event behind loom's `Arc`, whose count of handles loom tracks.
 pub fn handle(event: &loom::sync::Arc<Event>) -> EventHandle {
     EventHandle::of_field(&std::sync::Arc::new(event.clone()), |event| event)
 }
@@ -76,7 +77,7 @@ pub fn handle(event: &loom::sync::Arc<Event>) -> EventHandle {
 /// Data that is handed over by an event: loom reports an access that nothing orders.
 pub struct Cargo(UnsafeCell<u64>);
 
-// SAFETY: it is what the models are about that the event orders the accesses; loom checks each.
+// SAFETY: that the event orders the accesses is what the models test; loom checks each access.
 unsafe impl Sync for Cargo {}
 // SAFETY: a number may be sent.
 unsafe impl Send for Cargo {}
@@ -88,13 +89,13 @@ impl Default for Cargo {
 }
 
 impl Cargo {
-    /// Writes it.
+    /// Writes the number.
     pub fn put(&self, value: u64) {
         // SAFETY: checked by loom.
         self.0.with_mut(|cell| unsafe { *cell = value });
     }
 
-    /// Reads it.
+    /// Reads the number.
     pub fn get(&self) -> u64 {
         // SAFETY: checked by loom.
         self.0.with(|cell| unsafe { *cell })

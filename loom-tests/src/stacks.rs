@@ -1,9 +1,9 @@
 //! The stacks of loom's threads, kept for the next interleaving.
 //!
-//! loom maps a stack for each thread of each interleaving, protects its last page and unmaps it again: more than half
-//! of the time of a model went there. So `mmap` and `munmap` are defined here, which come before those of the C
-//! library, and keep what is mapped as a stack. Its last page stays protected. (The C library maps the stacks of the
-//! tests' own threads without these.)
+//! loom maps a stack for each thread of each interleaving, protects the stack's last page and unmaps the stack again. A
+//! model spent more than half of its time there. So `mmap` and `munmap` are defined here, which take precedence over
+//! those of the C library, and keep what is mapped as a stack. The last page of a stack stays protected. (The C library
+//! maps the stacks of the tests' own threads without these.)
 
 use libc::{MAP_STACK, SYS_mmap, SYS_munmap, c_int, c_void, off_t, size_t};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ fn stacks() -> MutexGuard<'static, Vec<Stack>> {
 
 /// # Safety
 ///
-/// That of `mmap(2)`.
+/// As `mmap(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mmap(
     at: *mut c_void,
@@ -52,7 +52,7 @@ unsafe extern "C" fn mmap(
 
 /// # Safety
 ///
-/// That of `munmap(2)`.
+/// As `munmap(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(at: *mut c_void, size: size_t) -> c_int {
     let is_it = |stack: &&mut Stack| stack.at == at as usize && stack.size == size;

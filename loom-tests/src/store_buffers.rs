@@ -1,10 +1,10 @@
-//! A memory with store buffers, and threads that are lists of steps: all that they can do is explored.
+//! A memory with store buffers, and threads that are lists of steps. All that the threads can do is explored.
 //!
-//! loom has no `membarrier`, and a fence in its place would prove nothing. This is the memory of x86 (total store
-//! order): a store waits in its thread's buffer, first in, first out, until it reaches the memory at any later time; a
-//! load takes the youngest store of its own buffer, or what the memory has; a locked instruction and a fence wait until
-//! the buffer is empty. Loads are not reordered. So what passes here may still be wrong on a processor that reorders
-//! more, and what fails here is wrong on all.
+//! loom has no `membarrier`, and a fence in place of `membarrier` would prove nothing. This is the memory of x86 (total
+//! store order): a store waits in its thread's buffer, first in, first out, until it reaches the memory at any later
+//! time; a load takes the youngest store of its own buffer, or what the memory has; a locked instruction and a fence
+//! wait until the buffer is empty. Loads are not reordered. So what passes here may still be wrong on a processor that
+//! reorders more, and what fails here is wrong on all.
 //!
 //! A [heavy barrier](Step::HeavyBarrier) is `membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)`. It interrupts one thread
 //! after the other, each at some moment between its beginning and its end, and the buffer of an interrupted thread is
@@ -36,7 +36,8 @@ pub enum Step {
     Load(Word, Register),
     /// A plain store (`mov`) of what is computed from the registers.
     Store(Word, fn(&Registers) -> u64),
-    /// A locked instruction. The register takes what was there, then the word what is computed from the registers.
+    /// A locked instruction. The register takes the old value of the word, then the word takes what is computed from
+    /// the registers.
     Update(Word, Register, fn(&Registers) -> u64),
     /// `mfence`.
     Fence,
@@ -46,23 +47,23 @@ pub enum Step {
     Await(Word, Register, fn(&Registers) -> bool),
     /// Computes a register.
     Set(Register, fn(&Registers) -> u64),
-    /// Goes on so many steps further, if the condition holds.
+    /// Skips this many steps if the condition holds.
     SkipIf(usize, fn(&Registers) -> bool),
-    /// Goes so many steps back.
+    /// Goes this many steps back.
     Back(usize),
-    /// Must hold. The text says what is wrong else.
+    /// A condition that must hold. The text says what is wrong if it does not.
     Check(&'static str, fn(&Registers) -> bool),
 }
 
-/// Threads and what they begin with.
+/// Threads, and the memory with which they begin.
 #[derive(Clone)]
 pub struct Protocol {
     /// The words at the beginning.
     pub memory: Vec<u64>,
     /// The steps of each thread.
     pub threads: Vec<Vec<Step>>,
-    /// What must hold when all threads have ended and all buffers are empty, of the memory and of the registers of each
-    /// thread.
+    /// What must hold of the memory and of the registers of each thread when all threads have ended and all buffers are
+    /// empty.
     pub at_end: fn(&[u64], &[Registers]) -> bool,
 }
 
@@ -75,14 +76,14 @@ pub enum Action {
     Drain(usize),
     /// A heavy barrier of one thread interrupts another.
     Interrupt {
-        /// Who calls it.
+        /// The thread that executes the barrier.
         by: usize,
-        /// Who is interrupted.
+        /// The thread that is interrupted.
         thread: usize,
     },
 }
 
-/// Where everything is.
+/// The state of the memory and of all threads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     memory: Vec<u64>,
@@ -95,12 +96,13 @@ struct Thread {
     next: usize,
     registers: Registers,
     buffer: VecDeque<(Word, u64)>,
-    /// Whom its heavy barrier has yet to interrupt, a bit for each; `None` when there is none under way.
+    /// The threads that this thread's heavy barrier has yet to interrupt, a bit for each; `None` if no barrier is under
+    /// way.
     barrier: Option<u32>,
 }
 
 impl Thread {
-    /// What its own loads see of a word.
+    /// The value of a word that this thread's own loads see.
     fn sees(&self, memory: &[u64], word: Word) -> u64 {
         let own = self.buffer.iter().rev().find(|(of, _)| *of == word);
         own.map_or(memory[word], |&(_, value)| value)
@@ -116,7 +118,7 @@ impl Protocol {
         };
         match *step {
             Step::Update(..) | Step::Fence => thread.buffer.is_empty(),
-            // It begins and ends with a full barrier of its own.
+            // A heavy barrier begins and ends with a full barrier of its own thread.
             Step::HeavyBarrier => {
                 thread.buffer.is_empty() && thread.barrier.is_none_or(|left| left == 0)
             }
@@ -157,7 +159,7 @@ impl Protocol {
         self.compute(state, number);
     }
 
-    /// What comes before a thread's next access.
+    /// Executes the steps before a thread's next access.
     fn compute(&self, state: &mut State, number: usize) {
         let thread = &mut state.threads[number];
         let registers = &mut thread.registers;
@@ -196,7 +198,8 @@ impl Protocol {
         !self.is_at_end(state) || (self.at_end)(&state.memory, &registers)
     }
 
-    /// Lets one thread after the other run to its end, and its stores reach the memory. Returns the registers of each.
+    /// Lets one thread after the other run to its end, and its stores reach the memory. Returns the registers of each
+    /// thread.
     ///
     /// # Panics
     ///
@@ -219,7 +222,7 @@ impl Protocol {
         threads.map(|thread| thread.registers).collect()
     }
 
-    /// Explores everything. How many states there are, or how one comes to what is wrong.
+    /// Explores everything. Returns how many states there are, or the actions that lead to what is wrong.
     pub fn explore(&self) -> Result<usize, Wrong> {
         let checker = self.clone().checker().spawn_bfs().join();
         match checker.discoveries().into_iter().next() {
@@ -235,7 +238,7 @@ impl Protocol {
         }
     }
 
-    /// Explores everything, and says how much there was.
+    /// Explores everything, and prints how many states there were.
     ///
     /// # Panics
     ///
@@ -252,12 +255,12 @@ impl Protocol {
     }
 }
 
-/// What can go wrong, and how. No other way is shorter.
+/// What can go wrong, and by which actions. No shorter list of actions leads there.
 #[derive(Debug)]
 pub struct Wrong {
     /// A text of a [`Step::Check`], or [`DEADLOCK`] or [`END`].
     pub what: &'static str,
-    /// What happens one after the other.
+    /// The actions, one after the other.
     pub actions: Vec<Action>,
 }
 
@@ -273,12 +276,12 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// That the texts of `steps` stand in a function of a source file, in this order. `function` is what tells its head
-/// from others.
+/// Asserts that the texts of `steps` are in a function of a source file, in this order. `function` is a text that only
+/// the head of this function has.
 ///
 /// # Panics
 ///
-/// One is not there.
+/// One of the texts is not there.
 pub fn assert_has_steps(file: &str, function: &str, steps: &[&str]) {
     let (_, rest) = file.split_once(function).expect(function);
     let mut rest = rest.split("\n    }\n").next().unwrap_or(rest);

@@ -1,4 +1,4 @@
-//! Futures on an event: no task is forgotten in line, whoever else is woken, dropped or quicker.
+//! Futures on an event: no task in line is forgotten, whichever other tasks are woken, dropped or quicker.
 //!
 //! `../breakages/async.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
 
@@ -33,7 +33,7 @@ fn poll_with<F: Future>(future: &mut Boxed<F>, waker: &Waker) -> Poll<F::Output>
     future.as_mut().poll(&mut Context::from_waker(waker))
 }
 
-/// A signal races a task that joins the line, and hands data over.
+/// A signal, which hands data over, races a task that joins the line.
 #[test]
 fn signal_and_task() {
     check("signal_and_task", None, || {
@@ -84,14 +84,14 @@ fn two_tasks_one_unit_each() {
     });
 }
 
-/// The second signal may find nobody armed; then the first task hands the wake-up on.
+/// The second signal may find no waiter armed; then the first task hands the wake-up on.
 #[test]
 fn two_tasks_two_signals() {
     check("two_tasks_two_signals", Some(2), || {
         let event = event(0, Mode::Counter);
         let tasks = [(); 2].map(|()| {
             spawn(&event, |event| {
-                // Who took what was meant for both rings for the other.
+                // A task that took both signals rings for the other task.
                 if reader(event) == 2 {
                     event.signal();
                 }
@@ -118,12 +118,12 @@ fn a_brief_mutex() {
     });
 }
 
-/// One of two in line is dropped while it is woken: the other gets the signal.
+/// One of two tasks in line is dropped while it is woken: the other one gets the signal.
 #[test]
 fn dropped_while_woken() {
     check("dropped_while_woken", Some(4), || {
         let event = event(0, Mode::Counter);
-        // First in line, before there are threads.
+        // It is first in line: it joins before there are threads.
         let mut dropped = Box::pin(event.read_async());
         assert_eq!(poll_once(&mut dropped), Poll::Pending);
         let task = spawn(&event, reader);
@@ -134,12 +134,12 @@ fn dropped_while_woken() {
     });
 }
 
-/// A task that takes nothing stands in line before one that reads: both get on.
+/// A task that takes nothing stands in line before a task that reads: both go on.
 #[test]
 fn a_wait_before_a_read() {
     check("a_wait_before_a_read", Some(3), || {
         let event = event(0, Mode::Counter);
-        // First in line, before there are threads.
+        // It is first in line: it joins before there are threads.
         let mut wait = Box::pin(event.wait_readable_async());
         assert_eq!(poll_once(&mut wait), Poll::Pending);
         let task = spawn(&event, reader);
@@ -152,7 +152,7 @@ fn a_wait_before_a_read() {
     });
 }
 
-/// One signal ends the waits of all tasks, if nobody reads.
+/// One signal ends the waits of all tasks if none of them reads.
 #[test]
 fn one_signal_ends_every_wait() {
     check("async::one_signal_ends_every_wait", Some(3), || {
@@ -174,7 +174,8 @@ fn one_signal_ends_every_wait() {
     });
 }
 
-/// A signal comes while one that took what there was hands on: the other in line gets it.
+/// A signal comes while a task that took the earlier count hands on its wake-up: the other task in line gets the
+/// signal.
 #[test]
 fn signal_while_handing_on() {
     check("signal_while_handing_on", Some(2), || {
@@ -186,7 +187,7 @@ fn signal_while_handing_on() {
         event.signal();
         match poll_once(&mut first) {
             Poll::Ready(1) => {}
-            // It took what was meant for both, or the task did.
+            // This read took both signals, or the task did.
             Poll::Ready(_) => event.signal(),
             Poll::Pending => drop(first),
         }
@@ -195,7 +196,7 @@ fn signal_while_handing_on() {
     });
 }
 
-/// One in line that was woken finds that it was overtaken, and goes on waiting.
+/// A task in line that was woken finds that another one has overtaken it, and goes on waiting.
 #[test]
 fn overtaken() {
     check("overtaken", Some(4), || {
@@ -255,7 +256,7 @@ fn a_task_beside_a_thread() {
     });
 }
 
-/// A read makes room for two tasks that want to write.
+/// A read makes room for two tasks that wait to write.
 #[test]
 fn two_writers() {
     check("two_writers", Some(2), || {
@@ -269,7 +270,8 @@ fn two_writers() {
     });
 }
 
-/// Two writers of different size: one that is woken too early stays in line, and does not keep the other there.
+/// Two writers of different size: a writer that is woken too early stays in line, and does not keep the other one
+/// there.
 #[test]
 fn two_writers_of_a_semaphore() {
     check("two_writers_of_a_semaphore", Some(2), || {
@@ -308,7 +310,7 @@ fn rings<const N: usize>(bells: &[(std::sync::Arc<Bell>, Waker); N]) -> [u32; N]
         .map(|(bell, _)| bell.0.load(Ordering::Relaxed))
 }
 
-/// One that was woken, was overtaken and has joined again is no longer counted as woken: the next unit wakes somebody.
+/// A task that was woken, was overtaken and has joined again no longer counts as woken: the next unit wakes a task.
 #[test]
 fn overtaken_and_in_line_again() {
     check("overtaken_and_in_line_again", None, || {
@@ -329,7 +331,7 @@ fn overtaken_and_in_line_again() {
     });
 }
 
-/// Two units one after the other, or at once, wake two tasks, though none has been polled.
+/// Two units, one after the other or at once, wake two tasks, though neither has been polled.
 #[test]
 fn a_wake_up_for_each_unit() {
     check("a_wake_up_for_each_unit", Some(3), || {
@@ -347,7 +349,8 @@ fn a_wake_up_for_each_unit() {
     });
 }
 
-/// The first in line is dropped while a signal takes it out, and the second is told, whoever is quicker.
+/// The first in line is dropped while a signal takes it out of the line. The second is woken, whether the drop or the
+/// signal is quicker.
 #[test]
 fn removed_while_taken_out() {
     for mode in [Mode::Counter, Mode::Semaphore] {
@@ -368,7 +371,7 @@ fn removed_while_taken_out() {
     }
 }
 
-/// The second in line is dropped while a signal takes the first out; nobody is called for nothing.
+/// The second in line is dropped while a signal takes the first out; no task is woken for nothing.
 #[test]
 fn a_neighbour_is_removed() {
     check("a_neighbour_is_removed", None, || {
@@ -384,7 +387,7 @@ fn a_neighbour_is_removed() {
         signaller.join().unwrap();
         let [a, b, c] = rings(&bells);
         assert_eq!(a, 1);
-        // It hands on what it was not woken for, if it sees that: the one behind it is not told.
+        // The second task hands on what it was not woken for, if it sees it: the task behind it is not woken.
         assert_eq!((b, c), (0, 0));
         drop(first);
         assert_eq!(rings(&bells), [1, 0, 1]);
@@ -392,8 +395,8 @@ fn a_neighbour_is_removed() {
     });
 }
 
-/// A future gets another waker while a signal takes out the first: one of them is called, and it is the right one if
-/// the future waits on.
+/// A future gets another waker while a signal takes out the first waker: one of the two is called, and it is the new
+/// one if the future goes on waiting.
 #[test]
 fn another_waker_while_taken_out() {
     check("another_waker_while_taken_out", None, || {
@@ -412,7 +415,7 @@ fn another_waker_while_taken_out() {
     });
 }
 
-/// A future that waits again, having found nothing, while a signal looks at the line.
+/// A future has found nothing, and waits again while a signal looks at the line.
 #[test]
 fn in_line_again_while_looked_at() {
     check("in_line_again_while_looked_at", None, || {
@@ -434,7 +437,8 @@ fn in_line_again_while_looked_at() {
     });
 }
 
-/// Two leave without having taken anything, whoever of them was woken; what they were woken for reaches the third.
+/// Two tasks leave without having taken anything, whichever of them was woken. What they were woken for reaches the
+/// third.
 #[test]
 fn handed_on_twice() {
     check("handed_on_twice", Some(2), || {
@@ -453,7 +457,7 @@ fn handed_on_twice() {
     });
 }
 
-/// A task and an observer, that asks to be called once or each time, at one event: a signal reaches both.
+/// A task and an observer, which is called once or each time, at one event: a signal reaches both.
 #[test]
 fn a_task_beside_an_observer() {
     for each_time in [true, false] {
@@ -502,11 +506,11 @@ fn a_task_beside_a_poller() {
     });
 }
 
-/// Joins the line, and does not look.
+/// Joins the line, and does not look at the count.
 fn in_line(event: &Event) -> Boxed<impl Future<Output = u64>> {
     let mut task = Box::pin(event.read_async());
     if poll_once(&mut task).is_ready() {
-        // As if it had not been there.
+        // The signal is put back, as if this future had not been there.
         event.signal();
     }
     task

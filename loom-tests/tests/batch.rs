@@ -1,4 +1,4 @@
-//! Batches against those who wait for their events.
+//! Batches against threads that wait for their events.
 
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::poll::{Events, Poller, Watch, wait_any};
@@ -31,7 +31,7 @@ fn commit_and_sleepers() {
     });
 }
 
-/// A write of 0 in a batch releases no reader, and leaves it to the next signal to do so.
+/// A write of 0 in a batch releases no reader: the next signal does.
 #[test]
 fn nothing_committed_and_a_reader() {
     check("nothing_committed_and_a_reader", None, || {
@@ -46,7 +46,7 @@ fn nothing_committed_and_a_reader() {
     });
 }
 
-/// Whoever waits for an event that leaves a batch gets what was pending, with no commit.
+/// A thread that waits for an event that leaves a batch gets what was pending, without a commit.
 #[test]
 fn removal_and_a_reader() {
     check("removal_and_a_reader", None, || {
@@ -77,7 +77,7 @@ fn merged_signals_are_one() {
     });
 }
 
-/// As many sleepers go on as there are units, those of writes too.
+/// As many sleepers go on as there are units, including units of writes.
 #[test]
 fn units_for_two_readers() {
     check("units_for_two_readers", Some(2), || {
@@ -124,7 +124,7 @@ fn two_batches() {
     });
 }
 
-/// Who armed an observer, and saw nothing afterwards, is called, with all counts changed.
+/// An observer that was armed, and saw nothing afterwards, is called after all counts have changed.
 #[test]
 fn commit_and_observer() {
     check("commit_and_observer", Some(3), || {
@@ -150,12 +150,12 @@ fn commit_and_observer() {
         committer.join().unwrap();
         assert!(
             seen || calls.load(Ordering::Relaxed) == 1,
-            "nobody is called"
+            "no observer is called"
         );
     });
 }
 
-/// Events in a poller, by edges, under their indices.
+/// A poller that watches the events for edges, with their indices as keys.
 fn poller(events: &[Arc<Event>]) -> Arc<Poller> {
     let poller = Arc::new(Poller::with_spin(Spin::Never));
     for (key, event) in events.iter().enumerate() {
@@ -164,7 +164,7 @@ fn poller(events: &[Arc<Event>]) -> Arc<Poller> {
     poller
 }
 
-/// Waits on a thread of the model until so many edges were reported.
+/// Waits on a thread of the model until this many edges were reported.
 fn wait_for(poller: &Arc<Poller>, edges: usize) -> thread::JoinHandle<()> {
     let poller = Arc::clone(poller);
     thread::spawn(move || {
@@ -185,7 +185,7 @@ fn signal_each(events: impl IntoIterator<Item = Arc<Event>>) -> Batch {
     batch
 }
 
-/// A thread that sleeps in a poller is woken when both events are in the queue, wherever it falls asleep.
+/// A thread that sleeps in a poller is woken when both events are in the queue, at whatever point it falls asleep.
 #[test]
 fn commit_and_poller() {
     check("commit_and_poller", Some(3), || {
@@ -198,7 +198,7 @@ fn commit_and_poller() {
     });
 }
 
-/// One that has had both and sleeps again is left alone.
+/// A thread that has taken both events and sleeps again is not woken.
 #[test]
 fn commit_and_poller_that_sleeps_on() {
     check("commit_and_poller_that_sleeps_on", Some(3), || {
@@ -213,7 +213,7 @@ fn commit_and_poller_that_sleeps_on() {
     });
 }
 
-/// A panic between two of a poller's events takes nothing away from it.
+/// A panic between two of a poller's events takes neither event away from the poller.
 #[test]
 fn commit_with_a_panic_and_poller() {
     check("commit_with_a_panic_and_poller", Some(2), || {
@@ -222,7 +222,7 @@ fn commit_with_a_panic_and_poller() {
         let observation = Observation::new(
             Arc::clone(&broken),
             Interest::Signals,
-            // Without a message to the terminal.
+            // This prints no message to the terminal.
             Arc::new(|_: Change| panic::resume_unwind(Box::new(()))),
         );
         let waiter = wait_for(&poller, 2);
@@ -234,7 +234,7 @@ fn commit_with_a_panic_and_poller() {
     });
 }
 
-/// What an observer rings in one call wakes a poller once, too.
+/// Signals that an observer makes in one call wake a poller once, too.
 #[test]
 fn nested_signals_and_poller() {
     check("nested_signals_and_poller", Some(2), || {
@@ -271,7 +271,7 @@ fn an_observer_waits_for_the_poller() {
             Arc::clone(&second),
             Interest::Signals,
             Arc::new(move |_: Change| {
-                // Held back until this returns or waits.
+                // The wake-up is held back until this call returns or waits.
                 first.signal();
                 answer.read();
             }),
@@ -282,8 +282,8 @@ fn an_observer_waits_for_the_poller() {
     });
 }
 
-/// An observer that waits, not in a call of this crate, for who sleeps at another event of the commit, in a read or a
-/// poller.
+/// An observer that waits, outside of calls of this crate, for a thread that sleeps at another event of the commit, in
+/// a read or a poller.
 #[test]
 fn an_observer_waits_for_all() {
     for in_poller in [false, true] {
@@ -329,7 +329,7 @@ fn commit_and_visitor() {
     });
 }
 
-/// So is one that stands in line at both.
+/// A thread that stands in line at both events is woken once, too.
 #[test]
 fn commit_and_visitor_in_line() {
     check("commit_and_visitor_in_line", Some(3), || {
@@ -349,7 +349,7 @@ fn visit(events: &[Arc<Event>; 2]) -> thread::JoinHandle<()> {
     thread::spawn(move || _ = wait_any(&events, None).expect("no timeout"))
 }
 
-/// A reader sleeps beside the visitor where that is woken for both events.
+/// A reader sleeps beside the visitor at the event at which the visitor is woken for both events.
 #[test]
 fn commit_and_visitor_beside_a_reader() {
     check("commit_and_visitor_beside_a_reader", Some(2), || {
@@ -362,7 +362,7 @@ fn commit_and_visitor_beside_a_reader() {
     });
 }
 
-/// What woke the visitor is gone, it sleeps on, and is woken by what comes next.
+/// The signal that woke the visitor has been taken; the visitor sleeps on, and the next signal wakes it.
 #[test]
 fn commit_and_visitor_that_sleeps_on() {
     check("commit_and_visitor_that_sleeps_on", Some(4), || {
@@ -406,8 +406,8 @@ fn commit_and_visitor_that_comes_back() {
     }
 }
 
-/// A visitor that was claimed at the first event before it slept comes back to the last one alone, and is claimed
-/// there: it is woken there, or the next signal would find nobody announced.
+/// A visitor that was claimed at the first event before it slept comes back to the last event alone, and is claimed
+/// there. It must be woken there: otherwise the next signal would find no announcement.
 #[test]
 fn commit_and_visitor_that_comes_back_to_the_last() {
     check(
@@ -430,7 +430,7 @@ fn commit_and_visitor_that_comes_back_to_the_last() {
     );
 }
 
-/// Two visitors are two, wherever else they sleep.
+/// Two visitors are told apart, whichever other events they sleep at.
 #[test]
 fn commit_and_two_visitors() {
     check("commit_and_two_visitors", Some(2), || {

@@ -10,7 +10,7 @@ use loom_tests::{Cargo, SOME_TIME, check, event, futex, spawn};
 /// The most that `write` can bring the count to.
 const FULL: u64 = u64::MAX - 1;
 
-/// A signal races a reader that goes to sleep, and hands data over.
+/// A signal, which hands data over, races a reader that goes to sleep.
 #[test]
 fn signal_and_reader() {
     check("signal_and_reader", None, || {
@@ -29,7 +29,7 @@ fn signal_and_reader() {
     });
 }
 
-/// A reader acquires from all the writers whose units it takes at once, not only from the last.
+/// A reader acquires from all the writers whose units it takes at once, and not only from the last one.
 #[test]
 fn two_writers_and_a_reader() {
     check("two_writers_and_a_reader", Some(3), || {
@@ -65,7 +65,7 @@ fn two_writers_and_a_reader() {
     });
 }
 
-/// One who slept costs later signals nothing, and a burst costs one wake-up a sleep.
+/// A reader that has slept costs later signals nothing, and a burst costs one wake-up for each sleep.
 #[test]
 fn a_wake_is_paid_once() {
     check("a_wake_is_paid_once", None, || {
@@ -77,7 +77,7 @@ fn a_wake_is_paid_once() {
         assert!(futex::wakes() <= 1);
         let before = futex::wakes();
         event.signal();
-        assert_eq!(futex::wakes(), before, "a wake-up for nobody");
+        assert_eq!(futex::wakes(), before, "a wake-up without a sleeper");
         assert_eq!(first + event.read(), 3);
     });
 }
@@ -114,7 +114,8 @@ fn semaphore_two_readers_one_write() {
     });
 }
 
-/// Two units one after the other: the second may find nobody announced, so the first reader hands the wake on.
+/// Two units one after the other: the second signal may find no reader announced, so the first reader hands the wake-up
+/// on.
 #[test]
 fn semaphore_two_readers_two_signals() {
     check("semaphore_two_readers_two_signals", Some(3), || {
@@ -129,7 +130,7 @@ fn semaphore_two_readers_two_signals() {
     });
 }
 
-/// Two units one after the other wake two readers who sleep, though the first has not run.
+/// Two units, one after the other, wake two sleeping readers, though the first reader has not run in between.
 #[test]
 fn semaphore_a_wake_up_for_each_unit() {
     check("semaphore_a_wake_up_for_each_unit", Some(3), || {
@@ -140,7 +141,7 @@ fn semaphore_a_wake_up_for_each_unit() {
         let asleep = futex::asleep();
         event.signal();
         event.signal();
-        assert!(asleep < 2 || futex::woken() == 2, "one sleeps on");
+        assert!(asleep < 2 || futex::woken() == 2, "one reader sleeps on");
         for reader in readers {
             assert_eq!(reader.join().unwrap(), 1);
         }
@@ -160,7 +161,7 @@ fn semaphore_no_more_wake_ups_than_readers() {
         (0..4).for_each(|_| event.signal());
         assert!(
             asleep < 2 || futex::wakes() - before <= 2,
-            "wake-ups for nobody"
+            "wake-ups without a sleeper"
         );
         for reader in readers {
             assert_eq!(reader.join().unwrap(), 1);
@@ -169,14 +170,15 @@ fn semaphore_no_more_wake_ups_than_readers() {
     });
 }
 
-/// A counter, too, is handed on: the second signal may come while nobody is announced and one still sleeps.
+/// Wake-ups of a counter are handed on, too: the second signal may come while no reader is announced and one still
+/// sleeps.
 #[test]
 fn counter_two_readers_two_signals() {
     check("counter_two_readers_two_signals", Some(3), || {
         let event = event(0, Mode::Counter);
         let readers = [(); 2].map(|()| {
             spawn(&event, |event| {
-                // Who took what was meant for both rings for the other.
+                // A reader that took both signals rings for the other reader.
                 if event.read() == 2 {
                     event.signal();
                 }
@@ -190,7 +192,7 @@ fn counter_two_readers_two_signals() {
     });
 }
 
-/// Of two writes at once, one loses the race for the count, and wakes all the same.
+/// Of two concurrent writes, one loses the race for the count, and wakes the reader all the same.
 #[test]
 fn two_writes_and_a_reader() {
     check("two_writes_and_a_reader", Some(3), || {
@@ -221,7 +223,7 @@ fn semaphore_thief() {
     });
 }
 
-/// A writer that found no room is released by the reader that makes it, and acquires from it.
+/// A writer that found no room is released by the reader that makes room, and acquires from that reader.
 #[test]
 fn overflow_released_by_reader() {
     check("overflow_released_by_reader", None, || {
@@ -241,7 +243,8 @@ fn overflow_released_by_reader() {
     });
 }
 
-/// As many units must go as the writer wants to add; each read wakes it, and all but the last are too early.
+/// As many units must be read as the writer wants to add. Each read wakes the writer, and all but the last read wake it
+/// too early.
 #[test]
 fn overflow_semaphore() {
     check("overflow_semaphore", None, || {
@@ -254,7 +257,7 @@ fn overflow_semaphore() {
     });
 }
 
-/// The same with two readers at once, of which one loses the race for the count, and wakes all the same.
+/// The same with two concurrent readers, of which one loses the race for the count, and wakes the writer all the same.
 #[test]
 fn overflow_semaphore_two_readers() {
     check("overflow_semaphore_two_readers", Some(3), || {
@@ -302,7 +305,7 @@ fn overflow_ping_pong() {
     });
 }
 
-/// A value is returned or still there.
+/// The value is returned, or it is still in the event.
 #[test]
 fn timeout_races_signal() {
     check("timeout_races_signal", None, || {
@@ -317,7 +320,7 @@ fn timeout_races_signal() {
     });
 }
 
-/// A reader that times out must not take the wake-up of one that goes on waiting with it.
+/// A reader that times out must not use up the wake-up of a reader that goes on waiting.
 #[test]
 fn timeout_passes_the_wake_on() {
     check("timeout_passes_the_wake_on", Some(2), || {
@@ -333,11 +336,11 @@ fn timeout_passes_the_wake_on() {
         clock.join().unwrap();
         let before = futex::wakes();
         event.signal();
-        assert_eq!(futex::wakes(), before, "a wake-up for nobody");
+        assert_eq!(futex::wakes(), before, "a wake-up without a sleeper");
     });
 }
 
-/// Time runs out for one of two before any signal: the other stays announced.
+/// One of two readers times out before any signal: the other one stays announced.
 #[test]
 fn timeout_leaves_the_other_announced() {
     check("timeout_leaves_the_other_announced", Some(3), || {
@@ -352,7 +355,7 @@ fn timeout_leaves_the_other_announced() {
     });
 }
 
-/// A write that times out has added nothing, one that does not has added all.
+/// A write that times out has added nothing; a write that does not has added everything.
 #[test]
 fn write_timeout_races_read() {
     check("write_timeout_races_read", Some(3), || {
@@ -366,7 +369,7 @@ fn write_timeout_races_read() {
     });
 }
 
-/// A blocked writer that gives up does not take the wake-up of one that does not.
+/// A blocked writer that gives up does not use up the wake-up of a writer that goes on waiting.
 #[test]
 fn write_timeout_beside_a_writer() {
     check("write_timeout_beside_a_writer", Some(2), || {
@@ -382,7 +385,7 @@ fn write_timeout_beside_a_writer() {
     });
 }
 
-/// Waits that end for no reason are waits that go on.
+/// A wait whose sleep ends spuriously goes on.
 #[test]
 fn spurious_wake_ups() {
     check("spurious_wake_ups", Some(3), || {
@@ -395,7 +398,7 @@ fn spurious_wake_ups() {
     });
 }
 
-/// Signals saturate, and what they saturate at is one reading.
+/// Signals saturate, and one read takes the value that they saturate at.
 #[test]
 fn signals_saturate() {
     check("signals_saturate", None, || {
@@ -409,7 +412,7 @@ fn signals_saturate() {
     });
 }
 
-/// A signal wakes one that takes nothing in place of a reader, and hands data over to both.
+/// A signal wakes a thread that takes nothing in place of a reader, and hands data over to both.
 #[test]
 fn a_wait_beside_a_reader() {
     check("a_wait_beside_a_reader", Some(3), || {
@@ -426,14 +429,14 @@ fn a_wait_beside_a_reader() {
         cargo.put(7);
         event.signal();
         assert_eq!(reader.join().unwrap(), 1);
-        // The other may have slept through it.
+        // The other thread may have slept through the signal.
         event.signal();
         waiter.join().unwrap();
         assert_eq!(event.try_read(), Some(1));
     });
 }
 
-/// The same with units, each of which is for a reader.
+/// The same with a semaphore, each unit of which is for one reader.
 #[test]
 fn semaphore_a_wait_beside_a_reader() {
     check("semaphore_a_wait_beside_a_reader", Some(3), || {
@@ -448,7 +451,7 @@ fn semaphore_a_wait_beside_a_reader() {
     });
 }
 
-/// One signal ends all waits, if nobody reads.
+/// One signal ends all waits if no thread reads.
 #[test]
 fn one_signal_ends_every_wait() {
     check("one_signal_ends_every_wait", Some(2), || {
@@ -462,7 +465,7 @@ fn one_signal_ends_every_wait() {
     });
 }
 
-/// Time runs out for one that takes nothing when it was woken in place of a reader.
+/// A thread that takes nothing times out when it was woken in place of a reader.
 #[test]
 fn a_wait_times_out_beside_a_reader() {
     check("a_wait_times_out_beside_a_reader", Some(2), || {
@@ -478,7 +481,7 @@ fn a_wait_times_out_beside_a_reader() {
     });
 }
 
-/// All units are taken at once, between those that a reader takes one by one, and a writer gets room.
+/// All units are taken at once while another reader takes units one by one, and a writer gets room.
 #[test]
 fn semaphore_read_as_a_whole() {
     check("semaphore_read_as_a_whole", Some(3), || {

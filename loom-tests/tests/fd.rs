@@ -30,7 +30,7 @@ fn assert_agrees(mirror: &Mirror) {
     assert_eq!(mirror.fd().is_readable(), mirror.event().count() != 0);
 }
 
-/// When a signal returns, the descriptor is readable: also if it was another signal that lights it.
+/// When a signal returns, the descriptor is readable, even if another signal lit the lamp.
 #[test]
 fn mirror_two_signals() {
     check("mirror_two_signals", Some(3), || {
@@ -62,8 +62,8 @@ fn mirror_there_and_back() {
     });
 }
 
-/// Whoever watches for edges sees one for a signal that came after the read that emptied the event, even if the reader
-/// finds the count above zero again.
+/// A peer that watches for edges sees one for a signal that came after the read that emptied the event, even if the
+/// reader finds the count above zero again.
 #[test]
 fn mirror_refilled_while_being_read() {
     check("mirror_refilled_while_being_read", None, || {
@@ -79,7 +79,8 @@ fn mirror_refilled_while_being_read() {
     });
 }
 
-/// When a read that empties the event returns, and nobody signals, the descriptor is dark: whoever put it out.
+/// When a read that empties the event returns, and no thread signals, the descriptor is dark, whichever thread put the
+/// lamp out.
 #[test]
 fn mirror_two_reads_and_a_signal() {
     check("mirror_two_reads_and_a_signal", Some(3), || {
@@ -127,7 +128,7 @@ fn forward_two_signals() {
     });
 }
 
-/// What had no room is passed on once, by one of those who try.
+/// A count that had no room is passed on once, by one of the threads that try.
 #[test]
 fn forward_two_flushes() {
     check("forward_two_flushes", Some(3), || {
@@ -148,7 +149,7 @@ fn forward_two_flushes() {
     });
 }
 
-/// An eventfd that blocks and is full holds up the signallers and nobody else, until somebody reads it.
+/// An eventfd that blocks and is full holds up only the signallers, until a thread reads it.
 #[test]
 fn forward_to_an_eventfd_that_blocks() {
     check("forward_to_an_eventfd_that_blocks", Some(2), || {
@@ -167,7 +168,7 @@ fn forward_to_an_eventfd_that_blocks() {
     });
 }
 
-/// Two that find no room for more together than one number holds: the rest is in the event.
+/// Two signallers find no room for counts whose sum exceeds one number: the rest stays in the event.
 #[test]
 fn forward_too_much_for_one_number() {
     check("forward_too_much_for_one_number", Some(2), || {
@@ -191,7 +192,7 @@ fn forward_too_much_for_one_number() {
     });
 }
 
-/// What is signalled while the forwarder is being made arrives, once.
+/// A signal that comes while the forwarder is being made arrives once.
 #[test]
 fn forward_made_during_a_signal() {
     check("forward_made_during_a_signal", None, || {
@@ -204,7 +205,7 @@ fn forward_made_during_a_signal() {
     });
 }
 
-/// What is signalled while the forwarder goes has been passed on, or is still there.
+/// A signal that comes while the forwarder is dropped has been passed on, or is still in the event.
 #[test]
 fn forward_dropped_during_a_signal() {
     check("forward_dropped_during_a_signal", Some(3), || {
@@ -246,7 +247,7 @@ fn move_during_write_and_read() {
     });
 }
 
-/// The calls of one thread have their effect in their order, wherever that is.
+/// The calls of one thread take effect in order, before or after the move.
 #[test]
 fn move_between_calls() {
     check("move_between_calls", None, || {
@@ -264,7 +265,7 @@ fn move_between_calls() {
     });
 }
 
-/// Two reads that may meet the move find the count, wherever it is.
+/// Two reads that may meet the move find the count, in the event or in the kernel.
 #[test]
 fn move_met_by_a_read() {
     check("move_met_by_a_read", Some(3), || {
@@ -297,7 +298,7 @@ fn move_under_a_sleeping_reader() {
     });
 }
 
-/// Both readers go on, the one that was woken by the write and the one that was not announced any more.
+/// Both readers go on, the one that the write woke and the one that was no longer announced.
 #[test]
 fn move_under_two_sleeping_readers() {
     check("move_under_two_sleeping_readers", Some(3), || {
@@ -331,7 +332,8 @@ fn move_under_a_sleeping_writer() {
     });
 }
 
-/// Several ask for the descriptor at once, one of them through a clone that has just been made: there is one count.
+/// Several threads ask for the descriptor at once, one of them through a clone that has just been made: there is one
+/// count.
 #[test]
 fn two_moves_and_a_clone() {
     check("two_moves_and_a_clone", None, || {

@@ -1,7 +1,7 @@
 //! irqfds: signals against acks, masks, routes and deassigns, and one another.
 //!
 //! `../breakages/irqfd.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
-//! How an event calls its observers is the matter of `event.rs`, when a snapshot may be freed that of `srcu.rs`.
+//! `event.rs` models how an event calls its observers, and `srcu.rs` when a snapshot may be freed.
 
 use doorbell::Event;
 use doorbell::event::{Change, Interest, Observation};
@@ -17,18 +17,19 @@ const GSI: u32 = 1;
 const PIN: u32 = 2;
 const OTHER_PIN: u32 = 3;
 
-/// What the sink was told, and what the guest could see when it was. Relaxed: what orders it is under test.
+/// What the sink was told, and what the guest could see at that time. Relaxed: what orders these accesses is under
+/// test.
 struct Sink {
     level: [AtomicU32; 4],
     /// Calls under way for the line.
     calls: AtomicU32,
     pulses: AtomicU32,
     messages: AtomicU32,
-    /// Of the last message.
+    /// The data of the last message.
     data: AtomicU32,
-    /// What devices have written to guest memory before they signalled, a bit each.
+    /// What devices wrote to guest memory before they signalled, a bit for each.
     memory: AtomicU32,
-    /// As much of it as a handler of the last interrupt sees.
+    /// The part of `memory` that the handler of the last interrupt sees.
     seen: AtomicU32,
 }
 
@@ -37,7 +38,7 @@ impl Sink {
         assert_eq!(
             self.calls.fetch_add(1, Ordering::Relaxed),
             0,
-            "two at a time"
+            "two calls at a time"
         );
         f();
         self.calls.fetch_sub(1, Ordering::Relaxed);
@@ -120,7 +121,7 @@ fn device(sink: &Arc<Sink>, bit: u32, event: &Arc<Event>) -> thread::JoinHandle<
     })
 }
 
-/// Two irqfds pulse one line: one at a time, and the last pulse comes after both signals.
+/// Two irqfds pulse one line: the pulses come one at a time, and the last one after both signals.
 #[test]
 fn two_irqfds_on_one_line() {
     check("two_irqfds_on_one_line", None, || {
@@ -138,7 +139,7 @@ fn two_irqfds_on_one_line() {
     });
 }
 
-/// A driver that has no end of its own work is relieved by a thread that comes by. Neither's requests are lost, and
+/// A driver whose work does not end is relieved by another thread that signals. No requests of either are lost, and
 /// they are carried out one at a time.
 #[test]
 fn a_driver_is_relieved() {
@@ -149,7 +150,7 @@ fn a_driver_is_relieved() {
         let (router, sink) = router(Route::Pin(PIN));
         let resample = event();
         let _busy = router.assign_with_resample(event(), GSI, &resample);
-        // Acked again each time its resample event is signalled.
+        // The line is acked again each time its resample event is signalled.
         let drivers = Arc::new(std::sync::Mutex::new(Vec::new()));
         let observer = {
             let (router, drivers) = (router.clone(), Arc::clone(&drivers));
@@ -179,7 +180,7 @@ fn a_driver_is_relieved() {
     assert!(relieved.load(std::sync::atomic::Ordering::Relaxed));
 }
 
-/// One interrupt for a signal, before the deassign has returned, or none, and the signal is in the count.
+/// A signal causes one interrupt before the deassign has returned; or it causes none, and is in the count.
 #[test]
 fn signal_and_deassign() {
     for route in [Route::Pin(PIN), message(7)] {
@@ -198,7 +199,8 @@ fn signal_and_deassign() {
     }
 }
 
-/// What was there when an irqfd came has had its interrupt and goes with it; a signal meanwhile is injected or stays.
+/// A count that was there when an irqfd was assigned has caused its interrupt, and goes with the irqfd. A signal during
+/// the deassign is injected or stays in the event.
 #[test]
 fn signal_and_deassign_with_a_count() {
     check("signal_and_deassign_with_a_count", Some(2), || {
@@ -217,14 +219,14 @@ fn signal_and_deassign_with_a_count() {
         device.join().unwrap();
         assert!(event.count() <= 2);
         assert!(event.count() != 0 || load(&sink.seen) == 3);
-        // And nothing but signals.
+        // The count consists of signals alone, so an assign takes all of it.
         drop(router.assign(&event, GSI).unwrap());
         assert_eq!(event.count(), 0);
     });
 }
 
-/// A signal that a mask keeps back is given back to the event whose irqfd goes. It is not pending for the next user of
-/// the GSI. That one may come at the same time, and its own signal stays pending.
+/// A signal that a mask keeps back is given back to the event whose irqfd goes. The signal is not pending for the next
+/// user of the GSI. The next user may come at the same time, and its own signal stays pending.
 #[test]
 fn deassign_of_a_masked_one() {
     check("deassign_of_a_masked_one", Some(2), || {
@@ -253,7 +255,7 @@ fn deassign_of_a_masked_one() {
     });
 }
 
-/// The same while the signal comes: where it is pending, it is given back.
+/// The same while the signal comes: if it is pending, it is given back.
 #[test]
 fn signal_and_deassign_of_a_masked_one() {
     check("signal_and_deassign_of_a_masked_one", Some(3), || {
@@ -268,7 +270,7 @@ fn signal_and_deassign_of_a_masked_one() {
     });
 }
 
-/// Lowers the line when the signaller is done, to make for fewer interleavings.
+/// Lowers the line when the signaller is done, so that there are fewer interleavings.
 struct Slow {
     signalled: Notify,
     pulses: AtomicU32,
@@ -320,7 +322,7 @@ fn signal_left_to_a_driver_and_deassign() {
     });
 }
 
-/// What is signalled while an irqfd is assigned is injected: by the signaller, or as a count that was there.
+/// A signal that comes while an irqfd is assigned is injected: by the signaller, or as a count that was there before.
 #[test]
 fn signal_and_assign() {
     check("signal_and_assign", Some(3), || {
@@ -335,7 +337,7 @@ fn signal_and_assign() {
     });
 }
 
-/// A device that has something to say, and asks again when its resample event says so.
+/// A device with a request, which signals again when its resample event is signalled.
 fn resampling(event: &Arc<Event>, resample: &Arc<Event>, wants: &Arc<AtomicU32>) -> Observation {
     let (event, wants) = (Arc::clone(event), Arc::clone(wants));
     let observer = move |_: Change| {
@@ -346,8 +348,8 @@ fn resampling(event: &Arc<Event>, resample: &Arc<Event>, wants: &Arc<AtomicU32>)
     Observation::new(Arc::clone(resample), Interest::Signals, Arc::new(observer))
 }
 
-/// Whatever an ack swallows, the device is asked afterwards: the line is up if it wants something, and can be acked
-/// down if it does not.
+/// Whatever an ack swallows, the device is asked afterwards: the line is up if the device has a request, and an ack
+/// lowers it if the device has none.
 #[test]
 fn signal_and_ack() {
     check("signal_and_ack", Some(3), || {
@@ -355,7 +357,7 @@ fn signal_and_ack() {
         let (event, resample, wants) = (event(), event(), Arc::new(AtomicU32::new(0)));
         let _irqfd = router.assign_with_resample(&event, GSI, &resample).unwrap();
         let _device = resampling(&event, &resample, &wants);
-        // An interrupt for nothing is in service.
+        // A spurious interrupt is in service.
         event.signal();
         let device = {
             let (event, wants) = (Arc::clone(&event), Arc::clone(&wants));
@@ -427,7 +429,7 @@ fn deassign_and_assign_on_one_line() {
     });
 }
 
-/// Once the routes have changed, nothing goes the old way.
+/// Once the change of routes has returned, nothing is injected by the old route.
 #[test]
 fn signal_and_route() {
     check("signal_and_route", Some(3), || {
@@ -460,8 +462,8 @@ fn level_and_route() {
     });
 }
 
-/// No injection once a mask and what waits for injections under way have returned; what came meanwhile comes after the
-/// unmask, once, by the new route.
+/// Once a mask and the wait for injections under way have returned, there is no injection. A signal meanwhile is
+/// injected after the unmask, once, by the new route.
 #[test]
 fn signal_and_mask() {
     check("signal_and_mask", Some(3), || {
@@ -472,7 +474,7 @@ fn signal_and_mask() {
         router.mask(GSI);
         router.synchronize();
         let sent = load(&sink.messages);
-        // As a guest has it that puts the vector's message in.
+        // The guest writes the vector's message.
         router.set_route(GSI, Some(message(8))).unwrap();
         assert_eq!(load(&sink.messages), sent);
         router.unmask(GSI);
@@ -484,7 +486,7 @@ fn signal_and_mask() {
     });
 }
 
-/// The same for a vector that has no message before it is unmasked: nothing is lost on the way.
+/// The same for a vector that has no message before it is unmasked: no signal is lost.
 #[test]
 fn signal_and_first_unmask() {
     check("signal_and_first_unmask", Some(3), || {
@@ -500,7 +502,7 @@ fn signal_and_first_unmask() {
     });
 }
 
-/// The same inside a call, where a change of routes does not wait.
+/// The same inside an observer's call, where a change of routes does not wait.
 #[test]
 fn signal_and_unmask_inside_a_call() {
     check("signal_and_unmask_inside_a_call", Some(3), || {
@@ -516,7 +518,7 @@ fn signal_and_unmask_inside_a_call() {
     });
 }
 
-/// A mask takes a level back, if need be by the thread that is raising it. The level that the guest sees after the
+/// A mask lowers the line; if a thread is raising it, that thread lowers it. The level that the guest sees after the
 /// unmask is not stale.
 #[test]
 fn level_and_mask() {
@@ -535,7 +537,7 @@ fn level_and_mask() {
     });
 }
 
-/// Two devices use a line for the first time, and share it: it is up as long as one of them wants it to be.
+/// Two devices use a line for the first time, and share it: it is up as long as either device holds it up.
 #[test]
 fn two_level_sources() {
     check("two_level_sources", Some(3), || {
@@ -558,7 +560,7 @@ fn two_level_sources() {
     });
 }
 
-/// Two threads change one source. The line is as the source says in the end.
+/// Two threads change one source. In the end the line has the source's level.
 #[test]
 fn one_level_source_of_two_threads() {
     check("one_level_source_of_two_threads", Some(3), || {
@@ -590,7 +592,7 @@ fn deassign_inside_a_call() {
         // Stands for the call.
         with_section(|_| drop(irqfd));
         device.join().unwrap();
-        // The device may have been inside one when the call ended.
+        // The device's thread may have been inside a section when the call ended.
         doorbell::reclaim();
         assert_eq!(sink.level(PIN), 0);
         drop(router.assign(&event, GSI).unwrap());

@@ -1,4 +1,4 @@
-//! A notification of all ends the wait of each thread, once.
+//! A notification of all threads ends the wait of each thread once.
 //!
 //! `../breakages/notify_all.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
@@ -23,7 +23,7 @@ fn poller() -> Arc<Poller> {
     Arc::new(Poller::with_spin(Spin::Never))
 }
 
-/// Threads return, be they asleep, about to sleep or not there yet.
+/// All threads return, whether they are asleep, about to sleep or have yet to call.
 #[test]
 fn every_thread_returns() {
     for has_fds in [false, true] {
@@ -40,7 +40,8 @@ fn every_thread_returns() {
     }
 }
 
-/// A thread that has heard and comes back sleeps until somebody else notifies, and takes nobody's wake-up.
+/// A thread that has heard the notification and comes back sleeps until the next notification, and takes no other
+/// thread's wake-up.
 #[test]
 fn one_comes_back() {
     for has_fds in [false, true] {
@@ -53,7 +54,7 @@ fn one_comes_back() {
                 move || {
                     let mut events = Events::with_capacity(1);
                     assert_eq!(poller.wait(&mut events, None), Ok(0));
-                    // Either because the other one has not heard yet, or for the notification below.
+                    // This wait ends because the other thread has not heard yet, or for the notification below.
                     assert_eq!(poller.wait(&mut events, None), Ok(0));
                 }
             });
@@ -66,7 +67,7 @@ fn one_comes_back() {
     }
 }
 
-/// An outer loop hears it, too.
+/// An outer loop hears the notification, too.
 #[test]
 fn an_outer_loop_beside_a_thread() {
     check("an_outer_loop_beside_a_thread", Some(2), || {
@@ -84,7 +85,7 @@ fn an_outer_loop_beside_a_thread() {
     });
 }
 
-/// A second notification comes while threads leave because of the first.
+/// A second notification comes while threads leave because of the first one.
 #[test]
 fn twice() {
     check("twice", Some(2), || {

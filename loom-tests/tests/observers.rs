@@ -1,4 +1,4 @@
-//! Observers: nothing missed by who attaches or arms and then looks, nothing that comes after a detach.
+//! Observers: an observer that attaches or arms and then looks misses nothing, and no call comes after a detach.
 //!
 //! `../breakages/observers.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
@@ -13,7 +13,7 @@ use loom_tests::{check, spawn};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// An event behind loom's `Arc`, whose count of handles loom knows of.
+/// An event behind loom's `Arc`, whose count of handles loom tracks.
 #[derive(Clone)]
 struct Handle(Shared<Event>);
 
@@ -55,11 +55,12 @@ impl Watched {
     }
 
     fn calls(&self) -> u32 {
-        // The newest value: what is asked for is how many there were, not who knows of them.
+        // A read-modify-write sees the newest value: the number of calls is wanted, even if nothing orders them before
+        // this.
         self.calls.fetch_add(0, Ordering::Relaxed)
     }
 
-    /// To be called when no call can be under way or come.
+    /// To be called when no call is under way and none can come.
     fn end(&self) {
         // SAFETY: checked by loom.
         self.alive.with_mut(|alive| unsafe { *alive = false });
@@ -74,7 +75,7 @@ impl Observer for Watched {
     }
 }
 
-/// Whoever attaches and then looks at the count sees the signal or is called for it.
+/// An observer that is attached before a look at the count sees the signal or is called for it.
 #[test]
 fn attach_and_signal() {
     check("attach_and_signal", Some(3), || {
@@ -89,7 +90,7 @@ fn attach_and_signal() {
     });
 }
 
-/// When it is detached, no call is under way and none comes.
+/// When an observer is detached, no call of it is under way and none comes.
 #[test]
 fn detach_and_signal() {
     check("detach_and_signal", Some(3), || {
@@ -104,7 +105,7 @@ fn detach_and_signal() {
     });
 }
 
-/// Whoever arms and then looks at the count sees the signal or is called for it, once.
+/// An observer that is armed before a look at the count sees the signal or is called for it, once.
 #[test]
 fn arm_and_signal() {
     check("arm_and_signal", None, || {
@@ -121,7 +122,7 @@ fn arm_and_signal() {
     });
 }
 
-/// Of two signals to one that armed, one calls; the count that the call finds is the caller's at least.
+/// Of two signals to an armed observer, one calls it; the call finds at least the count of the signal that calls.
 #[test]
 fn two_signals_to_one_that_armed() {
     check("two_signals_to_one_that_armed", Some(3), || {
@@ -141,7 +142,7 @@ fn two_signals_to_one_that_armed() {
     });
 }
 
-/// One that arms while another's arming is being claimed is not cut off.
+/// An observer that is armed while another one's arming is being claimed is not left out.
 #[test]
 fn two_that_arm() {
     check("two_that_arm", Some(2), || {
@@ -161,7 +162,7 @@ fn two_that_arm() {
     });
 }
 
-/// A sleeping reader and an observer both get what is theirs from one signal.
+/// One signal wakes a sleeping reader and calls an observer.
 #[test]
 fn a_reader_and_an_observer() {
     check("a_reader_and_an_observer", Some(2), || {
@@ -176,7 +177,7 @@ fn a_reader_and_an_observer() {
     });
 }
 
-/// A reader that leaves clears its announcement and nobody's arming.
+/// A reader that leaves clears its announcement and no observer's arming.
 #[test]
 fn a_reader_leaves_while_an_observer_is_armed() {
     check(
@@ -197,7 +198,8 @@ fn a_reader_leaves_while_an_observer_is_armed() {
     );
 }
 
-/// Two attach at once to an event that had no list; both are in it, and it is freed with the event.
+/// Two observers attach at once to an event that had no list of observers. Both are in the list, and the list is freed
+/// with the event.
 #[test]
 fn two_attach_at_once() {
     check("two_attach_at_once", Some(2), || {

@@ -18,7 +18,7 @@ fn one(watch: Watch) -> (Arc<Poller>, Arc<Event>) {
     (poller, event)
 }
 
-/// Runs `f` on a thread of the model with handles of its own.
+/// Runs `f`, with its own handles, on a thread of the model.
 fn spawn<A: 'static, B: 'static, T: 'static>(
     (a, b): (&Arc<A>, &Arc<B>),
     f: impl FnOnce(&A, &B) -> T + 'static,
@@ -33,7 +33,7 @@ fn wait(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-/// With its type: `[]` alone may be compared with a list in several ways, since a crate in here adds some.
+/// The type is given because a crate in this build makes it ambiguous what a bare `[]` is compared as.
 const NOTHING: [usize; 0] = [];
 
 fn now(poller: &Poller) -> Vec<usize> {
@@ -54,7 +54,7 @@ fn signal_and_waiter() {
     }
 }
 
-/// A thread that takes all there is and comes back misses no signal, be it level- or edge-triggered.
+/// A thread that takes all events and comes back misses no signal of a level- or edge-triggered event.
 #[test]
 fn a_waiter_comes_back() {
     for watch in [Watch::READABLE, Watch::READABLE.edge()] {
@@ -75,7 +75,7 @@ fn a_waiter_comes_back() {
     }
 }
 
-/// An edge-triggered event is reported after each signal that comes after a report, also if nobody reads.
+/// An edge-triggered event is reported after each signal that comes after a report, even if no thread reads.
 #[test]
 fn an_edge_after_each_report() {
     check("an_edge_after_each_report", None, || {
@@ -92,7 +92,7 @@ fn an_edge_after_each_report() {
     });
 }
 
-/// Two threads push at the same time, and a third takes: what is handed over is complete.
+/// Two threads push at the same time, and a third takes the events: what is handed over is complete.
 #[test]
 fn two_signallers() {
     check("two_signallers", Some(2), || {
@@ -113,7 +113,7 @@ fn two_signallers() {
     });
 }
 
-/// A level that goes and comes while a thread finds it gone.
+/// A level that goes and comes back while a thread finds it gone.
 #[test]
 fn level_gone_and_back() {
     check("level_gone_and_back", None, || {
@@ -121,14 +121,14 @@ fn level_gone_and_back() {
         event.signal();
         assert_eq!(now(&poller), [1]);
         event.try_read();
-        // In the queue still, and not ready.
+        // The event is still in the queue, and not ready.
         let signaller = spawn((&poller, &event), |_, event| event.signal());
         assert_eq!(wait(&poller, 1, None), [1]);
         signaller.join().unwrap();
     });
 }
 
-/// Of two threads, one gets a one-shot.
+/// Of two threads, one gets the one-shot event.
 #[test]
 fn one_shot_and_two_waiters() {
     check("one_shot_and_two_waiters", Some(2), || {
@@ -137,7 +137,7 @@ fn one_shot_and_two_waiters() {
             spawn((&poller, &event), |poller, _| {
                 let found = wait(poller, 1, None).len();
                 if found == 1 {
-                    // The other may go.
+                    // The other thread may return.
                     poller.notify();
                 }
                 found
@@ -150,8 +150,8 @@ fn one_shot_and_two_waiters() {
     });
 }
 
-/// Two events for two threads that take one each: who was woken wakes the other for what it leaves, or for what comes
-/// while it leaves.
+/// Two events for two threads that take one each: the thread that is woken wakes the other one for the event that it
+/// leaves, or for an event that comes while it leaves.
 #[test]
 fn two_events_and_two_waiters() {
     check("two_events_and_two_waiters", Some(2), || {
@@ -171,7 +171,7 @@ fn two_events_and_two_waiters() {
     });
 }
 
-/// A level-triggered event is for every thread.
+/// A level-triggered event is reported to every thread.
 #[test]
 fn level_and_two_waiters() {
     check("level_and_two_waiters", Some(2), || {
@@ -184,7 +184,7 @@ fn level_and_two_waiters() {
     });
 }
 
-/// A notification ends a wait, and only one.
+/// A notification ends exactly one wait.
 #[test]
 fn notify_and_waiter() {
     check("notify_and_waiter", Some(3), || {
@@ -205,7 +205,8 @@ fn notify_and_one_that_leaves() {
         let (poller, event) = one(Watch::READABLE.edge());
         let wait = |poller: &Poller| {
             let found = wait(poller, 1, None).len();
-            // It may have taken the notification, too. Who is left has to have one of its own then.
+            // The thread may have taken the notification, too. Then the thread that is left must have a notification of
+            // its own.
             if found == 1 && !format!("{poller:?}").contains("notified: true") {
                 poller.notify();
             }
@@ -221,7 +222,7 @@ fn notify_and_one_that_leaves() {
     });
 }
 
-/// Two threads signal two events: one of them wakes the one that sleeps.
+/// Two threads signal two events: only one of them wakes the thread that sleeps.
 #[test]
 fn a_wake_is_paid_once() {
     check("a_wake_is_paid_once", Some(2), || {
@@ -237,12 +238,12 @@ fn a_wake_is_paid_once() {
         assert!(found >= 1);
         let before = futex::wakes();
         event.signal();
-        assert_eq!(futex::wakes(), before, "a wake-up for nobody");
+        assert_eq!(futex::wakes(), before, "a wake-up without a sleeper");
         assert_eq!(now(&poller).len(), 2);
     });
 }
 
-/// After a delete nothing is reported, and what is added anew under the key is another matter.
+/// After a delete nothing is reported. An event that is added later with the same key is reported.
 #[test]
 fn delete_and_signal() {
     check("delete_and_signal", Some(3), || {
@@ -259,7 +260,8 @@ fn delete_and_signal() {
     });
 }
 
-/// What leaves the queue in one thread is put there again by another, which did not wait for that to arm it.
+/// One thread takes an item out of the queue; another thread puts it there again, without waiting for the first to arm
+/// it.
 #[test]
 fn wait_and_modify() {
     check("wait_and_modify", None, || {
@@ -277,7 +279,7 @@ fn wait_and_modify() {
     });
 }
 
-/// An event is in the poller twice: a signal that one of the two has armed for calls both.
+/// An event is in the poller twice: a signal for which only one of the two is armed calls both.
 #[test]
 fn one_event_twice() {
     check("one_event_twice", Some(3), || {
@@ -287,7 +289,7 @@ fn one_event_twice() {
         let signaller = spawn((&poller, &event), |_, event| event.signal());
         assert_eq!(now(&poller), [2, 1]);
         signaller.join().unwrap();
-        // Each that had been reported when the signal came.
+        // Each of the two that had been reported when the signal came.
         now(&poller);
         assert_eq!(now(&poller), NOTHING);
     });
@@ -310,7 +312,7 @@ fn modify_and_signal() {
     });
 }
 
-/// What is added while it is signalled is reported, once if by edges.
+/// An event that is added while it is signalled is reported, and only once if it is edge-triggered.
 #[test]
 fn add_and_signal() {
     check("add_and_signal", None, || {
@@ -324,7 +326,7 @@ fn add_and_signal() {
     });
 }
 
-/// A thread that times out has not swallowed what came in time for the next wait.
+/// A thread that times out does not swallow an event that the next wait should report.
 #[test]
 fn timeout_races_signal() {
     check("timeout_races_signal", Some(3), || {
@@ -338,7 +340,7 @@ fn timeout_races_signal() {
     });
 }
 
-/// A thread that times out does not take the wake-up of one that goes on waiting with it.
+/// A thread that times out does not use up the wake-up of a thread that goes on waiting.
 #[test]
 fn timeout_passes_the_wake_on() {
     check("timeout_passes_the_wake_on", Some(2), || {
@@ -357,7 +359,7 @@ fn timeout_passes_the_wake_on() {
     });
 }
 
-/// A poller that goes while one of its events is signalled.
+/// A poller is dropped while one of its events is signalled.
 #[test]
 fn drop_and_signal() {
     check("drop_and_signal", Some(4), || {
@@ -373,7 +375,7 @@ fn drop_and_signal() {
     });
 }
 
-/// A poller that goes inside a call, where nothing waits for the signal that is under way.
+/// A poller is dropped inside a call, where nothing waits for the signal that is under way.
 #[test]
 fn drop_in_a_call_and_signal() {
     check("drop_in_a_call_and_signal", Some(2), || {
@@ -408,7 +410,7 @@ fn both_edges() {
         assert_eq!(wait(&poller, 1, None), [1]);
         signaller.join().unwrap();
         if reader.join().unwrap().is_some() && event.count() == 0 {
-            // The read is the last edge, seen with the first or by itself.
+            // The read is the last edge, and is reported with the first one or by itself.
             now(&poller);
         }
         assert_eq!(now(&poller), NOTHING);

@@ -1,4 +1,4 @@
-//! A poller in an outer loop: a loop that has armed it and sleeps is woken by what it would find.
+//! A poller in an outer loop: a loop that has armed the poller and sleeps is woken when there is something to report.
 //!
 //! `../breakages/poller_fd.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
@@ -22,7 +22,7 @@ fn one(watch: Watch) -> (Arc<PollerFd>, Arc<Event>) {
     (Arc::new(PollerFd::new(poller).unwrap()), event)
 }
 
-/// What an outer loop sees until there is something.
+/// The reports that an outer loop gets; it sleeps until there are some.
 fn outer(fd: &PollerFd) -> Vec<usize> {
     let mut events = Events::with_capacity(1);
     while fd.arm(&mut events).unwrap() {
@@ -32,7 +32,7 @@ fn outer(fd: &PollerFd) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-/// What a thread sees that waits for the poller itself.
+/// The reports that a thread gets which waits for the poller itself.
 fn wait(poller: &Poller) -> Vec<usize> {
     let mut events = Events::with_capacity(1);
     poller.wait(&mut events, None).unwrap();
@@ -44,7 +44,8 @@ fn signal(event: &Arc<Event>) -> thread::JoinHandle<()> {
     thread::spawn(move || event.signal())
 }
 
-/// A signal races a loop that arms the poller and sleeps. It rings once for each time that the loop was armed.
+/// A signal races a loop that arms the poller and sleeps. The bell rings once for each time that the loop armed the
+/// poller.
 #[test]
 fn signal_and_outer_loop() {
     for watch in [Watch::READABLE, EDGE] {
@@ -59,7 +60,7 @@ fn signal_and_outer_loop() {
     }
 }
 
-/// While the loop is awake, it is not written to, however it has been armed and disarmed before.
+/// While the loop is awake, the descriptor is not written to, however the poller has been armed and disarmed before.
 #[test]
 fn nothing_is_written_while_the_loop_is_awake() {
     check("nothing_is_written_while_the_loop_is_awake", None, || {
@@ -69,7 +70,7 @@ fn nothing_is_written_while_the_loop_is_awake() {
         let _ = fd.arm(&mut events).unwrap();
         fd.disarm();
         signaller.join().unwrap();
-        // The signaller may have seen it armed, and be late.
+        // The signaller may have seen the poller armed, and be late.
         assert!(fd.fd().writes() <= 1);
         assert_eq!(outer(&fd), [1]);
         event.try_read();
@@ -131,8 +132,8 @@ fn an_outer_loop_beside_a_thread() {
     });
 }
 
-/// A thread that only looks may hear the bell that was for the outer loop. It takes one of two events, and the loop is
-/// woken for the other.
+/// A thread that only looks may hear the bell that was for the outer loop. The thread takes one of two events, and the
+/// loop is woken for the other event.
 #[test]
 fn a_look_beside_an_outer_loop() {
     check("a_look_beside_an_outer_loop", Some(2), || {
@@ -236,7 +237,7 @@ impl Probe for OfRing {
     }
 }
 
-/// A driver that notifies only if it is asked to, of an outer loop.
+/// An outer loop whose driver notifies only if it is asked to.
 #[test]
 fn requests_and_an_outer_loop() {
     check("requests_and_an_outer_loop", Some(2), || {

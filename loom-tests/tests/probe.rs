@@ -23,7 +23,7 @@ struct OfRing(Arc<Ring>);
 
 impl Probe for OfRing {
     fn ready(&mut self) -> bool {
-        // Never a stale one: a device's threads keep their index under a lock.
+        // A read-modify-write never reads a stale index: a device's threads keep their index under a lock.
         let taken = self.0.taken.fetch_add(0, Ordering::Relaxed);
         self.0.available.load(Ordering::Acquire) > taken
     }
@@ -55,7 +55,7 @@ enum Call {
 impl Fragile {
     fn call(&self, call: Call) {
         if self.at == call && self.armed.swap(false, Ordering::Relaxed) {
-            // Past the hook, which would print it.
+            // This bypasses the hook, which would print the panic.
             panic::resume_unwind(Box::new("armed"));
         }
     }
@@ -141,7 +141,7 @@ impl Device {
         }
     }
 
-    /// Takes up to so many requests.
+    /// Takes up to `most` requests.
     fn take(&self, most: u32) -> u32 {
         let Ring {
             available, taken, ..
@@ -180,7 +180,7 @@ fn requests_and_a_waiter() {
     }
 }
 
-/// Of two threads that wait, one takes a request and does not come back. The other finds the next request.
+/// Of two threads that wait, one takes a request and does not come back. The other thread finds the next request.
 #[test]
 fn one_that_does_not_come_back() {
     check("one_that_does_not_come_back", Some(2), || {
@@ -190,7 +190,7 @@ fn one_that_does_not_come_back() {
                 device.wait();
             }
         };
-        // One is there, and the thread that is told of it leaves.
+        // There is a request, and the thread to which it is reported leaves.
         device.kick();
         assert!(device.wait());
         assert_eq!(device.take(1), 1);
@@ -200,7 +200,7 @@ fn one_that_does_not_come_back() {
     });
 }
 
-/// A thread polls, reports and does not come back, while another falls asleep, which relied on it.
+/// A thread polls, reports and does not come back, while another thread, which relied on the first, falls asleep.
 #[test]
 fn one_relies_on_the_other() {
     check("one_relies_on_the_other", Some(1), || {
@@ -214,7 +214,7 @@ fn one_relies_on_the_other() {
             device.take(2);
             let done = device.ring.taken.load(Ordering::Relaxed) == 3;
             if done {
-                // The other has nothing to wait for.
+                // There is no request for the other thread.
                 device.poller.notify();
             }
             done
@@ -258,7 +258,7 @@ fn attached_beside_a_delete() {
     });
 }
 
-/// A probe panics in one of two threads, which does not come back. The other may sleep and rely on it.
+/// A probe panics in one of two threads, which does not come back. The other thread may sleep and rely on the first.
 #[test]
 fn one_panics() {
     for at in [Call::Ready, Call::End] {
@@ -282,7 +282,7 @@ fn one_panics() {
                 while panic::catch_unwind(AssertUnwindSafe(|| device.wait())).is_ok() {
                     device.take(1);
                     if device.ring.taken.load(Ordering::Relaxed) == 2 {
-                        // The other has nothing to wait for.
+                        // There is no request for the other thread.
                         device.poller.notify();
                         break;
                     }
@@ -293,7 +293,7 @@ fn one_panics() {
             device.kick();
             other.join().unwrap();
             third.join().unwrap();
-            // Nor is it to panic when the poller goes.
+            // The probe is not to panic when the poller is dropped.
             armed.store(false, Ordering::Relaxed);
         });
     }

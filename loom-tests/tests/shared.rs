@@ -1,7 +1,8 @@
 //! The shared event: sleepers among processes, peers that are killed, and peers that sleep in `epoll`.
 //!
-//! What it has in common with the event is modelled there. A process is a thread here, one that is killed a thread
-//! that does what it did until then, and the end of the 250 ms that no sleep outlasts is `futex::lapse`.
+//! What the shared event has in common with the event is modelled in `event.rs`. A process is a thread here. A killed
+//! process is a thread that ends where the process was killed. No sleep outlasts 250 ms; the end of that time is
+//! `futex::lapse`.
 
 use doorbell::event::Interest;
 use doorbell::{Mode, SharedEvent, Spin};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 const FULL: u64 = u64::MAX - 1;
 
-/// An event as two processes have it.
+/// The handles that two processes have of one event.
 fn event(initial: u64, mode: Mode) -> [Arc<SharedEvent>; 2] {
     SharedEvent::modelled(initial, mode).map(|side| Arc::new(side.with_spin(Spin::Never)))
 }
@@ -39,7 +40,7 @@ fn write_and_room() {
     });
 }
 
-/// A waker is killed when it owes a wake-up: the sleeper finds what was signalled when it looks up.
+/// A waker is killed when it owes a wake-up: the sleeper finds the signal when it looks up.
 #[test]
 fn a_killed_waker() {
     check("a_killed_waker", None, || {
@@ -51,7 +52,7 @@ fn a_killed_waker() {
     });
 }
 
-/// A waker is killed, and another one, who found nobody announced for that reason, lives on.
+/// A waker is killed, and another waker, which found no announcement for that reason, lives on.
 #[test]
 fn a_killed_waker_beside_another() {
     check("a_killed_waker_beside_another", Some(2), || {
@@ -68,7 +69,7 @@ fn a_killed_waker_beside_another() {
     });
 }
 
-/// The count of sleepers that a killed one leaves too high takes nobody's wake-up.
+/// A killed sleeper leaves the count of sleepers too high. No other sleeper loses a wake-up for that.
 #[test]
 fn a_killed_sleeper() {
     check("a_killed_sleeper", Some(3), || {
@@ -78,14 +79,14 @@ fn a_killed_sleeper() {
         a.signal();
         assert_eq!(reader.join().unwrap(), 1);
         sleeper.join().unwrap();
-        // And so it does later.
+        // The next reader gets its wake-up, too.
         let reader = spawn(&b, |b| b.read());
         a.signal();
         assert_eq!(reader.join().unwrap(), 1);
     });
 }
 
-/// That a sleeper looks up is no time-out.
+/// A sleeper that looks up has not timed out.
 #[test]
 fn looking_up_is_not_giving_up() {
     check("looking_up_is_not_giving_up", Some(3), || {
@@ -112,7 +113,7 @@ fn bytes(socket: &mut UnixStream) -> usize {
     socket.read(&mut [0; 8]).unwrap_or(0)
 }
 
-/// Who armed and was told that there is nothing to read gets a byte, exactly one.
+/// An observer that armed and was told that there is nothing to read gets exactly one byte.
 #[test]
 fn arming_races_signals() {
     check("arming_races_signals", Some(3), || {
@@ -123,13 +124,13 @@ fn arming_races_signals() {
         let ready = sleeper.join().unwrap().is_readable();
         signaller.join().unwrap();
         let bytes = bytes(&mut socket);
-        assert!(ready || bytes == 1, "it sleeps for ever");
-        assert!(bytes <= 1, "it is paid for twice");
+        assert!(ready || bytes == 1, "the armed observer sleeps for ever");
+        assert!(bytes <= 1, "there are two bytes for one arming");
         assert_eq!(a.try_read(), Some(2));
     });
 }
 
-/// Somebody signals who has no socket: the arming is left to who has one.
+/// A thread without a socket signals: it leaves the arming to a thread that has a socket.
 #[test]
 fn who_cannot_wake_takes_nothing_away() {
     check("who_cannot_wake_takes_nothing_away", None, || {

@@ -1,7 +1,7 @@
-//! Signallers: a count that is split into a base and lanes, and no count seen that never was.
+//! Signallers: a count that is split into a base and lanes, and no thread sees a count that the event never had.
 //!
-//! The barrier that a sleeper has its signallers execute is no part of these models, in which all looks for
-//! announcements are read-modify-writes: see `tests/signaller_light.rs`.
+//! The barrier that a sleeper has its signallers execute is not in these models. All looks for announcements in them
+//! are read-modify-writes: see `tests/signaller_light.rs`.
 //!
 //! `../breakages/signaller.toml` lists the ways in which the code was broken on purpose, and which of these models
 //! noticed.
@@ -22,7 +22,7 @@ fn signaller(event: impl Into<EventHandle>) -> Signaller {
     signaller
 }
 
-/// All that is read until there is as much as `sum`.
+/// Reads until the sum is `sum`, and returns what each read took.
 fn readings(event: &Event, sum: u64) -> Vec<u64> {
     let mut values = Vec::new();
     while values.iter().sum::<u64>() < sum {
@@ -32,7 +32,7 @@ fn readings(event: &Event, sum: u64) -> Vec<u64> {
     values
 }
 
-/// A signal by a lane races a reader that goes to sleep, and hands data over.
+/// A signal by a lane, which hands data over, races a reader that goes to sleep.
 #[test]
 fn signal_and_reader() {
     check("signaller::signal_and_reader", None, || {
@@ -52,7 +52,7 @@ fn signal_and_reader() {
     });
 }
 
-/// A signal by a lane ends the wait of one that takes nothing, and hands data over.
+/// A signal by a lane ends the wait of a thread that takes nothing, and hands data over.
 #[test]
 fn signal_and_wait() {
     check("signaller::signal_and_wait", None, || {
@@ -91,7 +91,7 @@ fn units_read_as_a_whole() {
     });
 }
 
-/// What came in an order is not read in another.
+/// Changes that came in one order are not read in another order.
 #[test]
 fn a_write_and_then_a_signal() {
     check("a_write_and_then_a_signal", Some(3), || {
@@ -116,7 +116,7 @@ fn a_signal_and_then_a_write() {
     });
 }
 
-/// The base is what it was, and yet another: a read and a write have taken it there and back.
+/// The base has its old value, though it has changed: a read and a write have taken it there and back.
 #[test]
 fn a_base_that_comes_back() {
     check("a_base_that_comes_back", None, || {
@@ -130,7 +130,7 @@ fn a_base_that_comes_back() {
         event.write(2).unwrap();
         let second = other.join().unwrap();
         let rest = event.try_read();
-        // The other one read before the first read, after it, after the signal, or after the write.
+        // The other thread read before the first read, after it, after the signal, or after the write.
         let seen = [first, second, rest];
         let fine = [
             [None, Some(2), Some(3)],
@@ -142,7 +142,7 @@ fn a_base_that_comes_back() {
     });
 }
 
-/// Nothing is nowhere while it is there for somebody: of two units, a reader that finds none has come too late.
+/// A unit is always in the count or taken: of two units, a reader that finds none has come too late.
 #[test]
 fn two_readers_of_what_is_there() {
     check("two_readers_of_what_is_there", None, || {
@@ -157,7 +157,7 @@ fn two_readers_of_what_is_there() {
     });
 }
 
-/// A unit wakes a thread of its own.
+/// Each unit wakes a thread of its own.
 #[test]
 fn two_sleepers_and_a_signaller() {
     check("two_sleepers_and_a_signaller", Some(2), || {
@@ -172,7 +172,7 @@ fn two_sleepers_and_a_signaller() {
     });
 }
 
-/// Whoever takes everything acquires from all signallers.
+/// A read that takes everything acquires from all signallers.
 #[test]
 fn two_signallers() {
     check("two_signallers", Some(2), || {
@@ -210,13 +210,13 @@ fn a_lane_changes_hands() {
         next.signal();
         other.join().unwrap();
         assert_eq!(event.try_read(), Some(2));
-        // There were two lanes, which all were taken or not by then.
+        // There were two lanes, both of which were taken or not by then.
         drop(next);
         assert!(Signaller::new(handle(&event)).has_lane());
     });
 }
 
-/// The count is split while others change it.
+/// The count is split while other threads change it.
 #[test]
 fn split_while_others_read_and_write() {
     check("split_while_others_read_and_write", Some(3), || {
@@ -233,7 +233,7 @@ fn split_while_others_read_and_write() {
     });
 }
 
-/// Two make the first signaller at once.
+/// Two threads make the first signaller at once.
 #[test]
 fn split_by_two() {
     check("split_by_two", None, || {
@@ -246,10 +246,10 @@ fn split_by_two() {
     });
 }
 
-/// A count that overflows while it is split does so before or after, exactly.
+/// A count that overflows while it is split overflows either before the split or after it, exactly.
 #[test]
 fn split_while_it_overflows() {
-    // To the overflow state and not beyond, and beyond.
+    // The counts reach the overflow state exactly, or go beyond it.
     overflows("split_while_it_overflows", u64::MAX - 5);
     overflows("split_while_it_saturates", u64::MAX - 2);
 }
@@ -274,7 +274,7 @@ fn overflows(name: &str, n: u64) {
     });
 }
 
-/// A writer that waits for room is released by a reader, and takes what signallers add into account.
+/// A writer that waits for room is released by a reader, and takes into account what signallers add.
 #[test]
 fn a_writer_waits_for_room() {
     check("a_writer_waits_for_room", None, || {
@@ -290,7 +290,7 @@ fn a_writer_waits_for_room() {
     });
 }
 
-/// Who attaches an observer and then looks misses nothing.
+/// A thread that attaches an observer and then looks misses no signal.
 #[test]
 fn an_observer_is_attached() {
     check("signaller::an_observer_is_attached", None, || {
@@ -313,7 +313,7 @@ fn an_observer_is_attached() {
     });
 }
 
-/// What is told apart from the event, by a flag, is told after the signal.
+/// A flag, apart from the event, tells of the signal: a thread that sees the flag sees the signal.
 #[test]
 fn a_flag_after_a_signal() {
     check("a_flag_after_a_signal", None, || {
@@ -336,8 +336,8 @@ fn a_flag_after_a_signal() {
     });
 }
 
-/// A write that fits at all times is not refused for what was there at no time: the count before a read, and a signal
-/// after that.
+/// A write that fits at all times is not refused for a sum that the count never had: the count before a read, plus a
+/// signal after that read.
 #[test]
 fn room_is_made_and_used_up() {
     check("room_is_made_and_used_up", None, || {
@@ -354,7 +354,8 @@ fn room_is_made_and_used_up() {
     });
 }
 
-/// One event in a poller, under key 1, that has been reported, read and then found empty, and a signaller of it.
+/// One event in a poller, under key 1, which has been reported, read and then found empty; and a signaller of the
+/// event.
 fn polled(watch: Watch) -> (Arc<Poller>, Signaller) {
     let poller = Arc::new(Poller::with_spin(Spin::Never));
     let event = Arc::new(Event::new(0).with_spin(Spin::Never));
@@ -379,7 +380,7 @@ fn wait(poller: &Poller) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-/// An event that is hot is armed before the thread sleeps.
+/// A hot event is armed before the thread sleeps.
 #[test]
 fn a_thread_that_falls_asleep_in_a_poller() {
     for watch in [Watch::READABLE, Watch::READABLE.edge()] {
@@ -394,8 +395,8 @@ fn a_thread_that_falls_asleep_in_a_poller() {
     }
 }
 
-/// A thread that looks while another one sleeps leaves nothing hot, and one that left something hot is seen by who
-/// falls asleep.
+/// A thread that looks while another one sleeps leaves no event hot, and if a thread left an event hot, a thread that
+/// falls asleep sees that.
 #[test]
 fn a_look_beside_a_sleeper_in_a_poller() {
     check("a_look_beside_a_sleeper_in_a_poller", Some(3), || {

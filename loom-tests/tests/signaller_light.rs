@@ -1,9 +1,9 @@
-//! Signallers and who sleeps, with `membarrier` in the place of the signaller's fence: no signal is slept through.
+//! Signallers and sleeping threads, with `membarrier` in place of the signaller's fence: no signal is slept through.
 //!
 //! loom cannot run these, so the steps are written down here. Each is an access of `src/event/split.rs`,
-//! `src/event/signaller.rs`, `src/event/counter.rs` or `src/sync/waiters.rs`, and says of which function. The breakages
-//! are protocols of this file with steps left out or exchanged. What the code itself does is compared with the steps,
-//! script by script, in `the_steps_do_what_the_code_does`.
+//! `src/event/signaller.rs`, `src/event/counter.rs` or `src/sync/waiters.rs`, and a comment says of which function. The
+//! breakages are protocols of this file with steps left out or exchanged. What the code itself does is compared with
+//! the steps, script by script, in `the_steps_do_what_the_code_does`.
 
 use doorbell::event::Signaller;
 use doorbell::{Event, Spin};
@@ -21,9 +21,9 @@ const LANES: [usize; 2] = [1, 2];
 const OWNED: usize = 3;
 /// `Waiters::state`: 0, or `ANNOUNCED` or `ARMED`; of two events.
 const STATES: [usize; 2] = [4, 5];
-/// `Waiters::generation`, or the futex of who has armed.
+/// `Waiters::generation`, or the futex of a thread that has armed.
 const GENERATION: usize = 6;
-/// Something else that threads tell one another by.
+/// Another word by which threads tell one another something.
 const FLAG: usize = 7;
 const WORDS: usize = 8;
 
@@ -33,7 +33,7 @@ const L: usize = 1;
 const R: usize = 2;
 const V: usize = 3;
 const K: usize = 4;
-/// What the second event's lane has.
+/// The sum of the second event's lane.
 const M: usize = 5;
 
 /// First half of `Signaller::signal`: `Lane::add_one`.
@@ -84,10 +84,10 @@ const READ: [Step; 7] = [
     Back(6),
 ];
 
-/// `Waiters::announce`, after a look at the generation.
+/// `Waiters::announce`, after a load of the generation.
 const ANNOUNCE: [Step; 2] = [Load(GENERATION, K), Update(STATES[0], R, |_| 1)];
 
-/// `Event::read`: `announce`, then what `between` says, then looks, and sleeps until there is something.
+/// `Event::read`: `announce`, then the steps `between`, then looks, and a sleep until there is a count.
 fn sleeper(between: &[Step]) -> Vec<Step> {
     let steps = [
         &ANNOUNCE,
@@ -125,11 +125,11 @@ fn a_sleeper() {
     protocol(&[&signal(), &sleeper(&HEAR)]).check("light::a_sleeper");
 }
 
-/// The second signal comes when the reader is back, or was never away.
+/// The second signal comes when the reader has come back, or was never asleep.
 #[test]
 fn a_sleeper_that_comes_back() {
     let twice = [signal(), signal()].concat();
-    // It reads until it has had both.
+    // The reader reads until it has taken both signals.
     let mut reader = sleeper(&HEAR);
     reader.extend([Update(FLAG, R, |r| r[R] + r[V])]);
     reader.extend([Load(FLAG, R), SkipIf(1, |r| r[R] == 2)]);
@@ -142,7 +142,7 @@ fn breakages_of_a_sleeper() {
     let assert_noticed = |threads: &[&[Step]]| assert_noticed(&protocol(threads), DEADLOCK);
     // No heavy barrier.
     assert_noticed(&[&signal(), &sleeper(&[])]);
-    // A fence of the sleeper's own is none.
+    // A fence on the sleeper's side does not replace the heavy barrier.
     assert_noticed(&[&signal(), &sleeper(&[Fence])]);
     // Too early: before the announcement.
     let early = [&[HeavyBarrier][..], &sleeper(&[])].concat();
@@ -155,7 +155,7 @@ fn breakages_of_a_sleeper() {
     unannounced.extend([Await(GENERATION, R, |r| r[R] != r[K])]);
     unannounced.push(Back(unannounced.len()));
     assert_noticed(&[&signal(), &unannounced]);
-    // Nobody is heard.
+    // The signallers are not heard.
     assert_noticed(&[&signal(), &sleeper(&[Load(OWNED, R)])]);
 }
 
@@ -169,9 +169,9 @@ fn a_signaller_that_is_made() {
         protocol
     };
     made(Update(OWNED, R, |_| 1)).check("light::a_signaller_that_is_made");
-    // Not by a locked instruction: the sleeper does not know of it, nor it of the sleeper.
+    // The lane is not claimed by a locked instruction: sleeper and signaller do not see each other.
     assert_noticed(&made(Store(OWNED, |_| 1)), DEADLOCK);
-    // After the first signal.
+    // The lane is claimed after the first signal.
     let late = [&signal()[..], &[Update(OWNED, R, |_| 1)]].concat();
     let mut late = protocol(&[&late, &sleeper(&HEAR)]);
     late.memory[OWNED] = 0;
@@ -184,7 +184,7 @@ fn a_signaller_that_goes() {
     let gone = |parts: &[&[Step]]| protocol(&[&parts.concat(), &sleeper(&HEAR)]);
     let give_back = [Store(OWNED, |_| 0)];
     gone(&[&signal(), &give_back]).check("light::a_signaller_that_goes");
-    // Before its last signal.
+    // The lane is given back before its last signal.
     assert_noticed(&gone(&[&give_back, &signal()]), DEADLOCK);
 }
 
@@ -194,7 +194,7 @@ fn one_barrier_for_two_events() {
     let signal = |event: usize| [&add_one(LANES[event])[..], &wake(STATES[event])].concat();
     let poller = |parts: &[&[Step]]| {
         let mut steps = parts.concat();
-        // It sleeps unless there is something, and then knows that there is.
+        // The poller sleeps unless there is a count; after the sleep it knows that there is one.
         steps.extend([
             Load(LANES[0], L),
             Load(LANES[1], M),
@@ -212,7 +212,7 @@ fn one_barrier_for_two_events() {
         Update(STATES[1], R, |_| 1),
     ];
     poller(&[&arm, &[HeavyBarrier]]).check("light::one_barrier_for_two_events");
-    // Between the two.
+    // The heavy barrier comes between the two announcements.
     let between = poller(&[&arm[..2], &[HeavyBarrier], &arm[2..]]);
     let mut alone = between;
     alone.threads.remove(0);
@@ -235,7 +235,7 @@ fn what_came_in_an_order() {
     let mut exchanged = READ;
     exchanged.swap(0, 1);
     assert_noticed(&both(&signal(), &write(), &exchanged, not_10), END);
-    // The base is set, whatever it is by now.
+    // The base is set, whatever value it has by now.
     let mut unconditional = READ;
     unconditional[4] = Update(BASE, R, |r| 0_u64.wrapping_sub(r[L]));
     unconditional[5] = SkipIf(1, |_| true);
@@ -250,7 +250,7 @@ enum Call {
     Read,
 }
 
-/// Each script of so many calls, made by the code and by the steps: what each read returns is the same.
+/// The code and the steps make each script of this many calls: what each read returns is the same.
 #[test]
 fn the_steps_do_what_the_code_does() {
     const CALLS: u32 = 5;
@@ -293,8 +293,7 @@ fn the_steps_do_what_the_code_does() {
     }
 }
 
-/// The steps are those of the code, in its order: a change there that makes another protocol of it is to be made here
-/// as well.
+/// The steps are those of the code, in its order: a change of the protocol in the code must be made here as well.
 #[test]
 fn the_code_has_these_steps() {
     let split = include_str!("../../src/event/split.rs");

@@ -9,7 +9,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use loom_tests::check;
 
-/// A snapshot whose end loom sees: an access that nothing orders before its drop is reported.
+/// A snapshot whose drop loom sees: loom reports an access that nothing orders before the drop.
 struct Page {
     number: u32,
     alive: UnsafeCell<bool>,
@@ -60,7 +60,8 @@ fn with_page(book: &Book, section: &Section<'_>, f: impl FnOnce(&Page)) {
     f(&book.read(section));
 }
 
-/// A lookup races a change: it sees one or the other, whole, and the old one is dropped after it.
+/// A lookup races a change: it sees the whole old page or the whole new one, and the old page is dropped after the
+/// lookup.
 #[test]
 fn lookup_and_change() {
     check("lookup_and_change", Some(4), || {
@@ -89,7 +90,7 @@ fn nothing_comes_after_a_change() {
                 let reader = Reader::new();
                 with_page(&book, &reader.enter(), |page| {
                     let number = page.look();
-                    // Stands for the signal: by then the change has not returned, unless it is the new page.
+                    // This stands for the signal: by then the change has not returned, unless the page is the new one.
                     assert!(number == 1 || !returned.load(Ordering::Relaxed));
                 });
             })
@@ -101,8 +102,8 @@ fn nothing_comes_after_a_change() {
 }
 
 /// A writer that holds a lock when it publishes, and a reader that takes it inside its section: neither waits for the
-/// other for ever. When the writer's deferral has ended, nothing comes through the old snapshot any more, and it is
-/// gone.
+/// other for ever. When the writer's deferral has ended, nothing comes through the old snapshot any more, and the old
+/// snapshot has been dropped.
 #[test]
 fn change_under_a_lock() {
     check("change_under_a_lock", Some(3), || {
@@ -133,7 +134,7 @@ fn change_under_a_lock() {
     });
 }
 
-/// Two writers, one reader: each drops what it replaced, once, and neither waits for the other.
+/// Two writers, one reader: each drops once what it replaced, and neither waits for the other.
 #[test]
 fn two_writers() {
     check("two_writers", Some(1), || {
@@ -213,7 +214,7 @@ fn change_inside_a_section() {
     });
 }
 
-/// Two threads, each inside a section of one snapshot, change the other: neither waits for the other.
+/// Two threads, each inside a section of one snapshot, change the other: neither thread waits for the other.
 #[test]
 fn changes_across_sections() {
     check("changes_across_sections", Some(3), || {
@@ -237,14 +238,14 @@ fn changes_across_sections() {
     });
 }
 
-/// A page that tells where it ends.
+/// A page that records which thread drops it.
 struct Leaf {
     _page: Page,
     ends_on: loom::thread::ThreadId,
 }
 
 impl Leaf {
-    /// To be retired by this thread.
+    /// A page that this thread is to retire.
     fn new() -> Self {
         Leaf {
             _page: Page::new(0),
@@ -259,8 +260,8 @@ impl Drop for Leaf {
     }
 }
 
-/// What a thread retires inside a section is dropped by that thread, or in `reclaim`; not by a writer that waits at the
-/// same time, and not by a reader.
+/// What a thread retires inside a section is dropped by that thread or in `reclaim`. Neither a writer that waits at the
+/// same time nor a reader drops it.
 #[test]
 fn who_retires_drops() {
     check("who_retires_drops", Some(3), || {
@@ -274,7 +275,7 @@ fn who_retires_drops() {
                     with_page(&book, &section, |page| _ = page.look());
                     srcu::retire(Leaf::new());
                 }
-                // Outside of a section, nobody waits.
+                // Outside of sections, no thread waits.
                 book.write().publish(Page::new(1), Leaf::new());
             })
         };
@@ -283,8 +284,8 @@ fn who_retires_drops() {
     });
 }
 
-/// A thread that retires in several sections, without ever waiting, frees nothing that a reader may hold; what is left
-/// is freed by `reclaim`, at the latest.
+/// A thread that retires in several sections, without ever waiting, frees nothing that a reader may hold; `reclaim`
+/// frees what is left, at the latest.
 #[test]
 fn retired_in_several_sections() {
     check("retired_in_several_sections", Some(4), || {
@@ -309,7 +310,7 @@ fn retired_in_several_sections() {
     });
 }
 
-/// Writers that do not wait, and a reader: what they replace is freed by either of them, after it.
+/// Writers that do not wait, and a reader: one of the writers frees what they replace, after the reader has left.
 #[test]
 fn published_without_waiting() {
     check("published_without_waiting", Some(3), || {
@@ -348,8 +349,8 @@ fn reclaim_and_a_section() {
     });
 }
 
-/// A reader whose section ends, in which it has retired something, may hold a lock that another reader wants inside its
-/// own section: it does not wait for it.
+/// A reader that has retired something in its section may hold a lock when the section ends. Another reader may wait
+/// for that lock inside its own section, so the first does not wait for the other.
 #[test]
 fn a_section_ends_under_a_lock() {
     check("a_section_ends_under_a_lock", Some(3), || {

@@ -1,8 +1,9 @@
-//! Light sections of `sync::srcu`, with `membarrier` in the place of the reader's fence: nothing is freed in use.
+//! Light sections of `sync::srcu`, with `membarrier` in place of the reader's fence: nothing is freed while it is in
+//! use.
 //!
 //! loom cannot run these, so the steps are written down here. Each is an access of `src/sync/srcu/` or
-//! `src/sync/membarrier.rs`, and says of which function. The breakages are protocols of this file with steps left out
-//! or exchanged.
+//! `src/sync/membarrier.rs`, and a comment says of which function. The breakages are protocols of this file with steps
+//! left out or exchanged.
 
 use loom_tests::store_buffers::Step::{Await, Check, HeavyBarrier, Load, SkipIf, Store, Update};
 use loom_tests::store_buffers::{END, Protocol, Step, assert_has_steps};
@@ -31,7 +32,7 @@ const USED: &str = "a snapshot is used after it was freed";
 
 /// `Reader::begin` of a light section.
 const BEGIN: [Step; 2] = [Load(SEQ, S), Store(SEQ, |r| r[S] + 1)];
-/// `Srcu::read`, and what is done with the snapshot.
+/// `Srcu::read`, and the accesses to the snapshot.
 const READ: [Step; 3] = [
     Load(POINTER, P),
     Load(FREED, F),
@@ -42,12 +43,12 @@ const LEAVE: [Step; 1] = [Store(SEQ, |r| r[S] + 2)];
 
 /// `Writer::publish`: the new pointer.
 const SWAP: [Step; 1] = [Update(POINTER, P, |_| 1)];
-/// `Slot::wait_for_end`, and what is freed after it.
+/// `Slot::wait_for_end`, and the free that follows.
 const WAIT_FOR_END: [Step; 3] = [
     Load(SEQ, S),
     SkipIf(1, |r| r[S] % 2 == 0),
-    // Until it is another one: a reader that has come back has the new snapshot. The old value is in the other
-    // register.
+    // The wait ends when the sequence has changed: a reader that has come back has the new snapshot. The old value is
+    // in the other register.
     Await(SEQ, F, |r| r[F] != r[S]),
 ];
 const FREE: [Step; 1] = [Store(FREED, |_| 1)];
@@ -80,7 +81,7 @@ fn a_writer_waits() {
 
 #[test]
 fn a_writer_waits_for_two_readers_of_one_slot() {
-    // The second one claims the slot that the first has left: it goes on with its sequence.
+    // The second reader claims the slot that the first has left, and goes on with its sequence.
     let writer: &[&[Step]] = &[&SWAP, &[HeavyBarrier], &WAIT_FOR_END, &FREE];
     let other: &[&[Step]] = &[&[Await(SEQ, S, |r| r[S] == 4)], &BEGIN, &READ, &LEAVE];
     protocol(&[&[&reader()], writer, other]).check("a_writer_waits_for_two_readers_of_one_slot");
@@ -104,7 +105,7 @@ fn breakages_of_a_writer_that_waits() {
     // The reader leaves before its last look.
     let late: &[&[Step]] = &[&BEGIN, &READ, &LEAVE, &READ[1..]];
     assert_noticed(&[late, writer]);
-    // The writer waits only if it is told of the new sequence: not at all.
+    // The writer does not wait at all.
     assert_noticed(&[&[&reader], &[&SWAP, &[HeavyBarrier], &FREE]]);
 }
 
@@ -119,18 +120,18 @@ fn a_fenced_section_inside_a_light_one() {
     assert_noticed(&[&[&BEGIN, &READ, &LEAVE], writer]);
 }
 
-/// `membarrier::heavy`, by a thread that changes something else.
+/// `membarrier::heavy`, called by a thread that changes something else.
 const HEAVY: [Step; 3] = [
     Update(BEGUN, B, |r| r[B] + 1),
     HeavyBarrier,
-    // The greatest so far: one thread calls it here.
+    // The code keeps the greatest number; only one thread calls `heavy` here.
     Update(ENDED, S, |r| r[B] + 1),
 ];
 /// `Domain::leave`: the writer leaves the heavy barrier to others, and says how many have begun after its change.
 const LEAVE_IN_PILE: [Step; 2] = [Load(BEGUN, B), PUT_INTO_PILE];
 const PUT_INTO_PILE: Step = Update(PILE, F, |r| r[B] + 1);
-/// `Pile::begin_to_wait` and `take_waiting`: who looks at the pile later frees what is in it, if a barrier that began
-/// since has ended, when those have left that are inside. It looks once, whenever that is.
+/// `Pile::begin_to_wait` and `take_waiting`: a thread that looks at the pile later frees what is in it, if a barrier
+/// that began since has ended, once the readers inside have left. The thread looks once, at any time.
 const LOOK_AT_PILE: [Step; 4] = [
     Update(PILE, B, |r| r[B]),
     SkipIf(6, |r| r[B] == 0),
@@ -142,7 +143,7 @@ const LOOK_AT_PILE: [Step; 4] = [
 fn left_to_others(writer: &[&[Step]], look: &[&[Step]]) -> Protocol {
     let section: &[&[Step]] = &[&BEGIN, &READ, &READ[1..], &LEAVE];
     let mut protocol = protocol(&[section, writer, &[&HEAVY], look]);
-    // The look may have come before the barrier.
+    // The thread may have looked before the barrier.
     protocol.at_end = |_, _| true;
     protocol
 }
@@ -152,10 +153,10 @@ fn a_writer_leaves_the_barrier_to_others() {
     let look: &[&[Step]] = &[&LOOK_AT_PILE, &WAIT_FOR_END, &FREE];
     let protocol = left_to_others(&[&SWAP, &LEAVE_IN_PILE], look);
     protocol.check("a_writer_leaves_the_barrier_to_others");
-    // It can come to the free, and so the model to something to find.
+    // The free is reached in some run, so the model can find a fault.
     let mut never = protocol;
     never.at_end = |memory, _| memory[FREED] == 0;
-    assert_eq!(never.explore().expect_err("it is freed").what, END);
+    assert_eq!(never.explore().expect_err("the snapshot was freed").what, END);
 }
 
 #[test]
@@ -176,10 +177,10 @@ fn breakages_of_a_barrier_left_to_others() {
     let mut unfinished = LOOK_AT_PILE;
     unfinished[2] = Load(BEGUN, P);
     assert_noticed(writer, &[&unfinished, &WAIT_FOR_END, &FREE]);
-    // Nobody asks whether one has ended.
+    // The thread does not ask whether a barrier has ended.
     let take = [LOOK_AT_PILE[0], SkipIf(4, |r| r[B] == 0)];
     assert_noticed(writer, &[&take, &WAIT_FOR_END, &FREE]);
-    // Nobody asks who is inside.
+    // The thread does not wait for readers inside.
     let unseen = [
         LOOK_AT_PILE[0],
         SkipIf(3, |r| r[B] == 0),
@@ -189,8 +190,7 @@ fn breakages_of_a_barrier_left_to_others() {
     assert_noticed(writer, &[&unseen, &FREE]);
 }
 
-/// The steps are those of the code, in its order: a change there that makes another protocol of it is to be made here
-/// as well.
+/// The steps are those of the code, in its order: a change of the protocol in the code must be made here as well.
 #[test]
 fn the_code_has_these_steps() {
     let reader = include_str!("../../src/sync/srcu/reader.rs");

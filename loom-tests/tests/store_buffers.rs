@@ -1,4 +1,4 @@
-//! That the memory with store buffers is one: what x86 allows is found, and what it forbids is not.
+//! The memory with store buffers behaves as one: what x86 allows is found, and what x86 forbids is not.
 
 use loom_tests::store_buffers::Step::{Await, Fence, HeavyBarrier, Load, Store, Update};
 use loom_tests::store_buffers::{DEADLOCK, END, Protocol, Registers, Step};
@@ -41,7 +41,7 @@ fn store_then_load() {
     assert!(!both_miss(&[Fence], &[Fence]));
 }
 
-/// One side's heavy barrier is as good as a fence of each; and is none if it comes too early or too late.
+/// A heavy barrier on one side replaces a fence on each side, unless it comes too early or too late.
 #[test]
 fn a_heavy_barrier_is_a_fence_of_all() {
     assert!(!both_miss(&[], &[HeavyBarrier]));

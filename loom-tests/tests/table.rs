@@ -1,7 +1,7 @@
 //! The ioeventfd table: lookups against changes.
 //!
 //! `../breakages/table.toml` lists the ways in which the code was broken on purpose, and which of these models noticed.
-//! What a snapshot is, and when it may be freed, is the matter of `srcu.rs`.
+//! `srcu.rs` models snapshots, and when they may be freed.
 
 use doorbell::Event;
 use doorbell::ioeventfd::{Bus, Doorbell, Key, Kick, Table, ValueQueue};
@@ -33,7 +33,7 @@ fn spawn<T: 'static>(
     thread::spawn(move || f(&table))
 }
 
-/// A lookup races an assign: it rings the doorbell or not, and one after the assign does.
+/// A lookup races an assign: it may ring the doorbell or not; a lookup after the assign does.
 #[test]
 fn lookup_and_assign() {
     check("lookup_and_assign", None, || {
@@ -50,7 +50,7 @@ fn lookup_and_assign() {
     });
 }
 
-/// Once a deassign has returned, no signal comes through the entry, and nobody holds the event.
+/// Once a deassign has returned, no signal comes through the entry, and nothing holds the event.
 #[test]
 fn lookup_and_deassign() {
     check("lookup_and_deassign", None, || {
@@ -70,7 +70,7 @@ fn lookup_and_deassign() {
     });
 }
 
-/// The same for a thread that has no reader of its own, and ends.
+/// The same for a thread that has no `Reader`, and ends.
 #[test]
 fn lookup_by_a_thread_that_ends() {
     check("lookup_by_a_thread_that_ends", None, || {
@@ -139,8 +139,8 @@ fn lookups_and_a_move() {
     });
 }
 
-/// Where a reader's last lookup ended, another doorbell stands after a change: it takes what is its own and nothing
-/// else.
+/// Where a reader's last lookup ended, another doorbell stands after a change: that doorbell takes its own writes and
+/// no others.
 #[test]
 fn last_hit_and_a_change() {
     check("last_hit_and_a_change", Some(3), || {
@@ -160,8 +160,8 @@ fn last_hit_and_a_change() {
     });
 }
 
-/// A deassign inside a lookup of the same thread: returns, holds for lookups that begin after it, and has let go of the
-/// event when the outer lookup ends. Another thread's deassign takes no part of that away.
+/// A deassign inside a lookup of the same thread returns, holds for lookups that begin after it, and has let go of the
+/// event when the outer lookup ends. Another thread's deassign changes none of this.
 #[test]
 fn deassign_inside_a_lookup() {
     check("deassign_inside_a_lookup", Some(3), || {
@@ -176,7 +176,7 @@ fn deassign_inside_a_lookup() {
             assert!(!write(&table, KEY));
         });
         vcpu.join().unwrap();
-        // Nobody else was inside anything when the section ended.
+        // No other thread was inside a section when this one ended.
         assert_eq!(Arc::strong_count(&event), 1);
     });
 }

@@ -1,4 +1,4 @@
-//! Counts on their way from a kernel eventfd into an event: in one of the two for everybody else.
+//! Counts on their way from a kernel eventfd into an event: for all other threads, a count is in one of the two.
 //!
 //! The kernel's eventfd is the model of `fd.rs`. `../breakages/transfer.toml` lists the ways in which the code was
 //! broken on purpose.
@@ -39,7 +39,7 @@ impl Pair {
     }
 
     fn step(&self) -> Step {
-        // Whether it is over is no more than a flag for whoever carries.
+        // Whether the binding is over is only a flag for the thread that carries.
         let is_over = || self.over.load(Ordering::Relaxed);
         self.carrier
             .step(&self.event, is_over, || self.fd.read().ok())
@@ -56,7 +56,7 @@ fn spawn<T: 'static>(pair: &Arc<Pair>, f: impl FnOnce(&Pair) -> T + 'static) -> 
     thread::spawn(move || f(&pair))
 }
 
-/// Two drain an eventfd that nobody writes to any more: whichever returns first, the event has all.
+/// Two threads drain an eventfd that is no longer written to: whichever returns first, the event has the whole count.
 #[test]
 fn two_drains() {
     check("two_drains", None, || {
@@ -99,8 +99,8 @@ fn the_end_of_a_binding() {
     });
 }
 
-/// What has no room is left with the carrier until somebody reads, or is signalled at the end. Until then, nothing more
-/// is read.
+/// What has no room is left with the carrier until a thread reads the event, or is signalled at the end. Until then,
+/// nothing more is read from the eventfd.
 #[test]
 fn what_has_no_room() {
     const FULL: u64 = u64::MAX - 1;
@@ -120,7 +120,7 @@ fn what_has_no_room() {
     });
 }
 
-/// Who sleeps at the event is woken by what is drained, and by what is carried.
+/// A thread that sleeps at the event is woken by a drain, and by a carrier's step.
 #[test]
 fn a_reader_is_woken() {
     for carried in [false, true] {

@@ -32,7 +32,7 @@ struct Guest {
 }
 
 /// loom gives sequentially consistent accesses acquire-release meaning only. So those are read-modify-writes here, as
-/// in `sync::dekker_load`; all others are what they say.
+/// in `sync::dekker_load`; all other accesses are as their names say.
 impl Words for Guest {
     fn load_avail(&self, offset: usize, order: Ordering) -> u16 {
         let word = match offset {
@@ -89,7 +89,7 @@ impl Queue {
         for word in [&guest.avail_idx, &guest.used_idx, &guest.avail_event] {
             word.store(START, Ordering::Relaxed);
         }
-        // The driver wants nothing yet: it has been interrupted for the last one.
+        // The driver wants no interrupt yet: it has been interrupted for the last request.
         let last = START.wrapping_sub(1);
         guest.used_event.store(last, Ordering::Relaxed);
         Arc::new(Queue {
@@ -107,8 +107,8 @@ impl Queue {
         &self.rings.words
     }
 
-    /// The driver: makes one more request available, and looks whether it is to kick. As in Linux' `virtqueue_kick`,
-    /// which passes a full barrier between the two. Whether it is.
+    /// The driver: makes one more request available, and returns whether it is to kick. As in Linux' `virtqueue_kick`,
+    /// there is a full barrier between the two.
     fn publish(&self) -> bool {
         let guest = self.guest();
         let old = guest.avail_idx.load(Ordering::Relaxed);
@@ -134,7 +134,7 @@ impl Queue {
         }
     }
 
-    /// The device: pops all there is, as `PolledQueue::serve` does.
+    /// The device: pops all requests, as `PolledQueue::serve` does.
     fn serve(&self) {
         loop {
             let mut next = self.next.lock().unwrap();
@@ -177,7 +177,7 @@ impl Queue {
         self.sleep_and_serve();
     }
 
-    /// The device: completes one request, as `PolledQueue::complete` does. Whether to interrupt.
+    /// The device: completes one request, as `PolledQueue::complete` does. Returns whether to interrupt.
     fn complete(&self, completed: &mut Completed) -> bool {
         let used_idx = &self.guest().used_idx;
         let used = used_idx.load(Ordering::Relaxed);
@@ -187,7 +187,7 @@ impl Queue {
         completed.add_one(&self.rings, used.wrapping_add(1))
     }
 
-    /// The driver: takes what has been completed, in the order in which Linux does, until it has all.
+    /// The driver: takes what has been completed, in the order in which Linux does, until it has all of them.
     fn take_answers(&self) {
         let guest = self.guest();
         let mut next = START;
@@ -247,8 +247,8 @@ fn a_device_that_polls() {
 
 /// One thread of the device has polled and falls asleep, while another one is woken by kicks.
 ///
-/// A kick is served by the driver's thread here, as if the other one were awake at once: what is left is the two halves
-/// of the device.
+/// The driver's thread serves a kick here, as if the other thread were awake at once: what is left is the two halves of
+/// the device.
 #[test]
 fn one_falls_asleep_while_another_wakes_up() {
     with_and_without_event_idx(
@@ -272,7 +272,7 @@ fn one_falls_asleep_while_another_wakes_up() {
     );
 }
 
-/// What a poller finds without the device's half, it sees.
+/// A poller that finds a request, without the device's half of the handshake, sees what is in the request.
 #[test]
 fn who_is_told_sees_the_request() {
     with_and_without_event_idx("who_is_told_sees_the_request", None, |queue| {
@@ -286,7 +286,7 @@ fn who_is_told_sees_the_request() {
     });
 }
 
-/// A driver that sleeps when it has taken all, of a device that completes one request after the other.
+/// A driver that sleeps when it has taken all answers, and a device that completes one request after the other.
 #[test]
 fn a_driver_that_sleeps() {
     with_and_without_event_idx("a_driver_that_sleeps", Some(3), |queue| {
@@ -313,11 +313,11 @@ fn a_driver_that_looks_ahead() {
         let queue = Queue::new(true);
         let all = START.wrapping_add(REQUESTS);
         let driver = spawn(&queue, move |queue| {
-            // `virtqueue_enable_cb_delayed`: for the last one.
+            // `virtqueue_enable_cb_delayed`: for the last request.
             let event = all.wrapping_sub(1);
             queue.guest().used_event.store(event, Ordering::Relaxed);
             fence(Ordering::SeqCst);
-            // One that was due before this was said may come first.
+            // An interrupt that was due before `used_event` was set may come first.
             while queue.guest().used_idx.load(Ordering::Acquire) != all {
                 queue.interrupt.read();
             }

@@ -60,19 +60,20 @@ models! {
         signaller.join().unwrap();
     }
 
-    /// A reader sleeps at an event beside one that takes nothing.
+    /// A reader sleeps at an event beside a waiter that takes nothing.
     beside_a_reader(3, 2) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |events| wait_any(events, None).is_some());
         let reader = spawn(&events, |events| events[0].read());
         events[0].signal();
         assert_eq!(reader.join().unwrap(), 1);
-        // The other may have slept through it.
+        // The other waiter may have slept through the signal.
         events[1].signal();
         assert!(waiter.join().unwrap());
     }
 
-    /// A task waits for an event beside one that takes nothing; in line, that stands before it.
+    /// A task waits for an event beside a waiter that takes nothing; if both are in line, the waiter stands before the
+    /// task.
     beside_a_task(2, 2) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |events| wait_any(events, None).is_some());
@@ -83,7 +84,7 @@ models! {
         assert!(waiter.join().unwrap());
     }
 
-    /// One is woken by two events at once, and a reader sleeps at the second.
+    /// A waiter is woken by two events at once, and a reader sleeps at the second.
     woken_twice(3, 2) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |events| wait_any(events, None).is_some());
@@ -94,7 +95,7 @@ models! {
         assert!(waiter.join().unwrap());
     }
 
-    /// What is signalled is gone again when the waiter looks, and comes once more.
+    /// The signal has been taken when the waiter looks, and another one comes.
     comes_and_goes(4, 3) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |events| wait_any(events, None).is_some());
@@ -104,7 +105,7 @@ models! {
         assert!(waiter.join().unwrap());
     }
 
-    /// Two that take nothing and one that reads, at one event: all get on.
+    /// Two waiters that take nothing and one reader, at one event: all go on.
     two_beside_a_reader(1, 1) {
         let events = events(Mode::Counter);
         let waiters = [(); 2].map(|()| spawn(&events, |events| wait_any(&events[..1], None).is_some()));
@@ -117,7 +118,7 @@ models! {
         }
     }
 
-    /// All who wait for an event that stays ready are told.
+    /// All waiters for an event that stays ready return.
     two_told_by_one_signal(2, 2) {
         let events = events(Mode::Semaphore);
         let waiters = [(); 2].map(|()| spawn(&events, |events| wait_any(events, None).is_some()));
@@ -127,7 +128,7 @@ models! {
         }
     }
 
-    /// One who gives up does not take the reader's wake-up along.
+    /// A waiter that gives up does not use up the reader's wake-up.
     timeout_beside_a_reader(2, 2) {
         let events = events(Mode::Counter);
         let hasty = spawn(&events, |events| wait_any(events, Some(SOME_TIME)).is_some());
@@ -139,7 +140,7 @@ models! {
         hasty.join().unwrap();
     }
 
-    /// What was signalled before the timeout is found.
+    /// A signal before the timeout is found.
     timeout_races_signal(3, 2) {
         let events = events(Mode::Counter);
         let clock = thread::spawn(futex::expire);
@@ -151,18 +152,18 @@ models! {
         assert_eq!(events[1].try_read(), Some(1));
     }
 
-    /// An event may stand in the list twice.
+    /// An event may be in the list twice.
     twice_the_same(3, 2) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |[event, _]| {
             wait_any(&[event, event], None).expect("no timeout").last()
         });
         events[0].signal();
-        // Or the first was looked at before the signal.
+        // Or the first entry was looked at before the signal.
         assert_eq!(waiter.join().unwrap(), Some(1));
     }
 
-    /// A wait that ends for no reason goes on.
+    /// A wait whose sleep ends spuriously goes on.
     interrupted(2, 2) {
         let events = events(Mode::Counter);
         let waiter = spawn(&events, |events| wait_any(events, None).is_some());

@@ -1,8 +1,8 @@
 //! An eventfd that KVM sends messages for (`src/kvm/irqfd/wire.rs`), which is detached while others signal.
 //!
-//! The file that ships is compiled here, between stand-ins for the modules that make its system calls. Of the kernel
-//! they have what `eventfd_signal`, `irqfd_wakeup`, `kvm_irqfd_assign` and `eventfd_ctx_remove_wait_queue` do under the
-//! lock of the eventfd. `../breakages/wire.toml` lists the ways in which the code was broken on purpose.
+//! The file that ships is compiled here, with stand-ins for the modules that make its system calls. The stand-ins do
+//! what `eventfd_signal`, `irqfd_wakeup`, `kvm_irqfd_assign` and `eventfd_ctx_remove_wait_queue` of the kernel do under
+//! the lock of the eventfd. `../breakages/wire.toml` lists the ways in which the code was broken on purpose.
 
 #[path = "../../src/kvm/irqfd/wire.rs"]
 mod wire;
@@ -24,7 +24,7 @@ mod eventfd {
 
 const GSI: u32 = 3;
 
-/// The messages that KVM has sent. It is std's: nothing depends on it before the end.
+/// The messages that KVM has sent. The atomic is std's, because nothing depends on its value before the end.
 #[derive(Default)]
 pub struct Vm(std::sync::atomic::AtomicU32);
 
@@ -61,7 +61,7 @@ impl EventFd {
     }
 }
 
-/// What is left would be sent when the wire is attached the next time.
+/// A unit that is left would be sent when the wire is attached the next time.
 impl Drop for EventFd {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -83,7 +83,7 @@ impl Vm {
     fn irqfd(self: &Arc<Self>, fd: &EventFd, gsi: u32) -> io::Result<()> {
         assert_eq!(gsi, GSI);
         let mut semaphore = fd.0.lock().unwrap();
-        assert!(semaphore.irqfd.is_none(), "it is attached twice");
+        assert!(semaphore.irqfd.is_none(), "the irqfd is attached twice");
         if semaphore.count != 0 {
             self.send();
         }
@@ -91,18 +91,18 @@ impl Vm {
         Ok(())
     }
 
-    /// The irqfd reads the eventfd when it goes.
+    /// The irqfd reads the eventfd when it is deassigned.
     fn deassign_irqfd(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
         assert_eq!(gsi, GSI);
         let mut semaphore = fd.0.lock().unwrap();
-        assert!(semaphore.irqfd.take().is_some(), "it is not attached");
+        assert!(semaphore.irqfd.take().is_some(), "the irqfd is not attached");
         semaphore.count = semaphore.count.saturating_sub(1);
         Ok(())
     }
 }
 
-/// A VM, a wire that is attached, and threads that signal it once each. They send what the wire does not, as the sink
-/// does.
+/// A VM, a wire that is attached, and threads that signal it once each. As the sink does, the threads send the messages
+/// that the wire does not.
 fn while_signalled(signallers: usize, change: impl FnOnce(&Wire, &Vm)) -> (u32, u32) {
     let vm = Arc::new(Vm::default());
     let wire = Arc::new(Wire::new(Arc::clone(&vm), GSI).unwrap());
@@ -115,12 +115,12 @@ fn while_signalled(signallers: usize, change: impl FnOnce(&Wire, &Vm)) -> (u32, 
     change(&wire, &vm);
     let others = signallers.into_iter().map(|other| other.join().unwrap());
     let by_others = others.sum();
-    // As its last signaller does, when it lets go of it.
+    // The last signaller drops the wire like this when it lets go of it.
     drop(wire);
     (vm.sent(), by_others)
 }
 
-/// Each signal is one message: KVM's or the signaller's. After the detach it is not KVM's.
+/// Each signal is one message: KVM's or the signaller's. After the detach, it is the signaller's.
 #[test]
 fn signals_and_detach() {
     for (signallers, preemptions) in [(1, None), (2, Some(3))] {
@@ -137,8 +137,8 @@ fn signals_and_detach() {
     }
 }
 
-/// A route that goes and comes back: no signal is without a message, and there is at most one more, if KVM has found
-/// what a signaller then took back.
+/// A route that goes and comes back: no signal is without a message. There is at most one message more, if KVM has
+/// found a unit that a signaller then took back.
 #[test]
 fn signals_and_detach_and_attach() {
     for (signallers, preemptions) in [(1, None), (2, Some(3))] {

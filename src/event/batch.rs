@@ -23,11 +23,11 @@
 //!
 //! Between the change of a count and the load of its waiters, other counts may change; the handshake of
 //! `src/sync/waiters.rs` allows that. All claimed threads are woken before foreign code runs, except the wakers of
-//! tasks. So an observer that blocks or takes long keeps no thread asleep, also none that other threads signal.
+//! tasks. So an observer that blocks or takes long keeps no thread asleep, not even one that another thread signals.
 //!
-//! What remains is one `FUTEX_WAKE` for each event in which a thread of its own sleeps. Sixteen of them as one
-//! submission of io_uring, or two at a time with `FUTEX_WAKE_OP`, were measured. They took the same time within a
-//! tenth: the time is spent in waking the threads.
+//! What remains is one `FUTEX_WAKE` for each event in which a thread of its own sleeps. Sixteen of them in one
+//! submission of io_uring, and two at a time with `FUTEX_WAKE_OP`, were measured and took the same time within a tenth:
+//! the time is spent in waking the threads.
 
 use super::counter::released;
 use super::observer::{Changed, Observers, calling};
@@ -46,9 +46,9 @@ use std::{fmt, mem, thread};
 /// A batch knows its events: [`add`](Self::add) each once, and use the index that it returns. From then on collecting
 /// and [committing](Self::commit) allocate nothing, over and over.
 ///
-/// * Signals to one event become one, of their sum. Writes become one write, which fits as a whole or not at all.
+/// * Signals to one event become one signal of their sum. Writes become one write, which fits as a whole or not at all.
 /// * First the counts of all events change, then sleepers and tasks are woken, then observers are called. A thread that
-///   sleeps in one of them, in [`wait_any`](crate::poll::wait_any()) on several that nobody else reads, or in a
+///   sleeps in one of them, in [`wait_any`](crate::poll::wait_any()) on several that no other thread reads, or in a
 ///   [`Poller`](crate::poll::Poller) for any number of them, is woken once.
 /// * An event that is signalled and written to is written to first.
 ///
@@ -75,25 +75,25 @@ use std::{fmt, mem, thread};
 /// ```
 #[must_use = "a batch does nothing until it is committed"]
 pub struct Batch {
-    /// One for each index; those of events that were removed are vacant until [`add`](Self::add) finds them.
+    /// One entry for each index; entries of removed events are vacant until [`add`](Self::add) uses them again.
     entries: Vec<Entry>,
-    /// How often each was added and not yet removed: apart from what signals touch.
+    /// How often each event was added and not yet removed. Kept apart from the data that signals touch.
     users: Vec<usize>,
-    /// The entries with something pending, in the order in which they came to have it. Never longer than `entries`.
+    /// The entries with something pending, in the order in which they got it. Never longer than `entries`.
     pending: Vec<usize>,
-    /// Of use during a commit. Never longer than `entries`.
+    /// Used during a commit. Never longer than `entries`.
     rung: Vec<Rung>,
-    /// Events that are added are to have lanes.
+    /// Whether events that are added get signallers with lanes.
     has_signallers: bool,
 }
 
-/// It is in `pending` if there are signals or a write, including a write of 0.
+/// The index of an entry is in `pending` if the entry has signals or a write, including a write of 0.
 struct Entry {
-    /// `None` if it is vacant.
+    /// `None` if the entry is vacant.
     event: Option<EventHandle>,
     signals: Option<u64>,
     write: Option<u64>,
-    /// For signals of 1.
+    /// The signaller for signals of 1.
     lane: Option<Owned>,
 }
 
@@ -103,10 +103,10 @@ impl Batch {
         Self::empty(false)
     }
 
-    /// A batch without events, which signals those that it gets by a [`Signaller`](super::Signaller) of its own for
-    /// each: an event that has one signal pending when the batch is committed takes no locked instruction then. What
-    /// that costs others, and when there is none, is said there. An event's signaller goes when the event is
-    /// [removed](Self::remove).
+    /// A batch without events, which signals each event that is added by a [`Signaller`](super::Signaller) of its own.
+    /// A commit of one pending signal to an event then takes no locked instruction. [`Signaller`](super::Signaller)
+    /// describes what that costs others, and when there is no signaller. An event's signaller is dropped when the event
+    /// is [removed](Self::remove).
     ///
     /// ```
     /// # use doorbell::Event;
@@ -173,8 +173,9 @@ impl Batch {
         self.entries.len() - 1
     }
 
-    /// Takes back one [`add`](Self::add). When all have been taken back, the event leaves the batch, and is returned;
-    /// before that, the result is `None`. So queues that share an event, and so an index, each add and remove it.
+    /// Takes back one [`add`](Self::add). When all of them have been taken back, the event leaves the batch, and is
+    /// returned; before that, the result is `None`. So queues that share an event, and therefore an index, each add and
+    /// remove the event.
     ///
     /// What is pending for an event that leaves is delivered first, as a [`commit`](Self::commit) of this event alone
     /// does it: its count changes, sleepers are woken, observers are called. When this returns, the batch does nothing
@@ -192,7 +193,7 @@ impl Batch {
     /// # Examples
     ///
     /// A vhost-user front-end replaces the eventfd by which a queue interrupts the driver (`SET_VRING_CALL`). Signals
-    /// collected so far go to the one that there was at the time:
+    /// collected so far go to the old eventfd:
     ///
     /// ```
     /// use doorbell::Event;
@@ -237,7 +238,7 @@ impl Batch {
         Some(Removed { event, unwritten })
     }
 
-    /// The event of an index.
+    /// The event at an index.
     ///
     /// # Panics
     ///
@@ -267,7 +268,8 @@ impl Batch {
     pub fn signal_n(&mut self, index: usize, n: u64) {
         let entry = &mut self.entries[index];
         if let Some(sum) = &mut entry.signals {
-            // The next signal of the event waits for the sum, and would for a choice between it and the limit.
+            // Only the addition is on the path of the next signal of the event; a choice between the sum and the limit
+            // would be, too.
             match sum.checked_add(n) {
                 Some(more) => *sum = more,
                 None => saturate(sum),
@@ -281,13 +283,13 @@ impl Batch {
         }
     }
 
-    /// Adds a write of `n` to an event, as [`Event::try_write`] makes it. It is added to earlier ones, and whether
-    /// the sum fits shows at the [`commit`](Self::commit).
+    /// Adds a write of `n` to an event, as [`Event::try_write`] makes it. It is added to earlier writes; the
+    /// [`commit`](Self::commit) finds whether the sum fits.
     ///
     /// # Errors
     ///
     /// [`WriteError::Invalid`] if `n` is `u64::MAX`, and [`WriteError::WouldBlock`] if the sum would be more than an
-    /// event can hold at all. What was pending is as it was.
+    /// event can hold at all. What was pending is unchanged.
     ///
     /// # Panics
     ///
@@ -308,8 +310,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Delivers what is pending: first all counts change, then sleepers are woken, in the events and in pollers, and
-    /// tasks, then observers are called. Never blocks, unless an observer does.
+    /// Delivers what is pending: first all counts change, then sleepers in the events and in pollers, and tasks, are
+    /// woken, then observers are called. Never blocks, unless an observer does.
     ///
     /// A slow observer keeps no thread asleep: all threads and tasks that this commit wakes are woken before the first
     /// observer is called. Waiters of an irqfd's event are an exception, see [`Observer`](super::Observer).
@@ -318,8 +320,8 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// [`Unwritten`] if there are writes for which there was no room. They have changed nothing and stay pending, for
-    /// the next commit; see [`unwritten`](Self::unwritten). All else has been delivered.
+    /// [`Unwritten`] if there are writes for which there was no room. Those have changed nothing and stay pending for
+    /// the next commit; see [`unwritten`](Self::unwritten). Everything else has been delivered.
     pub fn commit(&mut self) -> Result<(), Unwritten> {
         let Batch {
             entries,
@@ -369,7 +371,8 @@ impl Batch {
         panicked
     }
 
-    /// The writes that did not fit, as index and number, and those that have come since the last commit.
+    /// The pending writes, as index and number: those that did not fit, and those that were added since the last
+    /// commit.
     pub fn unwritten(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         self.pending
             .iter()
@@ -386,7 +389,8 @@ impl Batch {
 }
 
 impl Entry {
-    /// First pass: changes the count. What was added is in `signals` then. Returns whether nothing is left to write.
+    /// First pass: changes the count. Afterwards, `signals` has what was added. Returns whether nothing is left to
+    /// write.
     #[inline(always)]
     fn apply(&mut self) -> bool {
         let signals = self.signals;
@@ -411,7 +415,7 @@ impl Entry {
         self.write.is_none()
     }
 
-    /// Second pass: which waiters the signals are for, if there are any.
+    /// Second pass: takes the waiters that the signals are for, if there are any.
     #[inline(always)]
     fn take_awaited(&mut self) -> Option<Release> {
         let n = self.signals.take()?;
@@ -432,7 +436,7 @@ const GONE: &str = "the event of this index has left the batch";
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Removed {
-    /// The handle of it that was [added](Batch::add) first.
+    /// The handle of the event that was [added](Batch::add) first.
     pub event: EventHandle,
     /// The sum of pending writes, if there was no room for it.
     pub unwritten: Option<u64>,
@@ -445,7 +449,7 @@ struct Rung {
     sleepers: Claimed,
     visitor: Option<Number>,
     kinds: u32,
-    /// An irqfd takes the signals first.
+    /// Whether an irqfd takes the signals first.
     owned: bool,
 }
 

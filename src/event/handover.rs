@@ -1,5 +1,4 @@
-//! The end of an event whose count goes on living elsewhere: [`fd::EventFd`](crate::fd::EventFd) becomes a kernel
-//! eventfd.
+//! An event whose count moves elsewhere: [`fd::EventFd`](crate::fd::EventFd) becomes a kernel eventfd.
 //!
 //! ```text
 //!     the thread that moves                      a call that finds MOVED
@@ -10,10 +9,10 @@
 //!     5  wake all threads that sleep here
 //! ```
 //!
-//! Step 2 is atomic. So each call takes effect before it, here, or finds `MOVED` and is made again where the count is
-//! then; no call can fall in between. A call that meets the move waits for step 3, which is one `write(2)`: it spins,
-//! and sleeps as a reader does if the moving thread was preempted. There is no lock, and a move makes no further system
-//! call while nobody sleeps.
+//! Step 2 is atomic. So each call takes effect here before the step, or finds `MOVED` and is made again where the count
+//! is then; there is nothing in between. A call that meets the move waits for step 3, which is one `write(2)`: it
+//! spins, and sleeps as a reader does if the moving thread was preempted. There is no lock, and a move makes no further
+//! system call while no thread sleeps.
 //!
 //! A signal handler that interrupts the moving thread does not wait, because it would wait for ever. Its calls take
 //! effect elsewhere, and the count is added there after the handler has returned.
@@ -29,11 +28,11 @@ use std::hint;
 
 const MOVED: u64 = u64::MAX;
 
-/// How often a call that meets a move checks whether it is done before it sleeps. This takes a few microseconds, enough
-/// for the `write(2)` of a thread that runs.
+/// How often a call that meets a move checks whether the move is done before the call sleeps. This takes a few
+/// microseconds, enough for the `write(2)` of a thread that runs.
 const LOOKS: u32 = 200;
 
-/// The count is elsewhere, all of it.
+/// The whole count is elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved;
 
@@ -67,10 +66,11 @@ impl Handover {
         (self.event.count() != MOVED).then_some(&self.event)
     }
 
-    /// Has `put` put the count elsewhere, unless it is 0 or has been moved already. When this returns, the count is
-    /// there, whichever thread moved it. (In a signal handler that has interrupted the moving thread it is not.)
+    /// Moves the count elsewhere by `put`, unless it is 0 or has been moved already. When this returns, the count is
+    /// there, whichever thread moved it. (The exception is a signal handler that has interrupted the moving thread.)
     pub(crate) fn move_out(&self, put: impl FnOnce(u64)) {
-        // Relaxed: it elects one thread, and is otherwise read by the signal handlers of that thread.
+        // Relaxed: the exchange elects one thread, and otherwise only the signal handlers of that thread read the
+        // value.
         let claim =
             self.mover
                 .compare_exchange(0, this_thread(), Ordering::Relaxed, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl Handover {
         if self.mover.load(Ordering::Relaxed) == this_thread() {
             return;
         }
-        // No time passes in a model of loom's.
+        // No time passes in a loom model.
         let looks = if cfg!(loom) { 0 } else { LOOKS };
         for _ in 0..looks {
             hint::spin_loop();
@@ -163,8 +163,8 @@ impl Handover {
     fn wait_to_take(&self) -> Result<u64, Moved> {
         let Event { counter, spin, .. } = &self.event;
         let take = || self.take();
-        // If the count has moved, this only wakes others early: the moving thread wakes all sleepers when it has
-        // arrived.
+        // If the count has moved, this only wakes other threads early: the moving thread wakes all sleepers when the
+        // count has arrived.
         let left_over = || self.event.left_over();
         let result = spin.wait(
             None,
@@ -232,7 +232,7 @@ mod tests {
     use std::time::Duration;
 
     const FULL: u64 = u64::MAX - 1;
-    /// What a call that hangs is given.
+    /// How long a call may take before it counts as hung.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn handover(count: u64, spin: Spin) -> Arc<Handover> {
@@ -248,7 +248,7 @@ mod tests {
     const READ: Call = |handover| handover.read(true).map(drop);
     const WRITE: Call = |handover| handover.write(1, true).map(drop);
     const MOVE: Call = |handover| {
-        handover.move_out(|_| unreachable!("it is moved once"));
+        handover.move_out(|_| unreachable!("the count is moved once"));
         Err(Moved)
     };
 
@@ -277,7 +277,7 @@ mod tests {
             });
             let result = met.expect("there was a count").recv_timeout(PATIENCE);
             assert_eq!(result, Ok(Err(Moved)));
-            // There is nothing to wait for any more.
+            // After that, a call does not wait.
             assert_eq!(call(&handover), Err(Moved));
             assert!(handover.event().is_none());
         }

@@ -1,8 +1,8 @@
 //! Counts on their way from a kernel eventfd into an event.
 //!
 //! A thread that has read an eventfd holds the count until it adds the count to the event. In between, the count is in
-//! neither of the two. A thread that has taken the eventfd from its writers, and reads it a last time, would find
-//! nothing there and believe that the event has everything. So the read and the addition are made under a lock, as one
+//! neither of the two. A thread that has taken the eventfd away from its writers, and reads it a last time, would find
+//! nothing in it and conclude that the event has everything. So the read and the addition are made under a lock, as one
 //! step:
 //!
 //! ```text
@@ -11,14 +11,14 @@
 //!     2  wake readers, call observers         2  the event has all
 //! ```
 //!
-//! Nobody is woken and nothing foreign is called under the lock, so it is held for a `read(2)` that does not block and
-//! for an addition.
+//! No thread is woken and no foreign code is called under the lock, so the lock is held only for a `read(2)` that does
+//! not block and for an addition.
 
 use super::Event;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::fair::{FairMutex, FairMutexGuard};
 
-/// The lock of an event, and of others: so an event need not have one.
+/// The lock of an event. Other events share it, so an event has no lock of its own.
 #[cfg(not(loom))]
 fn lock(event: &Event) -> FairMutexGuard<'static, ()> {
     const LOCKS: usize = 64;
@@ -37,7 +37,7 @@ fn lock(_: &Event) -> FairMutexGuard<'static, ()> {
 }
 
 /// Moves what `read` takes from an eventfd into the event, as a signal does, and returns how much that is. When this
-/// returns, all that others have taken from the eventfd for this event is in the event too.
+/// returns, everything that other threads have taken from the eventfd for this event is in the event, too.
 #[cfg_attr(
     not(any(
         all(
@@ -65,27 +65,27 @@ pub fn drain(event: &Event, read: impl FnOnce() -> u64) -> u64 {
     count
 }
 
-/// Carries as writes do, which wait for room: keeps what was read and has no room in the event yet.
+/// Carries counts as writes do, which wait for room: it keeps what was read and has no room in the event yet.
 pub struct Carrier {
-    /// Changed under the lock.
+    /// What was read and has no room in the event yet. Changed under the lock.
     rest: AtomicU64,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// All that was read is in the event, and there may be more to read.
+    /// Everything that was read is in the event, and there may be more to read.
     Carried,
     /// There was nothing to read.
     Empty,
-    /// What is left has no room in the event.
+    /// The rest has no room in the event.
     Full,
     /// The carrying is over, and nothing was read.
     Over,
 }
 
 impl Carrier {
-    /// With nothing to carry.
+    /// A carrier without a rest.
     #[allow(clippy::new_without_default, reason = "loom's atomics are not const")]
     pub fn new() -> Self {
         Carrier {
@@ -93,7 +93,8 @@ impl Carrier {
         }
     }
 
-    /// Carries what is left and, if all of that had room, what `read` takes from the eventfd; unless it `is_over`.
+    /// Carries the rest and, if all of it had room, what `read` takes from the eventfd. Does nothing if the carrying
+    /// `is_over`.
     pub fn step(
         &self,
         event: &Event,
@@ -127,8 +128,8 @@ impl Carrier {
         step
     }
 
-    /// Signals what is left, whether it fits or not, after the carrying `is_over`. When this returns, all that was read
-    /// is in the event, and nothing is read any more.
+    /// Signals the rest, whether it fits or not, after the carrying `is_over`. When this returns, everything that was
+    /// read is in the event, and nothing more is read.
     pub fn settle(&self, event: &Event) {
         let rest = {
             let _lock = lock(event);
@@ -162,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Whether a task that waits for the event before `change` is woken by it.
+    /// Whether `change` wakes a task that has waited for the event before it.
     fn wakes(event: &Event, change: impl FnOnce()) -> bool {
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(unread(), Step::Full);
         assert_eq!((event.count(), rest()), (FULL, 1));
         event.read();
-        // With what is left, all that is read now wakes once.
+        // The rest and what is read now wake the task once.
         let both = || assert_eq!(carrier.step(&event, || false, || Some(7)), Step::Carried);
         assert!(wakes(&event, both));
         assert_eq!((event.count(), rest()), (8, 0));
@@ -231,7 +232,7 @@ mod tests {
         assert!(wakes(&event, || carrier.settle(&event)));
         assert_eq!((event.read(), carrier.rest.load(Ordering::Relaxed)), (5, 0));
         assert!(!wakes(&event, || carrier.settle(&event)));
-        // It counts as signals do, which are never refused.
+        // The rest is added as signals are, which are never refused.
         event.write(FULL).unwrap();
         assert_eq!(carrier.step(&event, || false, || Some(5)), Step::Full);
         carrier.settle(&event);

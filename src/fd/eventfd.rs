@@ -98,7 +98,7 @@ impl EventFd {
     ///
     /// # Errors
     ///
-    /// Those of `eventfd(2)`: [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if `flag` has others in it than
+    /// Those of `eventfd(2)`: [`InvalidInput`](io::ErrorKind::InvalidInput) (`EINVAL`) if `flag` has flags other than
     /// [`EFD_CLOEXEC`], [`EFD_NONBLOCK`] and [`EFD_SEMAPHORE`]; `EMFILE` and `ENFILE` if there are too many
     /// descriptors; `ENOMEM`.
     pub fn new(flag: i32) -> io::Result<Self> {
@@ -172,7 +172,7 @@ impl EventFd {
         })
     }
 
-    /// This handle's descriptor, for others to see. The first call for any of the handles moves the count into the
+    /// This handle's descriptor, for other code to use. The first call for any of the handles moves the count into the
     /// kernel.
     fn shown(&self) -> &KernelEvent {
         if let Some(here) = &self.here {
@@ -186,7 +186,7 @@ impl EventFd {
         &self.fd
     }
 
-    /// As asking for the descriptor does.
+    /// Moves the count, as asking for the descriptor does.
     #[cfg(loom)]
     pub fn move_to_kernel(&self) -> &super::kernel::model::KernelEvent {
         self.shown()

@@ -10,7 +10,7 @@ use vm_superio::Trigger;
 impl Trigger for Event {
     type E = Infallible;
 
-    /// Signals it.
+    /// Signals the event.
     fn trigger(&self) -> Result<(), Infallible> {
         self.signal();
         Ok(())
@@ -20,7 +20,7 @@ impl Trigger for Event {
 impl Trigger for &Event {
     type E = Infallible;
 
-    /// Signals it.
+    /// Signals the event.
     fn trigger(&self) -> Result<(), Infallible> {
         self.signal();
         Ok(())

@@ -1,13 +1,13 @@
-//! Sleep while a 32-bit word holds a value, and wake those who do: `futex(2)`, private to the process or shared by
-//! those that have mapped the word.
+//! Sleeps while a 32-bit word holds a value, and wake-ups of the sleepers: `futex(2)`, private to the process or shared
+//! by processes that have mapped the word.
 //!
-//! Untimed waits and wake-ups go through `atomic-wait` (Linux, Android, macOS, iOS, Windows, FreeBSD). Timed waits,
-//! and waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed
-//! wait looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
-//! processes share are for Linux and Android only; the same word must not be slept on both ways.
+//! Untimed waits and wake-ups go through `atomic-wait` (Linux, Android, macOS, iOS, Windows, FreeBSD). Timed waits, and
+//! waking a number of threads between one and all, use `futex(2)` itself on Linux and Android; elsewhere a timed wait
+//! looks at the word at intervals of 50 µs growing to 1 ms, so it notices a wake-up up to 1 ms late. Words that
+//! processes share are for Linux and Android only; a word must not be used both ways.
 //!
 //! Waiting for several words at once uses `futex_waitv(2)`, which Linux has since 5.16. If it is refused, the caller
-//! sleeps on something else.
+//! sleeps in another way.
 //!
 //! Any wait may end spuriously (a signal handler ran, or the wake-up was meant for another thread); callers check their
 //! condition again. Under loom the module is a model of the kernel's wait queue, see `model`.

@@ -202,8 +202,9 @@ mod choice {
     }
 }
 
-/// Whether one who announces itself can have all others execute a full barrier, so that they do without; from the time
-/// on at which this says so. (A model has fences in their place: the looks for announcements are read-modify-writes.)
+/// Whether a thread that announces itself can make all other threads execute a full barrier, so that they need none of
+/// their own. Once this returns true, it stays so. (A model has fences instead: the looks for announcements are
+/// read-modify-writes.)
 pub(crate) fn is_to_be_had() -> bool {
     cfg!(loom) || is_light()
 }
@@ -214,9 +215,11 @@ pub(crate) fn full() {
 }
 
 /// * [`fix_choice`]: from here on the choice is fixed. Readers and writers call it before they rely on one another.
-/// * [`is_light`]: whether readers do without a fence; to be asked after `fix_choice`.
-/// * [`light`]: the barrier of a reader that does without, for the compiler only.
-/// * [`heavy`]: the barrier of a writer whose readers do without. Every thread of the process executes a full one.
-/// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to others. It asks how many have begun
-///   after its change; when one that began later has ended, all threads have executed a full one since the change.
+/// * [`is_light`]: whether readers do without a fence; to be called after `fix_choice`.
+/// * [`light`]: the barrier of a reader that does without a fence, for the compiler only.
+/// * [`heavy`]: the barrier of a writer whose readers do without a fence. Every thread of the process executes a full
+///   barrier.
+/// * [`begun`], [`ended_since`]: for a writer that leaves the heavy barrier to other threads. The writer asks after its
+///   change how many barriers have begun. When one that began later has ended, all threads have executed a full barrier
+///   since the change.
 pub(crate) use choice::{begun, ended_since, fix_choice, heavy, is_light, light};

@@ -3,22 +3,22 @@ use doorbell::ioeventfd::space::{Listener, ListenerCall, RefusalError};
 use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Target};
 use std::sync::{Arc, Mutex};
 
-/// What a listener was asked.
+/// A call that a listener got.
 pub type Asked = (&'static str, ListenerCall, Doorbell);
 
-/// Stands in for KVM: takes doorbells, checks that it is asked for nothing senseless, and takes writes.
+/// Stands in for KVM: takes doorbells, fails at senseless calls, and takes writes.
 pub struct Accelerator {
     name: &'static str,
     priority: i32,
-    /// Shared with others whose order of calls matters.
+    /// Shared with other listeners, if the order of calls matters.
     log: Arc<Mutex<Vec<Asked>>>,
-    /// With each doorbell, the events that have not been told of its writes.
+    /// For each doorbell, the events to which its writes have yet to be passed on.
     held: Mutex<Vec<(Doorbell, Vec<EventHandle>)>>,
     refuses: fn(ListenerCall, &Doorbell) -> bool,
 }
 
 impl Accelerator {
-    /// Takes everything.
+    /// An accelerator that takes every doorbell.
     pub fn new() -> Self {
         Self::with("accelerator", 0, &Arc::default(), |_, _| false)
     }
@@ -38,7 +38,7 @@ impl Accelerator {
         }
     }
 
-    /// In the order of bus and address.
+    /// The doorbells that it holds, by bus and address.
     pub fn holds(&self) -> Vec<Doorbell> {
         let held = self.held.lock().unwrap();
         let mut doorbells: Vec<_> = held.iter().map(|(doorbell, _)| doorbell.clone()).collect();
@@ -90,7 +90,7 @@ impl Listener for Accelerator {
         let kicks = {
             let mut held = self.held.lock().unwrap();
             let place = held.iter().position(|(other, _)| other == doorbell);
-            let place = place.expect("it holds what it is to let go of");
+            let place = place.expect("it holds the doorbell that it is to let go of");
             held.remove(place).1
         };
         kicks.iter().for_each(|event| event.signal());
@@ -98,7 +98,7 @@ impl Listener for Accelerator {
     }
 }
 
-/// Where it stands in a list.
+/// The key by which lists of doorbells are sorted.
 pub fn order(doorbell: &Doorbell) -> (Bus, u64, u32, Option<u64>) {
     let (length, datamatch) = match doorbell {
         Doorbell::Single { key, .. } => (key.length, key.datamatch),
@@ -137,7 +137,7 @@ pub fn collide(a: &Doorbell, b: &Doorbell) -> bool {
     }
 }
 
-/// What a write of 1, 2, 4 or 8 bytes rings, if it is this doorbell's.
+/// The event that a write of 1, 2, 4 or 8 bytes rings, if the write is this doorbell's.
 pub fn rung<'a>(doorbell: &'a Doorbell, bus: Bus, address: u64, data: &[u8]) -> Option<&'a Target> {
     let mut bytes = [0; 8];
     bytes[..data.len()].copy_from_slice(data);

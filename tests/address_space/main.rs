@@ -1,6 +1,6 @@
 //! The address space through its public API.
 
-// What a write of so many bytes looks like is spelled out for one byte order.
+// The tests spell the bytes of writes out for one byte order.
 #![cfg(target_endian = "little")]
 
 mod accelerator;

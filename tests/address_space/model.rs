@@ -1,5 +1,5 @@
-//! Random changes, and after each commit everything compared with what a naive recomputation says: what is in force,
-//! what the listeners were asked and in which order, what was refused, and where each write goes.
+//! Random changes, and after each commit a comparison of everything with a naive recomputation: what is in force, which
+//! calls the listeners got and in which order, what was refused, and where each write goes.
 
 use crate::accelerator::{Accelerator, Asked, addresses, collide, order, rung};
 use doorbell::Event;
@@ -38,7 +38,7 @@ enum Step {
         datamatch: Option<u64>,
         target: usize,
     },
-    /// Slots have targets one after the other.
+    /// The slots have consecutive targets.
     AddArray {
         region: usize,
         offset: u64,
@@ -47,7 +47,7 @@ enum Step {
         length: u32,
         target: usize,
     },
-    /// Of the region's doorbells, the so manyth.
+    /// A region, and the index of one of its doorbells.
     Del(usize, usize),
     Begin,
     Commit,
@@ -106,7 +106,7 @@ const LISTENERS: [Kind; 4] = [
     }),
 ];
 
-/// What a region should be.
+/// The expected state of a region.
 struct Model {
     bus: Bus,
     size: u64,
@@ -114,11 +114,11 @@ struct Model {
     base: Option<u64>,
     enabled: bool,
     mapped: usize,
-    /// At offsets.
+    /// The doorbells, at offsets in the region.
     doorbells: Vec<Doorbell>,
 }
 
-/// What a listener should be.
+/// The expected state of a listener.
 struct Told {
     kind: Kind,
     accelerator: Arc<Accelerator>,
@@ -355,7 +355,7 @@ impl<'a> Test<'a> {
             }
             told.holds.sort_by_key(order);
             told.new = false;
-            // Its own checks are on top of this: nothing twice, nothing that collides.
+            // In addition, the accelerator itself checks that it gets nothing twice, and nothing that collides.
             assert_eq!(told.accelerator.holds(), told.holds);
         }
         let asked = std::mem::take(&mut *self.log.lock().unwrap());
@@ -375,8 +375,8 @@ impl<'a> Test<'a> {
         self.probe();
     }
 
-    /// An address space that went through JSON has the same regions with the same doorbells in force, also when regions
-    /// that hid others are gone, and what was pending; and it is saved as it was.
+    /// An address space that went through JSON has the same regions with the same doorbells in force, even when regions
+    /// that hid others are gone, and the same pending writes; and saving it gives the same state.
     fn goes_through_a_snapshot(&self) {
         let number = |event: &Event| {
             let mut targets = self.targets.iter();
@@ -413,7 +413,7 @@ impl<'a> Test<'a> {
         );
         assert_eq!(accelerator.holds(), again.doorbells());
 
-        // In the same order of regions, as they are in the state.
+        // The regions are in the same order as in the state.
         let mut old: Vec<&Region> = self.regions.iter().map(|(region, _)| region).collect();
         old.sort_by_key(|region| region.id());
         let same = || {
@@ -438,7 +438,7 @@ impl<'a> Test<'a> {
             }
         };
         same();
-        // What regions hide is the same, too.
+        // The regions hide the same doorbells, too.
         for (old, new) in old.iter().zip(&regions) {
             let enabled = old.is_enabled();
             old.set_enabled(false);
@@ -458,7 +458,7 @@ impl<'a> Test<'a> {
         }
     }
 
-    /// Each write rings the target it should, once, or none.
+    /// Each write rings its expected target once, or none.
     fn probe(&self) {
         for bus in BUSES {
             for address in 0..ADDRESSES + LARGEST {
@@ -540,8 +540,8 @@ impl Model {
     }
 }
 
-/// The doorbells whose address, or addresses if it is an array, are covered by their region, and by no other that
-/// outranks it.
+/// The doorbells in force: those whose address, or all of whose addresses for an array, are inside their region, and in
+/// no other region that outranks it.
 fn in_sight(regions: &[(Region, Model)]) -> Vec<Doorbell> {
     let mut in_sight = Vec::new();
     for (_, region) in regions {

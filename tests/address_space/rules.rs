@@ -96,19 +96,19 @@ fn a_region_takes_its_doorbells_with_it_when_it_is_dropped() {
             drop(region);
             assert!(space.doorbells().is_empty() && accelerator.holds().is_empty());
             assert!(!kick(&space, BASE + 0x10));
-            // What the accelerator had taken came over when it let go.
+            // What the accelerator had taken came to the event when the accelerator let go.
             assert_eq!(event.try_read(), Some(1));
 
             assert!(space.remove_listener(&*accelerator).is_clean());
             wait_until_alone(&accelerator);
-            // Which has a log.
+            // The accelerator has a log.
             drop(accelerator);
             wait_until_alone(&event);
         },
     );
 }
 
-/// Whenever a listener is told, the table has the doorbell.
+/// Whenever a listener is told of a doorbell, the table has it.
 #[test]
 fn the_table_has_it_first_and_last() {
     struct Kicks(AddressSpace, AtomicU64);
@@ -144,7 +144,7 @@ fn the_table_has_it_first_and_last() {
 
 #[test]
 fn what_a_listener_changes_is_in_force_when_the_commit_returns() {
-    /// Unmaps a region as soon as it hears of a doorbell.
+    /// A listener that unmaps a region as soon as it hears of a doorbell.
     struct Unmaps(Mutex<Option<Region>>);
     impl Listener for Unmaps {
         fn name(&self) -> &'static str {
@@ -201,7 +201,7 @@ fn a_refused_doorbell_is_served_and_reported() {
     assert!(kick(&space, BASE + 0x10));
     assert_eq!(refuses.holds(), []);
     assert_eq!(takes.holds(), space.doorbells());
-    // It is not asked to let go of what it has not got.
+    // The listener is not asked to let go of a doorbell that it does not have.
     assert!(region.unmap().is_clean());
 }
 
@@ -209,20 +209,20 @@ fn a_refused_doorbell_is_served_and_reported() {
 fn a_doorbell_is_where_its_first_address_is() {
     let space = AddressSpace::new();
     let (_below, event) = region(&space);
-    // From the doorbell's second address on, something else.
+    // Another region covers the doorbell from its second address on.
     let above = space.region_with_priority(Bus::Mmio, 0x100, 1);
     assert!(above.map(BASE + 0x11).unwrap().is_clean());
     assert!(kick(&space, BASE + 0x10));
-    // From its first.
+    // It covers the doorbell from the first address on.
     assert!(above.map(BASE + 0x10).unwrap().is_clean());
     assert!(!kick(&space, BASE + 0x10));
-    // Up to its first but one.
+    // It ends just below the doorbell's first address.
     assert!(above.map(BASE + 0x10 - 0x100).unwrap().is_clean());
     assert!(kick(&space, BASE + 0x10));
     assert_eq!(event.try_read(), Some(2));
 }
 
-/// The one that was moved last is on top, and moving it to where it is does not count.
+/// The region that was moved last is on top; mapping a region where it is already does not count.
 #[test]
 fn among_equals_the_last_mapped_wins() {
     let space = AddressSpace::new();
@@ -269,8 +269,8 @@ fn errors_carry_the_errno() {
     }
 }
 
-/// An array goes with its region, is out of the way as a whole where another region covers a part of it, and keeps the
-/// numbers of its slots.
+/// An array goes with its region, is hidden as a whole if another region covers a part of it, and keeps the numbers of
+/// its slots.
 #[test]
 fn a_range_stands_as_a_whole() {
     let space = AddressSpace::new();
@@ -289,13 +289,13 @@ fn a_range_stands_as_a_whole() {
     assert!(!kick(&space, BASE + slot_5));
     assert!(kick(&space, 2 * BASE + slot_5));
 
-    // It covers the last slot only, then nothing of the array.
+    // The region covers only the last slot, and then no part of the array.
     let above = space.region_with_priority(Bus::Mmio, 0x100, 1);
     assert!(above.map(2 * BASE + 0x13c).unwrap().is_clean());
     assert!(!kick(&space, 2 * BASE + slot_5));
     assert!(above.map(2 * BASE + 0x140).unwrap().is_clean());
     assert!(kick(&space, 2 * BASE + slot_5));
-    // A region below it, which begins in its middle, makes no difference.
+    // A region of lower priority that begins in the middle of the array makes no difference.
     let below = space.region_with_priority(Bus::Mmio, 0x100, -1);
     assert!(below.map(2 * BASE + 0x120).unwrap().is_clean());
     assert!(kick(&space, 2 * BASE + slot_5));
@@ -318,8 +318,7 @@ fn a_doorbell_of_another_bus_is_refused() {
     assert_eq!(region.doorbells().len(), 1);
 }
 
-/// What a listener does when it is asked for its priority, or dropped, is its own affair: it may look at the address
-/// space.
+/// A listener may look at the address space when it is asked for its priority, and when it is dropped.
 #[test]
 fn a_listener_may_look_when_it_comes_and_goes() {
     struct Looks(AddressSpace);
@@ -348,12 +347,12 @@ fn a_listener_may_look_when_it_comes_and_goes() {
     assert!(space.add_listener(listener.clone()).is_clean());
     let listener_ref: *const Looks = &*listener;
     drop(listener);
-    // SAFETY: the address space has a handle to it, until it is removed.
+    // SAFETY: the address space has a handle of the listener until it is removed.
     let report = space.remove_listener(unsafe { &*listener_ref });
     assert!(report.is_clean());
 }
 
-/// No guest writes nothing: it rings nobody, not even where any length does.
+/// No guest makes an empty write: it rings no doorbell, not even one for any length.
 #[test]
 fn an_empty_write_is_no_doorbells() {
     let space = AddressSpace::new();
@@ -388,7 +387,7 @@ fn ports_end() {
     assert!(space.write(Bus::Pio, 0xffff, &[0]));
     assert_eq!(ports.map(0x1_0000).unwrap_err(), MapError);
     assert_eq!(ports.base(), Some(0xfff0));
-    // All of them, and one more.
+    // A region of all ports, and one with one port more.
     assert!(space.region(Bus::Pio, 0x1_0000).map(0).unwrap().is_clean());
     assert_eq!(
         space.region(Bus::Pio, 0x1_0001).map(0).unwrap_err(),
@@ -396,7 +395,8 @@ fn ports_end() {
     );
 }
 
-/// Listeners are asked to drain, and hear of the end of a commit that took doorbells from them, when these have gone.
+/// Listeners are asked to drain, and hear of the end of a commit that took doorbells from them when these doorbells
+/// have gone.
 #[test]
 fn listeners_drain_and_hear_the_end() {
     #[derive(Default)]
@@ -461,7 +461,7 @@ fn listeners_drain_and_hear_the_end() {
         assert!(region.set_enabled(false).is_clean());
         assert!(region.remove().is_clean());
         assert!(outer.commit().is_clean());
-        // Nothing to say.
+        // There is nothing to report.
         let other = space.region(Bus::Mmio, 1);
         assert!(other.map(0).unwrap().is_clean());
         assert_eq!(space.drain(), 0);
@@ -474,8 +474,8 @@ fn listeners_drain_and_hear_the_end() {
     });
 }
 
-/// A listener that panics, or an observer of an event that it signals, fails the commit. The commit is done
-/// nevertheless: the table has what is in force, and all listeners have been told.
+/// A listener that panics, or an observer of an event that it signals, fails the commit. The commit takes effect
+/// nevertheless: the table has the doorbells in force, and all listeners have been told.
 #[test]
 fn a_listener_that_panics() {
     struct Panics {
@@ -503,7 +503,7 @@ fn a_listener_that_panics() {
         }
     }
     for when in [ListenerCall::Add, ListenerCall::Delete] {
-        // Before the other listener, whether doorbells come or go, and behind it.
+        // The listener is called before the other one, whether doorbells come or go, or after it.
         for priority in [-1, 1] {
             let space = AddressSpace::new();
             let other = Arc::new(Accelerator::new());
@@ -532,7 +532,7 @@ fn a_listener_that_panics() {
     }
 }
 
-/// One that panics when a transaction is over keeps the others from nothing.
+/// A listener that panics at the end of a transaction does not affect the others.
 #[test]
 fn a_listener_that_panics_at_the_end() {
     #[derive(Default)]
@@ -564,8 +564,8 @@ fn a_listener_that_panics_at_the_end() {
     assert_eq!(heard, [1, 1]);
 }
 
-/// What keeps an event can do anything when it is dropped, such as drop another region: no part of the address space is
-/// in use by then, whichever call drops the last handle of the event.
+/// The owner of an event can do anything when it is dropped, such as drop another region: whichever call drops the last
+/// handle of the event, no part of the address space is in use by then.
 #[test]
 fn the_last_handle_of_an_event_drops_a_region() {
     struct Device {
@@ -596,7 +596,7 @@ fn the_last_handle_of_an_event_drops_a_region() {
             base.map(|base| region.map(base).unwrap());
             region
         };
-        // The region that has the doorbell goes, alone or in a transaction.
+        // The region that has the doorbell is dropped, alone or in a transaction.
         let notify = region();
         notify.add_eventfd(0, 4, None, kick()).unwrap();
         drop(notify);
@@ -607,13 +607,13 @@ fn the_last_handle_of_an_event_drops_a_region() {
         notify.remove();
         transaction.commit();
         assert_eq!(dropped(), 1);
-        // The doorbell goes, and the caller has given away the other handle.
+        // The doorbell is removed, and the caller has given away the other handle.
         let notify = region();
         let handle = kick();
         notify.add_eventfd(0, 4, None, &handle).unwrap();
         notify.del_eventfd(0, 4, None, handle).unwrap();
         assert_eq!(dropped(), 1);
-        // It does not come.
+        // The doorbell is refused.
         assert!(notify.add_eventfd(0, 3, None, kick()).is_err());
         assert!(notify.add_eventfd(0x10, 4, None, kick()).is_err());
         assert!(notify.del_eventfd(0, 4, None, kick()).is_err());

@@ -28,7 +28,7 @@ fn state() -> AddressSpaceState {
     state
 }
 
-/// Each thing that can be wrong with a state is an error, and nothing has changed after it.
+/// Each fault of a state is an error, and the error leaves everything unchanged.
 #[test]
 fn an_invalid_state_is_an_error() {
     let space = AddressSpace::new();
@@ -109,7 +109,7 @@ fn an_invalid_state_is_an_error() {
             error: DoorbellError::Collision.into()
         })
     );
-    // No two regions have been mapped at one time, but nothing depends on what a state says.
+    // A saved state never has two regions that were mapped at the same time, but a state that says so does no harm.
     assert_eq!(
         restore(&|state| {
             state.regions[0].mapped = u64::MAX;
@@ -121,7 +121,8 @@ fn an_invalid_state_is_an_error() {
     assert_eq!(space.region(Bus::Mmio, 1).id(), 6);
 }
 
-/// A snapshot is taken inside a transaction, and regions made afterwards have other numbers than those restored.
+/// A snapshot is taken inside a transaction, and regions that are made afterwards have other numbers than the restored
+/// ones.
 #[test]
 fn numbers_and_open_transactions() {
     let space = AddressSpace::new();

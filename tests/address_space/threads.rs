@@ -35,7 +35,7 @@ impl Machine {
         }
     }
 
-    /// A guest's write: the accelerator's, or else it exits.
+    /// A guest's write: the accelerator takes it, or it exits.
     fn kick(&self, base: u64) -> bool {
         let (address, data) = (base + 0x10, &[1]);
         self.accelerator.write(Bus::Mmio, address, data)
@@ -47,14 +47,14 @@ fn base(step: u64) -> u64 {
     0xe000_0000 + 0x2000 * step
 }
 
-/// Every kick is taken: where the region was, or else where it is now. And none counts twice.
+/// Every kick is taken, where the region was or where it is now, and none counts twice.
 #[test]
 fn a_moving_doorbell_is_never_nowhere() {
     const MOVES: u64 = 500;
     let machine = Machine::new();
-    // How far the guest knows of.
+    // The last step that the guest has seen.
     let seen = AtomicU64::new(0);
-    /// Says that the guest has gone, also if it has failed.
+    /// Tells that the guest has ended, even if it has failed.
     struct Gone<'a>(&'a AtomicU64);
     impl Drop for Gone<'_> {
         fn drop(&mut self) {
@@ -70,7 +70,7 @@ fn a_moving_doorbell_is_never_nowhere() {
                 let region = &machine.region;
                 match step % 3 {
                     0 => assert!(region.map(base(step)).unwrap().is_clean()),
-                    // As a guest does it, with the in-between hidden by a transaction.
+                    // The region is moved as a guest moves it, with the steps in between hidden by a transaction.
                     1 => {
                         let transaction = machine.space.begin();
                         assert!(region.set_enabled(false).is_clean());
@@ -92,7 +92,7 @@ fn a_moving_doorbell_is_never_nowhere() {
             let (mut step, mut kicks) = (0, 0);
             while step < MOVES {
                 if !machine.kick(base(step)) {
-                    // It moves on only when it has been found.
+                    // The region moves on only when the guest has found it.
                     step += 1;
                     assert!(machine.kick(base(step)), "lost a kick at step {step}");
                     seen.store(step, Ordering::Release);
@@ -107,11 +107,11 @@ fn a_moving_doorbell_is_never_nowhere() {
     assert_eq!(machine.event.try_read(), Some(kicks));
 }
 
-/// A kick is taken or is not; and once the commit that switches the region off has returned, none is.
+/// A kick may be taken or not; once the commit that switches the region off has returned, none is taken.
 #[test]
 fn a_disabled_doorbell_is_silent() {
     const TIMES: u64 = 100;
-    /// Says that the guest is to stop, also if the test has failed.
+    /// Tells the guest to stop, even if the test has failed.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -122,7 +122,7 @@ fn a_disabled_doorbell_is_silent() {
     let machine = Machine::new();
     let stop = AtomicBool::new(false);
     let writes = AtomicU64::new(0);
-    // Until the guest has made a write from beginning to end.
+    // This waits until the guest has made a write from beginning to end.
     let a_write = || {
         let begun = writes.load(Ordering::Relaxed);
         while writes.load(Ordering::Relaxed) < begun + 2 {
@@ -157,8 +157,8 @@ fn a_disabled_doorbell_is_silent() {
     assert_eq!(taken, received);
 }
 
-/// A vCPU's kick runs a callback that moves a region, while another thread moves another: neither waits for the other
-/// for ever, and both regions are where they were moved to last.
+/// A vCPU's kick runs a callback that moves a region, while another thread moves another: neither waits for the other,
+/// and both regions are where they were moved to last.
 #[test]
 fn a_callback_inside_a_write_moves_a_region() {
     const TIMES: u64 = 2000;

@@ -30,7 +30,7 @@ pub fn call<C: Counter, T: Send + 'static>(
     call_at(counter.place(), move || body(&counter))
 }
 
-/// Makes a call in a thread of its own, that blocks at the place given.
+/// Makes a call, which blocks at the given place, in a thread of its own.
 pub fn call_at<T: Send + 'static>(
     place: Place,
     body: impl FnOnce() -> T + Send + 'static,
@@ -39,7 +39,7 @@ pub fn call_at<T: Send + 'static>(
     let (give, result) = mpsc::channel();
     let thread = thread::spawn(move || {
         tell_tid.send(rustix::thread::gettid()).unwrap();
-        // Nobody takes the result if the test has failed by then.
+        // The result is not taken if the test has failed by then.
         let _ = give.send(body());
     });
     Caller {
@@ -52,7 +52,8 @@ pub fn call_at<T: Send + 'static>(
 }
 
 impl<T> Caller<T> {
-    /// Waits until the thread sleeps in its call. If that has returned, or does so instead, the test fails.
+    /// Waits until the thread sleeps in its call. If the call has returned, or returns instead of sleeping, the test
+    /// fails.
     #[track_caller]
     pub fn wait_asleep(&self) {
         wait_until("a blocked caller to sleep", || {
@@ -72,14 +73,14 @@ impl<T> Caller<T> {
         self.wait_asleep();
     }
 
-    /// Fails unless the thread has slept on since it was last seen asleep, or has only looked up of its own accord.
+    /// Fails unless the thread has slept on since it was last seen asleep, or has only looked up by itself.
     #[track_caller]
     pub fn assert_undisturbed(&self) {
         if matches!(self.place, Place::SharedMemory) {
             return self.wait_asleep();
         }
         assert!(self.is_asleep(), "the caller does not sleep");
-        assert_eq!(self.switches(), self.seen.get(), "woken for nothing");
+        assert_eq!(self.switches(), self.seen.get(), "woken without need");
     }
 
     pub fn has_returned(&self) -> bool {
@@ -88,16 +89,16 @@ impl<T> Caller<T> {
 
     pub fn is_asleep(&self) -> bool {
         if is_emulated() {
-            // The system call is the emulator's, with addresses of its own.
+            // The system call is the emulator's, with other addresses.
             return self.status("State").starts_with('S');
         }
-        // Number and arguments of the system call the thread sleeps in, else "running".
+        // Number and arguments of the system call that the thread sleeps in; "running" if it does not sleep.
         let text = self.proc("syscall");
         let mut words = text.split_whitespace();
         let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
             return false;
         };
-        // A processor of 32 bits has second numbers, for calls that take a time of 64. All have the same.
+        // On 32-bit processors, calls that take a 64-bit time have second numbers, which are the same on all of them.
         #[cfg(target_pointer_width = "32")]
         let number = match number {
             414 => libc::SYS_ppoll,
@@ -107,7 +108,7 @@ impl<T> Caller<T> {
         let mut next = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         let (argument, second) = (next(), next());
         match (&self.place, number) {
-            // Futexes that are private are somebody else's.
+            // A private futex is not the event's.
             (Place::SharedMemory, libc::SYS_futex) => second == Some(libc::FUTEX_WAIT as usize),
             (Place::Memory(range), libc::SYS_futex) => {
                 argument.is_some_and(|argument| range.contains(&argument))
@@ -119,7 +120,7 @@ impl<T> Caller<T> {
             (Place::Several, libc::SYS_ppoll | libc::SYS_futex_waitv | libc::SYS_futex) => true,
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             (Place::Several | Place::Descriptor(_), libc::SYS_poll) => true,
-            // The timed forms, and waiting without taking.
+            // The forms with a time limit, and those that wait without taking.
             (
                 Place::Descriptor(_),
                 libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 | libc::SYS_ppoll,
@@ -140,13 +141,13 @@ impl<T> Caller<T> {
             unsafe { libc::pthread_kill(self.thread.as_pthread_t() as libc::pthread_t, signal) };
         assert_eq!(error, 0);
         wait_until("a signal to be taken", || {
-            // No such line: the thread has ended.
+            // If there is no such line, the thread has ended.
             self.has_returned()
                 || u64::from_str_radix(&self.status("SigPnd"), 16).is_ok_and(|set| set == 0)
         });
     }
 
-    /// What the call returned. Fails the test if it does not return.
+    /// Returns what the call returned. Fails the test if it does not return.
     pub fn finish(self) -> T {
         let result = match self.result.recv_timeout(PATIENCE) {
             Err(RecvTimeoutError::Timeout) => {
@@ -170,18 +171,18 @@ impl<T> Caller<T> {
     }
 
     fn proc(&self, file: &str) -> String {
-        // Nothing of a thread that has ended.
+        // This is empty for a thread that has ended.
         fs::read_to_string(format!("/proc/self/task/{}/{file}", self.tid)).unwrap_or_default()
     }
 }
 
-/// Whether an emulator runs the tests' program, as `.ci/platforms` says. What the kernel tells of the threads is the
-/// emulator's then.
+/// Whether an emulator runs the tests' program, as `.ci/platforms` says. What the kernel tells of the threads describes
+/// the emulator then.
 fn is_emulated() -> bool {
     std::env::var_os("DOORBELL_EMULATED").is_some()
 }
 
-/// Waits for something that no call can wait for, and fails the test if it does not come.
+/// Waits until a condition holds that no call can wait for, and fails the test if it does not come to hold.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;

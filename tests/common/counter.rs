@@ -1,4 +1,4 @@
-//! The face that all counters show to the tests.
+//! The interface by which the tests use all counters.
 
 use doorbell::Mode;
 use rustix::event::PollFlags;
@@ -18,21 +18,21 @@ pub const EDGES: [u64; 7] = [
     u64::MAX,
 ];
 
-/// An eventfd, by whoever made it. A clone is another handle of the same counter.
+/// An eventfd of any implementation. A clone is another handle of the same counter.
 pub trait Counter: Clone + Debug + Send + 'static {
     /// Whether a signal handler ends a blocking call with `EINTR`. If not, the call goes on.
     const INTERRUPTIBLE: bool;
     /// Whether each success wakes every blocked caller, however little there is for it.
     const WAKES_ALL: bool;
-    /// How many calls are many.
+    /// The number of calls in tests that make many.
     const MANY: u64 = 100_000;
 
-    /// The [`EDGES`] that it can be made with.
+    /// The [`EDGES`] that such a counter can be made with.
     fn edges() -> &'static [u64] {
         &EDGES
     }
 
-    /// A counter with anything in it, `u64::MAX` included if it is among the [`edges`](Self::edges).
+    /// A counter with any count, including `u64::MAX` if that is among the [`edges`](Self::edges).
     fn new(initial: u64, mode: Mode) -> Self;
 
     fn read(&self) -> Result<u64, Errno>;
@@ -52,7 +52,7 @@ pub trait Counter: Clone + Debug + Send + 'static {
     /// All that poll reports.
     fn poll(&self) -> PollFlags;
 
-    /// Where a thread stands that is blocked in a call on this handle.
+    /// Where a thread sleeps that is blocked in a call on this handle.
     fn place(&self) -> Place;
 }
 
@@ -63,15 +63,16 @@ pub trait Readable: Counter {
     fn wait_readable_deadline(&self, deadline: Instant) -> bool;
 }
 
-/// What a blocked thread's system call names.
+/// The object that a blocked thread's system call names.
 pub enum Place {
-    /// A file descriptor it reads or writes.
+    /// A file descriptor that the thread reads or writes.
     Descriptor(i32),
-    /// Memory, in which the futex is.
+    /// Memory that contains the futex.
     Memory(Range<usize>),
-    /// Memory that processes share, in which the futex is. Who sleeps there looks up now and then of his own accord.
+    /// Memory that processes share, which contains the futex. A thread that sleeps there looks up now and then by
+    /// itself.
     SharedMemory,
-    /// Memory that the test does not know.
+    /// A futex in memory that the test does not know.
     Futex,
     /// Several counters at once.
     Several,
@@ -84,7 +85,7 @@ impl Place {
     }
 }
 
-/// What the rules of eventfd make of a count; in wider numbers, so that nothing can wrap.
+/// The rules of eventfd for a count, computed in wider numbers, so that nothing can wrap.
 pub mod rules {
     use doorbell::Mode;
     use rustix::event::PollFlags;

@@ -1,9 +1,9 @@
-//! What errors of ours become.
+//! Conversions of our errors.
 
 use std::io::{Error, ErrorKind};
 
-/// Fails unless it becomes an error of this kind, by the kernel's number for it where there are such numbers. (Those of
-/// the kinds that the tests ask for stand for one number each.)
+/// Fails unless the error becomes an `io::Error` of this kind, with the kernel's number for it where there are such
+/// numbers. (Those of the kinds that the tests ask for stand for one number each.)
 #[track_caller]
 pub fn assert_becomes(error: impl Into<Error>, kind: ErrorKind) {
     let error = error.into();

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Its methods, after the move. What they lack is done by system calls on the descriptor.
+/// The methods of an `EventFd` after the move. What they lack is done by system calls on the descriptor.
 pub type Moved = Kernel<EventFd>;
-/// System calls on its descriptor.
+/// System calls on the descriptor of an `EventFd`.
 pub type Descriptor = Kernel<Taken>;
 
 fn eventfd(mode: Mode) -> EventFd {
@@ -29,7 +29,7 @@ fn errno(error: io::Error) -> Errno {
 }
 
 impl Handle for EventFd {
-    /// Nor is the original's.
+    /// The original's methods are not interruptible either.
     const INTERRUPTIBLE: bool = false;
 
     fn new(initial: u32, mode: Mode) -> Self {
@@ -81,8 +81,8 @@ impl AsFd for Taken {
     }
 }
 
-/// Its methods, before the move. It has no call that gives up and none that looks; here those look at what `Debug`
-/// shows, which is enough where one thread does all that does not block.
+/// The methods of an `EventFd` before the move. It has no call that gives up and none that looks. Here such calls look
+/// at what `Debug` shows, which is enough because one thread makes all calls that do not block.
 #[derive(Debug)]
 pub struct Methods(pub EventFd);
 
@@ -133,7 +133,7 @@ impl Counter for Methods {
         }
     }
 
-    /// Those that are used for which there is no time limit in fact.
+    /// Only time limits are used that are never reached.
     fn read_timeout(&self, timeout: Duration) -> Result<u64, Errno> {
         match timeout {
             Duration::ZERO => self.read_deadline(Instant::now()),

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-/// Runs an example. By way of cargo, so that it is never a stale build; cargo passes the exit code on.
+/// Runs an example by cargo, so that it is never a stale build; cargo passes the exit code on.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["run", "--quiet", "--example", name]);

@@ -1,4 +1,5 @@
-//! A real eventfd as a [`Counter`]: the kernel's own, or one that a [`doorbell::fd::EventFd`] has moved into.
+//! A real eventfd as a [`Counter`]: the kernel's own, or one into which a [`doorbell::fd::EventFd`] has moved its
+//! count.
 
 use super::counter::{Counter, Place, Readable};
 use doorbell::Mode;
@@ -50,8 +51,8 @@ impl Handle for OwnedFd {
     }
 }
 
-/// An eventfd that is non-blocking for the length of a call that is not to block; the kernel looks at the flag only
-/// when a call begins, so threads that are blocked stay so (case E45).
+/// An eventfd that is non-blocking during a call that is not to block. The kernel looks at the flag only when a call
+/// begins, so blocked threads stay blocked (case E45).
 #[derive(Debug)]
 pub struct Kernel<F = OwnedFd> {
     fd: F,
@@ -81,15 +82,15 @@ impl<F: Handle> Kernel<F> {
     fn blocking<T>(&self, call: impl Fn(&Self) -> Result<T, Errno>) -> Result<T, Errno> {
         loop {
             match call(self) {
-                // It began just when another thread had made the descriptor non-blocking.
+                // The call began just when another thread had made the descriptor non-blocking.
                 Err(Errno::AGAIN) => {}
                 done => return done,
             }
         }
     }
 
-    /// The timed form that the kernel lacks. The edges of epoll end the wait at each read and write, where its level
-    /// says nothing of whether a large write fits.
+    /// The form with a time limit, which the kernel lacks. The edges of epoll end the wait at each read and write; its
+    /// level does not say whether a large write fits.
     fn until<T>(
         &self,
         deadline: Option<Instant>,
@@ -141,7 +142,7 @@ impl<F: Handle> Counter for Kernel<F> {
     const WAKES_ALL: bool = true;
 
     fn new(initial: u64, mode: Mode) -> Self {
-        // What a creation can give; the rest is written.
+        // The part of the count that the creation can give; the rest is written.
         let given = u32::try_from(initial).unwrap_or(0);
         let kernel = Kernel::from_fd(F::new(given, mode), Arc::default());
         kernel.signal_n(initial - u64::from(given));
@@ -188,7 +189,8 @@ impl<F: Handle> Counter for Kernel<F> {
         signal_from_kernel(self.fd.as_fd());
     }
 
-    /// The last as a real signal, those before it as a write. Not atomic: for a counter nobody else writes to.
+    /// Makes the last signal as a real one, and those before it as a write. This is not atomic: no other thread may
+    /// write to the counter.
     fn signal_n(&self, n: u64) {
         if let Some(rest) = n.checked_sub(1) {
             let room = (u64::MAX - 1).saturating_sub(self.count());
@@ -250,7 +252,7 @@ fn wait_readable_until(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
 }
 
 /// Makes the kernel call its `eventfd_signal()`: the completion of an asynchronous read, here of `/dev/zero`. That is
-/// the one way for a program without a VM to take an eventfd beyond `u64::MAX - 1`.
+/// the only way for a program without a VM to raise an eventfd above `u64::MAX - 1`.
 fn signal_from_kernel(eventfd: BorrowedFd<'_>) {
     static AIO: LazyLock<Mutex<(IoContext, File)>> = LazyLock::new(|| {
         let context = IoContext::new(1).expect("the kernel as oracle needs io_setup(2)");

@@ -1,5 +1,5 @@
-//! What the tests share: the counter under test behind one face, the kernel's behind the same, and threads that are
-//! known to be asleep.
+//! What the tests share: one interface to the counter under test and to the kernel's, and threads that are known to be
+//! asleep.
 
 // Each test target, and the fuzz target, uses a part of it.
 #![allow(dead_code)]

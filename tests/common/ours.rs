@@ -121,7 +121,7 @@ pub fn poll_flags(ready: Readiness) -> PollFlags {
     flags
 }
 
-/// What a caller sees that turns the error into an `io::Error`.
+/// The errno that a caller sees that turns the error into an `io::Error`.
 pub fn errno(error: WriteError) -> Errno {
     let error = io::Error::from(error);
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))

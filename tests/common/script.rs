@@ -1,7 +1,7 @@
 //! Scripts: random sequences of calls, played to two counters at once and compared after every call. One generator
 //! serves the property test and the fuzz target.
 //!
-//! A call that would block plays no part, since one thread plays the script; those that block only sometimes are made
+//! A call that would block is left out, since one thread plays the script; calls that block only sometimes are made
 //! when they do not. Signals to the kernel's counter are real up to its saturation, see [`Kernel`](super::Kernel).
 
 use super::counter::{Counter, rules};
@@ -19,7 +19,7 @@ pub struct Script {
 }
 
 impl<'a> Arbitrary<'a> for Script {
-    /// A script as long as the bytes last.
+    /// A script that uses all of the bytes.
     fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let mode = *bytes.choose(&[Mode::Counter, Mode::Semaphore])?;
         let initial = bytes.arbitrary()?;
@@ -49,12 +49,12 @@ enum Step {
     SignalN(Amount),
 }
 
-/// A number worth trying at a count.
+/// A number that is worth trying at a count.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Amount {
-    /// About 0, 2^32, 2^63 or, as 0 less something, `u64::MAX`.
+    /// Near 0, 2^32, 2^63 or, as 0 minus a little, `u64::MAX`.
     Near(Anchor, i8),
-    /// About what the count has room for.
+    /// Near the number that the count has room for.
     Room(i8),
     Any(u64),
 }
@@ -75,12 +75,12 @@ impl Amount {
             Amount::Room(offset) => ((u64::MAX - 1).wrapping_sub(count), offset),
             Amount::Any(n) => (n, 0),
         };
-        // Within four: close enough for the next calls to reach the edge.
+        // The number is within four of the edge, close enough for the next calls to reach it.
         near.wrapping_add_signed((offset / 32).into())
     }
 }
 
-/// What there is to see of one call: what it returned, 0 for a write, and the counter after it.
+/// What can be seen of one call: what it returned (0 for a write), and the counter after it.
 #[derive(Debug, PartialEq)]
 struct Seen {
     result: Result<u64, Errno>,
@@ -124,7 +124,7 @@ impl Seen {
 }
 
 impl Step {
-    /// Nothing if the call would block.
+    /// `None` if the call would block.
     fn play<C: Counter>(self, counter: &C, before: &Seen) -> Option<Seen> {
         let amount = |amount: Amount| amount.at(before.count);
         let past = || Instant::now() - Duration::from_nanos(1);

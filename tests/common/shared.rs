@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-/// A mapping for each handle.
+/// A `SharedEvent` with a mapping for each handle.
 #[derive(Debug)]
 pub struct Shared {
     event: SharedEvent,
@@ -113,8 +113,8 @@ impl Readable for Shared {
     }
 }
 
-/// An event of which another process makes every call that need not wait. What has to wait, waits in this process, so
-/// it is the other one that wakes it.
+/// An event on which another process makes every call that need not wait. Calls that have to wait do so in this
+/// process, so the other process wakes them.
 #[derive(Clone, Debug)]
 pub struct TwoProcesses {
     here: Shared,
@@ -215,7 +215,7 @@ impl Readable for TwoProcesses {
     }
 }
 
-/// What the other process is asked to do.
+/// The call that the other process is asked to make.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(u64)]
 enum Call {
@@ -277,7 +277,7 @@ fn request(words: [u64; 3], fd: Option<BorrowedFd<'_>>) -> Result<u64, Errno> {
     }
 }
 
-/// This test binary again, for the one test that calls [`serve`]. It ends when this process does.
+/// Starts this test binary again, for the one test that calls [`serve`]. That process ends when this one does.
 fn start_server() -> (OwnedFd, Child) {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
@@ -296,7 +296,7 @@ fn start_server() -> (OwnedFd, Child) {
     (ours, child)
 }
 
-/// Does what another process asks for, if this one was started for that.
+/// Does what another process asks for, if this process was started for that.
 pub fn serve() {
     if std::env::var_os(SERVES).is_none() {
         return;

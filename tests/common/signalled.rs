@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An event whose callers sleep at once, each of whose signals is one of a signaller made for it.
+/// An event whose callers sleep at once. Each signal comes from a signaller that is made for it.
 #[derive(Clone, Debug)]
 pub struct Signalled(NeverSpin);
 

@@ -1,10 +1,9 @@
 //! A virtual machine of a real KVM: guest memory from address 0 up, one vCPU in real mode, and no device but ioeventfds
 //! and, if asked for, KVM's interrupt controllers.
 //!
-//! Without interrupt controllers, a HLT comes back from KVM_RUN; with them, the vCPU sleeps there until it is
-//! interrupted.
+//! Without interrupt controllers, a HLT returns from KVM_RUN; with them, the vCPU sleeps there until it is interrupted.
 
-// Who uses it uses a part of it.
+// Each test target uses only a part of this module.
 #![allow(dead_code)]
 
 use doorbell::ioeventfd::{Bus, Key};
@@ -58,13 +57,13 @@ impl Memory {
     }
 }
 
-/// Of the VM, which is not `AsFd`.
+/// The descriptor of the VM, which is not `AsFd`.
 pub fn descriptor(vm: &VmFd) -> BorrowedFd<'_> {
     // SAFETY: the VM keeps its descriptor open, and is borrowed for as long.
     unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
 }
 
-/// A real-mode program that stands at `address`, with a HLT behind it.
+/// A real-mode program at `address`, with a HLT after it.
 pub fn assemble(
     address: u64,
     program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -110,28 +109,28 @@ pub fn end_of_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.out(PIC_COMMAND, al)
 }
 
-/// Where a run of the vCPU ended. No ioeventfd took the access: it is for whoever runs the vCPU.
+/// Where a run of the vCPU ended. No ioeventfd took the access: it is for the code that runs the vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     Halt,
     Write {
         bus: Bus,
         address: u64,
-        /// The elements of a string come in one.
+        /// The elements of a string instruction come in one exit.
         data: Vec<u8>,
     },
-    /// It reads as 0.
+    /// The read gives 0.
     Read {
         bus: Bus,
         address: u64,
         size: usize,
     },
-    /// Of an interrupt that an IOAPIC of the VMM's has sent, with this vector.
+    /// The end of an interrupt with this vector, which an IOAPIC of the VMM has sent.
     EndOfInterrupt(u8),
 }
 
 pub struct Vm {
-    // Before the memory: they must be gone first.
+    // These stand before the memory, because they must be dropped first.
     vcpu: VcpuFd,
     vm: Arc<VmFd>,
     sregs: kvm_sregs,
@@ -139,7 +138,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// With as much guest memory; above it, an access is MMIO. `None`, and says so, where there is no KVM to be used.
+    /// A VM with this much guest memory; an access above it is MMIO. Without a usable KVM, this says so and returns
+    /// `None`.
     pub fn new(memory_size: u64) -> Option<Self> {
         Self::with(memory_size, |_| Ok(()))
     }
@@ -149,7 +149,7 @@ impl Vm {
         Self::with(memory_size, VmFd::create_irq_chip)
     }
 
-    /// The same, with what is to be there before the vCPU is.
+    /// The same, with what `add` makes before the vCPU is made.
     pub fn with(
         memory_size: u64,
         add: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
@@ -208,8 +208,8 @@ impl Vm {
         &self.memory
     }
 
-    /// What the guest is to do next: `regs`, with DS at `data`. That may be a base that no selector has: "unreal mode",
-    /// by which real mode reaches the first 4 GiB.
+    /// Sets what the guest is to do next: `regs`, with DS at `data`. `data` may be a base that no selector has ("unreal
+    /// mode", by which real mode reaches the first 4 GiB).
     pub fn set(&mut self, mut regs: kvm_regs, data: u64) {
         regs.rflags |= 2; // always set
         self.vcpu.set_regs(&regs).expect("KVM_SET_REGS");
@@ -253,9 +253,9 @@ impl Vm {
 
 vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
-/// KVM_IOEVENTFD. What was refused, as errno.
+/// KVM_IOEVENTFD. A refusal is returned as an errno.
 ///
-/// The ioctl itself: kvm-ioctls derives the length from the type of the datamatch, which leaves no way to most keys.
+/// The ioctl itself: kvm-ioctls derives the length from the type of the datamatch, which makes most keys impossible.
 pub fn assign(vm: &VmFd, key: &Key, fd: &EventFd) -> Result<(), i32> {
     ioeventfd(vm, key, fd, 0)
 }

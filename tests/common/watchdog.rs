@@ -1,4 +1,4 @@
-//! An end to tests that hang.
+//! Ends tests that hang.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -21,12 +21,12 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// `report` is asked what there is to see when the time is up.
+    /// `report` is called for what is to be printed when the time is up.
     pub fn new(limit: Duration, report: impl FnOnce() -> String + Send + 'static) -> Self {
         let (alive, watched) = mpsc::channel();
         thread::spawn(move || {
             if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                // Past libtest's capture, which an abort would leave unprinted.
+                // This bypasses libtest's capture, which an abort would leave unprinted.
                 let text = format!("hung for {limit:?}: {}\n", report());
                 let _ = io::stderr().write_all(text.as_bytes());
                 std::process::abort();

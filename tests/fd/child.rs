@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Set in the child.
 const CHILD: &str = "DOORBELL_TEST_CHILD";
 
-/// A command that runs the test `name` in a child process, which is told so by `argument`.
+/// A command that runs the test `name` in a child process, to which it passes `argument`.
 pub fn command(name: &str, argument: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
@@ -17,7 +17,7 @@ pub fn command(name: &str, argument: &str) -> Command {
     command
 }
 
-/// What the parent has told this process, if it is a child. It has a time limit then.
+/// The argument that the parent has passed to this process, if it is a child. A child has a time limit.
 pub fn argument() -> Option<String> {
     let argument = env::var(CHILD).ok()?;
     let limit = Duration::from_secs(30);
@@ -40,5 +40,5 @@ pub fn alone(name: &str, body: impl FnOnce()) {
     );
 }
 
-/// What a child says that has come to its end, which one with a wrong name does not.
+/// What a child prints when it has come to its end. A child that runs no test, for a wrong name, does not print it.
 const DONE: &str = "the child is done";

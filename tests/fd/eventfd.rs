@@ -25,9 +25,9 @@ type Original = vmm_sys_util::eventfd::EventFd;
 
 const FULL: u64 = u64::MAX - 1;
 
-/// What the original can do.
+/// The API of the original.
 trait Api: AsRawFd + FromRawFd + IntoRawFd + Sized + Send + 'static {
-    /// Where `both` has its tests.
+    /// The module in which `both` puts its tests.
     const MODULE: &str;
     fn new(flags: i32) -> io::Result<Self>;
     fn read(&self) -> io::Result<u64>;
@@ -56,7 +56,7 @@ macro_rules! api {
 }
 api!(EventFd: "ours", Original: "original");
 
-/// Makes a test of each case for either.
+/// Makes a test of each case for either type.
 macro_rules! both {
     ($($case:ident,)*) => {
         mod ours {
@@ -82,13 +82,13 @@ both! {
     closed_behind_its_back,
 }
 
-/// For a child that is to run one of `both`.
+/// The name by which a child runs a test of `both`.
 fn test_name<E: Api>(case: &str) -> String {
     format!("eventfd::{}::{case}", E::MODULE)
 }
 
 fn borrowed(fd: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: it is open as long as its owner, which is borrowed.
+    // SAFETY: the descriptor is open as long as its owner, which is borrowed.
     unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 
@@ -169,7 +169,7 @@ fn a_raw_descriptor_and_back<E: Api>() {
     let raw = event.as_raw_fd();
     assert_eq!(event.as_raw_fd(), raw);
     assert_eq!(event.into_raw_fd(), raw);
-    // SAFETY: it was given away just now.
+    // SAFETY: the descriptor was given away just now.
     let event = unsafe { E::from_raw_fd(raw) };
     assert_eq!(event.as_raw_fd(), raw);
     let clone = event.try_clone().unwrap();
@@ -177,10 +177,10 @@ fn a_raw_descriptor_and_back<E: Api>() {
     assert_eq!(event.read().unwrap(), 7);
 }
 
-/// Any descriptor that 8 bytes can be written to.
+/// Any descriptor to which 8 bytes can be written works.
 fn a_pipe_will_do<E: Api>() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
-    // SAFETY: they are owned, and given away.
+    // SAFETY: the descriptors are owned, and given away.
     let (reader, writer) = unsafe {
         (
             E::from_raw_fd(reader.into_raw_fd()),
@@ -194,12 +194,12 @@ fn a_pipe_will_do<E: Api>() {
     assert_eq!(reader.read().unwrap_err().kind(), ErrorKind::UnexpectedEof);
 }
 
-/// Also less than 8 bytes at a time, which are lost if there are no more.
+/// A pipe may give less than 8 bytes at a time, which are lost if no more come.
 fn what_a_pipe_gives<E: Api>() {
     let ends = || {
         let flags = rustix::pipe::PipeFlags::NONBLOCK;
         let (reader, writer) = rustix::pipe::pipe_with(flags).unwrap();
-        // SAFETY: it is owned, and given away.
+        // SAFETY: the descriptor is owned, and given away.
         (unsafe { E::from_raw_fd(reader.into_raw_fd()) }, writer)
     };
     let (reader, writer) = ends();
@@ -226,7 +226,7 @@ fn what_a_pipe_gives<E: Api>() {
     );
     let (reader, writer) = ends();
     drop(reader);
-    // SAFETY: it is owned, and given away.
+    // SAFETY: the descriptor is owned, and given away.
     let writer = unsafe { E::from_raw_fd(writer.into_raw_fd()) };
     assert_eq!(
         writer.write(1).unwrap_err().raw_os_error(),
@@ -234,8 +234,8 @@ fn what_a_pipe_gives<E: Api>() {
     );
 }
 
-/// What there is to see of descriptors: those of a handle, of a clone that was made before anybody asked, of one that
-/// was made after, and of what has been made of a raw one.
+/// The flags of descriptors: of a handle, of a clone made before any descriptor was asked for, of a clone made after
+/// that, and of an `EventFd` made from a raw descriptor.
 #[test]
 fn e01_flags() {
     fn seen<E: Api>(flags: i32) -> Vec<(OFlags, bool)> {
@@ -264,7 +264,7 @@ fn e01_flags() {
     }
 }
 
-/// The clone asks first: it makes the eventfd, and flags are still those of each.
+/// The clone is asked for its descriptor first: each handle still has its own flags.
 #[test]
 fn flags_when_a_clone_asks_first() {
     let event = EventFd::new(EFD_SEMAPHORE).unwrap();
@@ -281,14 +281,14 @@ fn flags_when_a_clone_asks_first() {
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64),
-    /// So much less than fits.
+    /// Writes this much less than fits.
     Fill(u64),
     Read,
     Clone,
     Drop,
     Ask,
     GiveAway,
-    /// To the kernel's taste by way of the descriptor.
+    /// `poll(2)` on the descriptor.
     Poll,
 }
 
@@ -313,7 +313,7 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
     (any::<prop::sample::Index>(), step).prop_map(|(index, step)| (index.index(64), step))
 }
 
-/// What there is to see of a step: a number, or an errno.
+/// Plays a step. Returns its result: a number, or an errno.
 fn play<E: Api>(handles: &mut Vec<E>, index: usize, step: &Step, room: u64) -> Result<u64, i32> {
     let index = index % handles.len();
     let errno = |error: io::Error| error.raw_os_error().unwrap();
@@ -338,7 +338,7 @@ fn play<E: Api>(handles: &mut Vec<E>, index: usize, step: &Step, room: u64) -> R
         Step::Ask => Ok(u64::from(handle.as_raw_fd() >= 0)),
         Step::GiveAway => {
             let raw = handles.swap_remove(index).into_raw_fd();
-            // SAFETY: it was given away just now.
+            // SAFETY: the descriptor was given away just now.
             handles.push(unsafe { E::from_raw_fd(raw) });
             Ok(0)
         }
@@ -385,7 +385,7 @@ fn eventfd_with(flags: i32, count: u64) -> EventFd {
 
 /// A thread that makes one blocking call on a clone, before the move in a futex and afterwards in the kernel.
 fn blocked(event: &EventFd, body: impl FnOnce(&EventFd) -> u64 + Send + 'static) -> Caller<u64> {
-    // It sleeps in a futex at first; `call` wants a counter.
+    // The thread sleeps in a futex at first; `call` wants a counter.
     let counter = Methods(event.try_clone().unwrap());
     let caller = call(&counter, |counter| body(&counter.0));
     caller.wait_asleep();
@@ -413,7 +413,8 @@ fn every_count_moves() {
     }
 }
 
-/// Who sleeps in the event goes on in the kernel, and is woken by whom it may be: by methods or through the descriptor.
+/// A thread that sleeps in the event goes on in the kernel, and any thread may wake it, by methods or through the
+/// descriptor.
 #[test]
 fn sleepers_go_along() {
     watchdog::limit("sleepers", || {
@@ -502,7 +503,7 @@ fn debug_shows_where_the_count_is() {
     }
 }
 
-/// Whether the count has not moved yet, by what `Debug` shows.
+/// Tells by what `Debug` shows whether the count is still in the process.
 trait IsHere {
     fn descriptor_is_missing(&self) -> bool;
 }
@@ -513,7 +514,7 @@ impl IsHere for EventFd {
     }
 }
 
-/// Threads write and read, blocking and not, while others ask for descriptors, clone and drop: all adds up.
+/// Threads write and read, blocking and not, while others ask for descriptors, clone and drop: the sums agree.
 #[test]
 fn everything_at_once() {
     for round in 0..150 {
@@ -543,7 +544,7 @@ fn everything_at_once() {
                 scope.spawn(move || {
                     while taken.load(Ordering::Relaxed) < goal {
                         let n = event.read().unwrap();
-                        // Who has the last unit releases the others with more of them.
+                        // The thread that takes the last unit releases the others with more units.
                         if taken.fetch_add(n, Ordering::Relaxed) + n >= goal {
                             event.write(2).unwrap();
                         }
@@ -559,7 +560,7 @@ fn everything_at_once() {
                     let clone = event.try_clone().unwrap();
                     let raw = event.into_raw_fd();
                     assert_ne!(clone.as_raw_fd(), raw);
-                    // SAFETY: it was given away just now.
+                    // SAFETY: the descriptor was given away just now.
                     drop(unsafe { OwnedFd::from_raw_fd(raw) });
                 });
             }
@@ -577,7 +578,7 @@ fn everything_at_once() {
     }
 }
 
-/// One for each handle, as long as it is there.
+/// There is one for each handle, as long as the handle exists.
 fn how_many_descriptors<E: Api>() {
     child::alone(&test_name::<E>("how_many_descriptors"), || {
         let open = || fs::read_dir("/proc/self/fd").unwrap().count();
@@ -595,10 +596,10 @@ fn how_many_descriptors<E: Api>() {
         let [first, second, third] = handles;
         drop(first);
         assert_eq!(open(), none + 3);
-        // The others have kept theirs.
+        // The other handles have kept theirs.
         assert_eq!([second.as_raw_fd(), third.as_raw_fd()], raw[1..]);
         drop(event);
-        // SAFETY: it is given away just now.
+        // SAFETY: the descriptor is given away just now.
         let fd = unsafe { OwnedFd::from_raw_fd(second.into_raw_fd()) };
         assert_eq!(open(), none + 2);
         drop((fd, third));
@@ -606,7 +607,7 @@ fn how_many_descriptors<E: Api>() {
     });
 }
 
-/// There can be no other handle then, but those that are there can be asked for what they have.
+/// No other handle can be made then, but the existing handles can be asked for their descriptors.
 fn too_many_descriptors<E: Api>() {
     child::alone(&test_name::<E>("too_many_descriptors"), || {
         let event = E::new(EFD_NONBLOCK).unwrap();
@@ -627,31 +628,31 @@ fn too_many_descriptors<E: Api>() {
         }
         assert!(clone.as_raw_fd() >= 0);
         assert_eq!(clone.read().unwrap(), 5);
-        // SAFETY: it is given away just now.
+        // SAFETY: the descriptor is given away just now.
         let clone = unsafe { E::from_raw_fd(clone.into_raw_fd()) };
         clone.write(2).unwrap();
         assert_eq!(event.read().unwrap(), 2);
     });
 }
 
-/// As the children of daemons do that close all that they have inherited.
+/// The descriptors are closed by other code, as in children of daemons that close all that they have inherited.
 fn closed_behind_its_back<E: Api>() {
     child::alone(&test_name::<E>("closed_behind_its_back"), || {
         let event = E::new(EFD_NONBLOCK).unwrap();
         let clone = event.try_clone().unwrap();
         event.write(1).unwrap();
-        // SAFETY: nobody else opens descriptors in this process, and nothing uses these as if they were open.
+        // SAFETY: no other thread opens descriptors in this process, and nothing uses these as if they were open.
         assert_eq!(unsafe { libc::close_range(3, u32::MAX, 0) }, 0);
         assert!(clone.as_raw_fd() >= 0);
         for error in [event.read().err(), event.write(1).err()] {
             assert_eq!(error.unwrap().raw_os_error(), Some(libc::EBADF));
         }
-        // The standard library aborts where it closes one that is not open.
+        // The standard library aborts if it closes a descriptor that is not open.
         std::mem::forget((event, clone));
     });
 }
 
-/// A signal handler writes, as it may with the original, also while the thread that it interrupts moves the count.
+/// A signal handler writes, as it may with the original, even while the thread that it interrupts moves the count.
 #[test]
 fn written_by_a_signal_handler() {
     static TARGET: AtomicPtr<EventFd> = AtomicPtr::new(std::ptr::null_mut());
@@ -670,13 +671,13 @@ fn written_by_a_signal_handler() {
             action.sa_sigaction = handler as *const () as usize;
             libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
         }
-        // SAFETY: it asks nothing of anybody.
+        // SAFETY: the call has no requirements.
         let thread = unsafe { libc::pthread_self() } as usize;
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // SAFETY: the thread waits for this one to end.
+                    // SAFETY: the target thread waits for this thread to end.
                     unsafe { libc::pthread_kill(thread as libc::pthread_t, libc::SIGUSR1) };
                     thread::sleep(Duration::from_micros(20));
                 }
@@ -700,9 +701,10 @@ fn written_by_a_signal_handler() {
     });
 }
 
-// What needs a descriptor: that of an `EventFd`, written to before it was asked for it, beside a real eventfd.
+// Cases that need a descriptor: that of an `EventFd`, which was written to before it was asked for the descriptor,
+// beside a real eventfd.
 
-/// Both, with a count, non-blocking.
+/// Both descriptors, with a count, non-blocking.
 fn pair(count: u64, semaphore: bool) -> [OwnedFd; 2] {
     let flag = if semaphore { EFD_SEMAPHORE } else { 0 };
     let mut flags = EventfdFlags::NONBLOCK;
@@ -756,7 +758,7 @@ fn e11_sizes_addresses_and_segments() {
             let fds = pair(count, semaphore);
             let mut buffer = [0_u64; 4];
             let at: *mut libc::c_void = buffer.as_mut_ptr().cast();
-            // SAFETY: everywhere below, the buffer is as long as the kernel is told, or there is none.
+            // SAFETY: everywhere below, the buffer is as long as the kernel is told, or there is no buffer.
             unsafe {
                 for size in [0, 4, 7] {
                     same(&fds, |fd| libc::read(fd, at, size));
@@ -799,7 +801,7 @@ fn e63_select_in_the_overflow_state() {
     let counter = Descriptor::new(u64::MAX, Mode::Counter);
     assert_eq!(counter.count(), u64::MAX);
     let Place::Descriptor(fd) = counter.place() else {
-        unreachable!("it has one");
+        unreachable!("the set has a descriptor");
     };
     // SAFETY: the sets are initialised, and hold one descriptor, which is open and below their size.
     let selected = unsafe {

@@ -1,4 +1,4 @@
-//! What is signalled to a forwarded event arrives at its eventfd.
+//! Signals to a forwarded event arrive at its eventfd.
 
 use crate::common::caller::{Caller, call, call_at};
 use crate::common::counter::{Counter, Place};
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 const FULL: u64 = u64::MAX - 1;
 
-/// The event, what passes it on, and where it arrives.
+/// The event, the forwarder, and the eventfd at which counts arrive.
 fn forwarded(initial: u64, mode: Mode) -> (Arc<Event>, Forward, EventFd) {
     let event = Arc::new(Event::with_mode(initial, mode));
     let forward = Forward::new(Arc::clone(&event)).unwrap();
@@ -55,12 +55,12 @@ fn counts_are_passed_on() {
     }
 }
 
-/// Each is an edge, as a `write(2)` is: also those that add nothing.
+/// Each signal is an edge, as a `write(2)` is, even if it adds nothing.
 #[test]
 fn every_signal_is_an_edge() {
     let (event, forward, peer) = forwarded(0, Mode::Counter);
     let edges = Watch::edges(&forward);
-    assert!(!edges.now(), "making it is no signal");
+    assert!(!edges.now(), "making the forwarder is no signal");
     event.write(0).unwrap();
     assert!(!edges.now());
     event.signal();
@@ -72,7 +72,7 @@ fn every_signal_is_an_edge() {
     assert!(edges.now());
     event.write(3).unwrap();
     assert!(edges.now());
-    // Nothing was written, by us or by the kernel.
+    // Neither we nor the kernel wrote anything.
     event.write(u64::MAX).unwrap_err();
     assert_eq!(event.try_read(), None);
     assert!(!edges.now());
@@ -109,14 +109,14 @@ fn no_room() {
     assert_empty(&peer);
 }
 
-/// More than one write can add.
+/// The overflow state is more than one write can add.
 #[test]
 fn the_overflow_state() {
     let (event, forward, peer) = forwarded(u64::MAX, Mode::Counter);
     assert_eq!((forward.pending(), event.count()), (1, 0));
     assert_eq!(peer.read().unwrap(), FULL);
     event.signal_n(u64::MAX);
-    // Of what is new, the 1 that was left had to go first.
+    // The 1 that was left had to be passed on before what is new.
     assert_eq!(event.count(), 0);
     assert_eq!((peer.read().unwrap(), forward.pending()), (1, u64::MAX));
     assert_eq!(forward.flush().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -153,7 +153,7 @@ fn to_an_eventfd_that_is_there() {
     assert_eq!(peer.read().unwrap(), 1);
 }
 
-/// As a vhost-user front-end sends it, and with this count. A peer sleeps in reads of it.
+/// A blocking eventfd with this count, as a vhost-user front-end sends it. A peer sleeps in reads of it.
 fn blocking(count: u64) -> (EventFd, OwnedFd) {
     let peer = EventFd::new(0).unwrap();
     if count != 0 {
@@ -189,7 +189,7 @@ fn to_an_eventfd_that_blocks() {
     });
 }
 
-/// A signal without room waits as a write does, until somebody reads, be it this process.
+/// A signal without room waits as a write does, until a peer or this process reads.
 #[test]
 fn to_an_eventfd_that_blocks_and_is_full() {
     watchdog::limit("a full eventfd that blocks", || {
@@ -212,7 +212,7 @@ fn to_an_eventfd_that_blocks_and_is_full() {
     });
 }
 
-/// All that the non-blocking `peer` reads until nothing is left to be forwarded.
+/// The sum of what the non-blocking `peer` reads until nothing is left to be forwarded.
 fn drained(forward: &Forward, peer: &EventFd) -> u128 {
     let mut taken = 0;
     loop {
@@ -225,7 +225,7 @@ fn drained(forward: &Forward, peer: &EventFd) -> u128 {
     }
 }
 
-/// Nobody waits for room there, and the peer sees the flag.
+/// No thread waits for room in such an eventfd, and the peer sees the flag.
 #[test]
 fn to_an_eventfd_that_is_made_not_to_block() {
     watchdog::limit("no room in an eventfd that blocked", || {
@@ -247,7 +247,7 @@ fn to_an_eventfd_that_is_made_not_to_block() {
     });
 }
 
-/// Whatever the flag is when a write finds no room, all arrives or is still here.
+/// Whatever the flag is when a write finds no room, each count arrives or is still in the event.
 #[test]
 fn a_peer_that_sets_and_clears_the_flag() {
     watchdog::limit("a flag that changes", || {
@@ -276,7 +276,7 @@ fn a_peer_that_sets_and_clears_the_flag() {
                 while !stop.load(Ordering::Relaxed) {
                     fcntl_setfl(&peer, flags.next().unwrap()).unwrap();
                     thread::yield_now();
-                    // Nobody else reads, so this does not sleep.
+                    // No other thread reads, so this read does not sleep.
                     if is_readable(&peer) {
                         taken += u128::from(peer.read().unwrap());
                     }
@@ -295,8 +295,8 @@ fn a_peer_that_sets_and_clears_the_flag() {
     });
 }
 
-/// A peer that shares the descriptor's flags can block writes to it. That is then all: a signal on another event, and
-/// whoever looks at this one or at what passes it on, goes on; and nothing is lost when the peer relents.
+/// A peer that shares the descriptor's flags can block writes to it, and nothing else: a signal on another event goes
+/// on, and so does a thread that looks at this event or at its forwarder. Nothing is lost when the peer makes room.
 #[test]
 fn a_peer_that_blocks_writes() {
     watchdog::limit("a peer that blocks writes", || {
@@ -318,7 +318,8 @@ fn a_peer_that_blocks_writes() {
         let other = Event::new(0);
         other.signal();
         assert_eq!(other.read(), 1);
-        // One of them has found the 5, and has that to write before its own. As much as they have is in their writes.
+        // One of the two threads has found the 5, and has to write that before its own count. What the threads have
+        // taken is in their writes.
         let mut taken = u128::from(peer.read().unwrap());
         signallers.into_iter().for_each(Caller::finish);
         fcntl_setfl(&peer, OFlags::NONBLOCK).unwrap();
@@ -330,7 +331,7 @@ fn a_peer_that_blocks_writes() {
     });
 }
 
-/// Two threads that find no room for more than a number together.
+/// Two threads find no room for counts whose sum exceeds one number.
 #[test]
 fn too_much_for_one_number() {
     watchdog::limit("too much for one number", || {
@@ -347,14 +348,14 @@ fn too_much_for_one_number() {
                 }
             });
             let taken = drained(&forward, &peer);
-            // All of it, unless the event had both at once, and saturated.
+            // All of it arrives, unless the event had both counts at once, and saturated.
             let full = u128::from(FULL);
             assert!(taken == 3 * full || taken == 2 * full + 1, "{taken}");
         }
     });
 }
 
-/// To take a count is to read it: who observes reads is called, and may signal; writers that wait go on.
+/// To take a count is to read it: observers of reads are called, and may signal; writers that wait go on.
 #[test]
 fn taking_is_reading() {
     watchdog::limit("an observer that signals", || {
@@ -376,7 +377,7 @@ fn taking_is_reading() {
         let forward = Forward::new(Arc::clone(&event)).unwrap();
         let peer = peer(&forward);
         assert_eq!(peer.read().unwrap(), 31);
-        // Also when it is not a signal that has it taken.
+        // The same when the count is not taken by a signal.
         peer.write(FULL).unwrap();
         event.signal();
         event.signal();
@@ -399,7 +400,7 @@ fn taking_is_reading() {
     });
 }
 
-/// A mirror of the same event shows what is left, which is nothing.
+/// A mirror of the same event shows the count that is left, which is 0.
 #[test]
 fn beside_a_mirror() {
     let (event, _forward, peer) = forwarded(1, Mode::Counter);
@@ -419,7 +420,7 @@ fn beside_a_mirror() {
     assert_eq!(peer.read().unwrap(), 3);
 }
 
-/// Two compete for the event, and each count goes to one of them.
+/// Two forwarders compete for the event, and each count goes to one of them.
 #[test]
 fn exported_twice() {
     let (event, first, peer_of_first) = forwarded(0, Mode::Counter);
@@ -513,7 +514,7 @@ fn too_many_descriptors() {
     });
 }
 
-/// KVM injects for each signal, also for one that adds nothing, and takes the count.
+/// KVM injects for each signal, even for one that adds nothing, and takes the count.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn kvm_irqfd() {
@@ -542,7 +543,7 @@ fn kvm_irqfd() {
         vm.set_irqchip(&chip).unwrap();
     };
 
-    // One is pending before there is an irqfd.
+    // A signal is pending before there is an irqfd.
     let event = Arc::new(Event::new(1));
     let forward = Forward::new(Arc::clone(&event)).unwrap();
     let irqfd = kvm_irqfd_argument(forward.as_raw_fd(), GSI);
@@ -551,7 +552,7 @@ fn kvm_irqfd() {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     take();
     let peer = peer(&forward);
-    // KVM leaves the count that it finds there, which the next signal makes it take.
+    // KVM leaves the count that it finds, and takes it at the next signal.
     assert_eq!(peer.read().unwrap(), 1);
     for _ in 0..3 {
         assert!(!is_pending());
@@ -582,8 +583,8 @@ vmm_sys_util::ioctl_iow_nr!(
     kvm_bindings::kvm_irqfd
 );
 
-/// There is no write that waits for no room whatever the peer says of `O_NONBLOCK`, as the docs say: here is the
-/// kernel.
+/// As the docs say, no kind of write fails at once on a full eventfd regardless of the peer's `O_NONBLOCK`. This shows
+/// it for the kernel.
 #[test]
 fn no_write_ignores_the_flag() {
     let eventfd = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();

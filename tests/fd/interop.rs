@@ -15,7 +15,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-// The pair
+// The notifier and the consumer
 
 #[test]
 fn notify_and_consume() {
@@ -50,7 +50,7 @@ fn close_on_exec() {
 #[test]
 fn the_ends_of_a_pipe() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
-    // SAFETY: they are owned, and given away.
+    // SAFETY: the descriptors are owned, and given away.
     let (consumer, notifier) = unsafe {
         (
             EventConsumer::from_raw_fd(reader.into_raw_fd()),
@@ -61,7 +61,7 @@ fn the_ends_of_a_pipe() {
     consumer.consume().unwrap();
 }
 
-/// What our consumer makes of a pipe, and the original does: less than 8 bytes are taken, and lost.
+/// Our consumer treats a pipe as the original does: less than 8 bytes are taken, and lost.
 #[test]
 fn a_consumer_of_a_pipe() {
     use vmm_sys_util::event::EventConsumer as Original;
@@ -91,7 +91,7 @@ fn a_consumer_of_a_pipe() {
         Box::new(move || consumer.consume())
     });
     let theirs = seen(|fd| {
-        // SAFETY: it is owned, and given away.
+        // SAFETY: the descriptor is owned, and given away.
         let consumer = unsafe { Original::from_raw_fd(fd.into_raw_fd()) };
         Box::new(move || consumer.consume())
     });
@@ -99,7 +99,7 @@ fn a_consumer_of_a_pipe() {
     assert_eq!(ours[..4].iter().filter(|result| result.is_ok()).count(), 3);
 }
 
-/// As their originals' descriptors are owned.
+/// The ends own their descriptors, as the originals do.
 #[test]
 fn ends_that_become_descriptors() {
     let (consumer, notifier) = new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap();
@@ -180,7 +180,7 @@ fn event_manager() {
     });
 }
 
-/// A poll that io_uring has under way ends with the signal. (On processors that the crate knows.)
+/// A poll that io_uring has under way ends with the signal. (On processors that the crate `io-uring` supports.)
 #[cfg(any(
     target_arch = "aarch64",
     target_arch = "riscv64",
@@ -203,7 +203,7 @@ fn io_uring() {
         .build()
         .user_data(7);
     watchdog::limit("io_uring", || {
-        // SAFETY: there is no memory in it, and the descriptor is open until the end.
+        // SAFETY: the entry points to no memory, and the descriptor is open until the end.
         unsafe { ring.submission().push(&poll) }.unwrap();
         ring.submit().unwrap();
         assert!(ring.completion().is_empty());
@@ -214,7 +214,7 @@ fn io_uring() {
     });
 }
 
-// What features add
+// Conversions that features add
 
 #[cfg(feature = "mio")]
 #[test]
@@ -280,7 +280,7 @@ fn originals() {
     use vmm_sys_util::event;
     use vmm_sys_util::eventfd::EventFd as Original;
 
-    // Ours to theirs, and both go on.
+    // Ours is converted to theirs, and both handles work.
     let ours = EventFd::new(EFD_NONBLOCK).unwrap();
     let clone = ours.try_clone().unwrap();
     ours.write(3).unwrap();
@@ -293,7 +293,7 @@ fn originals() {
     assert_eq!(theirs.as_raw_fd(), raw);
     clone.write(5).unwrap();
     assert_eq!(theirs.read().unwrap(), 5);
-    // And back.
+    // Theirs is converted back to ours.
     let ours = EventFd::from(theirs);
     assert_eq!(ours.as_raw_fd(), raw);
     ours.write(6).unwrap();
@@ -321,9 +321,8 @@ fn originals() {
     assert_eq!(theirs.read().unwrap(), 4);
 }
 
-/// Ours where originals are borrowed: the same descriptor, which stays open.
-/// An original made of a mirror shows what the event is ready for, to the original's epoll. What is read from it or
-/// written to it is not the event's.
+/// Ours is passed where originals are borrowed: the same descriptor, which stays open. An original made of a mirror
+/// shows the event's readiness to the original's epoll. Reads and writes of it do not reach the event.
 #[cfg(feature = "vmm-sys-util")]
 #[test]
 fn a_mirror_as_an_original() {
@@ -349,14 +348,14 @@ fn a_mirror_as_an_original() {
     assert_eq!(ready(), 1);
     assert_eq!(event.read(), 5);
     assert_eq!(ready(), 0);
-    // Poll only.
+    // This descriptor is for polling only.
     kept.write(3).unwrap();
     assert_eq!((ready(), event.count()), (1, 0));
     assert_eq!(kept.read().unwrap(), 3);
     event.signal();
     kept.read().unwrap();
     assert_eq!((ready(), event.count()), (0, 1));
-    // It stays as it was when the mirror goes.
+    // The descriptor stays as it was when the mirror is dropped.
     event.read();
     event.signal();
     drop(mirror);
@@ -392,7 +391,7 @@ fn lent_as_originals() {
     assert!(is_readable(&forward) == (event.count() != 0));
 }
 
-/// KVM takes one as an ioeventfd and an irqfd, without a duplicate.
+/// KVM takes an `EventFd` as an ioeventfd and an irqfd, without a duplicate.
 #[cfg(all(feature = "vmm-sys-util", target_arch = "x86_64"))]
 #[test]
 fn lent_to_kvm() {

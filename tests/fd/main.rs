@@ -11,14 +11,14 @@
 //! | E57 | `processes::another_process_reads_and_writes_an_eventfd` |
 //! | E63 | `eventfd::e63_select_in_the_overflow_state` |
 //! | E9 | the descriptor's maker is `eventfd2`; the legacy call makes the same object |
-//! | E49 | of `read(2)` alone: a method makes an interrupted call again, as the original does |
-//! | E58 | a descriptor is closed under its handle only by who breaks the rules of `AsRawFd` |
+//! | E49 | holds for `read(2)` only: a method makes an interrupted call again, as the original does |
+//! | E58 | a descriptor is closed under its handle only by code that breaks the rules of `AsRawFd` |
 //!
-//! All of them hold of an `EventFd`, whose descriptor is the kernel's own object. Of a mirror's descriptor none holds
-//! that reads or writes: its count is not the event's, and peers only poll it. There P1 holds without its OUT and ERR
-//! (it is always writable: an event's room is no matter of readers), P16 and P17 as they stand, and of the edges P19,
-//! P22, P23 and P25; P20 and P21 ask for an edge at each write, where a mirror makes a system call, and an edge, for
-//! the first only.
+//! All of them hold for an `EventFd`, whose descriptor is the kernel's own object. Those that read or write do not hold
+//! for a mirror's descriptor: its count is not the event's, and peers only poll it. For a mirror, P1 holds without OUT
+//! and ERR (the descriptor is always writable, because an event's room does not concern readers), P16 and P17 hold
+//! unchanged, and of the cases about edges P19, P22, P23 and P25 hold. P20 and P21 ask for an edge at each write, while
+//! a mirror makes a system call, and an edge, for the first write only.
 
 #![cfg(target_os = "linux")]
 
@@ -65,7 +65,7 @@ impl Watch {
         Watch(epoll)
     }
 
-    /// Whether it reports something in time.
+    /// Whether the epoll reports something in time.
     fn wait(&self, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).unwrap();
         let mut events = Vec::with_capacity(1);

@@ -73,8 +73,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// After every call the descriptor is readable if the event is, and there was an edge if the count has left 0; or,
-    /// of a semaphore, if a read has left something. Who watches for output too sees the count return to 0. The
-    /// descriptor for polling only is as this one, for input.
+    /// for a semaphore, if a read has left something. A peer that watches for output too sees the count return to 0.
+    /// The descriptor for polling only behaves as this one does for input.
     #[test]
     fn it_follows_every_call(
         semaphore in any::<bool>(),
@@ -121,7 +121,7 @@ proptest! {
     }
 }
 
-/// Two signals at once: when either returns, the descriptor is readable. Then a read: it is not.
+/// Two concurrent signals: when either returns, the descriptor is readable. After a read, it is not.
 #[test]
 fn it_is_right_when_a_call_returns() {
     const ROUNDS: usize = 5_000;
@@ -150,7 +150,8 @@ fn it_is_right_when_a_call_returns() {
     });
 }
 
-/// A consumer that reads once for each edge gets everything: there is one for each signal that finds the event empty.
+/// A consumer that reads once for each edge gets everything: there is an edge for each signal that finds the event
+/// empty.
 #[test]
 fn no_edge_is_missed_under_load() {
     const SIGNALS: u64 = 100_000;
@@ -177,7 +178,7 @@ fn no_edge_is_missed_under_load() {
     assert!(!is_readable(&mirror));
 }
 
-/// Many threads signal and read; when they are done, it agrees. So it does for a semaphore.
+/// Many threads signal and read a counter or a semaphore. When they are done, the mirror agrees with the event.
 #[test]
 fn it_agrees_after_a_storm() {
     for mode in [Mode::Counter, Mode::Semaphore] {
@@ -218,7 +219,7 @@ fn exported_twice() {
     assert!(is_readable(&second));
 }
 
-/// A copy of the descriptor stays as it was when the mirror went, and a mirror keeps its event.
+/// A copy of the descriptor stays as it was when the mirror was dropped, and a mirror keeps its event.
 #[test]
 fn dropped_in_any_order() {
     for count in [0, 1] {
@@ -229,7 +230,7 @@ fn dropped_in_any_order() {
         event.read();
         event.signal_n(1 - count);
         assert_eq!(is_readable(&copy), count != 0);
-        // Nobody else has it.
+        // There is no other handle.
         assert_eq!(Arc::strong_count(&event), 1);
 
         let (event, mirror) = mirrored(count, Mode::Counter);
@@ -254,7 +255,7 @@ fn of_a_static() {
     assert!(!is_readable(&mirror));
 }
 
-/// A callback may drop mirrors and make them, of its own event too.
+/// A callback may drop and make mirrors, even of its own event.
 #[test]
 fn dropped_and_made_in_a_callback() {
     watchdog::limit("a callback", || {
@@ -277,12 +278,12 @@ fn dropped_and_made_in_a_callback() {
             let mirror = slot.lock().unwrap();
             assert!(is_readable(mirror.as_ref().unwrap()));
         }
-        // The first was called before the callback, which is older, took it away.
+        // The first mirror was called before the callback, which is older, dropped it.
         assert!(is_readable(&copy));
         drop(observation);
         event.read();
         assert!(!is_readable(slot.lock().unwrap().as_ref().unwrap()));
-        assert!(is_readable(&copy), "it is gone");
+        assert!(is_readable(&copy), "the mirror is gone");
         *slot.lock().unwrap() = None;
         wait_until_alone(&event);
     });
@@ -309,7 +310,8 @@ fn made_and_dropped_under_load() {
     });
 }
 
-/// Who reads it puts it out for the others until the count has been 0 again; the event's count is left alone.
+/// A peer that reads the descriptor puts it out for the others until the count has been 0 again; the event's count does
+/// not change.
 #[test]
 fn peers_that_do_more_than_poll() {
     let (event, mirror) = mirrored(0, Mode::Counter);
@@ -333,7 +335,8 @@ fn peers_that_do_more_than_poll() {
     assert!(!is_readable(&mirror));
 }
 
-/// It cannot be read or written, its flags govern nothing, and it is dark when the mirror has gone.
+/// The descriptor for polling cannot be read or written, its flags have no effect, and it is dark when the mirror has
+/// been dropped.
 #[test]
 fn a_peer_that_can_only_poll() {
     watchdog::limit("a peer that can only poll", || {
@@ -357,7 +360,7 @@ fn a_peer_that_can_only_poll() {
     });
 }
 
-/// `EMFILE`, and the event is as before.
+/// The call fails with `EMFILE`, and the event is as before.
 #[test]
 fn too_many_descriptors() {
     child::alone("mirror::too_many_descriptors", || {

@@ -1,4 +1,4 @@
-//! Another process, which has been passed a descriptor.
+//! Another process, to which a descriptor has been passed.
 
 use crate::common::caller::wait_until;
 use crate::{Watch, child, is_readable};
@@ -13,10 +13,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the child's answers begin with: libtest says things too.
+/// The child's answers begin with this, since libtest prints lines too.
 const MARK: &str = "answer: ";
 
-/// A process that does to the descriptor what it is told, and answers.
+/// A process that makes the calls on the descriptor that it is told to make, and answers.
 struct Peer {
     child: Child,
     ask: ChildStdin,
@@ -25,7 +25,7 @@ struct Peer {
 
 impl Peer {
     fn new(test: &str, fd: impl AsFd) -> Self {
-        // A copy that is not closed on exec.
+        // This copy is not closed on exec.
         let copy = fd.as_fd().try_clone_to_owned().unwrap();
         fcntl_setfd(&copy, FdFlags::empty()).unwrap();
         let mut child = child::command(test, &copy.as_raw_fd().to_string())
@@ -81,7 +81,7 @@ impl Peer {
 
 /// The child: obeys until there are no more commands.
 fn obey(fd: &str) {
-    // SAFETY: it was inherited for this.
+    // SAFETY: the descriptor was inherited for this.
     let fd = unsafe { OwnedFd::from_raw_fd(fd.parse().unwrap()) };
     let (level, edges) = (Watch::level(&fd), Watch::edges(&fd));
     let event = EventFd::from(fd);
@@ -105,7 +105,8 @@ fn obey(fd: &str) {
 
 const EPOLLS: [libc::c_long; 2] = [libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2];
 
-/// It sees what it would see of the event, were that an eventfd: of edges, those with which the count leaves 0.
+/// The other process sees what it would see of an eventfd; but of the edges, it sees only those at which the count
+/// leaves 0.
 #[test]
 fn another_process_polls_a_mirror() {
     let duplicate = |mirror: &Mirror| mirror.as_fd().try_clone_to_owned().unwrap();
@@ -153,7 +154,7 @@ fn polled(test: &str, export: impl FnOnce(&Mirror) -> OwnedFd) {
         assert_eq!(peer.answer(), "yes");
         event.read();
     }
-    // It keeps a duplicate of the eventfd as that was.
+    // The process keeps a duplicate of the eventfd, which is as it was.
     let is_eventfd = fcntl_getfl(&exported).unwrap().contains(OFlags::NONBLOCK);
     event.signal();
     drop(mirror);
@@ -193,12 +194,12 @@ fn another_process_reads_and_writes_an_eventfd() {
 
 /// Runs `body` in a child, which has this thread only, and waits for its end.
 fn forked(body: impl FnOnce()) {
-    // SAFETY: the child does what `body` says, which uses atomics, system calls and memory, for which glibc and musl
-    // make provision, and ends without destructors.
+    // SAFETY: the child runs `body`, which uses atomics, system calls and memory; glibc and musl allow these in a
+    // child. It ends without destructors.
     unsafe {
         match libc::fork() {
             0 => {
-                // A panic that unwound would run the rest of the test twice.
+                // A panic that unwound further would run the rest of the test twice.
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
                 libc::_exit(if done.is_ok() { 0 } else { 1 });
             }
@@ -211,7 +212,7 @@ fn forked(body: impl FnOnce()) {
     }
 }
 
-/// A count that is still in the process is copied; one that is in the kernel is shared, as that of the original.
+/// A count that is still in the process is copied; one that is in the kernel is shared, as the original's is.
 #[test]
 fn a_forked_child_and_an_eventfd() {
     child::alone("processes::a_forked_child_and_an_eventfd", || {
@@ -228,7 +229,8 @@ fn a_forked_child_and_an_eventfd() {
         forked(|| event.write(2).unwrap());
         assert_eq!(event.read().unwrap(), 3);
 
-        // The child's descriptor is the same eventfd even if its count is asked for there: the parent's is added later.
+        // The child's descriptor is the same eventfd, even if the child asks for it first: the parent's count is added
+        // later.
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         event.write(1).unwrap();
         forked(|| assert!(event.as_raw_fd() >= 0));
@@ -241,7 +243,7 @@ fn a_forked_child_and_an_eventfd() {
     });
 }
 
-/// The descriptor is one, the events are two.
+/// There is one descriptor, and there are two events.
 #[test]
 fn a_forked_child_and_a_mirror() {
     child::alone("processes::a_forked_child_and_a_mirror", || {

@@ -1,8 +1,9 @@
-//! The table without a virtual machine: random scripts against a naive model, what KVM has no counterpart for, and many
-//! threads at once. `tests/kvm_ioeventfd` has what it shares with KVM.
+//! The table without a virtual machine: random scripts against a naive model, cases that have no counterpart in KVM,
+//! and many threads at once. `tests/kvm_ioeventfd` has the cases that KVM has too.
 //!
-//! Under a sanitizer they also notice memory that is used after it was freed, or not freed. AddressSanitizer found
-//! nothing: `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test ioeventfd`.
+//! Under a sanitizer the tests also notice memory that is used after it was freed, or never freed. AddressSanitizer
+//! found nothing: `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test
+//! ioeventfd`.
 
 #[path = "../common/errors.rs"]
 mod errors;
@@ -35,7 +36,7 @@ fn event() -> Arc<Event> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The table does what a list that is scanned does.
+    /// The table gives the same results as a list that is scanned.
     #[test]
     fn scripts(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         let script = Script::arbitrary(&mut Unstructured::new(&bytes)).expect("any bytes are a script");
@@ -43,7 +44,8 @@ proptest! {
     }
 }
 
-/// More addresses than a reader remembers, on both buses, while doorbells come and go: it finds what a search finds.
+/// More addresses than a reader remembers, on both buses, while doorbells come and go: the reader finds what a search
+/// finds.
 #[test]
 fn a_reader_remembers_less_than_there_is() {
     let mut random = fastrand::Rng::with_seed(1);
@@ -69,7 +71,7 @@ fn a_reader_remembers_less_than_there_is() {
             for _ in 0..500 {
                 let bus = [Bus::Mmio, Bus::Pio][random.usize(..2)];
                 let key = Key::new(bus, random.u64(..1000), 4);
-                // Another length is another matter.
+                // Another length makes another doorbell.
                 let length = [4, 4, 4, 2][random.usize(..4)];
                 let expected = u64::from(length == 4 && there.contains_key(&key));
                 let took = reader.write(key.bus, key.address, &[0; 4][..length]);
@@ -94,7 +96,7 @@ fn stale_registration() {
     assert!(!table.write(Bus::Mmio, A, &[0; 4]));
 }
 
-/// A kept doorbell holds its event, and nothing else is left behind: no handle of the table, none of the event.
+/// A kept doorbell holds its event. No other handle is left behind, of the table or of the event.
 #[test]
 fn kept_registration() {
     let table = Table::new();
@@ -134,7 +136,7 @@ fn handles_keep_the_table() {
     assert!(!reader.write(Bus::Mmio, A, &[0; 4]));
 }
 
-/// A batch registers all or none, and says what is wrong with which.
+/// A batch registers all doorbells or none, and its error says which is wrong, and why.
 #[test]
 fn batches_are_all_or_nothing() {
     let table = Table::new();
@@ -184,7 +186,7 @@ fn batches_are_all_or_nothing() {
     drop(standing);
 }
 
-/// Doorbells move, also to where others of the batch stood, and stay where they were if one cannot.
+/// Doorbells move, even to places of others in the batch, and all stay where they were if one cannot move.
 #[test]
 fn replace_moves() {
     let table = Table::new();
@@ -217,7 +219,7 @@ fn replace_moves() {
     drop(other);
 }
 
-/// An array rings the slot that a write starts at, whatever is between the slots or beyond the last being nobody's.
+/// An array rings the slot that a write starts at, and no write between the slots or beyond the last one.
 #[test]
 fn range_slots() {
     let table = Table::new();
@@ -244,7 +246,7 @@ fn range_slots() {
     assert!(!table.write(Bus::Pio, 0xc004, &[0; 2]));
 }
 
-/// Nothing else may start inside an array, and an array may not enclose what is there.
+/// No other doorbell may start inside an array, and an array may not enclose an existing doorbell.
 #[test]
 fn range_collisions() {
     let table = Table::new();
@@ -271,7 +273,7 @@ fn range_collisions() {
     }
     assert_eq!(array(A - 8, 2), Err(DoorbellError::Collision));
     assert_eq!(array(A - 64, 64), Err(DoorbellError::Collision));
-    // What starts outside may reach in, as with single doorbells.
+    // A doorbell that starts outside may reach in, as with single doorbells.
     for outside in [A - 8, A - 1, A + 32] {
         assert_eq!(single(outside), Ok(()), "{outside:#x}");
     }
@@ -279,7 +281,7 @@ fn range_collisions() {
     assert_eq!(array(A + 32, 1), Ok(()));
 }
 
-/// What an array must be.
+/// Valid and invalid arrays.
 #[test]
 fn array_validation() {
     let table = Table::new();
@@ -315,8 +317,8 @@ fn array_validation() {
     );
 }
 
-/// With a `notify_off_multiplier` of 0, all queues have one address, which nobody else may have, and a write of 2 bytes
-/// says which queue is meant. The table and a reader find the same.
+/// With a `notify_off_multiplier` of 0, all queues have one address, which no other doorbell may have, and the value of
+/// a 2-byte write selects the queue. The table and a reader find the same.
 #[test]
 fn an_array_without_a_stride_goes_by_the_value_written() {
     let table = Table::new();
@@ -361,7 +363,7 @@ fn an_array_without_a_stride_goes_by_the_value_written() {
     drop(registration);
     assert_eq!(single(Key::mmio(A, 8)), Ok(()));
 
-    // Slot by slot, it is what KVM would be given.
+    // Slot by slot, this is what KVM would be given.
     let keys: Vec<_> = (0..5).map(|slot| array.slot(slot)).collect();
     let key = |slot| Some(Key::mmio(A, 2).with_datamatch(slot));
     assert_eq!(keys, [key(0), key(1), key(2), key(3), None]);
@@ -373,7 +375,7 @@ fn an_array_without_a_stride_goes_by_the_value_written() {
     );
 }
 
-/// What an array without a stride must be, and what the errors say to do.
+/// Valid and invalid arrays without a stride, and the advice that the errors give.
 #[test]
 fn an_array_without_a_stride_needs_a_length() {
     let table = Table::new();
@@ -406,7 +408,7 @@ fn an_array_without_a_stride_needs_a_length() {
     assert_eq!(assign(end.with_length(4)), Err(DoorbellError::Wrap));
 }
 
-/// The value is there when the event is, of each width; one event serves many cells.
+/// When the event is signalled, the cell has the value, for each width; one event serves many cells.
 #[test]
 fn latest_values() {
     let table = Table::new();
@@ -429,13 +431,13 @@ fn latest_values() {
         assert_eq!((kick.read(), cells[1].value()), (1, value & mask));
     }
     assert_eq!(cells[0].value(), 99);
-    // Of no width that a cell could keep.
+    // The write has a width that no cell can keep.
     assert!(!reader.write(Bus::Mmio, A, &[0; 3]));
     assert!(!reader.write(Bus::Mmio, A, &[]));
     assert_eq!(kick.try_read(), None);
 }
 
-/// A full queue refuses, signals nothing, and has lost nothing.
+/// A full queue refuses a write, signals nothing, and loses nothing.
 #[test]
 fn queue_refuses_when_full() {
     let table = Table::new();
@@ -455,7 +457,7 @@ fn queue_refuses_when_full() {
     assert_eq!((queue.pop(), kick.read()), (None, 1));
 }
 
-/// What is listed can be registered again, and says the same.
+/// Listed doorbells can be registered again, and are then listed the same.
 #[test]
 fn snapshot_and_restore() {
     let table = Table::new();
@@ -478,7 +480,7 @@ fn snapshot_and_restore() {
     assert_eq!(addresses, [A - 4, A, 0xc050]);
 }
 
-/// What keeps an event can do anything when it is dropped, such as change the table: no call drops the last handle of
+/// The owner of an event can do anything when it is dropped, such as change the table: no call drops the last handle of
 /// an event while it holds the table.
 #[test]
 fn the_last_handle_of_an_event_changes_the_table() {
@@ -510,7 +512,7 @@ fn the_last_handle_of_an_event_changes_the_table() {
         EventHandle::of_field(&device, |device| &device.kick)
     };
     let is_dropped = |times| {
-        // By another thread, perhaps, which was in a lookup.
+        // The drop may happen on another thread, which was in a lookup.
         while dropped.load(Ordering::Relaxed) != times {
             doorbell::reclaim();
             thread::yield_now();

@@ -1,4 +1,4 @@
-//! Scripts: random sequences of changes of a table and guest writes, played to a table and to a naive model of one that
+//! Scripts: random sequences of changes of a table and guest writes, played to a table and to a naive model, which
 //! scans a list. One generator serves the property test and the fuzz target.
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub struct Script(Vec<Step>);
 
 impl<'a> Arbitrary<'a> for Script {
-    /// A script as long as the bytes last.
+    /// A script that uses all of the bytes.
     fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let mut steps = Vec::new();
         while !bytes.is_empty() {
@@ -30,9 +30,9 @@ enum Step {
     Assign(Sketch),
     AssignAll(Vec<Sketch>),
     Deassign(Sketch),
-    /// What is registered, with targets so much further on.
+    /// Deassigns a registered doorbell with other targets, which are shifted by the second number.
     DeassignShifted(u8, u8),
-    /// Of what is registered, so many from there on.
+    /// Deassigns several registered doorbells: the first, and how many.
     DeassignAll(u8, u8),
     Drop(u8),
     Keep(u8),
@@ -41,7 +41,7 @@ enum Step {
     Pop(u8),
 }
 
-/// A doorbell in few bytes: about one in ten is invalid, and most others have neighbours.
+/// A doorbell described by few bytes: about one in ten is invalid, and most others have neighbours.
 #[derive(Arbitrary, Clone, Debug)]
 struct Sketch {
     mmio: bool,
@@ -81,7 +81,7 @@ fn value(small: u8) -> u64 {
     }
 }
 
-/// Often the same, so that many doorbells of one length meet at an address.
+/// Most lengths are the same, so that many doorbells of one length meet at an address.
 const LENGTHS: [u32; 16] = [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 8, 0, 3, 5];
 
 const EVENTS: usize = 4;
@@ -104,7 +104,7 @@ impl Targets {
         }
     }
 
-    /// The one that a number stands for, and the same for the model.
+    /// The target that a number stands for.
     fn get(&self, number: usize) -> Target {
         match number % (EVENTS + 2 * PAYLOADS) {
             event @ 0..EVENTS => (&self.events[event]).into(),
@@ -114,10 +114,10 @@ impl Targets {
     }
 }
 
-/// What the model knows of a doorbell.
+/// A doorbell in the model.
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
-    /// Tells it from an equal one that was assigned before or after.
+    /// Distinguishes the doorbell from an equal one that was assigned before or after.
     id: usize,
     place: Place,
     /// Numbers of targets.
@@ -203,7 +203,7 @@ impl Entry {
                 return Err(DoorbellError::Stride);
             }
             Place::Array(array) if array.slots == 0 => return Err(DoorbellError::Slots),
-            // Too large for any address: told before the length is looked at.
+            // The array is too large for any address: this is reported before the length is checked.
             Place::Array(array)
                 if (u128::from(array.stride) * u128::from(array.slots)) >> 64 != 0 =>
             {
@@ -291,7 +291,7 @@ fn payload(data: &[u8]) -> Option<u64> {
     })
 }
 
-/// What the targets should hold.
+/// What the targets are expected to hold.
 #[derive(Debug, Default, PartialEq)]
 struct Held {
     counts: [u64; EVENTS],
@@ -323,7 +323,7 @@ impl Held {
     }
 }
 
-/// The table and the model of it.
+/// The table and its model.
 struct Both {
     table: Table,
     reader: Reader,
@@ -344,7 +344,7 @@ impl Script {
     pub fn compare(&self) -> u64 {
         let table = Table::new();
         let mut both = Both {
-            // Of use where there are lanes, and then too few.
+            // Signallers are used if there are lanes, and then there are too few.
             reader: table.reader().with_signallers(2),
             table,
             targets: Targets::new(),
@@ -358,10 +358,10 @@ impl Script {
             both.compare();
         }
         drop(both.registrations);
-        // Those that were kept go with the table.
+        // Kept doorbells go with the table.
         drop((both.reader, both.table));
         for event in &both.targets.events[PAYLOADS..] {
-            assert_eq!(Arc::strong_count(event), 1, "somebody holds an event");
+            assert_eq!(Arc::strong_count(event), 1, "an event has another handle");
         }
         self.0.len() as u64
     }
@@ -429,7 +429,7 @@ impl Both {
                     .skip(first_place)
                     .take((second % 4).into());
                 let mut old: Vec<Entry> = old.cloned().collect();
-                // The first one once more, at times: one too many.
+                // At times the first doorbell is deassigned once more, which is one too many.
                 let twice = first % 8 == 0 && !old.is_empty();
                 if twice {
                     old.push(old[0].clone());
@@ -518,7 +518,7 @@ impl Both {
     }
 
     fn entry(&mut self, sketch: &Sketch) -> Entry {
-        sketch.entry(self.ids.next().expect("fewer steps than that"))
+        sketch.entry(self.ids.next().expect("fewer steps than that in a script"))
     }
 
     fn doorbells(&self, entries: &[Entry]) -> Vec<Doorbell> {
@@ -570,7 +570,7 @@ impl Both {
     }
 }
 
-/// Whether a batch should have failed, and has with the right doorbell.
+/// Checks whether a batch should have failed, and that its error names the right doorbell.
 fn check_batch(old: &[Entry], new: &[Entry], error: Option<&BatchError<DoorbellError>>) {
     for (index, entry) in new.iter().enumerate() {
         if let Err(invalid) = entry.validate() {

@@ -45,7 +45,7 @@ impl Device {
     }
 }
 
-/// The events that a restored VM has, with the counts that were saved.
+/// The events of a restored VM, with the saved counts.
 fn restored(counts: &[u64]) -> Vec<Arc<Event>> {
     let events = counts.iter().map(|&count| Arc::new(Event::new(count)));
     events.collect()
@@ -55,7 +55,7 @@ fn find(events: &[Arc<Event>], number: u64) -> Option<EventHandle> {
     Some(events.get(usize::try_from(number).ok()?)?.into())
 }
 
-/// What a table's targets hold, one after the other.
+/// What the targets of a table hold, in order.
 fn held(table: &Table) -> Vec<(u64, Vec<Kick>)> {
     let doorbells = table.doorbells();
     let targets = doorbells.iter().flat_map(|doorbell| doorbell.targets());
@@ -110,8 +110,8 @@ fn case() -> impl Strategy<Value = (Arc<Device>, Vec<Doorbell>, [Vec<Write>; 2])
 }
 
 proptest! {
-    /// A table that went through JSON rings what the first one rings, with what was pending; what shared a target does
-    /// so afterwards; and it is saved as it was.
+    /// A table that went through JSON rings what the first one rings, and has the same pending writes. Doorbells that
+    /// shared a target share it afterwards, and saving the table gives the same state.
     #[test]
     fn a_table_goes_through_a_snapshot((device, doorbells, [before, after]) in case()) {
         for target in &device.targets {
@@ -124,7 +124,7 @@ proptest! {
         }
         let table = Table::new();
         for doorbell in doorbells {
-            // Some collide, and some have no place.
+            // Some doorbells collide, and some have no valid address.
             let _ = table.assign_all([doorbell]).map(|new| new.into_iter().for_each(|r| r.keep()));
         }
         for (bus, address, data) in &before {
@@ -159,7 +159,7 @@ proptest! {
     }
 }
 
-/// What a state must be. Nothing of one that is not is registered.
+/// Valid and invalid states. No doorbell of an invalid state is registered.
 #[test]
 fn an_invalid_state_is_an_error() {
     let table = Table::new();
@@ -244,7 +244,7 @@ fn an_invalid_state_is_an_error() {
     assert!(json.starts_with(r#"{"version":1,"#), "{json}");
 }
 
-/// Writes that were looked at are still there, in their order, and the queue is as full as it was.
+/// Writes that were looked at are still in the queue, in order, and the queue is as full as it was.
 #[test]
 fn a_queue_is_looked_at() {
     let table = Table::new();
@@ -262,7 +262,7 @@ fn a_queue_is_looked_at() {
     assert!(!write(4));
     assert_eq!(queue.pop(), Some(Kick::new(0, 1)));
     assert!(write(4) && !write(5));
-    // Those that were looked at come before what was written later.
+    // The writes that were looked at come before later writes.
     assert_eq!(queue.pop(), Some(Kick::new(0, 2)));
     assert_eq!(values(&queue), [3, 4]);
     assert!(queue.drain().map(|kick| kick.value).eq([3, 4]));
@@ -283,8 +283,8 @@ fn a_queue_is_looked_at() {
     assert!(Latest::restore(&latest.save(|_| 0), |_| None).is_err());
 }
 
-/// Threads write, take, and look, all at the same time: each write that was taken in is taken out once, in its order,
-/// and those that are looked at are in their order too.
+/// Threads write, take and look at the same time: each accepted write is taken out once, in order, and a look sees
+/// writes in order, too.
 #[test]
 fn a_queue_is_looked_at_while_it_is_in_use() {
     const WRITES: u64 = 20_000;
@@ -324,7 +324,7 @@ fn a_queue_is_looked_at_while_it_is_in_use() {
         done.store(true, Ordering::Relaxed);
         looker.join().unwrap()
     });
-    // One more for a write that was under way.
+    // The 1 is for a write that was under way.
     assert!(largest <= 2 * 16 + 1, "{largest}");
     assert_eq!(queue.pop(), None);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const A: u64 = 0xe000_3000;
 
-/// How long each of these goes on.
+/// How long each of these tests runs.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 /// Ends the process if a test hangs.
@@ -35,14 +35,14 @@ pub fn watchdog() -> impl Drop {
     done
 }
 
-/// Readers at full speed, by a reader of their own and by the thread's, while the doorbell they ring comes and goes
-/// with an event of its own each time. Each write that was taken is one signal, and none comes after the doorbell has
+/// Threads make lookups at full speed, by a `Reader` and by the thread's own, while the doorbell that they ring comes
+/// and goes, each time with a new event. Each write that was taken is one signal, and none comes after the doorbell has
 /// gone.
 #[test]
 fn events_that_go_at_once() {
     let _watchdog = watchdog();
     let table = Table::new();
-    // A doorbell on either side that is always there.
+    // On either side there is a doorbell that stays.
     let steady = Arc::new(Event::new(0));
     let _low = table.assign(Key::mmio(A - 4, 4), &steady).unwrap();
     let _high = table.assign(Key::mmio(A + 4, 4), &steady).unwrap();
@@ -69,7 +69,8 @@ fn events_that_go_at_once() {
         let mut rounds = 0_u32;
         while start.elapsed() < A_WHILE || rounds < 1000 {
             let event = Arc::new(Event::new(0));
-            // In turns: an array that only the table holds, and a single doorbell that its registration holds too.
+            // The doorbell is by turns an array that only the table holds, and a single doorbell that its registration
+            // holds too.
             let array =
                 (rounds % 2 == 0).then(|| Doorbell::array(DoorbellArray::mmio(A, 4, 1), [&event]));
             let registration = match &array {
@@ -77,7 +78,7 @@ fn events_that_go_at_once() {
                 None => table.assign(Key::mmio(A, 4), &event).unwrap(),
             };
             if rounds % 8 < 2 {
-                // Until somebody has rung it.
+                // This waits until a thread has rung the doorbell.
                 signals += event.read();
             }
             match array {
@@ -90,7 +91,7 @@ fn events_that_go_at_once() {
             let count = event.count();
             signals += count;
             thread::yield_now();
-            // The last handle: a write that still held the doorbell would ring freed memory.
+            // This is the last handle: a write that still held the doorbell would ring freed memory.
             assert_eq!(
                 Arc::try_unwrap(event).map(|event| event.count()).ok(),
                 Some(count)
@@ -125,7 +126,7 @@ fn moves_in_one_step() {
                 let before = moves.load(Ordering::Acquire);
                 let old = reader.write(Bus::Mmio, A + 4 * turn, &[0; 4]);
                 let new = reader.write(Bus::Mmio, 2 * A + 4 * turn, &[0; 4]);
-                // Unless it moved in between, it stands at one of the two.
+                // Unless the doorbells moved in between, the doorbell is at one of the two places.
                 if moves.load(Ordering::Acquire) == before && before % 2 == 0 {
                     assert!(old ^ new);
                 }
@@ -144,7 +145,7 @@ fn moves_in_one_step() {
     });
 }
 
-/// Threads that each look something up and end, by the thousand, while others change the table.
+/// Thousands of threads each make a lookup and end, while others change the table.
 #[test]
 fn threads_come_and_go() {
     let _watchdog = watchdog();

@@ -1,4 +1,4 @@
-//! What a sink is told of the irqfds that there are.
+//! What a sink is told of existing irqfds.
 
 use crate::sink::message;
 use doorbell::Event;
@@ -14,7 +14,7 @@ enum Told {
 }
 use Told::{Connected, Disconnected, Message};
 
-/// Refuses one GSI.
+/// A sink that refuses one GSI.
 #[derive(Default)]
 struct Sink(Mutex<Vec<Told>>);
 
@@ -60,7 +60,7 @@ fn each_connection_ends_once_and_after_its_interrupts() {
 
     router.assign(&first, REFUSED).unwrap_err();
     assert_eq!(sink.take(), []);
-    // Refused before the sink is asked: the event has an irqfd.
+    // This is refused before the sink is asked, because the event has an irqfd.
     let irqfd = router.assign(&first, 5).unwrap();
     router.assign(&first, 6).unwrap_err();
     assert_eq!(sink.take(), [Connected(5, false)]);
@@ -75,7 +75,7 @@ fn each_connection_ends_once_and_after_its_interrupts() {
     router.deassign(&second, 5);
     assert_eq!(sink.take(), [Connected(5, true), Disconnected(5, true)]);
 
-    // With the router.
+    // The connection ends with the router.
     first.try_read();
     router.assign(&first, 5).unwrap().keep();
     router
@@ -89,7 +89,7 @@ fn each_connection_ends_once_and_after_its_interrupts() {
     assert!(told.contains(&Disconnected(5, false)) && told.contains(&Disconnected(6, true)));
 }
 
-/// A sink that is chosen at run time gets all calls, those with a default included, whatever points to it.
+/// A sink that is chosen at run time gets all calls, including those with a default, through any kind of pointer.
 #[test]
 fn a_sink_behind_a_dyn() {
     #[derive(Default)]

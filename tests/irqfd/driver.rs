@@ -10,16 +10,17 @@ use std::thread::{self, ThreadId};
 
 const PIN: u32 = 5;
 
-/// Has the guest end each interrupt inside the call for it. A line that is held up then is raised once in each turn.
+/// A sink whose guest ends each interrupt inside the call for it. A line that is held up is then raised once in each
+/// turn.
 #[derive(Default)]
 struct Sink {
     line: OnceLock<Eoi>,
     /// Which threads have raised the line.
     raised_by: Mutex<Vec<ThreadId>>,
-    /// The guest ends no interrupt any more.
+    /// The guest no longer ends interrupts.
     over: AtomicBool,
     level: AtomicBool,
-    /// Called with how often the line has been raised.
+    /// Called inside each call for the line, with the number of times that the line has been raised.
     inside: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
 }
 
@@ -39,7 +40,7 @@ impl Sink {
     }
 
     fn ack(&self) {
-        self.line.get().expect("it is connected").ack();
+        self.line.get().expect("the sink is connected").ack();
     }
 }
 
@@ -98,7 +99,7 @@ fn requests_are_left_to_the_driver() {
                         gate.wait();
                         gate.wait();
                     }
-                    let sink = sink.upgrade().expect("it makes the call");
+                    let sink = sink.upgrade().expect("the driver makes the call");
                     sink.over.store(times >= at + 40, SeqCst);
                 }
             };
@@ -123,8 +124,8 @@ fn requests_are_left_to_the_driver() {
     }
 }
 
-/// On a line that is never at rest, a driver makes sixteen turns, and then another thread that asks for something
-/// takes over.
+/// On a line that is never at rest, a driver makes sixteen turns, and then another thread that makes a request takes
+/// over.
 #[test]
 fn a_driver_is_relieved_after_sixteen_turns() {
     const CHANGES: usize = 20;
@@ -134,7 +135,7 @@ fn a_driver_is_relieved_after_sixteen_turns() {
             let sink = Arc::downgrade(&sink);
             let changes = Mutex::new(0);
             move |_| {
-                let sink = sink.upgrade().expect("it makes the call");
+                let sink = sink.upgrade().expect("the driver makes the call");
                 let raised_by = sink.raised_by.lock().unwrap();
                 let mut changes = changes.lock().unwrap();
                 if let [.., before, now] = raised_by[..] {
@@ -150,7 +151,7 @@ fn a_driver_is_relieved_after_sixteen_turns() {
                     router.set_level(PIN, true);
                     while !sink.over.load(SeqCst) {
                         sink.ack();
-                        // The request, or the relief, has left the line to another thread.
+                        // The request, or the relief of the driver, has left the line to another thread.
                         let before = sink.times();
                         while sink.times() == before && !sink.over.load(SeqCst) {
                             thread::yield_now();
@@ -164,7 +165,7 @@ fn a_driver_is_relieved_after_sixteen_turns() {
             .chunk_by(|before, now| before == now)
             .map(<[_]>::len)
             .collect();
-        // After these, the thread that has not seen the end yet may ask once more.
+        // After these, the thread that has not seen the end yet may make one more request.
         assert!(turns.len() > CHANGES, "{turns:?}");
         assert!(
             turns[..CHANGES].iter().all(|&turns| turns > 16),

@@ -16,7 +16,7 @@ fn router() -> (Router, Arc<Log>) {
     (router, log)
 }
 
-/// Two devices on one INTx: the line is up as long as one of them wants it to be.
+/// Two devices on one INTx: the line is up as long as either device holds it up.
 #[test]
 fn devices_that_share_a_line() {
     let (router, log) = router();
@@ -34,7 +34,7 @@ fn devices_that_share_a_line() {
     assert_eq!(log.take(), [down(PIN, PIN)]);
 }
 
-/// The VMM's own level is one more holder, as is a resampling irqfd.
+/// The VMM's own level holds the line up, too, as does a resampling irqfd.
 #[test]
 fn beside_others() {
     let (router, log) = router();
@@ -49,7 +49,7 @@ fn beside_others() {
     drop(irqfd);
     // The end of the last resampling irqfd lowers the line, and raises it again if a level source holds it up.
     assert_eq!(log.take(), [down(PIN, PIN), up(PIN, PIN)]);
-    // A holder lets go for itself alone.
+    // A holder lets go only of its own hold.
     router.set_level(PIN, false);
     assert_eq!(log.take(), []);
     source.set_level(false);
@@ -88,7 +88,7 @@ fn across_masks_routes_and_acks() {
     source.set_level(false);
     source.set_level(true);
     assert_eq!(log.take(), [sent]);
-    // Set while there is no route, and while masked.
+    // The level is set while there is no route, and while the line is masked.
     router.set_route(PIN, None).unwrap();
     router.mask(PIN);
     source.set_level(false);
@@ -97,7 +97,7 @@ fn across_masks_routes_and_acks() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
 }
 
-/// A device that is unplugged lets go of its line, for itself alone. A level source keeps the line when the router
+/// A device that is unplugged lets go only of its own hold on the line. A level source keeps the line when the router
 /// goes.
 #[test]
 fn a_drop_lets_go() {
@@ -117,7 +117,7 @@ fn a_drop_lets_go() {
     assert_eq!(Arc::strong_count(&log), 1);
 }
 
-/// Whether anybody wants the line to be up while it is down, at each look of a thread that has set its own.
+/// Each thread that has set its own level checks whether any source holds the line up while it is down.
 #[derive(Default)]
 struct Pin {
     level: AtomicBool,
@@ -133,8 +133,8 @@ impl InterruptSink for Pin {
     fn signal_msi(&self, _: u32, _: MsiMessage) {}
 }
 
-/// Sources that change at the same time, two threads to each: a line that one holds up all the while stays up, and the
-/// last level is what the sources say.
+/// Sources that change at the same time, two threads to each: a line that one source holds up all the while stays up,
+/// and the last level follows from the sources.
 #[test]
 fn sources_at_the_same_time() {
     for hand_over in [false, true] {

@@ -1,6 +1,6 @@
-//! Callers with a lock that a callback on another thread wants. A vCPU writes to a register of the interrupt
+//! Callers that hold a lock which a callback on another thread wants. A vCPU writes to a register of the interrupt
 //! controller's model, and calls the router under the model's lock; a device's signal is in the sink, or in an
-//! observer, and wants that lock. What waited for the device would wait for ever.
+//! observer, and wants that lock. A call that waited for the device would wait for ever.
 
 use super::watchdog;
 use doorbell::Event;
@@ -23,7 +23,7 @@ const MASKED: u32 = 7;
 /// and one that has not been used.
 const NEW: u32 = 8;
 
-/// What is locked, and where the two meet.
+/// The locked model, and where the two threads meet.
 #[derive(Default)]
 struct Model {
     registers: Mutex<u32>,
@@ -56,7 +56,7 @@ fn event() -> Arc<Event> {
     Arc::new(Event::new(0))
 }
 
-/// What the vCPU has to call. What calls return is kept until the lock has been released.
+/// The objects that the vCPU calls. What the calls return is kept until the lock has been released.
 struct Machine {
     router: Router,
     level: LevelSource,
@@ -68,7 +68,7 @@ struct Machine {
 
 type Kept = Box<dyn Any>;
 
-/// Under the lock, with the device in the sink or in an observer.
+/// Makes the call under the lock, while the device is in the sink or in an observer.
 fn call_under_lock(name: &'static str, call: fn(&Machine) -> Kept) {
     for in_sink in [true, false] {
         watchdog::limit(name, || {
@@ -184,7 +184,7 @@ fn routes_inside_set_routes() {
             routes: &Routes,
             changes: &[doorbell::irqfd::RouteChange],
         ) -> io::Result<()> {
-            let router = self.0.get().expect("it has been told");
+            let router = self.0.get().expect("the sink has been told");
             let old = router.routes().iter().count();
             assert!(format!("{router:?}").starts_with("Router"));
             assert_eq!(changes.len(), routes.iter().count() - old);

@@ -1,6 +1,6 @@
-//! irqfds, through the public API: the rules of KVM's (`rules.rs`, with what became of each of its conformance cases),
-//! random scripts against a sequential model of a line (`script.rs`), and threads (`driver.rs`,
-//! `threads.rs`, `worker.rs`).
+//! irqfds, through the public API: the rules of KVM's irqfds (`rules.rs`, which lists what became of each conformance
+//! case), random scripts against a sequential model of a line (`script.rs`), and threads (`driver.rs`, `threads.rs`,
+//! `worker.rs`).
 
 mod connections;
 mod driver;

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Writes down how the routes change.
+/// A sink that records how the routes change.
 #[derive(Default)]
 struct Told {
     changes: Mutex<Vec<RouteChange>>,
@@ -56,7 +56,7 @@ fn router() -> (Router, Arc<Told>) {
 const A: Option<Route> = Some(Route::Pin(1));
 const B: Option<Route> = Some(Route::Pin(2));
 
-/// A sink hears of what changes, and of nothing when nothing does.
+/// A sink is told what changes, and is not called when nothing changes.
 #[test]
 fn a_sink_is_told_what_changes() {
     let (router, told) = router();
@@ -65,7 +65,7 @@ fn a_sink_is_told_what_changes() {
     router.set_routes(routes.clone()).unwrap();
     assert_eq!(told.take(), far.map(|gsi| (gsi, None, Some(message(gsi)))));
 
-    // The same, put together in another way.
+    // These are the same routes, put together in another way.
     router.set_routes(routes).unwrap();
     let mut again = Routes::identity(70);
     for gsi in 0..70 {
@@ -111,7 +111,7 @@ fn several_at_once() {
         .set_routes(Routes::from_entries([(1, A.unwrap()), (2, B.unwrap())]).unwrap())
         .unwrap();
     told.take();
-    // Pins that change hands.
+    // The GSIs exchange pins.
     router.change_routes([(1, B), (2, A)]).unwrap();
     assert_eq!(told.take(), [(1, A, B), (2, B, A)]);
     assert_eq!(router.routes().gsi_of(1), Some(2));
@@ -131,12 +131,12 @@ fn several_at_once() {
         assert_eq!(routes.set_all(changes), Err(error));
         assert_eq!((&routes, router.routes()), (&before, before.clone()));
     }
-    // A pin that is left can be taken.
+    // A pin that another GSI gives up can be taken.
     router.change_routes([(2, None), (3, A)]).unwrap();
     assert_eq!(router.routes().gsi_of(1), Some(3));
 }
 
-/// A guest enables the vectors of a device: what is pending goes the new way.
+/// A guest enables the vectors of a device: what is pending goes by the new route.
 #[test]
 fn unmask_several() {
     let (router, told) = router();
@@ -165,7 +165,7 @@ fn unmask_several() {
     assert!(router.routes().iter().eq(routes()));
 }
 
-/// Against a map; and a clone does not notice what becomes of the other.
+/// Routes behave as a map does, and changes of one do not affect its clone.
 #[test]
 fn routes_are_a_map() {
     let mut random = 1_u32;

@@ -1,6 +1,5 @@
-//! KVM's rules, by the numbers of the conformance cases (`R1` to `R49`, the part of a reference of the kernel's
-//! behaviour that these were observed in). `tests/kvm_irqfd` puts those that have an interrupt controller to KVM
-//! itself.
+//! KVM's rules, by the numbers of the conformance cases (`R1` to `R49`, a part of a reference of the kernel's observed
+//! behaviour). `tests/kvm_irqfd` runs those that involve an interrupt controller on KVM itself.
 //!
 //! | case | here |
 //! |---|---|
@@ -12,7 +11,7 @@
 //! | R17 count at assign | [`count_at_assign`] |
 //! | R20 pollers and readers | [`a_reader_asleep_finds_nothing`] |
 //! | R21 coalescing | `threads.rs`; alone, a signal is one pulse: [`the_count_is_consumed`] |
-//! | R22 pulse on a level pin | the interrupt controller's affair |
+//! | R22 pulse on a level pin | decided by the interrupt controller |
 //! | R23 ioeventfd and irqfd on one event | [`a_doorbell_that_interrupts`] |
 //! | R25, R26, R27 routes | [`without_a_route`], [`rerouted`] |
 //! | R28 invalid routes | [`invalid_routes`] |
@@ -24,8 +23,8 @@
 //! | R46 the VM goes | [`the_router_goes`] |
 //! | R47 deassign is a barrier | `threads.rs` |
 //!
-//! What cannot be said: R1, R5, R29 (no interrupt controller: there is no router without a sink, which may refuse:
-//! [`the_sink_refuses`]), R2 to R4 (flags and descriptors that are none), R40, R45 (closing a descriptor: an irqfd
+//! Cases without a counterpart: R1, R5, R29 (no interrupt controller: there is no router without a sink, which may
+//! refuse: [`the_sink_refuses`]), R2 to R4 (invalid flags and descriptors), R40, R45 (closing a descriptor: an irqfd
 //! keeps its events). R49, the brake on interrupt storms, is the interrupt controller's.
 
 use super::errors::assert_becomes;
@@ -59,7 +58,7 @@ fn router() -> (Router, Arc<Log>) {
     (router, log)
 }
 
-/// The pin, up and down again.
+/// The calls by which the pin goes up and down again.
 fn pulse(gsi: u32, pin: u32) -> [Call; 2] {
     [up(gsi, pin), down(gsi, pin)]
 }
@@ -129,12 +128,12 @@ fn deassign_matches_event_and_gsi() {
     assert_eq!(log.take(), pulse(PIN, PIN));
     router.deassign(&a, PIN);
     router.deassign(&a, PIN);
-    // The old handle has nothing to do with the new irqfd.
+    // Dropping the old handle does not affect the new irqfd.
     router.assign(&a, PIN + 1).unwrap().keep();
     drop(irqfd);
     a.signal();
     assert_eq!(log.take(), pulse(PIN + 1, PIN + 1));
-    // Nor does a resample event matter.
+    // The resample event does not matter either.
     router.deassign(&a, PIN + 1);
     router
         .assign_with_resample(&a, PIN, event())
@@ -250,7 +249,7 @@ fn a_reader_asleep_finds_nothing() {
     }
 }
 
-/// An irqfd takes one unit of a semaphore. A thread that sleeps for the rest is woken, even if the sink panics.
+/// An irqfd takes one unit of a semaphore. A thread that sleeps is woken for the rest, even if the sink panics.
 #[test]
 fn a_reader_asleep_gets_what_is_left() {
     struct Panics;
@@ -333,7 +332,7 @@ fn rerouted() {
     router.set_route(MSI, Some(message(0x62))).unwrap();
     a.signal();
     assert_eq!(log.take(), [sent(0x62)]);
-    // A pin goes on as a message, and the other way round.
+    // A GSI changes from a pin to a message, and back.
     router
         .set_routes(Routes::from_entries([(PIN, message(0x63)), (MSI, Route::Pin(1))]).unwrap())
         .unwrap();
@@ -418,7 +417,7 @@ fn resample() {
     assert_eq!((line.raises, line.resamples, line.edges), (2, 2, 0));
 }
 
-/// The line is low by the time the resample events are signalled, and what is signalled then counts.
+/// The line is low by the time the resample events are signalled, and signals that come then count.
 #[test]
 fn down_first_then_resample() {
     let (router, log) = router();
@@ -467,7 +466,7 @@ fn all_resamplers_are_told() {
     let (rs, rs2) = (event(), event());
     let irqfd = router.assign_with_resample(&a, PIN, &rs).unwrap();
     let _b = router.assign_with_resample(&b, PIN, &rs2).unwrap();
-    // One resample event may serve several.
+    // One resample event may serve several irqfds.
     let _c = router.assign_with_resample(&c, PIN, &rs2).unwrap();
     a.signal();
     router.ack(PIN);
@@ -505,7 +504,7 @@ fn ack_of_somebody_elses_interrupt() {
     assert_eq!(log.take(), [up(PIN, PIN)]);
     for _ in 0..2 {
         router.ack(PIN);
-        // Still up; a controller that looks for edges sees one.
+        // The line is still up; a controller that looks for edges sees one.
         assert_eq!(log.take(), [down(PIN, PIN), up(PIN, PIN)]);
         assert_eq!(rs.try_read(), Some(2));
     }
@@ -543,7 +542,8 @@ fn its_own_resample_event() {
     drop(router.assign(&a, PIN).unwrap());
 }
 
-/// A ring by way of two lines: each ack raises the other. It goes on as long as it is acked, and needs no more stack.
+/// A ring of two lines: the ack of each raises the other. It goes on as long as the guest acks, and the stack does not
+/// grow.
 #[test]
 fn resample_events_that_have_irqfds() {
     let (router, log) = router();
@@ -595,18 +595,18 @@ fn pending_goes_the_new_way() {
     let (router, log) = router();
     let a = event();
     let _a = router.assign(&a, 40).unwrap();
-    // As a guest's driver does it: the vector has no message yet.
+    // The vector has no message yet, as when a guest's driver unmasks it for the first time.
     router.mask(40);
     a.signal();
     router.unmask_with_route(40, message(0x70)).unwrap();
     let gsi = 40;
     assert_eq!(log.take(), [Call::Msi { gsi, data: 0x70 }]);
-    // A route that is refused leaves the mask.
+    // A refused route leaves the mask.
     router.mask(40);
     a.signal();
     assert!(router.unmask_with_route(40, Route::Pin(PIN)).is_err());
     assert_eq!(log.take(), []);
-    // Or the VMM sees to it.
+    // Or the VMM takes the pending signal.
     assert!(router.take_pending(40));
     assert!(!router.take_pending(40));
     router.unmask(40);
@@ -624,13 +624,13 @@ fn unmask_asks_the_resamplers() {
     assert_eq!(log.take(), []);
     router.unmask(PIN);
     assert_eq!((log.take(), rs.try_read()), (vec![], Some(1)));
-    // The device wants to.
+    // The device raises the line.
     a.signal();
     assert_eq!(log.take(), [up(PIN, PIN)]);
     // There is no mask to end.
     router.unmask(PIN);
     assert_eq!((log.take(), rs.try_read()), (vec![], None));
-    // Masked while it is up.
+    // The line is masked while it is up.
     router.mask(PIN);
     assert_eq!(log.take(), [down(PIN, PIN)]);
     router.ack(PIN);
@@ -651,7 +651,7 @@ fn unmask_without_resamplers() {
     router.set_level(PIN, false);
     router.unmask(PIN);
     assert_eq!(log.take(), [down(PIN, PIN)]);
-    // A level on a message: one each time it rises.
+    // A level on a message GSI sends a message each time it rises.
     router.set_level(MSI, true);
     router.set_level(MSI, true);
     assert_eq!(log.take(), [sent(0x41)]);
@@ -681,7 +681,7 @@ fn a_message_beside_a_message() {
         fn set_level(&self, _: u32, _: u32, _: bool) {}
         fn signal_msi(&self, _: u32, _: MsiMessage) {
             if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
-                // In the call, and out of it.
+                // The two waits are for the start and the end of the call.
                 self.1.wait();
                 self.1.wait();
             }
@@ -729,7 +729,7 @@ fn the_router_goes() {
     assert_eq!(Arc::strong_count(&log), 1);
 }
 
-/// Deassigned inside an observer's call: what that leaves undone is done when the call ends, or by `reclaim`.
+/// Deassigned inside an observer's call: the rest of the deassign is done when the call ends, or by `reclaim`.
 #[test]
 fn deassigned_inside_a_call() {
     let (router, log) = router();
@@ -747,15 +747,15 @@ fn deassigned_inside_a_call() {
             router.deassign(&a, PIN);
             router.deassign(&b, MSI);
             b.signal();
-            // Not its own yet.
+            // The event is not free yet.
             assert!(router.assign(&a, PIN).is_err());
         };
         Observation::new(Arc::clone(&unplug), Interest::Signals, Arc::new(observer))
     };
     unplug.signal();
-    // Signalled when its irqfd was being taken away.
+    // The second event was signalled when its irqfd was being taken away.
     assert_eq!((a.count(), b.count()), (0, 1));
-    // Or later, if another test's thread is inside a call just then.
+    // The events are free, or later if another test's thread is inside a call just then.
     for (event, gsi) in [(&a, PIN), (&b, MSI)] {
         while router.assign(event, gsi).is_err() {
             doorbell::reclaim();
@@ -766,7 +766,8 @@ fn deassigned_inside_a_call() {
     drop(observation);
 }
 
-/// The guest gives a queue another vector, and in the same moment a request completes: the interrupt goes the new way.
+/// The guest gives a queue another vector, and in the same moment a request completes: the interrupt goes by the new
+/// route.
 #[test]
 fn signalled_while_it_is_deassigned() {
     let (router, log) = router();
@@ -774,7 +775,7 @@ fn signalled_while_it_is_deassigned() {
     for (count, signals) in [(0, 0), (3, 0), (3, 1)] {
         let done = Arc::new(Event::new(count));
         let irqfd = Mutex::new(Some(router.assign(&done, MSI).unwrap()));
-        // One takes the count of the assignment away, which is not to be taken again.
+        // One read takes away the count of the assignment, which must not be taken again.
         (0..signals).for_each(|_| done.signal());
         log.take();
         let config_write = event();
@@ -799,7 +800,7 @@ fn signalled_while_it_is_deassigned() {
             }
             thread::yield_now();
         };
-        // What was there at the first assignment had an interrupt then.
+        // The count at the first assignment caused an interrupt then.
         assert_eq!(done.count(), 5);
         let (gsi, data) = (MSI + 1, 0x42);
         assert_eq!(log.take(), [Call::Msi { gsi, data }]);
@@ -808,7 +809,7 @@ fn signalled_while_it_is_deassigned() {
     }
 }
 
-/// What a mask has kept back is given back to the event, and is not pending for the next user of the GSI.
+/// A signal that a mask has kept back is given back to the event, and is not pending for the next user of the GSI.
 #[test]
 fn deassigned_while_pending() {
     for gsi in [PIN, MSI] {
@@ -820,7 +821,7 @@ fn deassigned_while_pending() {
         a.signal();
         assert!(router.is_pending(gsi));
         log.take();
-        // What else becomes of the line does not matter.
+        // Other changes of the line do not matter.
         router.set_level(gsi, true);
         drop(irqfd);
         assert_eq!((a.count(), router.is_pending(gsi)), (1, false));
@@ -831,7 +832,7 @@ fn deassigned_while_pending() {
         assert_eq!(log.take(), []);
         drop(next);
         assert_eq!(b.count(), 0);
-        // And the first one again.
+        // The first device comes back.
         let irqfd = router.assign(&a, gsi).unwrap();
         assert_eq!(log.take().len(), if gsi == MSI { 1 } else { 2 });
         drop(irqfd);
@@ -839,7 +840,8 @@ fn deassigned_while_pending() {
     }
 }
 
-/// On a vector that several share, the pending bit stays until the last has gone, and each gets its own signal back.
+/// On a vector that several irqfds share, the pending bit stays until the last irqfd has gone, and each event gets its
+/// own signal back.
 #[test]
 fn one_of_several_is_deassigned_while_pending() {
     let (router, log) = router();
@@ -847,7 +849,7 @@ fn one_of_several_is_deassigned_while_pending() {
     let assign = |event| router.assign(event, MSI).unwrap();
     let [a, b, c] = events.each_ref().map(assign);
     let counts = || events.each_ref().map(|event| event.count());
-    // In a pending bit that was injected for long ago.
+    // These signals were in a pending bit that was injected long ago.
     router.mask(MSI);
     events[2].signal();
     router.unmask(MSI);
@@ -864,7 +866,7 @@ fn one_of_several_is_deassigned_while_pending() {
     assert_eq!((counts(), router.is_pending(MSI)), ([1, 0, 0], true));
     drop(b);
     assert_eq!((counts(), router.is_pending(MSI)), ([1, 1, 0], false));
-    // Still masked: that is for the VMM to say.
+    // The line is still masked: only the VMM unmasks it.
     let a = assign(&events[0]);
     assert!(router.is_pending(MSI));
     router.unmask(MSI);
@@ -888,7 +890,7 @@ fn deassigned_while_asserted_and_masked() {
     assert_eq!((log.take(), rs.count()), (vec![], 0));
 }
 
-/// Acks inside its calls, as one does that delivers at once and whose guest is fast.
+/// A sink that acks inside its calls, as one does that delivers at once to a fast guest.
 #[derive(Default)]
 struct Eager {
     eoi: OnceLock<Eoi>,
@@ -899,7 +901,7 @@ impl InterruptSink for Eager {
     fn set_level(&self, gsi: u32, pin: u32, level: bool) {
         self.log.set_level(gsi, pin, level);
         if level {
-            self.eoi.get().expect("it was connected").ack();
+            self.eoi.get().expect("the sink was connected").ack();
         }
     }
 
@@ -946,13 +948,13 @@ fn a_sink_that_calls_back() {
     drop(device);
     drop(irqfd);
     drop(router);
-    // The way back leads nowhere now.
+    // The handle for ends of interrupts has no router any more.
     let eoi = eager.eoi.get().unwrap();
     assert_eq!(format!("{eoi:?}"), "Eoi { gsi: 5 }");
     eoi.ack();
 }
 
-/// Does what it was given inside the first call for a level.
+/// A sink that runs its closure inside the first call for a level.
 #[derive(Default)]
 struct Inside(Mutex<Option<Box<dyn FnOnce() + Send>>>, Log);
 
@@ -970,7 +972,7 @@ impl InterruptSink for Inside {
     }
 }
 
-/// What is asked for twice before the thread that drives the line gets to it is done, in the end, as if once.
+/// A request that is made twice before the driver of the line gets to it has the same effect as one.
 #[test]
 fn twice_inside_a_call() {
     type Ask = fn(&Router);
@@ -1117,7 +1119,7 @@ fn a_sink_that_panics() {
     }
 }
 
-/// What others have asked for while a sink panics is carried out.
+/// Requests that other threads make while a sink panics are carried out.
 #[test]
 fn requests_to_a_sink_that_panics() {
     struct Fails {
@@ -1162,7 +1164,7 @@ fn requests_to_a_sink_that_panics() {
     }
 }
 
-/// A sink that panics when an irqfd goes fails the deassigning. The irqfd has gone nevertheless, with its hold on the
+/// A sink that panics when an irqfd goes fails the deassign. The irqfd has gone nevertheless, with its hold on the
 /// line: the event can be assigned again.
 #[test]
 fn a_sink_that_panics_when_an_irqfd_goes() {

@@ -1,6 +1,5 @@
-//! Scripts: random sequences of signals, acks, masks, routes and assignments, played to two routers and to a model of
-//! two virtual machines in which one thing happens after the other. One generator serves the property test and the fuzz
-//! target.
+//! Scripts: random sequences of signals, acks, masks, routes and assignments, played to two routers and to a sequential
+//! model of two virtual machines. One generator serves the property test and the fuzz target.
 
 use super::sink::{Call, Log, down, message, up};
 use arbitrary::{Arbitrary, Unstructured};
@@ -18,7 +17,7 @@ use std::sync::Arc;
 pub struct Script(Vec<Step>);
 
 impl<'a> Arbitrary<'a> for Script {
-    /// A script as long as the bytes last.
+    /// A script that uses all of the bytes.
     fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let mut steps = Vec::new();
         while !bytes.is_empty() {
@@ -28,7 +27,7 @@ impl<'a> Arbitrary<'a> for Script {
     }
 }
 
-/// In one of the machines.
+/// A step in one of the machines.
 #[derive(Arbitrary, Clone, Debug)]
 struct Step {
     machine: bool,
@@ -44,10 +43,10 @@ enum What {
         keep: bool,
     },
     Deassign(u8, u8),
-    /// One of the handles.
+    /// Drops one of the handles.
     Drop(u8),
     Signal(u8),
-    /// The same again: most signals come to events that signal often.
+    /// This stands here twice, so that most signals come to events that are signalled often.
     SignalTwice(u8),
     Write(u8, u8),
     Read(u8),
@@ -60,19 +59,19 @@ enum What {
     SetPending(u8),
     SetLevel(u8, bool),
     AddSource(u8),
-    /// One of the level sources.
+    /// Sets one of the level sources.
     SetSource(u8, bool),
     DropSource(u8),
     SetRoute(u8, Option<RouteSketch>),
     ChangeRoutes(Vec<(u8, Option<RouteSketch>)>),
     SetRoutes(Vec<(u8, RouteSketch)>),
-    /// All goes, and a new machine comes.
+    /// Everything is dropped, and there is a new machine.
     Restart,
-    /// Both machines are saved, and go on as others that are restored from that.
+    /// Both machines are saved, and go on as machines that are restored from that.
     Migrate,
 }
 
-/// Few pins, so that many GSIs want the same.
+/// There are few pins, so that many GSIs want the same one.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum RouteSketch {
     Pin(u8),
@@ -107,7 +106,7 @@ fn mode(event: usize) -> Mode {
     }
 }
 
-/// Where a level stands.
+/// Where a level is raised.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Pin(u32),
@@ -119,11 +118,11 @@ enum Place {
 struct Line {
     masked: bool,
     pending: bool,
-    /// Events that have a signal in it.
+    /// Events that have a signal in the pending bit.
     pending_of: BTreeSet<usize>,
     asserted: bool,
     held: bool,
-    /// Level sources that hold it up.
+    /// The number of level sources that hold the line up.
     sources: usize,
     up: Option<Place>,
     resamplers: Vec<usize>,
@@ -179,7 +178,7 @@ impl Machine {
         }
     }
 
-    /// Tells the sink what the line wants.
+    /// Makes the calls to the sink that the line needs.
     fn settle(&mut self, gsi: u32) {
         let route = self.routes.get(&gsi).copied();
         let line = self.line(gsi);
@@ -301,7 +300,7 @@ impl Model {
         taken
     }
 
-    /// `driven` is the line that is being driven: what is asked of it waits.
+    /// `driven` is the line that is being driven: requests to it wait.
     fn signal(&mut self, event: usize, n: u64, driven: Option<(usize, u32)>) {
         self.counts[event] += n;
         if self.owners.contains_key(&event) {
@@ -319,7 +318,7 @@ impl Model {
         owner.coalesced += u64::from(coalesced);
     }
 
-    /// Lowers, then asks.
+    /// Lowers the line, then asks the devices.
     fn resample(&mut self, machine: usize, gsi: u32) {
         self.machines[machine].line(gsi).asserted = false;
         self.machines[machine].lower(gsi);
@@ -345,7 +344,7 @@ impl Model {
         if let Some(resample) = owner.resample {
             let resamplers = &mut self.machines[owner.machine].line(owner.gsi).resamplers;
             let place = resamplers.iter().position(|&other| other == resample);
-            resamplers.remove(place.expect("it was added"));
+            resamplers.remove(place.expect("the irqfd was added"));
             if resamplers.is_empty() {
                 self.resample(owner.machine, owner.gsi);
             }
@@ -370,15 +369,15 @@ struct Player {
     routers: [Router; 2],
     logs: [Arc<Log>; 2],
     events: [Arc<Event>; EVENTS],
-    /// With the event.
+    /// The irqfds, each with the number of its event.
     irqfds: Vec<(Irqfd, usize)>,
-    /// With the machine.
+    /// The level sources, each with the number of its machine.
     sources: Vec<(LevelSource, usize)>,
     model: Model,
 }
 
 impl Script {
-    /// Plays it, and returns how many steps had the result they should have. Panics at the first that has not.
+    /// Plays the script, and returns how many steps had the expected result. Panics at the first that has not.
     pub fn compare(&self) -> u64 {
         let logs = [Arc::new(Log::default()), Arc::new(Log::default())];
         let mut player = Player {
@@ -539,8 +538,8 @@ impl Player {
                 self.irqfds.retain(|(_, event)| !gone(&model.owners[event]));
                 self.sources.retain(|(_, other)| *other != machine);
                 self.routers[machine] = Router::new(Arc::clone(&self.logs[machine]));
-                // In what order they go is not said: the calls that it takes to go are left aside, as resample events
-                // of theirs are not signalled by it, and the levels end low.
+                // The order in which the irqfds go is not specified. So the calls that this causes are ignored; their
+                // resample events are not signalled by it, and the levels end low.
                 for event in 0..EVENTS {
                     if model.owners.get(&event).is_some_and(gone) {
                         model.deassign(event);
@@ -611,7 +610,7 @@ impl Player {
         let find = |id| self.events.get(id as usize).map(Into::into);
         let restored = [0, 1].map(|machine| {
             let restored = self.routers[machine].restore(&states[machine], find);
-            restored.expect("what was saved")
+            restored.expect("the saved state is valid")
         });
         let mut held = Vec::new();
         let mut irqfds = BTreeMap::new();
@@ -623,7 +622,7 @@ impl Player {
             }
         }
         let guarded = guarded.into_iter().map(|event| {
-            let irqfd = irqfds.remove(&event).expect("it was assigned");
+            let irqfd = irqfds.remove(&event).expect("the irqfd was assigned");
             (irqfd, event)
         });
         self.irqfds = guarded.collect();
@@ -634,7 +633,10 @@ impl Player {
                     let is = |(source, other): &(LevelSource, usize)| {
                         (source.gsi(), *other) == (gsi, machine)
                     };
-                    let index = held.iter().position(is).expect("it held the line up");
+                    let index = held
+                        .iter()
+                        .position(is)
+                        .expect("the source held the line up");
                     held.swap_remove(index).0
                 }
                 false => self.routers[machine].level_source(gsi),
@@ -643,8 +645,8 @@ impl Player {
         }
         assert!(held.is_empty());
 
-        // Counters begin again, the sinks are told again of what is up, and resample events are signalled in the order
-        // of the irqfds' events.
+        // Counters begin again, the sinks are told again which lines are up, and resample events are signalled in the
+        // order of the irqfds' events.
         let Model {
             machines, owners, ..
         } = &mut self.model;
@@ -686,7 +688,7 @@ impl Player {
         machine.settle(gsi);
     }
 
-    /// Returns whether they were valid.
+    /// Returns whether the routes were valid.
     fn change_routes(
         &mut self,
         machine: usize,
@@ -750,7 +752,7 @@ impl Player {
                 assert_eq!(valid, Ok(()));
                 self.routers[machine]
                     .set_routes(ours)
-                    .expect("it takes all");
+                    .expect("the sink takes all routes");
                 self.model.machines[machine].routes = routes;
                 self.model.machines[machine].moved();
             }

@@ -1,21 +1,21 @@
-//! What interrupts end in here.
+//! The sink that the tests use.
 
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route};
 use std::sync::{Mutex, PoisonError};
 
-/// What the sink was told.
+/// A call that the sink got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Level { gsi: u32, pin: u32, level: bool },
     Msi { gsi: u32, data: u32 },
 }
 
-/// Writes down what it is told.
+/// A sink that records its calls.
 #[derive(Default)]
 pub struct Log(Mutex<Vec<Call>>);
 
 impl Log {
-    /// What came since the last time.
+    /// The calls since this was last called.
     pub fn take(&self) -> Vec<Call> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -34,7 +34,7 @@ fn routes() -> Routes {
     routes
 }
 
-/// Steps of a table: each with what is read after it, and the calls to the sink that it makes.
+/// Plays a table of steps, each with what is read after it and the calls to the sink that it makes.
 #[test]
 fn what_a_vmm_reads() {
     type Step = (
@@ -178,7 +178,7 @@ const EVENTS: [(u64, Mode); 4] = [
     (7, Mode::Counter),
     (5, Mode::Semaphore),
 ];
-/// Of the resample event.
+/// The number of the resample event.
 const RESAMPLE: usize = 1;
 
 fn name(events: &[Arc<Event>]) -> impl FnMut(&Event) -> u64 {
@@ -268,7 +268,8 @@ impl Machine {
     }
 }
 
-/// What is done before the save, the calls to the sink that the restore makes, and what is done after, with its calls.
+/// Plays a table of cases: what is done before the save, the calls to the sink that the restore makes, and what is done
+/// after, with its calls.
 #[test]
 fn each_is_restored() {
     type Case = (
@@ -337,7 +338,7 @@ fn each_is_restored() {
                     |m| assert_eq!((m.events[2].count(), m.events[3].count()), (7, 5)),
                     vec![],
                 ),
-                // What was there at the assignment goes with the irqfd, of a semaphore one unit.
+                // The count at the assignment goes with the irqfd; for a semaphore, one unit does.
                 (|m| m.irqfds.clear(), vec![]),
                 (
                     |m| assert_eq!((m.events[2].count(), m.events[3].count()), (0, 4)),
@@ -428,7 +429,7 @@ fn each_is_restored() {
             },
             vec![],
             vec![
-                // The device is asked first, as ever.
+                // As always, the device is asked first.
                 (|m| m.router.unmask(PIN), vec![]),
                 (|m| assert_eq!(m.events[RESAMPLE].count(), 1), vec![]),
             ],
@@ -484,13 +485,13 @@ fn each_is_restored() {
             step(&mut machine);
             assert_eq!(machine.log.take(), calls, "{name}: step {number}");
         }
-        // And on to a third.
+        // The machine migrates on to a third one.
         let (machine, _) = machine.migrate();
         drop(machine);
     }
 }
 
-/// What is signalled between the restore of the event and that of the router interrupts.
+/// A signal between the restore of the event and the restore of the router causes an interrupt.
 #[test]
 fn a_signal_between_the_two_restores() {
     for (event, mask) in [(0, false), (2, false), (3, false), (0, true)] {
@@ -516,7 +517,7 @@ fn a_signal_between_the_two_restores() {
     }
 }
 
-/// States are plain data that a VMM can make, and what they say of routes and messages is legible.
+/// States are plain data that a VMM can make, and their routes and messages are legible.
 #[test]
 fn plain_data() {
     assert_eq!(RouterState::default().version, VERSION);
@@ -563,10 +564,10 @@ fn plain_data() {
     }
 }
 
-/// What cannot be restored, and that the router is as it was then.
+/// States that cannot be restored; the router is unchanged then.
 #[test]
 fn refusals() {
-    /// Refuses what it is told to.
+    /// A sink that refuses what it is told to refuse.
     #[derive(Default)]
     struct Refuser {
         log: Log,
@@ -674,7 +675,7 @@ fn refusals() {
             _ => (true, ErrorKind::ResourceBusy),
         };
         assert_eq!((source.is_some(), kind), expected, "{number}");
-        // Nothing is left of it, and the router can be used.
+        // Nothing of the state is left, and the router can be used.
         assert_eq!(router.save(|_| 0), RouterState::default(), "{number}");
         assert_eq!(sink.log.take(), [], "{number}");
         sink.routes.store(false, Ordering::Relaxed);

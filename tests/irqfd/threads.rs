@@ -1,5 +1,5 @@
-//! Many threads. A `Controller` stands for the interrupt controller and the guest: it notices edges, and whether it is
-//! told of one line by two threads at a time.
+//! Many threads. A `Controller` stands for the interrupt controller and the guest: it notices edges, and two threads
+//! that call it for one line at a time.
 
 use super::sink::message;
 use doorbell::Event;
@@ -20,14 +20,17 @@ struct Controller {
     telling: AtomicBool,
     edges: AtomicU64,
     messages: AtomicU64,
-    /// Of the last message.
+    /// The data of the last message.
     data: AtomicU32,
     sleeps: bool,
 }
 
 impl InterruptSink for Controller {
     fn set_level(&self, _: u32, _: u32, level: bool) {
-        assert!(!self.telling.swap(true, Ordering::Acquire), "two at a time");
+        assert!(
+            !self.telling.swap(true, Ordering::Acquire),
+            "two calls at a time"
+        );
         if self.sleeps {
             thread::sleep(Duration::from_micros(50));
         }
@@ -61,7 +64,7 @@ fn routes(data: u32) -> Routes {
     routes
 }
 
-/// On the threads that signal, and on a thread of the router's.
+/// Two routers: one calls the sink on the threads that signal, the other on a thread of its own.
 fn routers() -> [(Router, Arc<Controller>); 2] {
     let (direct, handed_over) = (Arc::new(Controller::default()), Arc::default());
     let routers = [
@@ -77,7 +80,7 @@ fn routers() -> [(Router, Arc<Controller>); 2] {
     routers
 }
 
-/// Sets it at the end of a scope, also if that is a panic, so that the threads in it end.
+/// Sets the flag at the end of a scope, even if that panics, so that the threads in the scope end.
 struct SetAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for SetAtEnd<'_> {
@@ -134,7 +137,7 @@ fn nothing_is_lost() {
     }
 }
 
-/// A hammering signaller, and an irqfd that comes and goes: when it has gone, nothing more comes through it.
+/// A thread signals without pause, and an irqfd comes and goes: when it has gone, nothing more comes through it.
 #[test]
 fn deassign_is_a_barrier() {
     for (router, controller) in routers() {
@@ -161,7 +164,7 @@ fn deassign_is_a_barrier() {
                         assert_eq!(seen, (controller.edges(), controller.messages()));
                     }
                 });
-                // And it counts again.
+                // The event counts again.
                 let count = a.count();
                 a.signal();
                 assert_eq!(a.count(), count + 1);
@@ -170,8 +173,8 @@ fn deassign_is_a_barrier() {
     }
 }
 
-/// When a mask and a `synchronize` have returned nothing is injected; when a route has changed, nothing goes the old
-/// way; what was signalled while the line was masked comes afterwards.
+/// When a mask and a `synchronize` have returned, nothing is injected. When a route has changed, nothing goes by the
+/// old one. Signals that came while the line was masked are injected after the unmask.
 #[test]
 fn masks_and_routes_are_barriers() {
     for (router, controller) in routers() {
@@ -196,7 +199,7 @@ fn masks_and_routes_are_barriers() {
                     _ => router.unmask_with_routes([(MSI, old), (40, old)]).unwrap(),
                 }
                 await_message(&router, &controller, messages, 2 * data);
-                // By a change of routes that waits: what comes from now on is new.
+                // The change of routes waits: every message from now on goes by the new route.
                 router
                     .change_routes([(MSI, Some(new)), (40, None)])
                     .unwrap();
@@ -215,7 +218,7 @@ fn masks_and_routes_are_barriers() {
     }
 }
 
-/// The next message, and what it says.
+/// Waits for the next message, and returns its data.
 fn await_message(router: &Router, controller: &Controller, messages: u64, data: u32) {
     let start = Instant::now();
     while controller.messages() == messages {
@@ -225,7 +228,7 @@ fn await_message(router: &Router, controller: &Controller, messages: u64, data: 
     assert_eq!(controller.data.load(Ordering::Relaxed), data);
 }
 
-/// A signal that is made after the mask is kept back, without anybody's waiting.
+/// A signal that is made after the mask is kept back, though no thread waits.
 #[test]
 fn a_mask_holds_for_later_signals() {
     for (router, controller) in routers() {
@@ -294,7 +297,7 @@ fn no_request_is_forgotten() {
                 assert!(start.elapsed() < Duration::from_secs(60), "{served} served");
             }
         });
-        // The last signals may have been for what was served already.
+        // The last signals may have been for requests that were served already.
         while controller.level.load(Ordering::SeqCst) {
             interrupts += 1;
             router.ack(PIN);
@@ -308,7 +311,7 @@ fn no_request_is_forgotten() {
     }
 }
 
-/// Two virtual machines race for one event: it has one owner at a time. (R13)
+/// Two virtual machines race for one event: the event has one owner at a time. (R13)
 #[test]
 fn two_routers_race_for_an_event() {
     let routers = routers();
@@ -338,8 +341,8 @@ fn two_routers_race_for_an_event() {
     drop(routers[0].0.assign(&a, MSI).unwrap());
 }
 
-/// A slow sink that its router hands over to: the signaller does not wait, many signals are one edge, and a router that
-/// goes leaves nothing undone.
+/// A slow sink, which is called on the router's thread: the signaller does not wait, many signals are one edge, and a
+/// dropped router leaves nothing undone.
 #[test]
 fn handed_over() {
     let controller = Arc::new(Controller {
@@ -362,7 +365,7 @@ fn handed_over() {
     assert_eq!(Arc::strong_count(&controller), 1);
 }
 
-/// Signals while the irqfd is taken away: each has interrupted, or is in the count.
+/// Signals while the irqfd is taken away: each has caused an interrupt, or is in the count.
 #[test]
 fn a_deassign_loses_nothing() {
     const SIGNALS: u64 = 20;
@@ -387,7 +390,7 @@ fn a_deassign_loses_nothing() {
                 for _ in 0..round % 64 {
                     std::hint::spin_loop();
                 }
-                // Coalesced ones are of those that the worker has not come to yet.
+                // Coalesced signals are among those that the worker has not come to yet.
                 let counters = deassigned(&router, irqfd);
                 coalesced += counters.coalesced;
                 let injected = seen() - before;
@@ -401,13 +404,13 @@ fn a_deassign_loses_nothing() {
                 }
             }
         });
-        // Not before, for the other thread waits for this one.
+        // This comes last, because the other thread waits for this one.
         assert_eq!(wrong.first(), None);
         eprintln!("{late} signals were late, {coalesced} coalesced");
     }
 }
 
-/// The same behind a mask: each signal is in the count in the end, or was coalesced with one that is.
+/// The same behind a mask: each signal is in the count in the end, or was coalesced with a signal that is.
 #[test]
 fn a_deassign_of_a_masked_one_loses_nothing() {
     for (router, controller) in routers() {
@@ -441,7 +444,7 @@ fn a_deassign_of_a_masked_one_loses_nothing() {
     }
 }
 
-/// Deassigns it, and returns what its counters were in the end.
+/// Deassigns the irqfd, and returns its final counters.
 fn deassigned(router: &Router, irqfd: Irqfd) -> IrqfdCounters {
     router.deassign(irqfd.event(), irqfd.gsi());
     irqfd.counters()
@@ -451,7 +454,7 @@ thread_local! {
     static PULSES: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Takes a microsecond or so for a pulse, and counts those of each thread.
+/// A sink that takes about a microsecond for a pulse, and counts the pulses of each thread.
 struct Slowish;
 
 impl InterruptSink for Slowish {
@@ -498,19 +501,20 @@ fn a_driver_is_relieved() {
     }
 }
 
-/// Asks for the next pulse of one line in each pulse, until it is stopped; and once for one of another line.
+/// A sink that requests the next pulse of one line in each pulse, until it is stopped, and once a pulse of another
+/// line.
 struct Busy {
     busy: Arc<Event>,
     other: Arc<Event>,
     stop: AtomicBool,
     pulses: AtomicU64,
-    /// Before that of the other line.
+    /// The pulses before the other line's pulse.
     pulses_before: AtomicU64,
 }
 
 impl Busy {
     const LIMIT: u64 = 5_000_000;
-    /// When the other line is signalled.
+    /// The number of pulses after which the other line is signalled.
     const THEN: u64 = 100;
 }
 
@@ -562,7 +566,8 @@ fn a_busy_line_does_not_starve_the_worker() {
     sink.stop.store(true, Ordering::Relaxed);
 }
 
-/// What was asked for before is done when a `synchronize` returns, be the worker in the midst of a turn of that line.
+/// When a `synchronize` returns, earlier requests are done, even if the worker was in the middle of a turn of that
+/// line.
 #[test]
 fn the_worker_is_waited_for_in_the_midst_of_a_turn() {
     struct Gate {
@@ -576,7 +581,7 @@ fn the_worker_is_waited_for_in_the_midst_of_a_turn() {
         fn signal_msi(&self, _: u32, _: MsiMessage) {}
         fn pulse(&self, _: u32, _: u32) {
             self.entered.wait();
-            // The request and the `synchronize` come in this time, or there is nothing to be seen.
+            // The request and the `synchronize` come in this time; otherwise the test checks nothing.
             self.entered.wait();
             thread::sleep(Duration::from_millis(20));
         }
@@ -595,7 +600,7 @@ fn the_worker_is_waited_for_in_the_midst_of_a_turn() {
     for round in 1..=3 {
         a.signal();
         gate.entered.wait();
-        // Each of them comes before the pulse that is under way in the order of a turn.
+        // In the order of a turn, each of these requests comes before the pulse that is under way.
         router.set_level(PIN, true);
         router.ack(PIN);
         gate.entered.wait();

@@ -15,7 +15,7 @@ fn event() -> Arc<Event> {
     Arc::new(Event::new(0))
 }
 
-/// Does something when a line goes up.
+/// A sink that calls its closure when a line goes up.
 struct Up<F>(F);
 
 impl<F: Fn() + Send + Sync> InterruptSink for Up<F> {
@@ -34,7 +34,7 @@ fn with_worker(up: impl Fn() + Send + Sync + 'static) -> Router {
     router
 }
 
-/// A callback drops all that there is of a router whose worker is in the sink, which waits for the callback's end.
+/// A callback drops all handles of a router whose worker is in the sink, which waits for the callback's end.
 fn drop_in_a_callback(name: &'static str, raise: fn(&Router) -> Box<dyn Any + Send>) {
     watchdog::limit(name, || {
         let (entered, is_inside): (Sender<()>, Receiver<()>) = channel();
@@ -124,7 +124,7 @@ fn two_workers_deassign() {
     });
 }
 
-/// What the sink detaches in the worker's call is not waited for there, and has gone soon after.
+/// If the sink detaches an observer in the worker's call, the detach does not wait there, and is complete soon after.
 #[test]
 fn a_worker_waits_after_the_call() {
     watchdog::limit("a_worker_waits_after_the_call", || {

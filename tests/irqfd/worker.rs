@@ -1,4 +1,4 @@
-//! What happens on the thread of a router that has one.
+//! Routers that have a thread of their own.
 
 use super::sink::message;
 use super::watchdog::limit;
@@ -13,7 +13,7 @@ const MSI: u32 = 24;
 
 type Call = Box<dyn FnOnce() + Send>;
 
-/// Does what it was given, inside its next call, and writes down which thread made the call.
+/// A sink that runs its closure inside its next call, and records which thread made the call.
 #[derive(Default)]
 struct Sink {
     next: Mutex<Option<Call>>,
@@ -59,7 +59,7 @@ fn messages_are_handed_over() {
     }
 }
 
-/// A level that stands at a message swallows no messages.
+/// A raised level on a message GSI swallows no messages.
 #[test]
 fn messages_beside_a_level() {
     let (router, sink) = router();
@@ -74,7 +74,7 @@ fn messages_beside_a_level() {
     assert_eq!(irqfd.counters().coalesced, 0);
 }
 
-/// A deassign returns when the worker has come out of the call that was requested before, whatever it was.
+/// A deassign returns when the worker has returned from the call that was requested before, of whatever kind it was.
 #[test]
 fn a_deassign_waits_for_the_worker() {
     const PIN: u32 = 5;
@@ -83,7 +83,7 @@ fn a_deassign_waits_for_the_worker() {
         fn set_level(&self, _: u32, _: u32, level: bool) {
             if !level {
                 self.0.wait();
-                // The deassign comes in this time, or there is nothing to be seen.
+                // The deassign comes in this time; otherwise the test checks nothing.
                 thread::sleep(Duration::from_millis(20));
                 self.1.store(true, SeqCst);
             }
@@ -110,7 +110,7 @@ fn a_deassign_waits_for_the_worker() {
     }
 }
 
-/// What was requested is done when the last handle has been dropped, also if there is no irqfd.
+/// Requests are done when the last handle has been dropped, even if there is no irqfd.
 #[test]
 fn nothing_is_left_undone() {
     struct Slow(AtomicBool);
@@ -131,7 +131,7 @@ fn nothing_is_left_undone() {
     assert_eq!(Arc::strong_count(&sink), 1);
 }
 
-/// Inside a call of the worker's, what waits for the worker elsewhere does not.
+/// Inside a call of the worker's, calls that otherwise wait for the worker do not.
 #[test]
 fn the_worker_does_not_wait_for_itself() {
     limit("the_worker_does_not_wait_for_itself", || {
@@ -156,7 +156,7 @@ fn the_worker_does_not_wait_for_itself() {
     });
 }
 
-/// The last handle is dropped inside a call of the worker's, which returns, and the worker ends.
+/// The last handle is dropped inside a call of the worker's: the drop returns, and the worker ends.
 #[test]
 fn the_last_handle_goes_in_the_worker() {
     limit("the_last_handle_goes_in_the_worker", || {

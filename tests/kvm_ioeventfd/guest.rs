@@ -1,4 +1,4 @@
-//! A guest that makes one access a run: KVM_SET_REGS, KVM_RUN until the HLT behind the access, and KVM_SET_SREGS where
+//! A guest that makes one access a run: KVM_SET_REGS, KVM_RUN until the HLT after the access, and KVM_SET_SREGS where
 //! the access is in another page than the last.
 
 use crate::vm::{self, Exit, Memory, Vm};
@@ -52,7 +52,7 @@ impl Instruction {
         }
     }
 
-    /// Where it stands in guest memory, with a HLT behind it.
+    /// The instruction's address in guest memory; a HLT follows it.
     fn address(self) -> u64 {
         let index = INSTRUCTIONS.iter().position(|&other| other == self);
         CODE + 64 * index.expect("an instruction that is assembled") as u64
@@ -98,7 +98,7 @@ impl Instruction {
         }
     }
 
-    /// Bytes of one access.
+    /// The bytes of one access.
     fn size(self) -> usize {
         match self {
             Instruction::Store(size) | Instruction::Out(size) => size,
@@ -119,11 +119,11 @@ pub struct Flag(Memory);
 
 impl Flag {
     pub fn set(&self, on: bool) {
-        // What the guest does when it sees the flag comes after what the test did before.
+        // Release: what the guest does when it sees the flag comes after what the test did before.
         self.0.cell(FLAG).store(on.into(), Ordering::Release);
     }
 
-    /// Sets it, at the latest when the caller panics, so that the guest comes to an end.
+    /// Sets the flag, at the latest when the caller panics, so that the guest ends.
     pub fn set_when_dropped(&self) -> impl Drop {
         struct Set<'a>(&'a Flag);
         impl Drop for Set<'_> {
@@ -138,7 +138,7 @@ impl Flag {
 pub struct Machine(Vm);
 
 impl Machine {
-    /// `None` where there is no KVM to be used.
+    /// `None` if there is no usable KVM.
     pub fn new() -> Option<Self> {
         let vm = Vm::new(MEMORY)?;
         for instruction in INSTRUCTIONS {
@@ -156,7 +156,7 @@ impl Machine {
         Flag(self.0.memory().clone())
     }
 
-    /// Has the guest execute `instruction`, once, and hands out its exits.
+    /// Has the guest execute `instruction` once, and passes its exits on.
     pub fn run(
         &mut self,
         instruction: Instruction,

@@ -17,17 +17,17 @@
 //! | I29, I31 | `i29_overlap_at_another_address`, `i31_both_buses` |
 //! | I32 to I34, I37 to I41 | `i32_…` to `i41_…` |
 //! | I43 | `i43_count_saturates` |
-//! | I44, I45, I46 | `i44_…`, `i45_…`, `i46_…`: the VMM is given the string, the halves, the read and the write |
+//! | I44, I45, I46 | `i44_…`, `i45_…`, `i46_…`: the VMM gets the string, the halves, the read and the write |
 //! | I49 to I52 | `i49_…` to `i52_…`, where KVM misses what is registered and we do not |
 //! | I53 | the module `random` |
-//! | I57, I58 | `i57_…`, `i58_…`, on either side alone |
+//! | I57, I58 | `i57_…`, `i58_…`, on each side alone |
 //! | I59 | `i59_entry_outlives_every_handle_of_its_event`, where we differ: the registration can remove it |
-//! | I2, I3, I5, I13, I17 | an event is no number that could be wrong, and a key is no pointer |
+//! | I2, I3, I5, I13, I17 | an event is not a number that could be wrong, and a key is not a pointer |
 //! | I4, I10, I11 | a key has no flags, and no bus for s390's channel I/O |
-//! | I14, I56 | a table has nothing but doorbells on it |
-//! | I47 | a write to memory comes to no bus, and to no VMM |
+//! | I14, I56 | a table has only doorbells on it |
+//! | I47 | a write to memory reaches no bus and no VMM |
 //! | I61 | needs no VM: the models and the stress test of the table |
-//! | I62 | `i62_a_change_that_fails_half_way`, of our table alone: by a panic, as a failed allocation ends the process |
+//! | I62 | `i62_a_change_that_fails_half_way`, of our table only: by a panic, as a failed allocation ends the process |
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -123,7 +123,7 @@ fn i16_nothing_to_deassign() {
     on_both(|sides| {
         for bus in BUSES {
             assert_eq!(sides.deassign(key_at(bus, A, 4), 0), Err(ENOENT));
-            // What could not have been registered is not found either, and that is all.
+            // A key that could not have been registered is just not found.
             assert_eq!(sides.deassign(key_at(bus, A, 3), 0), Err(ENOENT));
             assert_eq!(sides.deassign(key_at(bus, u64::MAX, 8), 0), Err(ENOENT));
             let matched = key_at(bus, A, 0).with_datamatch(0);
@@ -211,7 +211,7 @@ fn i23_all_pairs_at_one_address() {
                 let mut first = first;
                 first.address = address;
                 assert_eq!(sides.assign(first, 0), Ok(()));
-                // Which event the other one has makes no difference.
+                // The event of the other entry makes no difference.
                 for event in [0, 1] {
                     let mut second = second;
                     second.address = address;
@@ -328,7 +328,7 @@ fn i35_refused_by_us_alone(sides: &mut Sides, wide: Key) {
         };
         assert_eq!(sides.write(write), None);
     }
-    // It is another value than the one that its low bytes are. (I27)
+    // The value differs from the value of its low bytes. (I27)
     let low = value & (u64::MAX >> (64 - 8 * wide.length));
     let narrow = wide.with_datamatch(low);
     assert_eq!(sides.assign(narrow, 1), Ok(()));
@@ -453,8 +453,8 @@ fn i46_addition_reads_and_then_rings() {
     });
 }
 
-/// Registers all at their offsets from A, in this order, each with an event of its own; has the one at `target` written
-/// to.
+/// Registers all entries at their offsets from A, in this order, each with an event of its own; then the guest writes
+/// to the one at `target`.
 fn in_order(bus: Bus, entries: &[(u64, u32)], target: usize) -> Option<Rung> {
     let mut sides = Sides::new()?;
     for (event, &(offset, length)) in entries.iter().enumerate() {
@@ -472,14 +472,14 @@ fn in_order(bus: Bus, entries: &[(u64, u32)], target: usize) -> Option<Rung> {
     Some(rung)
 }
 
-/// KVM misses it.
+/// KVM misses the entry.
 fn missed(bus: Bus, entries: &[(u64, u32)], target: usize) {
     if let Some(rung) = in_order(bus, entries, target) {
         assert_eq!(rung.kernel, None, "{entries:x?}");
     }
 }
 
-/// KVM finds it.
+/// KVM finds the entry.
 fn found(bus: Bus, entries: &[(u64, u32)], target: usize) {
     if let Some(rung) = in_order(bus, entries, target) {
         assert_eq!(rung.kernel, Some(target), "{entries:x?}");
@@ -488,7 +488,8 @@ fn found(bus: Bus, entries: &[(u64, u32)], target: usize) {
 
 #[test]
 fn i49_any_length_behind_a_neighbour() {
-    // With memory-mapped I/O it depends on the CPU: some have a fast path for these, which misses none.
+    // With memory-mapped I/O it depends on the CPU: some have a fast path for entries without a length, which misses
+    // none.
     missed(Bus::Pio, &[(0x10, 0), (0xc, 4)], 0);
     for bus in BUSES {
         found(bus, &[(0xc, 4), (0x10, 0)], 1);
@@ -519,7 +520,7 @@ fn i55_ten_thousand_entries() {
         let count = 10_000;
         let address = |n: u64| 0x8000_0000 + 16 * n;
         for n in 0..count {
-            // In no order: 7919 is prime.
+            // The entries come in no order: 7919 is prime.
             let n = n * 7919 % count;
             let event = (n % 4) as usize;
             assert_eq!(sides.assign(Key::mmio(address(n), 4), event), Ok(()));
@@ -533,7 +534,7 @@ fn i55_ten_thousand_entries() {
     });
 }
 
-/// Runs a case with either side alone, unless there is no KVM.
+/// Runs a case with each side alone, unless there is no KVM.
 macro_rules! on_either {
     ($case:ident) => {{
         if let (Some(kernel), Some(ours)) = (Side::kernel(), Side::ours()) {
@@ -585,7 +586,7 @@ fn i58_assigned_is_found() {
     on_either!(assign_before_write);
 }
 
-/// The guest waits to be told that the doorbell is there, and then writes to it.
+/// The guest waits until the doorbell is there, and then writes to it.
 fn assign_before_write<D: Doorbells>(mut side: Side<D>) {
     let flag = side.machine.flag();
     let doorbells = &side.doorbells;
@@ -628,7 +629,7 @@ fn i59_entry_outlives_every_handle_of_its_event() {
         assert_eq!(sides.assign(key, 2), Err(EEXIST));
         assert_eq!(sides.deassign(key, 1), Err(ENOENT));
 
-        // KVM's stays for good.
+        // KVM's entry stays for good.
         drop(registration);
         assert_eq!(sides.kernel.run(Instruction::Store(4), A, 0), []);
         assert_eq!(sides.ours.run(Instruction::Store(4), A, 0).len(), 1);
@@ -636,8 +637,8 @@ fn i59_entry_outlives_every_handle_of_its_event() {
     });
 }
 
-/// KVM loses all that stands on a bus if it runs out of memory when it removes an entry. Ours loses nothing if a change
-/// is broken off, whatever it was to be.
+/// KVM loses everything on a bus if it runs out of memory when it removes an entry. Our table loses nothing if a change
+/// is broken off, whatever change it was.
 #[test]
 fn i62_a_change_that_fails_half_way() {
     let table = Table::new();
@@ -666,7 +667,7 @@ fn i62_a_change_that_fails_half_way() {
         }
         assert_eq!(event.try_read(), Some(8));
     }
-    // The registrations still do what they are for.
+    // The registrations still work.
     drop(registrations);
     assert!(table.doorbells().is_empty());
 }

@@ -1,5 +1,5 @@
-//! What KVM does with a doorbell where somebody else is already. The tables in the docs of `doorbell::kvm` and
-//! `doorbell::ioeventfd::space` are measured here, cell by cell, with a guest in real mode, and compared.
+//! What KVM does with a doorbell at an address that is occupied already. The tables in the docs of `doorbell::kvm` and
+//! `doorbell::ioeventfd::space` are measured here, cell by cell, with a guest in real mode, and compared with the docs.
 
 use crate::vm::{self, Exit, Vm};
 use doorbell::ioeventfd::{Bus, Key};
@@ -11,15 +11,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 const MEMORY: u64 = 0x1_0000;
 const CODE: u64 = 0x1000;
-/// The guest writes here when it has done what it is for.
+/// The guest writes here when it has done its work.
 const DONE: i32 = 0xf5;
-/// In guest memory.
+/// An address in guest memory.
 const RAM: u64 = 0x9000;
-/// Nothing is here, but for what a case puts here.
+/// Only what a case puts here is at this address.
 const FREE: u64 = 0xd000_0000;
 const ZONE_SIZE: u32 = 0x100;
 
-/// A guest's write of so many bytes; 16 are written by one SSE store.
+/// A guest's write of `size` bytes; 16 are written by one SSE store.
 fn program(bus: Bus, size: usize) -> Vec<u8> {
     let write = |a: &mut CodeAssembler| -> Result<(), IcedError> {
         match (bus, size) {
@@ -38,7 +38,7 @@ fn program(bus: Bus, size: usize) -> Vec<u8> {
     vm::assemble(CODE, write)
 }
 
-/// Has the guest write, and returns the exits that this came to.
+/// Has the guest write, and returns the exits that this causes.
 fn write(vm: &mut Vm, bus: Bus, address: u64, size: usize) -> Vec<(u64, usize)> {
     vm.memory().load(CODE, &program(bus, size));
     let (in_page, page) = match bus {
@@ -62,22 +62,22 @@ fn write(vm: &mut Vm, bus: Bus, address: u64, size: usize) -> Vec<(u64, usize)> 
                 ..
             } if address == DONE as u64 => return exits,
             Exit::Write { address, data, .. } => exits.push((address, data.len())),
-            // An access that is a read too: none of ours.
+            // None of our accesses is a read.
             other => panic!("{other:?}"),
         }
     }
 }
 
-/// What became of a write.
+/// The outcome of a write.
 #[derive(Clone, Copy, PartialEq)]
 enum Outcome {
     Rings,
-    /// The same, with a write that the occupant would have taken.
+    /// The doorbell rings, with a write that the occupant would have taken.
     Instead,
     Exits,
-    /// Neither: whoever is there has taken it.
+    /// Neither: the occupant has taken the write.
     Taken,
-    /// No such write, or no such doorbell.
+    /// There is no such write, or no such doorbell.
     None,
 }
 
@@ -93,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// A doorbell of `length` at an address where somebody else may be, and a write of `size` to it.
+/// Measures a doorbell of `length` at an address that may be occupied, and a write of `size` to it.
 fn outcome(row: &Row, vm: &mut Vm, length: u32, size: usize) -> Outcome {
     let Row { bus, address, .. } = *row;
     if bus == Bus::Pio && size > 4 {
@@ -121,17 +121,17 @@ fn outcome(row: &Row, vm: &mut Vm, length: u32, size: usize) -> Outcome {
     }
 }
 
-/// One kind of occupant, and an address of it.
+/// One kind of occupant, and one of its addresses.
 struct Row {
     name: &'static str,
     bus: Bus,
     address: u64,
     /// How many bytes the occupant has from this address on, if a write that fits into them would be the occupant's.
     left: u64,
-    /// Puts the occupant there, if it is not part of the machine.
+    /// Puts the occupant at the address, if it is not part of the machine.
     place: fn(&VmFd),
     remove: fn(&VmFd),
-    /// Whether it comes after the doorbell.
+    /// Whether the occupant comes after the doorbell.
     later: bool,
 }
 
@@ -165,7 +165,7 @@ impl Row {
         }
     }
 
-    /// The cells: a doorbell of any length, and of each of the lengths, with writes of the same lengths.
+    /// Measures the cells: a doorbell of any length, and doorbells of each length, with writes of the same lengths.
     fn measure(&self, vm: &mut Vm) -> String {
         let mut any = Vec::<(usize, usize, Outcome)>::new();
         for size in [1, 2, 4, 8] {
@@ -206,20 +206,20 @@ fn the_tables_in_the_docs_are_what_kvm_does() {
     let (Some(mut plain), Some(mut pc)) = (Vm::new(MEMORY), Vm::with(MEMORY, chips)) else {
         return;
     };
-    // Read-only memory of the guest's: a page of the machine's own.
+    // Read-only memory of the guest's: a page of its own.
     let page = vec![0_u64; 0x400].into_boxed_slice();
     let read_only = |vm: &VmFd| {
         let region = kvm_userspace_memory_region {
             userspace_addr: (page.as_ptr() as u64).next_multiple_of(0x1000),
             ..READ_ONLY
         };
-        // SAFETY: the guest reads from `page` and does not write to it, and it lives longer than the machine.
+        // SAFETY: the guest reads from `page` and does not write to it, and `page` lives longer than the machine.
         unsafe { vm.set_user_memory_region(region) }
     };
     let Some(mut rom) = Vm::with(MEMORY, read_only) else {
         return;
     };
-    // The local APIC on: bit 8 of its spurious interrupt vector register.
+    // This enables the local APIC: bit 8 of its spurious interrupt vector register.
     let mut apic = pc.vcpu().get_lapic().unwrap();
     apic.regs[0xf1] = 1;
     pc.vcpu().set_lapic(&apic).unwrap();
@@ -246,7 +246,7 @@ fn the_tables_in_the_docs_are_what_kvm_does() {
     ] {
         rows.push(row.measure(&mut plain));
     }
-    // A write to it is an exit, if nothing else takes it.
+    // A write to this memory exits, if nothing else takes it.
     rows.push(Row::new("read-only memory (`KVM_MEM_READONLY`)", mmio, FREE, 0).measure(&mut rom));
     for row in [
         Row::new("PIC, port 0x20 (of 0x20, 0x21)", pio, 0x20, 2),
@@ -289,11 +289,11 @@ fn the_tables_in_the_docs_are_what_kvm_does() {
     assert_eq!(
         documented.len(),
         rows.len(),
-        "the docs have rows that nobody measures"
+        "the docs have rows that this test does not measure"
     );
 }
 
-/// A store of 16 bytes, or one that crosses a page's end, is two writes: who rings, and what exits.
+/// A store of 16 bytes, or one that crosses a page's end, is two writes: which doorbells ring, and what exits.
 fn halves(vm: &mut Vm) -> Vec<String> {
     let mut rows = Vec::new();
     let a = FREE + 0x40;

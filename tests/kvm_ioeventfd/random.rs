@@ -1,8 +1,8 @@
 //! Random sequences of assign, deassign and guest writes.
 //!
-//! KVM finds all that is registered only where the registered ranges keep a certain form. Each of the first tests draws
-//! from one such domain, and there every answer, every signal and every exit must be KVM's. The last draws from
-//! anything; there KVM must do what a model of its search says, and we must find what is registered.
+//! KVM finds everything that is registered only if the registered ranges have certain forms. Each of the first tests
+//! draws from one such domain, where every answer, signal and exit must be the same as KVM's. The last test draws from
+//! everything: KVM must do what a model of its search predicts, and we must find what is registered.
 //!
 //! `PROPTEST_CASES` sets the number of sequences of each test.
 
@@ -18,12 +18,12 @@ use std::{env, mem};
 /// A place to register at: the address, and the length.
 type Slot = (u64, u32);
 
-/// Where the places start, within one page; for both buses, so that one taken for the other shows.
+/// Where the places start, within one page; for both buses, so that a confusion of the buses shows.
 const BASE: u64 = 0x8100;
 
 const LENGTHS: [u32; 4] = [1, 2, 4, 8];
 
-/// Values to match and to write. Some differ only in what a shorter write cuts off.
+/// Values to match and to write. Some differ only in bytes that a shorter write cuts off.
 const VALUES: [u64; 6] = [0, 1, 0xff, 0x1_0001, 0x1_0000_0001, 0x8000_0000_0000_0001];
 
 #[derive(Clone, Debug)]
@@ -31,9 +31,9 @@ enum Op {
     Assign(Key, usize),
     Deassign(Key, usize),
     Write(Write),
-    /// Deassigns one that is registered.
+    /// Deassigns a registered key.
     Remove(Index),
-    /// Writes what one that is registered waits for: of this size and this value, if it takes any.
+    /// Makes a write that a registered key matches, of this size and this value if the key takes any.
     Hit(Index, u32, u64),
 }
 
@@ -53,7 +53,7 @@ fn key(slots: Vec<Slot>) -> impl Strategy<Value = Key> {
     })
 }
 
-/// At the end of the address space, and perhaps no key at all.
+/// A key at the end of the address space, which may be invalid.
 fn odd_key() -> impl Strategy<Value = Key> {
     let length = prop_oneof![select(vec![0, 1, 2, 4, 8]), 0..20_u32, any::<u32>()];
     let address = (0..20_u64).prop_map(|n| u64::MAX - n);
@@ -96,7 +96,7 @@ fn op(slots: Vec<Slot>) -> impl Strategy<Value = Op> {
         3 => (key(slots.clone()), 0..EVENTS).prop_map(|(key, event)| Op::Deassign(key, event)),
         1 => (odd_key(), 0..EVENTS).prop_map(|(key, event)| Op::Deassign(key, event)),
         30 => write(slots),
-        // KVM takes milliseconds for it.
+        // KVM takes milliseconds for a removal.
         5 => any::<Index>().prop_map(Op::Remove),
         30 => hit(),
     ]
@@ -111,7 +111,7 @@ fn ops(slots: impl Strategy<Value = Vec<Slot>>) -> impl Strategy<Value = Vec<Op>
     slots.prop_flat_map(|slots| prop::collection::vec(op(slots), 1..200))
 }
 
-/// Plays sequences to both; `write` compares what they do with a guest's write.
+/// Plays sequences to both sides; `write` compares what they do with a guest's write.
 fn play(
     domain: &str,
     sequences: impl Strategy<Value = Vec<Op>>,
@@ -121,7 +121,7 @@ fn play(
         for op in sequence {
             apply(sides, op, &write);
         }
-        // All that are left, with KVM's search among them all.
+        // Every entry that is left is removed, with KVM's search among all of them.
         let left: Vec<_> = sides.registered().collect();
         for &(key, _) in &left {
             ring(sides, key, 4, 0, &write);
@@ -132,9 +132,9 @@ fn play(
     });
 }
 
-/// Runs a case, which registers nothing for good, with each of many values.
+/// Runs a case, which must leave nothing registered, with each of many values.
 fn each<S: Strategy>(what: &str, values: S, case: impl Fn(&mut Sides, S::Value)) {
-    // A machine serves one case after the other. One that fails takes its machine along.
+    // A machine serves one case after the other. A case that fails takes its machine along.
     let spare = RefCell::new(Sides::new());
     if spare.borrow().is_none() {
         return;
@@ -190,7 +190,7 @@ fn pick(sides: &Sides, index: Index) -> Option<(Key, usize)> {
 }
 
 fn ring(sides: &mut Sides, key: Key, size: u32, value: u64, write: &impl Fn(&mut Sides, Write)) {
-    // The guest does not reach those at the end of the address space.
+    // The guest does not reach addresses at the end of the address space.
     if key.address < 1 << 16 {
         let size = if key.length == 0 { size } else { key.length };
         let value = key.datamatch.unwrap_or(value);
@@ -198,7 +198,7 @@ fn ring(sides: &mut Sides, key: Key, size: u32, value: u64, write: &impl Fn(&mut
     }
 }
 
-/// What KVM does is what we do.
+/// KVM and our table do the same.
 fn strict(sides: &mut Sides, write: Write) {
     sides.write(write);
 }
@@ -207,12 +207,12 @@ fn any_length() -> impl Strategy<Value = u32> {
     select(&[0, 1, 2, 4, 8][..])
 }
 
-/// At any distance from each other.
+/// Slots at any distance from each other.
 fn scattered(within: u64, length: impl Strategy<Value = u32>) -> impl Strategy<Value = Vec<Slot>> {
     prop::collection::vec((BASE..BASE + within, length), 1..16)
 }
 
-/// One behind the other with gaps between them.
+/// Slots in a row, with gaps between them.
 fn row(
     gap: impl Strategy<Value = u64>,
     length: impl Strategy<Value = u32>,

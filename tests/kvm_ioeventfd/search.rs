@@ -1,7 +1,7 @@
-//! A model of KVM's I/O bus: the order it keeps ioeventfds in, and how it looks for one.
+//! A model of KVM's I/O bus: the order in which it keeps ioeventfds, and how it looks for one.
 //!
-//! KVM compares ranges by a relation that is no order, "inside" counting as equal. So its binary search may pass by
-//! what is registered, depending on what else is and since when.
+//! KVM compares ranges by a relation that is not an order, because "inside" counts as equal. So its binary search may
+//! miss a registered entry, depending on the other entries and on the order of registration.
 
 use crate::sides::Write;
 use doorbell::ioeventfd::{Bus, Key};
@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 pub struct KvmBus(Vec<(Key, usize)>);
 
 impl KvmBus {
-    /// A new one goes before the first that is greater.
+    /// A new entry goes before the first that is greater.
     pub fn insert(&mut self, key: Key, event: usize) {
         let new = (key.address, key.length.into());
         let place = self
@@ -38,8 +38,8 @@ impl KvmBus {
             .map(|(_, event)| event)
     }
 
-    /// What KVM may ring: what its search finds. A CPU that has the fast path for memory-mapped doorbells of any length
-    /// keeps those on a bus of their own as well, where none is missed.
+    /// What KVM may ring: what its search finds. On a CPU with the fast path for memory-mapped doorbells of any length,
+    /// KVM keeps those on a bus of their own as well, where none is missed.
     pub fn may_find(&self, write: Write) -> [Option<usize>; 2] {
         let fast = self
             .entries()
@@ -48,8 +48,8 @@ impl KvmBus {
         [search, fast.map_or(search, |(_, event)| Some(event))]
     }
 
-    /// Some place that compares equal, by bisection; from there back to the first of the run of equals, and then along
-    /// the run until one takes the write.
+    /// Finds a place that compares equal by bisection, goes back to the first of the run of equals, and then along the
+    /// run until an entry takes the write.
     fn search(&self, write: Write) -> Option<usize> {
         let access = (write.address, write.size as u64);
         let equal = |(key, _): &(Key, usize)| {
@@ -67,8 +67,8 @@ impl KvmBus {
     }
 }
 
-/// How `x` compares with `y`, both an address and a length. Equal is what ends within `y` or with it, or starts where
-/// it starts if `y` has no length.
+/// How `x` compares with `y`, both an address and a length. `x` is equal if it ends within `y` or with it, or if it
+/// starts where `y` starts and `y` has no length.
 fn compare(x: (u64, u64), y: (u64, u64)) -> Ordering {
     if x.0 < y.0 {
         return Ordering::Less;
@@ -83,7 +83,7 @@ fn compare(x: (u64, u64), y: (u64, u64)) -> Ordering {
     }
 }
 
-/// The kernel's binary search. In a total order it would not matter which of two middles it looks at.
+/// The kernel's binary search. In a total order it would not matter which of two middles the search looks at.
 fn bisect<T>(mut entries: &[T], wanted: impl Fn(&T) -> Ordering) -> Option<usize> {
     let mut skipped = 0;
     while !entries.is_empty() {
@@ -100,7 +100,7 @@ fn bisect<T>(mut entries: &[T], wanted: impl Fn(&T) -> Ordering) -> Option<usize
     None
 }
 
-/// Whether a write is what the doorbell is for.
+/// Whether the doorbell matches a write.
 fn takes(key: &Key, write: Write) -> bool {
     let place = key.bus == write.bus && key.address == write.address;
     let length = key.length == 0 || key.length as usize == write.size;

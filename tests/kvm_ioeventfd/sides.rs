@@ -1,4 +1,4 @@
-//! KVM's ioeventfds and our table, each behind a virtual machine, given the same to do.
+//! KVM's ioeventfds and our table, each behind a virtual machine, both given the same operations.
 
 use crate::guest::{Instruction, Machine};
 use crate::search::KvmBus;
@@ -14,29 +14,29 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub const BUSES: [Bus; 2] = [Bus::Mmio, Bus::Pio];
 
-/// How many events there are to be signalled. They are named by their index.
+/// The number of events. They are named by their index.
 pub const EVENTS: usize = 5;
 
 /// Another handle to event 0.
 pub const ALIAS: usize = EVENTS;
 
-/// What refused, as errno.
+/// The errno of a refusal.
 pub type Answer = Result<(), i32>;
 
 /// Addresses that ring events.
 pub trait Doorbells: Sync {
     fn assign(&self, key: Key, event: usize) -> Answer;
     fn deassign(&self, key: Key, event: usize) -> Answer;
-    /// What a VMM does on the exit of a write: whether it was a doorbell.
+    /// Does what a VMM does on the exit of a write. Returns whether it was a doorbell.
     fn write(&self, bus: Bus, address: u64, data: &[u8]) -> bool;
-    /// The count of an event, which is 0 then.
+    /// Takes the count of an event, which is 0 then.
     fn take(&self, event: usize) -> u64;
     fn add(&self, event: usize, n: u64);
-    /// Drops all handles of an event other than 0, and has a new one instead.
+    /// Drops all handles of an event other than event 0, and makes a new one instead.
     fn replace(&mut self, event: usize);
 }
 
-/// KVM_IOEVENTFD.
+/// The ioeventfds of KVM, by KVM_IOEVENTFD.
 pub struct InKernel {
     vm: Arc<VmFd>,
     fds: Vec<EventFd>,
@@ -68,7 +68,7 @@ impl Doorbells for InKernel {
     }
 
     fn write(&self, _: Bus, _: u64, _: &[u8]) -> bool {
-        // KVM looked before it let the vCPU exit.
+        // KVM has looked already, before the vCPU's exit.
         false
     }
 
@@ -77,7 +77,7 @@ impl Doorbells for InKernel {
     }
 
     fn add(&self, event: usize, n: u64) {
-        self.fds[event].write(n).expect("there is room");
+        self.fds[event].write(n).expect("the eventfd has room");
     }
 
     fn replace(&mut self, event: usize) {
@@ -125,7 +125,7 @@ impl Doorbells for InTable {
     }
 
     fn add(&self, event: usize, n: u64) {
-        self.events[event].try_write(n).expect("there is room");
+        self.events[event].try_write(n).expect("the event has room");
     }
 
     fn replace(&mut self, event: usize) {
@@ -193,14 +193,14 @@ impl<D: Doorbells> Side<D> {
     }
 }
 
-/// A plain write of the guest's.
+/// A plain write of the guest.
 #[derive(Clone, Copy)]
 pub struct Write {
     pub bus: Bus,
     pub address: u64,
-    /// 1, 2, 4, and 8 if the bus is MMIO.
+    /// 1, 2 or 4, or 8 if the bus is MMIO.
     pub size: usize,
-    /// What does not fit in `size` is cut off.
+    /// The bytes that do not fit in `size` are cut off.
     pub value: u64,
 }
 
@@ -250,18 +250,18 @@ pub fn pio(port: u64, size: usize, value: u64) -> Write {
     }
 }
 
-/// What a write rang.
+/// What a write rang on each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rung {
     pub kernel: Option<usize>,
     pub ours: Option<usize>,
 }
 
-/// Both, in step.
+/// Both sides, in step.
 pub struct Sides {
     pub kernel: Side<InKernel>,
     pub ours: Side<InTable>,
-    /// What both have registered, in KVM's order.
+    /// The entries that both have registered, in KVM's order.
     mmio: KvmBus,
     pio: KvmBus,
     pub tally: Tally,
@@ -285,7 +285,7 @@ impl Sides {
         }
     }
 
-    /// The answer, which is the same from both.
+    /// Assigns on both sides. Returns the answer, which must be the same from both.
     pub fn assign(&mut self, key: Key, event: usize) -> Answer {
         let kernel = self.kernel.doorbells.assign(key, event);
         let ours = self.ours.doorbells.assign(key, event);
@@ -297,7 +297,7 @@ impl Sides {
         kernel
     }
 
-    /// The answer, which is the same from both.
+    /// Deassigns on both sides. Returns the answer, which must be the same from both.
     pub fn deassign(&mut self, key: Key, event: usize) -> Answer {
         let kernel = self.kernel.doorbells.deassign(key, event);
         let ours = self.ours.doorbells.deassign(key, event);
@@ -309,7 +309,8 @@ impl Sides {
         kernel
     }
 
-    /// What a write rings. KVM's must be what a model of its search finds, ours what is registered for it.
+    /// What a write rings. KVM must ring what a model of its search finds, and our table what is registered for the
+    /// write.
     pub fn write_each(&mut self, write: Write) -> Rung {
         let rung = Rung {
             kernel: self.kernel.write(write),
@@ -328,14 +329,14 @@ impl Sides {
         rung
     }
 
-    /// What a write rings, which is the same for both.
+    /// What a write rings, which must be the same for both.
     pub fn write(&mut self, write: Write) -> Option<usize> {
         let rung = self.write_each(write);
         assert_eq!(rung.ours, rung.kernel, "ours, KVM's for {write:?}");
         rung.ours
     }
 
-    /// Runs both, and returns the exits that no doorbell took, which are the same.
+    /// Runs both, and returns the exits that no doorbell took, which must be the same.
     pub fn run(&mut self, instruction: Instruction, address: u64, value: u64) -> Vec<Exit> {
         let kernel = self.kernel.run(instruction, address, value);
         let ours = self.ours.run(instruction, address, value);
@@ -343,7 +344,7 @@ impl Sides {
         ours
     }
 
-    /// The count of an event, which is the same for both.
+    /// The count of an event, which must be the same for both.
     pub fn take(&mut self, event: usize) -> u64 {
         let kernel = self.kernel.doorbells.take(event);
         let ours = self.ours.doorbells.take(event);
@@ -356,20 +357,20 @@ impl Sides {
         self.ours.doorbells.add(event, n);
     }
 
-    /// All that is registered.
+    /// Everything that is registered.
     pub fn registered(&self) -> impl Iterator<Item = (Key, usize)> {
         self.mmio.entries().chain(self.pio.entries())
     }
 }
 
-/// What was compared.
+/// Counts of what was compared.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     pub assigns: Share,
     pub deassigns: Share,
-    /// Yes: an event is registered for it.
+    /// Writes, and the share for which an event is registered.
     pub writes: Share,
-    /// Writes for which KVM does not find what is registered.
+    /// Writes for which KVM does not find the registered event.
     pub missed: u64,
 }
 

@@ -1,5 +1,5 @@
-//! What the sink owes the router where KVM's own irqfds are loose: the levels of KVM's interrupt controllers are looked
-//! at.
+//! What the sink guarantees to the router where KVM's own irqfds are imprecise. The tests look at the levels of KVM's
+//! interrupt controllers.
 
 use crate::guest::MESSAGE_VECTORS;
 use crate::refusals::{enable_apic, is_requested, machine};
@@ -39,7 +39,7 @@ pub fn level(vm: &VmFd, pin: u32) -> bool {
     up & 1 << pin != 0
 }
 
-/// A level that the VMM holds is not ended by the falling edge of a pulse before it.
+/// The falling edge of an earlier pulse does not end a level that the VMM holds.
 #[test]
 fn a_level_after_an_edge_stays_up() {
     stay();
@@ -60,7 +60,7 @@ fn a_level_after_an_edge_stays_up() {
     }
 }
 
-/// An edge that was signalled goes by the route that there was then, before the irqfd, the route or the mask changes.
+/// A signalled edge goes by the route at that time, before the irqfd, the route or the mask changes.
 #[test]
 fn an_edge_has_happened_when_the_signal_returns() {
     for injection in BOTH {
@@ -89,7 +89,8 @@ fn an_edge_has_happened_when_the_signal_returns() {
     }
 }
 
-/// Nor by messages that are under way while their GSI becomes a pin, which KVM would pulse for them.
+/// Messages that are under way while their GSI becomes a pin do not end a level either, though KVM would pulse the pin
+/// for them.
 #[test]
 fn a_level_after_messages_stays_up() {
     for injection in BOTH {
@@ -104,7 +105,7 @@ fn a_level_after_messages_stays_up() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     signal();
-                    // Lets the other thread in, if there is one CPU.
+                    // Lets the other thread run if there is only one CPU.
                     thread::yield_now();
                 }
             });
@@ -113,7 +114,7 @@ fn a_level_after_messages_stays_up() {
                 router.set_route(EDGE, Some(message)).unwrap();
                 router.set_route(EDGE, Some(Route::Pin(EDGE))).unwrap();
                 router.set_level(EDGE, true);
-                // If the other thread has the line at the moment, it does this, too.
+                // If the other thread drives the line at the moment, it carries this out, too.
                 router.synchronize();
                 ours.pass_fence();
                 low += u32::from(!level(ours.vm(), EDGE));
@@ -122,7 +123,7 @@ fn a_level_after_messages_stays_up() {
             done.store(true, Ordering::Relaxed);
             assert_eq!(low, 0, "{injection:?}");
         });
-        // Where it has become a message again, it is one.
+        // If the GSI has become a message again, the signal is sent as a message.
         router.set_route(EDGE, Some(message)).unwrap();
         while take(&mut ours, MESSAGE_VECTORS[0]) != 0 {}
         signal();
@@ -130,7 +131,7 @@ fn a_level_after_messages_stays_up() {
     }
 }
 
-/// Nor by routes that KVM refuses.
+/// Routes that KVM refuses do not end a level either.
 #[test]
 fn a_level_stays_up_when_routes_are_refused() {
     let Some(ours) = OursInKvm::new(Injection::Kernel) else {
@@ -142,7 +143,7 @@ fn a_level_stays_up_when_routes_are_refused() {
     device.interrupt.signal();
     ours.pass_fence();
     let message = Route::Msi(MsiMessage::new(0xfee0_0000, MESSAGE_VECTORS[0].into()));
-    // Too many, without a route for the two.
+    // These are too many routes, without one for the two GSIs.
     let full = (0..16)
         .filter(|gsi| ![EDGE, LEVEL_GSI].contains(gsi))
         .map(|gsi| (gsi, Route::Pin(gsi)))
@@ -155,7 +156,7 @@ fn a_level_stays_up_when_routes_are_refused() {
     assert!(level(ours.vm(), LEVEL_GSI));
 }
 
-/// A level that the VMM holds is not ended by the end of the last resampling irqfd, which has been asserting it.
+/// The end of the last resampling irqfd, which has asserted the line, does not end a level that the VMM holds.
 #[test]
 fn a_level_outlives_resampling_irqfds() {
     for injection in BOTH {
@@ -176,7 +177,7 @@ fn a_level_outlives_resampling_irqfds() {
             assert!(up(&ours));
             drop(device);
             assert!(up(&ours), "{injection:?}");
-            // It is up by KVM_IRQ_LINE. Now there is an irqfd again that is told of ends of interrupt.
+            // The line is up by KVM_IRQ_LINE. Now there is a resampling irqfd again.
             let device = Device::new(&router, LEVEL_GSI);
             assert!(up(&ours));
             router.set_level(LEVEL_GSI, false);
@@ -190,8 +191,8 @@ fn a_level_outlives_resampling_irqfds() {
     }
 }
 
-/// When the call returns that ends the last resampling irqfd, the line that it has asserted is down. It goes down when
-/// the router says so, because the line may be held up otherwise.
+/// When the call returns that ends the last resampling irqfd, the line that it has asserted is down. The line goes down
+/// when the router says so, because another holder may keep it up.
 #[test]
 fn the_end_of_the_last_resampling_irqfd() {
     for injection in BOTH {
@@ -215,7 +216,7 @@ fn the_end_of_the_last_resampling_irqfd() {
         let device = Device::new(&router, LEVEL_GSI);
         router.set_level(LEVEL_GSI, true);
         await_that(|| level(&vm, LEVEL_GSI));
-        // The router's part is played by the test, for the router has more to say in the same call.
+        // The test plays the router's part, because the router would make more calls at the same time.
         sink.disconnect(LEVEL_GSI, true);
         assert!(level(&vm, LEVEL_GSI), "{injection:?}");
         sink.set_level(LEVEL_GSI, LEVEL_GSI, false);
@@ -224,10 +225,10 @@ fn the_end_of_the_last_resampling_irqfd() {
     }
 }
 
-/// A resampling irqfd and its device, which signals again when it is asked and has something for the guest to do.
+/// A resampling irqfd and its device, which signals again when it is asked while it has requests.
 struct Device {
     interrupt: Arc<Event>,
-    /// How often it will say so.
+    /// How many requests the device has.
     requests: Arc<AtomicU32>,
     _irqfd: Irqfd,
     _observation: Observation,
@@ -256,8 +257,8 @@ impl Device {
     }
 }
 
-/// The end of an interrupt that the sink hears of after a mask is not taken for that of the next: a line that its
-/// device has been asked about, and did not want up, is down.
+/// If the sink learns of the end of an interrupt after a mask, it does not take it for the end of the next one: after
+/// the device has been asked and has no request, the line is down.
 #[test]
 fn an_end_from_before_a_mask() {
     let Some(mut ours) = OursInKvm::new(Injection::Userspace) else {
@@ -266,7 +267,7 @@ fn an_end_from_before_a_mask() {
     let router = ours.router().clone();
     let device = Device::new(&router, LEVEL_GSI);
 
-    // The device of another line keeps the sink's thread.
+    // The device of another line keeps the sink's thread busy.
     let [other, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
     let _irqfd = router
         .assign_with_resample(&other, EDGE, &resample)
@@ -300,12 +301,13 @@ fn an_end_from_before_a_mask() {
     assert_eq!(ours.take_some(), 1);
     assert!(!level(ours.vm(), LEVEL_GSI));
     let line = || router.line_counters(LEVEL_GSI);
-    // Of the mask. It does not when it is asked about the guest's end of interrupt.
+    // This request is for the question after the mask. The device has none when it is asked for the guest's end of
+    // interrupt.
     device.requests.store(1, Ordering::SeqCst);
     thread::scope(|scope| {
         scope.spawn(|| {
             await_that(|| line().raises == 2);
-            // It is counted just before.
+            // The end is counted just before.
             thread::sleep(Duration::from_millis(20));
             go_on.send(()).unwrap();
         });
@@ -313,7 +315,7 @@ fn an_end_from_before_a_mask() {
         here.signal();
     });
     await_that(|| line().resamples == 2);
-    // Returns when the thread has done what follows from it.
+    // This returns when the thread has done what follows from that.
     router.synchronize();
     ours.pass_fence();
     assert_eq!(line().raises, 2);
@@ -321,8 +323,8 @@ fn an_end_from_before_a_mask() {
     assert_eq!(ours.take_some(), 0);
 }
 
-/// An end of interrupt that the sink has not told of when the last resampling irqfd goes: the line is down, unless the
-/// VMM holds it.
+/// The last resampling irqfd goes while the sink has yet to report an end of interrupt: the line is down, unless the
+/// VMM holds it up.
 #[test]
 fn an_end_from_before_the_last_resampling_irqfd_goes() {
     for held in [false, true] {
@@ -345,7 +347,8 @@ fn an_end_from_before_the_last_resampling_irqfd_goes() {
     }
 }
 
-/// This thread runs before all others of its CPU, KVM's workers among them, until it sleeps. Says so if it may not.
+/// Gives this thread priority over all others of its CPU, including KVM's workers, until it sleeps. Prints a message if
+/// that is not allowed.
 fn go_first() {
     stay();
     let parameters = libc::sched_param { sched_priority: 1 };
@@ -356,10 +359,10 @@ fn go_first() {
     }
 }
 
-/// KVM leaves a message to all APICs to a worker, which would find no route any more, or another one.
+/// KVM leaves a message to all APICs to a worker, which without a wait would find no route any more, or another one.
 #[test]
 fn a_deassign_waits_for_kvms_worker() {
-    // On a thread of its own, which ends with the test.
+    // The test needs a thread of its own, because the priority stays with the thread.
     let test = thread::spawn(|| {
         for injection in BOTH {
             let Some(vm) = machine() else { return };
@@ -384,8 +387,8 @@ fn a_deassign_waits_for_kvms_worker() {
     test.join().unwrap();
 }
 
-/// A vector that the guest has not programmed yet, or has programmed wrongly, is sent as KVM sends it. Only what KVM
-/// drops is dropped.
+/// A vector that the guest has not programmed yet, or has programmed wrongly, is sent as KVM sends it. Only messages
+/// that KVM drops are dropped.
 #[test]
 fn odd_messages_are_sent_as_kvm_sends_them() {
     let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();

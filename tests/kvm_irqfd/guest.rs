@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::{ptr, slice};
 
-/// Of messages.
+/// The vectors of messages.
 pub const MESSAGE_VECTORS: [u8; 2] = [0x41, 0x62];
-/// Level-triggered.
+/// A level-triggered line.
 pub const LEVEL: u8 = 5;
-/// Level-triggered too, but the guest has masked it.
+/// A level-triggered line that the guest has masked.
 pub const FENCE: u32 = 7;
 /// Lines whose interrupts the guest takes.
 pub const LINES: [u8; 3] = [4, LEVEL, 6];
@@ -30,7 +30,7 @@ const SET_UP: u64 = 0x1000;
 const LOOK: u64 = 0x1100;
 const HANDLERS: u64 = 0x2000;
 const STACK: u64 = 0x3f00;
-/// The APIC's registers, where DS is.
+/// The APIC's registers, at which DS points.
 const APIC: u64 = 0xfee0_0000;
 
 const DONE: u16 = 0xf4;
@@ -39,7 +39,7 @@ const IN_SERVICE: u16 = 0xf5;
 pub struct Machine(Vm);
 
 impl Machine {
-    /// `None`, and says so, where there is no KVM to be used.
+    /// `None`, with a message, if there is no usable KVM.
     pub fn new() -> Option<Self> {
         let mut machine = Machine(Vm::with_interrupts(MEMORY)?);
         machine.load();
@@ -88,7 +88,7 @@ impl Machine {
                 } else {
                     vm::end_of_interrupt(a)?;
                 }
-                // What the end of an interrupt sets off is to be there before the next is taken.
+                // Everything that the end of an interrupt causes must be there before the next one is taken.
                 a.mov(dx, u32::from(DONE))?;
                 a.out(dx, al)?;
                 a.pop(dx)?;
@@ -104,8 +104,8 @@ impl Machine {
         self.0.fd()
     }
 
-    /// Lets the guest take interrupts until there are none. The caller is shown each while it is in service; and is
-    /// asked to wait, `None`, for what it knows to be on its way.
+    /// Lets the guest take interrupts until there are none. `show` gets each while it is in service. With `None`, it is
+    /// asked to wait for interrupts that it knows to be on their way.
     pub fn run(&mut self, show: &mut dyn FnMut(Option<u8>)) {
         self.run_from(LOOK, show);
     }
@@ -120,7 +120,7 @@ impl Machine {
         self.go_on(show);
     }
 
-    /// As [`run`](Self::run), from where the guest is.
+    /// As [`run`](Self::run), but goes on from where the guest is.
     pub fn go_on(&mut self, show: &mut dyn FnMut(Option<u8>)) {
         // Interrupts come at the entry after an exit, at the latest, so there are none when nothing came between two
         // exits.
@@ -139,12 +139,12 @@ impl Machine {
     }
 }
 
-/// A machine that does not run, as plain data.
+/// A stopped machine, as plain data.
 #[derive(Serialize, Deserialize)]
 pub struct MachineState {
-    /// Cells of 64 bits.
+    /// The memory, as cells of 64 bits.
     memory: Vec<u64>,
-    /// What KVM has of each, as the bytes of the structures of its ioctls.
+    /// The states of KVM's devices, as the bytes of the structures of its ioctls.
     irqchips: Vec<Vec<u8>>,
     regs: Vec<u8>,
     sregs: Vec<u8>,
@@ -162,14 +162,15 @@ const IRQCHIPS: [u32; 3] = [
 /// The bytes of a structure of an ioctl.
 fn bytes<T: Copy>(value: &T) -> Vec<u8> {
     let first = ptr::from_ref(value).cast::<u8>();
-    // SAFETY: the bytes are those of the value. The structures of ioctls have no padding, for the kernel fills them.
+    // SAFETY: the bytes are those of the value. The structures of ioctls have no padding, because the kernel fills
+    // them.
     unsafe { slice::from_raw_parts(first, size_of::<T>()) }.to_vec()
 }
 
 /// A structure of an ioctl, all bits of which are valid.
 fn structure<T: Copy>(bytes: &[u8]) -> T {
     assert_eq!(bytes.len(), size_of::<T>());
-    // SAFETY: there are as many bytes, and the value is valid by the rule above.
+    // SAFETY: the length matches, and any bytes are a valid value, as said above.
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
@@ -192,7 +193,7 @@ impl Machine {
         panic!("no interrupt comes");
     }
 
-    /// Has the IOAPIC send this pin's level by a message with this vector.
+    /// Makes the IOAPIC send this pin's level as an interrupt with this vector.
     pub fn open_ioapic_pin(&self, pin: usize, vector: u8) {
         let mut chip = kvm_irqchip {
             chip_id: KVM_IRQCHIP_IOAPIC,
@@ -212,7 +213,7 @@ impl Machine {
     }
 
     pub fn save(&mut self) -> MachineState {
-        // Completes the instruction that the last exit is from.
+        // This completes the instruction that caused the last exit.
         self.0.vcpu().set_kvm_immediate_exit(1);
         assert!(self.0.vcpu().run().is_err());
         self.0.vcpu().set_kvm_immediate_exit(0);
@@ -240,7 +241,7 @@ impl Machine {
     }
 
     pub fn restore(state: &MachineState) -> Self {
-        let mut machine = Machine(Vm::with_interrupts(MEMORY).expect("KVM was there"));
+        let mut machine = Machine(Vm::with_interrupts(MEMORY).expect("KVM was there before"));
         for (at, &cell) in (0..).step_by(8).zip(&state.memory) {
             machine.0.memory().cell(at).store(cell, Ordering::Relaxed);
         }

@@ -1,4 +1,4 @@
-//! Calls that do not wait, with KVM behind them: while another thread is inside a callback, whatever the callback waits
+//! Calls that do not wait, with a sink of KVM's, while another thread is inside a callback, whatever the callback waits
 //! for.
 
 use crate::common::watchdog;

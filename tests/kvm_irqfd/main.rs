@@ -48,10 +48,10 @@ const LEVEL_GSI: u32 = LEVEL as u32;
 const MSI: u32 = 24;
 const UNROUTED: u32 = 30;
 
-/// The fence of [`sides::Fence`] stands behind what was signalled on the same CPU.
+/// Keeps the thread on one CPU: the fence of [`sides::Fence`] comes after what was signalled on the same CPU.
 ///
-/// On the first, where the kernel ends what KVM_IRQFD waits for (the grace periods of a small SRCU): if that CPU is
-/// busy, each such wait from another takes until its next tick.
+/// The thread stays on the first CPU, on which the kernel ends the grace periods (of a small SRCU) that KVM_IRQFD waits
+/// for. If that CPU is busy, each such wait on another CPU lasts until its next tick.
 fn stay() {
     let may = sched_getaffinity(None).expect("those it may run on");
     let first = (0..CpuSet::MAX_CPU).find(|&cpu| may.is_set(cpu));
@@ -60,7 +60,7 @@ fn stay() {
     sched_setaffinity(None, &cpus).expect("one that it may run on");
 }
 
-/// What all sides make of it.
+/// The outcomes of a script, which must be the same for all sides.
 fn outcomes(script: &[Op]) -> Option<Vec<Outcome>> {
     stay();
     let kernel = play(&mut Kernel::new()?, script);
@@ -392,7 +392,8 @@ fn op() -> impl Strategy<Value = Op> {
     let vector = prop::option::of(prop::sample::select(MESSAGE_VECTORS.to_vec()));
     prop_oneof![
         2 => (event.clone(), gsi()).prop_map(|(event, gsi)| assign(event, gsi)),
-        // On the level-triggered line resampling ones only: KVM's pulses there end the VMM's own level.
+        // On the level-triggered line there are only resampling irqfds: KVM's pulses would end the VMM's own level
+        // there.
         2 => (event.clone(), resample()).prop_map(|(event, rs)| resampling(event, rs)),
         1 => (event.clone(), gsi(), resample()).prop_map(|(event, gsi, resample)| Op::Assign {
             event,
@@ -448,7 +449,7 @@ fn guest_and_signaller(name: &str, side: &mut dyn Side, signal: &Signal, gsi: u3
             for n in 0..SIGNALS {
                 signal();
                 if n % 8 == 0 {
-                    // Lets the guest run in between.
+                    // This lets the guest run in between.
                     thread::sleep(Duration::from_micros(50));
                 }
             }
@@ -470,7 +471,7 @@ fn guest_and_signaller(name: &str, side: &mut dyn Side, signal: &Signal, gsi: u3
     }
 }
 
-/// Until the guest takes one: KVM's workers may be on their way, on another CPU.
+/// Runs until the guest takes an interrupt: KVM's workers may still be at work on another CPU.
 fn await_one(name: &str, side: &mut dyn Side, vector: u8) -> u64 {
     let start = Instant::now();
     loop {
@@ -492,7 +493,7 @@ fn a_guest_under_fire() {
         let signal = kernel.signal(0);
         guest_and_signaller("KVM", &mut kernel, &signal, gsi, vector);
         for injection in [Injection::Userspace, Injection::Kernel] {
-            let mut ours = OursInKvm::new(injection).expect("KVM was there");
+            let mut ours = OursInKvm::new(injection).expect("KVM was there before");
             ours.act(&route(MSI, MESSAGE_VECTORS[0]));
             let signal = ours.signal(0);
             guest_and_signaller(&format!("{injection:?}"), &mut ours, &signal, gsi, vector);
@@ -501,7 +502,7 @@ fn a_guest_under_fire() {
 }
 
 /// A device that wants its requests served, and a guest that serves one at each interrupt. Whatever KVM's end of
-/// interrupt swallows, the resample event brings back: all are served, and then the line is quiet.
+/// interrupt swallows, the resample event brings back: all requests are served, and then the line is quiet.
 #[test]
 fn a_level_triggered_device() {
     const REQUESTS: u64 = 300;
@@ -551,7 +552,8 @@ fn a_level_triggered_device() {
     }
 }
 
-/// What KVM cannot do, and the sink does with it: a line that is up is taken down by a mask, and moves with its route.
+/// Two things that KVM alone cannot do, and the sink does: a mask takes a line down that is up, and the line moves with
+/// its route.
 #[test]
 fn levels_that_are_masked_and_moved() {
     for injection in [Injection::Userspace, Injection::Kernel] {
@@ -561,7 +563,7 @@ fn levels_that_are_masked_and_moved() {
         let router = ours.router().clone();
         let interrupted = |ours: &mut OursInKvm| {
             ours.pass_fence();
-            // Until the VMM's own level is taken away, it interrupts again and again.
+            // Until the VMM lowers its own level, the line interrupts again and again.
             !run(ours, &[]).is_empty()
         };
         let raise: [&dyn Fn(&mut OursInKvm); 2] =
@@ -574,7 +576,7 @@ fn levels_that_are_masked_and_moved() {
             router.mask(LEVEL_GSI);
             assert!(!interrupted(&mut ours));
             router.unmask(LEVEL_GSI);
-            // An assertion is for its device to renew.
+            // The device has to renew its assertion.
             if ours.act(&Op::Read(RESAMPLE[0])) == Outcome::Read(Some(1)) {
                 assert!(!interrupted(&mut ours));
                 ours.act(&write(0, 1));
@@ -590,7 +592,8 @@ fn levels_that_are_masked_and_moved() {
     }
 }
 
-/// A VM without interrupt controllers has no sink; one with a split one has messages only. (R1, R5, R29)
+/// A VM without interrupt controllers has no sink; a VM with a split interrupt controller has messages only. (R1, R5,
+/// R29)
 #[test]
 fn other_machines() {
     let Ok(kvm) = Kvm::new() else {

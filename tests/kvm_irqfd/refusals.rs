@@ -1,4 +1,4 @@
-//! What KVM refuses: an error that says why, or a count.
+//! What KVM refuses is reported by an error that says why, or by a count.
 
 use crate::vm::descriptor;
 use doorbell::Event;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
 
-/// `None`, and says so, where there is no KVM to be used.
+/// `None`, with a message, if there is no usable KVM.
 pub fn machine() -> Option<VmFd> {
     let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
     if let Err(error) = &vm {
@@ -31,7 +31,7 @@ pub fn enable(vm: &VmFd, cap: u32, argument: u32) -> Result<(), kvm_ioctls::Erro
     vm.enable_cap(&cap)
 }
 
-/// With a split interrupt controller, whose messages are in x2APIC format, if asked for.
+/// A VM with a split interrupt controller, whose messages are in x2APIC format if asked for.
 pub fn split(x2apic: bool) -> Option<VmFd> {
     let vm = machine()?;
     enable(&vm, KVM_CAP_SPLIT_IRQCHIP, 24).unwrap();
@@ -46,12 +46,12 @@ fn message(vector: u8) -> MsiMessage {
     MsiMessage::new(0xfee0_0000, vector.into())
 }
 
-/// One with a bit in the address that x2APIC format has no use for.
+/// A message with a bit in the address that is invalid in x2APIC format.
 fn odd(vector: u8) -> MsiMessage {
     MsiMessage::new(0x11_fee0_0000, vector.into())
 }
 
-/// The local APIC is enabled.
+/// Enables the local APIC.
 pub fn enable_apic(vcpu: &VcpuFd) {
     let mut apic = vcpu.get_lapic().unwrap();
     for (at, byte) in (0xf0..).zip(0x1ff_u32.to_le_bytes()) {
@@ -95,11 +95,11 @@ fn tables_that_kvm_cannot_have() {
         }
         for (pins, messages, entries) in [(24, 4057, 4097), (16, 4080, 4112), (8, 4088, 4104)] {
             let before = router.routes();
-            // It may have any message, and is not taken without one to make room.
+            // The GSI may have any message, and is not removed from the table to make room.
             let mut routes = table(pins, messages);
             routes.set(pins + 1, Some(Route::Msi(odd(0x42)))).unwrap();
             let result = router.set_routes(routes);
-            // Where the VMM injects, the messages need no entries.
+            // If the VMM injects, the messages need no entries.
             if injection == Injection::Userspace {
                 result.unwrap();
                 continue;
@@ -110,7 +110,7 @@ fn tables_that_kvm_cannot_have() {
         let result = router.set_routes(Routes::identity(25));
         assert_eq!(reason(result), RouteTableError::Pin(24));
 
-        let vm = split(false).expect("KVM was there");
+        let vm = split(false).expect("KVM was there before");
         let router = Router::new(KvmSink::new(descriptor(&vm), injection).unwrap());
         let result = router.set_route(3, Some(Route::Pin(7)));
         assert_eq!(reason(result), RouteTableError::NoPins(7));
@@ -126,7 +126,7 @@ fn tables_that_kvm_cannot_have() {
     }
 }
 
-/// A guest that writes nonsense into one vector, where KVM wants x2APIC format, keeps the others.
+/// If KVM wants x2APIC format and a guest writes nonsense into one vector, the guest keeps the others.
 #[test]
 fn a_message_in_another_format() {
     for injection in BOTH {
@@ -154,7 +154,7 @@ fn a_message_in_another_format() {
         assert_eq!(requested, [true, false, true], "{injection:?}");
         assert_eq!(sink.refused(), 1, "{injection:?}");
 
-        // A table from a snapshot; and the guest writes sense again.
+        // The table is from a snapshot; then the guest writes a valid message again.
         let table = [(24, odd(0x61)), (25, message(0x62)), (26, message(0x63))];
         let table = table.map(|(gsi, message)| (gsi, Route::Msi(message)));
         router
@@ -167,7 +167,7 @@ fn a_message_in_another_format() {
     }
 }
 
-/// Where KVM does not want x2APIC format, the same message is as good as any, even beside a table that KVM refuses.
+/// If KVM does not want x2APIC format, the same message is as good as any, even after a table that KVM refuses.
 #[test]
 fn a_message_in_a_format_that_kvm_takes() {
     for injection in BOTH {
@@ -209,8 +209,8 @@ fn a_message_to_each_cpu() {
     }
 }
 
-/// Messages that no vCPU is there for are counted, where the VMM sends them. The kernel does not tell, and has all of
-/// them: also of a GSI that was a pin before.
+/// If the VMM sends messages, those to a missing vCPU are counted. If the kernel sends them, it does not report this,
+/// and it sends all of them, even for a GSI that was a pin before.
 #[test]
 fn messages_without_a_cpu() {
     for injection in BOTH {
@@ -237,7 +237,7 @@ fn messages_without_a_cpu() {
     }
 }
 
-/// A sink takes whatever has the descriptor of a VM, and keeps the VM itself.
+/// A sink takes any object that has the descriptor of a VM, and keeps the VM itself.
 #[test]
 fn descriptors_of_vms() {
     let Some(vm) = machine() else { return };
@@ -252,7 +252,7 @@ fn descriptors_of_vms() {
         KvmSink::new(Arc::new(owned.try_clone().unwrap()), Injection::Kernel).unwrap(),
     ));
     let sink = Arc::new(KvmSink::new(std::fs::File::from(owned), Injection::Userspace).unwrap());
-    // Neither the VM's own descriptor nor those that the sinks were made of are open any more.
+    // The VM's own descriptor and those that the sinks were made of are closed.
     let router = Router::new(Arc::clone(&sink));
     let message = MsiMessage::new(0xfee0_0000, 0x41);
     router.set_route(24, Some(Route::Msi(message))).unwrap();
@@ -270,7 +270,7 @@ fn descriptors_of_vms() {
     );
 }
 
-/// KVM takes messages that name their devices, in its table and sent by themselves. (On x86 it has no use for the id.)
+/// KVM takes messages that name their devices, in its table and sent directly. (On x86 it ignores the id.)
 #[test]
 fn messages_of_devices() {
     for injection in BOTH {

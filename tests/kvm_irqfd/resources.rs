@@ -1,4 +1,4 @@
-//! What a sink has of the system: descriptors and threads, which go with what they were for.
+//! The resources of a sink: descriptors and threads, which are released with what they were for.
 
 use crate::child;
 use crate::exact::await_that;
@@ -15,7 +15,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
-/// A VM with interrupt controllers. `None`, and says so, where there is no KVM to be used.
+/// A VM with interrupt controllers. `None`, with a message, if there is no usable KVM.
 fn machine() -> Option<Arc<VmFd>> {
     let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
     match vm.and_then(|vm| vm.create_irq_chip().map(|()| vm)) {
@@ -34,18 +34,18 @@ fn router(vm: &Arc<VmFd>, injection: Injection) -> Router {
     router
 }
 
-/// The descriptors that are open, in order, without the one that this takes itself.
+/// The open descriptors, in order, without the one that this function opens itself.
 fn descriptors() -> Vec<RawFd> {
     let open = fs::read_dir("/proc/self/fd").unwrap();
     let open = open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse());
     let mut open: Vec<RawFd> = open.map(Result::unwrap).collect();
-    // SAFETY: nothing is done with it, and the number may be any.
+    // SAFETY: the number is only looked up, and may be any.
     open.retain(|&fd| rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok());
     open.sort_unstable();
     open
 }
 
-/// Those of sinks, that wait for ends of interrupts.
+/// The number of sinks' threads, which wait for ends of interrupts.
 fn threads() -> usize {
     let threads = fs::read_dir("/proc/self/task").unwrap();
     let names =
@@ -77,10 +77,10 @@ fn a_sink_that_dies_on_its_own_thread() {
                 }
             };
             let observation = Observation::new(resample, Interest::Signals, Arc::new(observer));
-            // What KVM does at the guest's end of interrupt: it signals the last of the new descriptors.
+            // This does what KVM does at the guest's end of interrupt: it signals the last of the new descriptors.
             let mut new = descriptors().into_iter().filter(|fd| !none.contains(fd));
             let end = new.next_back().unwrap();
-            // SAFETY: the sink has it open.
+            // SAFETY: the sink keeps the descriptor open.
             let end = unsafe { BorrowedFd::borrow_raw(end) };
             rustix::io::write(end, &1_u64.to_ne_bytes()).unwrap();
             acked.read();
@@ -91,8 +91,7 @@ fn a_sink_that_dies_on_its_own_thread() {
     });
 }
 
-/// A sink's epoll has no lines but those with resampling irqfds, even if a child process still has their descriptors
-/// open.
+/// A sink's epoll has only lines with resampling irqfds, even if a child process still has their descriptors open.
 #[test]
 fn lines_leave_the_epoll() {
     child::alone("resources::lines_leave_the_epoll", || {
@@ -101,11 +100,11 @@ fn lines_leave_the_epoll() {
         let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
         let before = descriptors();
         let irqfd = router.assign_with_resample(&event, 10, &resample).unwrap();
-        // What a child has that is forked now.
+        // A child that is forked now has these.
         let new = descriptors();
         let new = new.iter().filter(|fd| !before.contains(fd));
         let inherited: Vec<_> = new
-            // SAFETY: the sink has it open.
+            // SAFETY: the sink keeps the descriptor open.
             .map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned())
             .map(Result::unwrap)
             .collect();
@@ -117,7 +116,7 @@ fn lines_leave_the_epoll() {
             let lines = |text: String| text.lines().filter(|line| line.starts_with("tfd:")).count();
             information.map(lines).sum::<usize>()
         };
-        // And what ends the thread.
+        // The other one is the eventfd that ends the thread.
         assert_eq!(in_epoll(), 2);
         drop(irqfd);
         assert_eq!(in_epoll(), 1);
@@ -125,7 +124,7 @@ fn lines_leave_the_epoll() {
 }
 
 /// The descriptors of a sink are closed in programs that the VMM executes, and reads and writes there do not block. A
-/// thread that has written to an irqfd of KVM's too late takes that back, so a read takes one.
+/// thread that has written to an irqfd of KVM's too late takes its write back, so a read takes one unit.
 #[test]
 fn how_descriptors_are_opened() {
     child::alone("resources::how_descriptors_are_opened", || {
@@ -137,11 +136,11 @@ fn how_descriptors_are_opened() {
         let open = |before: &[RawFd], of: &dyn Fn(BorrowedFd<'_>)| {
             let mut new = descriptors();
             new.retain(|fd| !before.contains(fd));
-            // SAFETY: the sink has it open.
+            // SAFETY: the sink keeps the descriptor open.
             let new = new.iter().map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) });
             new.map(of).count()
         };
-        // On a pin, KVM does not have it.
+        // On a pin, KVM does not have this irqfd.
         let _edge = router.assign(&edge, 20).unwrap();
         let of_a_message = open(&of_no_irqfd, &|fd| {
             rustix::io::write(fd, &3_u64.to_ne_bytes()).unwrap();
@@ -162,7 +161,7 @@ fn how_descriptors_are_opened() {
                 assert!(flags.contains(OFlags::NONBLOCK));
             }
         });
-        // The VM's, two of messages, two of the assertion, two of the thread.
+        // The descriptors are the VM's, two for messages, two for the assertion, and two for the thread.
         assert_eq!(all, 7);
     });
 }
@@ -186,7 +185,7 @@ fn a_refused_irqfd_leaves_no_descriptors() {
     });
 }
 
-/// Whatever a GSI has of descriptors goes with its last irqfd.
+/// All descriptors of a GSI are closed with its last irqfd.
 #[test]
 fn descriptors_go_with_the_last_irqfd() {
     child::alone("resources::descriptors_go_with_the_last_irqfd", || {
@@ -210,7 +209,7 @@ fn descriptors_go_with_the_last_irqfd() {
                     assert_eq!(open(), 0);
                 }
             }
-            // The thread has an epoll and an eventfd, for as long as the sink is there.
+            // The thread has an epoll and an eventfd, for as long as the sink exists.
             let resampling = |event| router.assign_with_resample(event, 10, resample).unwrap();
             let thread = 2;
             let with_assertion = thread + 2 + of_messages;
@@ -230,7 +229,7 @@ fn descriptors_go_with_the_last_irqfd() {
             drop(plain);
             assert_eq!(open(), thread);
             drop(router);
-            // The VM's goes with the sink, too.
+            // The VM's descriptor goes with the sink, too.
             assert_eq!(descriptors().len(), none - 1);
             assert_eq!(threads(), 0);
         }

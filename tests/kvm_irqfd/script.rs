@@ -1,4 +1,4 @@
-//! Scripts that any side can play, and what comes of them.
+//! Scripts that any side can play, and their outcomes.
 
 use super::guest::LEVEL;
 
@@ -24,9 +24,9 @@ pub enum Op {
         n: u64,
     },
     Read(usize),
-    /// The VMM's own level of the level-triggered line.
+    /// Sets the VMM's own level of the level-triggered line.
     Level(bool),
-    /// To a message with this vector, or nowhere.
+    /// Routes a GSI to a message with this vector, or nowhere.
     Route {
         gsi: u32,
         vector: Option<u8>,
@@ -41,17 +41,17 @@ pub enum Outcome {
     Done,
     Errno(i32),
     Read(Option<u64>),
-    /// Vectors, in the order in which they were taken, and what was done meanwhile.
+    /// Vectors, in the order in which they were taken, and the outcomes of the operations meanwhile.
     Interrupts(Vec<(u8, Vec<Outcome>)>),
 }
 
 /// Events and interrupt controllers.
 pub trait Act {
-    /// Anything but `Run`.
+    /// Carries out any operation but `Run`.
     fn act(&mut self, op: &Op) -> Outcome;
 }
 
-/// The same and a guest. While it has an interrupt in service, it does not run.
+/// The same, with a guest. While the guest has an interrupt in service, it does not run.
 pub trait Side: Act {
     fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8));
 }
@@ -90,7 +90,7 @@ pub fn assign(event: usize, gsi: u32) -> Op {
     }
 }
 
-/// On the level-triggered line.
+/// Assigns a resampling irqfd on the level-triggered line.
 pub fn resampling(event: usize, resample: usize) -> Op {
     Op::Assign {
         event,

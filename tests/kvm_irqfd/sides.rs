@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 const MSI_ADDRESS: u64 = 0xfee0_0000;
 
-/// Lines to the PIC alone, and these messages.
+/// Sets KVM's routes: lines to the PIC only, and these messages.
 pub fn set_kernel_routes(vm: &VmFd, messages: &BTreeMap<u32, u8>) {
     let mut entries = Vec::new();
     for line in LINES.map(u32::from).into_iter().chain([FENCE]) {
@@ -53,7 +53,7 @@ pub struct Kernel {
     hands: Hands,
 }
 
-/// What does not need the vCPU.
+/// The part of a side that does not need the vCPU.
 struct Hands {
     vm: Arc<VmFd>,
     events: [EventFd; EVENTS],
@@ -61,8 +61,8 @@ struct Hands {
     messages: BTreeMap<u32, u8>,
 }
 
-/// To know when KVM's workers have seen what was signalled before, as they work in turn: a resampling irqfd on a line
-/// of its own, which can be looked at and taken back without touching what else there is.
+/// Shows when KVM's workers, which work in order, have seen earlier signals: a resampling irqfd on a line of its own,
+/// which can be looked at and taken back without affecting anything else.
 pub struct Fence([EventFd; 2]);
 
 impl Fence {
@@ -148,7 +148,7 @@ impl Act for Hands {
             }
             Op::Run(_) => unreachable!("the player does that"),
         };
-        // What else KVM leaves to its workers, it waits for.
+        // KVM waits for everything else that it leaves to its workers.
         if matches!(op, Op::Write { .. } | Op::Assign { .. }) {
             self.fence.pass(&self.vm);
         }
@@ -165,7 +165,7 @@ impl Act for Kernel {
 impl Side for Kernel {
     fn run(&mut self, in_service: &mut dyn FnMut(&mut dyn Act, u8)) {
         let Kernel { machine, hands } = self;
-        // What the end of an interrupt sets off in KVM, it does then and there.
+        // KVM carries out the effects of an end of interrupt immediately.
         machine.run(&mut |vector| {
             if let Some(vector) = vector {
                 in_service(hands, vector);
@@ -185,7 +185,7 @@ impl Kernel {
 }
 
 /// Our irqfds, and interrupt controllers as simple as they can be: a PIC with one level-triggered line, and the vectors
-/// that a local APIC has been sent.
+/// that have been sent to a local APIC.
 pub struct Ours {
     router: Router,
     chips: Arc<Chips>,
@@ -198,7 +198,7 @@ struct Chips(Mutex<State>);
 #[derive(Default)]
 struct State {
     up: BTreeSet<u32>,
-    /// Edges that were not taken yet.
+    /// Edges that the guest has not taken yet.
     edges: BTreeSet<u32>,
     messages: BTreeSet<u8>,
 }
@@ -243,7 +243,9 @@ impl Ours {
         let router = Router::new(Arc::clone(&chips));
         let pins = LINES.map(u32::from).map(|line| (line, Route::Pin(line)));
         let routes = Routes::from_entries(pins).expect("valid");
-        router.set_routes(routes).expect("it takes all");
+        router
+            .set_routes(routes)
+            .expect("the sink takes all routes");
         Ours {
             router,
             chips,
@@ -265,7 +267,7 @@ pub fn events() -> [Arc<Event>; EVENTS] {
     })
 }
 
-/// With a router of ours.
+/// Carries out an operation with our router.
 pub fn act(router: &Router, events: &[Arc<Event>; EVENTS], op: &Op) -> Outcome {
     let outcome = |result: Result<(), io::Error>| match result {
         Ok(()) => Outcome::Done,
@@ -338,7 +340,7 @@ struct RouterHands {
     events: [Arc<Event>; EVENTS],
     vm: Arc<VmFd>,
     fence: Fence,
-    /// The events that have a resampling irqfd, and its line, whose ends of interrupts the sink hears of.
+    /// The events that have a resampling irqfd, and the irqfd's line, whose ends of interrupts the sink is told of.
     resampling: BTreeMap<usize, u32>,
     /// The line that is in service, and how often its resample events had been signalled before its end.
     ending: Option<(u32, u64)>,
@@ -380,8 +382,8 @@ impl OursInKvm {
         &self.hands.vm
     }
 
-    /// Lets the guest take interrupts, without a look at what comes of their ends. There is one, or KVM's PIC is about
-    /// to request one.
+    /// Lets the guest take interrupts, without a look at the effects of their ends. There must be an interrupt, or
+    /// KVM's PIC must be about to request one.
     pub fn take_some(&mut self) -> u32 {
         let mut taken = 0;
         self.machine
@@ -389,7 +391,7 @@ impl OursInKvm {
         taken
     }
 
-    /// Waits for what was set off past [`Side::act`].
+    /// Waits for the effects of calls that were made without [`Side::act`].
     pub fn pass_fence(&self) {
         self.hands.fence.pass(&self.hands.vm);
     }
@@ -401,7 +403,7 @@ impl OursInKvm {
 }
 
 impl RouterHands {
-    /// Waits for what the end of an interrupt sets off.
+    /// Waits for the effects of the end of an interrupt.
     fn settle(&mut self) {
         let Some((line, before)) = self.ending.take() else {
             return;
@@ -409,7 +411,7 @@ impl RouterHands {
         while self.router.line_counters(line).resamples == before {
             thread::yield_now();
         }
-        // Returns when the thread that has counted this has also raised what is still held up.
+        // This returns when the thread that has counted the end has also raised lines that are still held up.
         self.router.synchronize();
         self.fence.pass(&self.vm);
     }

@@ -1,4 +1,4 @@
-//! Virtual machines that are saved and restored, with the interrupts that are on their way.
+//! Virtual machines that are saved and restored, with interrupts that are on their way.
 
 use crate::exact::{await_that, level};
 use crate::guest::{self, MESSAGE_VECTORS, Machine, MachineState};
@@ -17,15 +17,15 @@ use std::time::Duration;
 
 const BOTH: [Injection; 2] = [Injection::Userspace, Injection::Kernel];
 
-/// Pins of the IOAPIC alone: the PICs have none of them.
+/// Pins that only the IOAPIC has.
 const IOAPIC_PIN: u32 = 20;
 const HELD_PIN: u32 = 21;
-/// A pin of the first PIC, and of the IOAPIC, where the guest has masked it.
+/// A pin of the first PIC and of the IOAPIC; the guest has masked it in the IOAPIC.
 const PIC_PIN: u32 = guest::LEVEL as u32;
 const MASKED_MSI: u32 = 24;
 const MSI: u32 = 25;
 const MESSAGE: u8 = MESSAGE_VECTORS[0];
-/// Of the IOAPIC's pin.
+/// The vector of the IOAPIC's pin.
 const LEVEL: u8 = MESSAGE_VECTORS[1];
 
 #[derive(Serialize, Deserialize)]
@@ -35,18 +35,18 @@ struct Snapshot {
     machine: MachineState,
 }
 
-/// What a device has.
+/// The events of the devices.
 struct Devices {
     router: Router,
     restored: Restored,
-    /// Interrupts by a message, which the guest has masked.
+    /// An event that interrupts by a message, which the guest has masked.
     masked: Arc<Event>,
-    /// Interrupts by a level, until `resample`.
+    /// An event that interrupts by a level, until `resample`.
     level: Arc<Event>,
     resample: Arc<Event>,
-    /// Interrupted by a message when it was assigned, and has the count still.
+    /// An event that interrupted by a message when it was assigned, and still has the count.
     counted: Arc<Event>,
-    /// No irqfd.
+    /// An event without an irqfd.
     kicks: Arc<Event>,
 }
 
@@ -99,7 +99,7 @@ impl Devices {
         devices
     }
 
-    /// In the order that the docs of the module give.
+    /// Saves in the order that the docs of the module give.
     fn save(&self, machine: &mut Machine) -> String {
         let events = self.events();
         let id = |event: &Event| {
@@ -137,11 +137,11 @@ fn taken(machine: &mut Machine, run: fn(&mut Machine, &mut dyn FnMut(Option<u8>)
     vectors
 }
 
-/// Each interrupt that was on its way comes once, the guest's end of interrupt comes to the device, and what is read of
-/// an event after the restore is what was signalled before the save.
+/// Each interrupt that was on its way comes once, the guest's end of interrupt reaches the device, and reads after the
+/// restore return what was signalled before the save.
 ///
-/// The interrupt that is in service is one of the PIC's: the KVM that this was written on, `kvm_pvm` of Linux 6.18,
-/// ends a local APIC's when a guest in real mode takes it.
+/// The interrupt in service is one of the PIC's, because the KVM that this was written on, `kvm_pvm` of Linux 6.18,
+/// ends an interrupt of a local APIC when a guest in real mode takes it.
 #[test]
 fn a_round_trip() {
     stay();
@@ -164,7 +164,7 @@ fn round_trip(from: Injection, to: Injection, pin: u32, vector: u8, in_service: 
     };
     machine.open_ioapic_pin(IOAPIC_PIN as usize, LEVEL);
     let devices = Devices::new(&machine, from, pin);
-    // For the count that was there.
+    // This is the interrupt for the count that was there.
     assert_eq!(taken(&mut machine, Machine::run), [MESSAGE], "{what}");
     devices.router.mask(MASKED_MSI);
     devices.masked.signal();
@@ -186,7 +186,7 @@ fn round_trip(from: Injection, to: Injection, pin: u32, vector: u8, in_service: 
     let levels = [pin, HELD_PIN].map(|pin| (router.level(pin), level(machine.vm(), pin)));
     assert_eq!(levels, [(true, true); 2], "{what}");
     let run = match in_service {
-        // It was taken before. No other one comes until the guest ends it, nor after that.
+        // The interrupt was taken before. No other one comes until the guest ends it, or after that.
         true => taken(&mut machine, Machine::go_on),
         false => taken(&mut machine, Machine::run),
     };
@@ -204,7 +204,7 @@ fn round_trip(from: Injection, to: Injection, pin: u32, vector: u8, in_service: 
     router.unmask(MASKED_MSI);
     assert_eq!(taken(&mut machine, Machine::run), [MESSAGE], "{what}");
 
-    // All of it interrupts as before.
+    // All events interrupt as before.
     devices.level.signal();
     await_that(|| level(machine.vm(), pin));
     assert_eq!(taken(&mut machine, Machine::run), [vector], "{what}");
@@ -249,8 +249,8 @@ fn a_save_waits_for_what_is_under_way() {
     }
 }
 
-/// It waits, too, for an end of interrupt that the sink's thread is telling the router of. (In a call that the thread
-/// makes itself it does not.)
+/// A flush also waits for an end of interrupt that the sink's thread is reporting to the router. (In a call that the
+/// thread makes itself, it does not wait.)
 #[test]
 fn a_flush_waits_for_the_thread() {
     let Some(mut machine) = Machine::new() else {
@@ -277,7 +277,7 @@ fn a_flush_waits_for_the_thread() {
         })
     });
     event.signal();
-    router.save(|_| 0).lines.first().expect("it is up");
+    router.save(|_| 0).lines.first().expect("the line is up");
     assert_eq!(taken(&mut machine, Machine::run), [LEVEL]);
     entered.read();
     thread::scope(|scope| {
@@ -285,14 +285,14 @@ fn a_flush_waits_for_the_thread() {
             sink.flush();
             told.load(Ordering::Relaxed)
         });
-        // Time for a flush that does not wait.
+        // This gives a flush that does not wait the time to return.
         thread::sleep(Duration::from_millis(50));
         gate.signal();
         assert!(flush.join().unwrap(), "the device has not been told");
     });
 }
 
-/// And for a message that the kernel sends by a worker, as it does one that is for all APICs.
+/// A save also waits for a message that the kernel sends by a worker, as it sends a message for all APICs.
 #[test]
 fn a_save_waits_for_messages_of_a_worker() {
     for injection in BOTH {

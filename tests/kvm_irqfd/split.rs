@@ -12,10 +12,10 @@ use std::sync::Arc;
 const PINS: u32 = 24;
 const PIN: u32 = 5;
 const VECTOR: u8 = 0x55;
-/// Level-triggered.
+/// A level-triggered message.
 const MESSAGE: MsiMessage = MsiMessage::new(0xfee0_0000, 0xc000 | VECTOR as u32);
 
-/// The VMM's: the guest has programmed one pin.
+/// The VMM's IOAPIC, of which the guest has programmed one pin.
 struct Ioapic(Arc<KvmSink>);
 
 impl InterruptSink for Ioapic {
@@ -38,7 +38,7 @@ const APIC: u64 = 0xfee0_0000;
 const IDLE: u16 = 0xf4;
 const IN_SERVICE: u16 = 0xf5;
 
-/// Takes interrupts all the time, and says so when there are none.
+/// A guest that takes interrupts all the time, and exits when there are none.
 fn guest() -> Option<Vm> {
     let mut machine = Vm::with(0x3000, |vm| enable(vm, KVM_CAP_SPLIT_IRQCHIP, PINS))?;
     let memory = machine.memory();
@@ -73,7 +73,7 @@ fn guest() -> Option<Vm> {
 }
 
 /// Runs the guest until there are no interrupts, and tells the router of their ends. Returns how many interrupts the
-/// guest has taken, and of how many ends KVM has told.
+/// guest has taken, and how many ends KVM has reported.
 fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
     let (mut taken, mut ended, mut idle) = (0, 0, 0);
     while idle < 3 {
@@ -90,7 +90,7 @@ fn run(machine: &mut Vm, router: &Router) -> (u32, u32) {
     (taken, ended)
 }
 
-/// As the documentation of `KvmSink` has it.
+/// Ends of interrupts reach the router as the documentation of `KvmSink` says.
 #[test]
 fn ends_of_interrupts() {
     let Some(mut machine) = guest() else { return };
@@ -113,7 +113,7 @@ fn ends_of_interrupts() {
     }
     assert_eq!(kvm.refused(), 0);
 
-    // What KVM does not know of, it does not tell the end of: of a pin that is masked, or of an edge.
+    // KVM does not report ends of interrupts that it does not know of: of a masked pin, or of an edge.
     let edge = MsiMessage::new(MESSAGE.address, VECTOR.into());
     for message in [None, Some(edge)] {
         kvm.set_ioapic_message(PIN, message).unwrap();
@@ -125,7 +125,7 @@ fn ends_of_interrupts() {
     }
 }
 
-/// It is for a VMM's IOAPIC, on the GSIs that are its.
+/// `set_ioapic_message` works only for a VMM's IOAPIC, and only on the GSIs of that IOAPIC.
 #[test]
 fn messages_of_no_ioapic() {
     let Some(machine) = guest() else { return };
@@ -136,7 +136,7 @@ fn messages_of_no_ioapic() {
     router.set_route(PIN, Some(route)).unwrap();
     let error = kvm.set_ioapic_message(PIN, Some(MESSAGE)).unwrap_err();
     assert_eq!(error.call(), "KVM_SET_GSI_ROUTING");
-    // Nor is it there now.
+    // The refused message is not in the table now either.
     router.set_route(PIN + 1, Some(route)).unwrap();
 
     let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();

@@ -28,13 +28,13 @@ fn write(fd: &OwnedFd, n: u64) {
     assert_eq!(rustix::io::write(fd, &n.to_ne_bytes()), Ok(8));
 }
 
-/// What is in it. Not to be asked if there is nothing, unless it is non-blocking.
+/// Reads the count. This blocks if the count is 0, unless the descriptor is non-blocking.
 fn read(fd: &OwnedFd) -> Result<u64, Errno> {
     let mut value = [0; 8];
     rustix::io::read(fd, &mut value).map(|_| u64::from_ne_bytes(value))
 }
 
-/// An event with an eventfd bound to it under key 1, in a poller that also watches it under key 2.
+/// An event with an eventfd bound to it under key 1, in a poller that also watches the event under key 2.
 fn bound(flags: EventfdFlags, initial: u64) -> (Poller, Arc<Event>, OwnedFd) {
     let poller = Poller::new();
     let event = Arc::new(Event::new(initial));
@@ -51,7 +51,7 @@ fn look(poller: &Poller) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-/// Looks often enough to have looked at the eventfd, though the event is ready all the time.
+/// Looks so often that the eventfd has been looked at, though the event is ready all the time.
 fn carry(poller: &Poller) {
     (0..40).for_each(|_| _ = look(poller));
 }
@@ -66,19 +66,19 @@ fn a_count_is_carried_over() {
         assert_eq!(look(&poller), [2]);
         assert_eq!(event.read(), 5);
         assert_eq!(look(&poller), NOTHING);
-        // Also what was there before.
+        // The count from before is carried over, too.
         write(&fd, 3);
         poller.delete(1).unwrap();
         poller.bind(&fd, &event, 1).unwrap();
         assert_eq!(look(&poller), [2]);
         assert_eq!(event.read(), 3);
-        // The others who have it open see it as it was.
+        // Other handles of the eventfd see its flags unchanged.
         let nonblocking = fcntl_getfl(&fd).unwrap().contains(OFlags::NONBLOCK);
         assert_eq!(nonblocking, flags.contains(EventfdFlags::NONBLOCK));
     }
 }
 
-/// What is ready already is reported once in a wait that carries over too.
+/// An event that is ready already is reported once in a wait that also carries over.
 #[test]
 fn one_report_beside_a_binding() {
     let poller = Poller::with_spin(Spin::Never);
@@ -114,7 +114,7 @@ fn what_does_not_fit_waits() {
     write(&fd, 10);
     carry(&poller);
     assert_eq!(event.count(), FULL);
-    // Not even looked at as long as there is some left.
+    // The eventfd is not even looked at while some of its count is left over.
     write(&fd, 100);
     carry(&poller);
     assert_eq!(event.count(), FULL);
@@ -124,7 +124,7 @@ fn what_does_not_fit_waits() {
     assert_eq!(read(&fd), Err(Errno::AGAIN));
 }
 
-/// There is nothing to do for a binding whose event is full: a thread in wait sleeps until it is read.
+/// There is nothing to do for a binding whose event is full: a thread in `wait` sleeps until the event is read.
 #[test]
 fn a_thread_sleeps_while_the_event_is_full() {
     watchdog::limit("a_thread_sleeps_while_the_event_is_full", || {
@@ -166,7 +166,7 @@ fn a_binding_that_ends() {
     assert_eq!(event.count(), 0);
     assert_eq!(read(&fd), Ok(5));
 
-    // Read already, and no room: signalled.
+    // What was read already and has no room is signalled.
     let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, FULL - 1);
     write(&fd, 2);
     carry(&poller);
@@ -175,7 +175,7 @@ fn a_binding_that_ends() {
     assert!(event.readiness().is_error());
     drop(poller);
 
-    // As far as there is room, not more.
+    // Only as much as there is room for is carried over.
     let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, FULL - 1);
     write(&fd, 2);
     carry(&poller);
@@ -185,7 +185,8 @@ fn a_binding_that_ends() {
     is_held_by_fewer_than(2, &event);
 }
 
-/// The thread that carries runs the event's observers. What it carries is there although one panics, and once.
+/// The thread that carries runs the event's observers. What it carries arrives exactly once, even if an observer
+/// panics.
 #[test]
 fn an_observer_that_panics() {
     let (poller, event, fd) = bound(EventfdFlags::NONBLOCK, 0);
@@ -211,7 +212,7 @@ fn an_observer_that_panics() {
     assert_eq!(event.count(), 6);
 }
 
-/// Two threads sleep in wait; the one that carries panics, and the other is woken by what comes next.
+/// Two threads sleep in wait; the one that carries panics, and the other thread is woken by the next count.
 #[test]
 fn an_observer_that_panics_beside_a_sleeper() {
     watchdog::limit("an_observer_that_panics_beside_a_sleeper", || {
@@ -235,7 +236,9 @@ fn an_observer_that_panics_beside_a_sleeper() {
         }));
         sleepers.iter().for_each(Caller::wait_asleep);
         write(&fd, 1);
-        wait_until("one to panic", || sleepers.iter().any(Caller::has_returned));
+        wait_until("one thread to panic", || {
+            sleepers.iter().any(Caller::has_returned)
+        });
         let first = sleepers.iter().position(Caller::has_returned).unwrap();
         assert!(sleepers.remove(first).finish());
         sleepers[0].wait_asleep();
@@ -245,8 +248,8 @@ fn an_observer_that_panics_beside_a_sleeper() {
     });
 }
 
-/// Two bindings have something to carry, and the observer of each waits for the other: whichever thread finds both, and
-/// wherever, another carries for one of them.
+/// Two bindings have something to carry, and the observer of each waits for the other binding. Whichever thread finds
+/// both, and wherever it does, another thread carries for one of them.
 #[test]
 fn an_observer_that_takes_its_time_holds_up_no_other_binding() {
     const ROUNDS: u32 = 300;
@@ -285,7 +288,7 @@ fn an_observer_that_takes_its_time_holds_up_no_other_binding() {
             }
             for now in 1..=ROUNDS {
                 if by_room {
-                    // What is in the eventfds cannot be carried before the events are read.
+                    // The counts in the eventfds cannot be carried before the events are read.
                     round.store(0, Ordering::Relaxed);
                     events.iter().for_each(|event| event.write(FULL).unwrap());
                     fds.iter().for_each(|fd| write(fd, 1));
@@ -296,7 +299,7 @@ fn an_observer_that_takes_its_time_holds_up_no_other_binding() {
                     round.store(now, Ordering::Relaxed);
                     fds.iter().for_each(|fd| write(fd, 1));
                 }
-                // This thread finds them too, in one look of 32.
+                // This thread finds the eventfds too, in one look of 32.
                 while carried.iter().any(|it| it.load(Ordering::Relaxed) != now) {
                     look(&poller);
                 }
@@ -326,8 +329,8 @@ fn what_cannot_be_bound() {
     poller.bind(&fd, &event, 1).unwrap();
 }
 
-/// Where the kernel cannot read an eventfd without waiting, or a filter says so, nothing can be bound. (Linux
-/// before 5.8)
+/// If the kernel cannot read an eventfd without waiting (Linux before 5.8), or a filter refuses that, nothing can be
+/// bound.
 #[cfg(any(
     target_arch = "aarch64",
     target_arch = "riscv64",
@@ -337,7 +340,7 @@ fn what_cannot_be_bound() {
 fn where_eventfds_cannot_be_read_at_once() {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
     let unsupported = Errno::OPNOTSUPP.raw_os_error();
-    // A thread of its own, for a filter is for ever.
+    // This needs a thread of its own, because a filter is for ever.
     let refused = thread::spawn(move || {
         let filter = SeccompFilter::new(
             [(libc::SYS_preadv2, Vec::new())].into(),
@@ -356,7 +359,7 @@ fn where_eventfds_cannot_be_read_at_once() {
     assert_eq!(refused.join().unwrap(), Err(PollError::Os(unsupported)));
 }
 
-/// Writers at the eventfd, in the way of KVM or another process; threads in wait; readers at the event. It has little
+/// Writers at the eventfd, as KVM or another process; threads in `wait`; readers at the event. The event has little
 /// room, so that much has to wait.
 #[test]
 fn nothing_is_lost_and_nothing_doubled() {
@@ -403,7 +406,7 @@ fn nothing_is_lost_and_nothing_doubled() {
     }
 }
 
-/// Bindings are made and ended while the eventfd is written to; what is not in the event is in the eventfd.
+/// Bindings are made and ended while the eventfd is written to; each count is in the event or in the eventfd.
 #[test]
 fn bindings_come_and_go() {
     watchdog::limit("bindings_come_and_go", || {
@@ -435,7 +438,7 @@ fn bindings_come_and_go() {
     });
 }
 
-/// What was written before the deletion is in the event or still in the eventfd when the deletion returns, also if
+/// What was written before the deletion is in the event or still in the eventfd when the deletion returns, even if
 /// another thread is carrying it over at the time.
 #[test]
 fn nothing_is_on_its_way_after_the_deletion() {
@@ -459,7 +462,7 @@ fn nothing_is_on_its_way_after_the_deletion() {
                 poller.bind(&fd, &event, 1).unwrap();
                 write(&fd, 1);
                 if round % 2 == 0 {
-                    // Somebody is likely to be at it.
+                    // A thread is likely to be carrying.
                     thread::yield_now();
                 }
                 poller.delete(1).unwrap();
@@ -467,7 +470,7 @@ fn nothing_is_on_its_way_after_the_deletion() {
                 if now != round {
                     done.store(true, Ordering::Relaxed);
                 }
-                assert_eq!(now, round, "it is on its way");
+                assert_eq!(now, round, "a count is on its way");
                 event.try_read();
                 event.signal_n(round);
             }
@@ -476,8 +479,8 @@ fn nothing_is_on_its_way_after_the_deletion() {
     });
 }
 
-/// What has been read and had no room is signalled when the poller goes. An observer that panics then keeps the other
-/// events from nothing.
+/// What has been read and had no room is signalled when the poller is dropped. If an observer panics then, the other
+/// events still get their counts.
 #[test]
 fn an_observer_that_panics_at_the_end() {
     for unwinding in [false, true] {

@@ -1,4 +1,4 @@
-//! What all threads hear: notifications of all, and an event that is not read. And waits with a deadline.
+//! Broadcasts: notifications of all threads, and an event that is not read. Also waits with a deadline.
 
 use crate::NOTHING;
 use crate::common::caller::{Caller, call_at, wait_until};
@@ -38,7 +38,7 @@ fn all_are_notified() {
                         let poller = Arc::clone(&poller);
                         call_at(place(), move || {
                             let mut events = Events::with_capacity(1);
-                            // Told of what was before it came.
+                            // The thread is told of a notification from before it came.
                             if poller.wait(&mut events, AT_ONCE) != Ok(0) {
                                 return Err(PollError::NoEntry);
                             }
@@ -59,7 +59,7 @@ fn all_are_notified() {
     });
 }
 
-/// A flag, and a notification that comes between the look at the flag and the wait.
+/// A notification that comes between a look at a flag and the wait is kept.
 #[test]
 fn a_notification_of_all_is_kept_for_each_buffer() {
     let poller = Poller::new();
@@ -73,7 +73,7 @@ fn a_notification_of_all_is_kept_for_each_buffer() {
         assert_eq!(poller.wait(events, None), Ok(0));
     }
     for events in &mut buffers {
-        // It does not come again, nor does it hide what is ready.
+        // The notification does not come again, and does not hide a ready event.
         event.signal();
         assert_eq!(poller.wait(events, None), Ok(1));
         poller.notify_all();
@@ -86,7 +86,7 @@ fn a_notification_of_all_is_kept_for_each_buffer() {
     }
 }
 
-/// One that is used with two pollers is told while it waits, and not again and again.
+/// A buffer that is used with two pollers is told while it waits, and not again and again.
 #[test]
 fn a_notification_of_all_and_a_buffer_of_two_pollers() {
     watchdog::limit("a_notification_of_all_and_a_buffer_of_two_pollers", || {
@@ -148,8 +148,8 @@ fn notified_again_and_again() {
     });
 }
 
-/// An event that is watched for levels and that nobody reads ends the waits of all threads, in one poller and in
-/// several, those to come too.
+/// An event that is watched for levels and is not read ends the waits of all threads in one poller or in several,
+/// including later waits.
 #[test]
 fn one_signal_that_is_not_read_stops_all() {
     watchdog::limit("one_signal_that_is_not_read_stops_all", || {

@@ -1,4 +1,4 @@
-//! What callers may do, and what they get for it.
+//! What callers may do, and the results.
 
 use crate::NOTHING;
 use crate::common::caller::{call_at, wait_until};
@@ -21,7 +21,7 @@ fn keys(poller: &Poller, room: usize, timeout: Option<Duration>) -> Vec<usize> {
     events.iter().map(|ready| ready.key()).collect()
 }
 
-/// What a poller held may be freed a moment later, by a thread of another test that changes observers just now.
+/// What a poller held may be freed a moment later, by a thread of another test that is changing observers just now.
 pub fn is_held_by_fewer_than(number: usize, event: &Arc<Event>) {
     wait_until("an event to be let go of", || {
         Arc::strong_count(event) < number
@@ -44,11 +44,11 @@ fn no_room_for_events() {
     let mut none = Events::with_capacity(0);
     assert_eq!(poller.wait(&mut none, None), Err(PollError::NoCapacity));
     assert_eq!(errno(PollError::NoCapacity), Errno::INVAL);
-    // It is there for who has room.
+    // The notification is kept for a buffer with room.
     assert_eq!(keys(&poller, 1, AT_ONCE), [1]);
 }
 
-/// Room that nobody could have.
+/// More room than any allocation could have.
 #[test]
 fn room_without_end() {
     let poller = Poller::new();
@@ -126,12 +126,12 @@ fn notifications() {
     poller.notify();
     poller.notify();
     assert_eq!(keys(&poller, 1, None), NOTHING);
-    // They counted as one.
+    // The notifications counted as one.
     let start = Instant::now();
     let timeout = Duration::from_millis(10);
     assert_eq!(keys(&poller, 1, Some(timeout)), NOTHING);
     assert!(start.elapsed() >= timeout);
-    // One does not hide what is ready.
+    // A notification does not hide a ready event.
     let event = Arc::new(Event::new(1));
     poller.add(&event, 1, Watch::READABLE).unwrap();
     poller.notify();
@@ -153,13 +153,13 @@ fn dropped_in_any_order() {
     let poller = Poller::new();
     poller.add(&event, 1, Watch::READABLE).unwrap();
     drop(event);
-    // The poller keeps it.
+    // The poller keeps the event.
     assert_eq!(keys(&poller, 1, AT_ONCE), [1]);
     poller.delete(1).unwrap();
     assert_eq!(keys(&poller, 1, AT_ONCE), NOTHING);
 }
 
-/// Nothing piles up in a poller in which nobody waits.
+/// Nothing accumulates in a poller in which no thread waits.
 #[test]
 fn added_and_deleted_without_a_wait() {
     let poller = Poller::new();
@@ -210,7 +210,7 @@ fn changed_in_an_observers_call() {
                 Interest::Signals,
                 Arc::new(move |_: Change| {
                     let event = watched.upgrade().unwrap();
-                    // The other thread may have done so just now.
+                    // The other thread may have deleted the key just now.
                     let _ = poller.delete(1);
                     let _ = poller.add(&event, 1, Watch::READABLE.edge());
                     let _ = poller.modify(1, Watch::READABLE);
@@ -287,7 +287,7 @@ fn dropped_in_an_observers_call() {
     });
 }
 
-/// What is found depends on what is ready.
+/// A wait finds the ready events only, however many are registered.
 #[test]
 fn many_registered() {
     const MANY: usize = 10_000;
@@ -307,7 +307,7 @@ fn many_registered() {
     assert!(found.into_iter().eq((0..MANY).rev()));
 }
 
-/// Sleeps that no look has saved close the window.
+/// The window closes when its looks have saved no sleep.
 #[test]
 fn a_window_in_vain() {
     watchdog::limit("a_window_in_vain", || {

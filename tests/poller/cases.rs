@@ -3,17 +3,17 @@
 //! | cases | |
 //! |---|---|
 //! | P1, P7, P11, P14, P16, P17, P19–P23, P25–P29, P31, P32, P34, P35, P40, P41, P43 | here, the same for both |
-//! | P10 | as P35: a poller for each that waits |
+//! | P10 | as P35: a poller for each waiting thread |
 //! | P13 | as P17: a pulse that is over is not seen |
 //! | P45 | `loom-tests/tests/poll.rs` |
 //! | P15 | differs: a signal handler does not end a wait (`p15_a_signal_handler`) |
-//! | P33 | differs: an overflow is reported to who watches for errors alone (`p33_errors_alone`) |
-//! | P38, P39 | differ: who sleeps in the event is woken beside any number of pollers (`p38…`, `p39…`) |
-//! | P2 | cannot be said: there is no such flag |
-//! | P3–P5, P8, P9 | of `select` and `poll`, not of epoll: see the tests of `wait_any` |
-//! | P37 | cannot be said: there is no exclusive watching. Instead, several threads wait on one poller |
+//! | P33 | differs: an overflow is reported to a poller that watches for errors only (`p33_errors_alone`) |
+//! | P38, P39 | differ: a thread that sleeps in the event is woken beside any number of pollers (`p38…`, `p39…`) |
+//! | P2 | has no counterpart: there is no such flag |
+//! | P3–P5, P8, P9 | about `select` and `poll` rather than epoll: see the tests of `wait_any` |
+//! | P37 | has no counterpart: there is no exclusive watching. Instead, several threads wait on one poller |
 //! | P40, closing | an event is not closed: the poller keeps it until it is deleted |
-//! | P44 | cannot be said: a poller is not an event |
+//! | P44 | has no counterpart: a poller is not an event |
 
 use crate::common::caller::{Caller, call, call_at, wait_until};
 use crate::common::counter::Counter;
@@ -265,7 +265,7 @@ fn p32_modified_to_writable<S: Set>() {
     assert_eq!(now(&set), []);
 }
 
-/// A thread that waits without end.
+/// A thread that waits without a time limit.
 fn wait<S: Set>(set: &S) -> Caller<Result<Vec<Ready>, Errno>> {
     let place = set.place();
     let set = set.clone();
@@ -408,12 +408,12 @@ fn added_anew_it_is_last<S: Set>() {
     assert_eq!(now(&set), [readable(1), readable(0)]);
 }
 
-// Where a poller differs
+// Where a poller differs from epoll
 
 #[test]
 fn p15_a_signal_handler() {
     extern "C" fn handler(_: libc::c_int) {}
-    // SAFETY: the handler does nothing, and the signal is nobody else's.
+    // SAFETY: the handler does nothing, and nothing else uses the signal.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -442,7 +442,7 @@ fn p33_errors_alone() {
         now(&set);
         counter.write(1).unwrap();
         counter.signal();
-        assert_eq!(now(&set), [], "{watch:?}: the kernel has learnt");
+        assert_eq!(now(&set), [], "{watch:?}: the kernel reports it now");
 
         let (set, counter) = one::<Ours>(u64::MAX - 2, Mode::Counter, watch);
         now(&set);
@@ -450,7 +450,7 @@ fn p33_errors_alone() {
         assert_eq!(now(&set), [], "{watch:?}");
         counter.signal();
         assert_eq!(now(&set), [(1, false, false, true)], "{watch:?}");
-        // And again, once it is over.
+        // The overflow is reported again after it was over.
         counter.try_read().unwrap();
         now(&set);
         counter.signal_n(u64::MAX);
@@ -467,7 +467,7 @@ fn p38_a_reader_beside_pollers() {
     reader.wait_asleep();
     counter.write(1).unwrap();
     assert_eq!(reader.finish(), Ok(1));
-    // It may have looked before the reader took it, or after.
+    // The thread may have looked before the reader took the count, or after.
     counter.write(1).unwrap();
     assert_eq!(poller.finish().unwrap(), [readable(1)]);
 }

@@ -45,7 +45,7 @@ fn both_kinds_are_reported() {
     assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
     far.write_all(b"x").unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), [2]);
-    // Of two that are ready, a busy poller may leave the descriptor for a later wait, but not for ever.
+    // If both are ready, a busy poller may leave the descriptor for a later wait, but not for ever.
     event.signal();
     let mut seen = Vec::new();
     while !seen.contains(&2) {
@@ -63,7 +63,7 @@ fn neither_kind_starves_the_other() {
     let (poller, event, _near, mut far) = mixed(Watch::READABLE);
     far.write_all(b"x").unwrap();
     event.signal();
-    // Both are ready all the time, and there is room for one.
+    // Both are ready all the time, and there is room for one of them.
     let mut seen = [0; 3];
     for _ in 0..1_000 {
         for key in keys(&poller, 1, AT_ONCE) {
@@ -104,7 +104,7 @@ fn what_is_reported() {
         let ready = events.iter().find(|ready| ready.key() == 2).unwrap();
         (ready.is_readable(), ready.is_writable(), ready.is_hang_up())
     };
-    // It would be ready too, and come first.
+    // The event would be ready too, and come first.
     poller.delete(1).unwrap();
     assert_eq!(look(), (false, true, false));
     drop(far);
@@ -138,7 +138,7 @@ fn a_sleeper_is_woken_by_either() {
     });
 }
 
-/// The first descriptor comes while threads are asleep that have no reason yet to sleep in epoll.
+/// The first descriptor is added while threads are asleep, which had no reason yet to sleep in epoll.
 #[test]
 fn sleepers_learn_of_the_first_descriptor() {
     watchdog::limit("sleepers_learn_of_the_first_descriptor", || {
@@ -191,7 +191,7 @@ fn a_timeout_in_epoll() {
     }
 }
 
-/// Also those that come while it spins.
+/// The thread also sees descriptors that are added while it spins.
 #[test]
 fn a_spinning_thread_sees_descriptors() {
     watchdog::limit("a_spinning_thread_sees_descriptors", || {
@@ -216,19 +216,19 @@ fn a_spinning_thread_sees_descriptors() {
     });
 }
 
-/// What a handler of signals notifies.
+/// The poller that a signal handler notifies.
 static NOTIFIED: AtomicPtr<Poller> = AtomicPtr::new(std::ptr::null_mut());
 
 #[test]
 fn a_signal_handler_may_notify() {
     extern "C" fn handler(_: libc::c_int) {
-        // SAFETY: it points to a poller that is never dropped.
+        // SAFETY: the pointer is to a poller that is never dropped.
         unsafe { &*NOTIFIED.load(Ordering::Acquire) }.notify();
     }
     static POLLER: LazyLock<Arc<Poller>> =
         LazyLock::new(|| Arc::new(Poller::with_spin(Spin::Never)));
     NOTIFIED.store(Arc::as_ptr(&POLLER).cast_mut(), Ordering::Release);
-    // SAFETY: `notify` takes no lock, and the signal is nobody else's.
+    // SAFETY: `notify` takes no lock, and nothing else uses the signal.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -245,7 +245,7 @@ fn a_signal_handler_may_notify() {
     assert_eq!(in_epoll.finish(), NOTHING);
 }
 
-/// Several threads sleep in epoll; each signal is for one, each level for all.
+/// Several threads sleep in epoll; each signal is for one of them, and each level for all.
 #[test]
 fn threads_asleep_in_epoll() {
     watchdog::limit("threads_asleep_in_epoll", || {
@@ -273,9 +273,9 @@ fn threads_asleep_in_epoll() {
 
 // Bad input
 
-/// A descriptor that is not open, and stays so while the test runs: nobody opens so many.
+/// A number that is not open, and stays so while the test runs, since no test opens so many descriptors.
 pub fn not_open() -> BorrowedFd<'static> {
-    // SAFETY: it is not open, which is what the test is about; nothing is done with it but to ask for.
+    // SAFETY: the number is not open, which is what the test is about; it is only passed to calls.
     unsafe { BorrowedFd::borrow_raw(900_000) }
 }
 
@@ -314,7 +314,7 @@ fn descriptors_that_epoll_does_not_take() {
         assert_eq!(result, Err(error));
         assert_eq!(errno(error), number);
     }
-    // None of it has used the key up or harmed the others.
+    // None of these calls has used the key up or harmed other registrations.
     poller
         .add_fd(near.try_clone().unwrap(), 3, Watch::READABLE)
         .unwrap();
@@ -327,10 +327,10 @@ fn descriptors_that_epoll_does_not_take() {
     }
 }
 
-/// Closed without a delete, and the number given to another.
+/// A descriptor is closed without a delete, and its number is given to another one.
 #[test]
 fn a_number_that_is_given_again() {
-    // Too high to be given to anybody who does not ask for it.
+    // The number is so high that it is given only to code that asks for it.
     let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 700).unwrap();
     let poller = Poller::new();
     let first = high(&eventfd(0, EventfdFlags::empty()).unwrap());
@@ -341,7 +341,7 @@ fn a_number_that_is_given_again() {
     let second: OwnedFd = high(&eventfd(1, EventfdFlags::empty()).unwrap());
     assert_eq!(second.as_raw_fd(), number);
     poller.add_fd(&second, 3, Watch::READABLE).unwrap();
-    // The old key does not stand for the new one.
+    // The old key does not stand for the new descriptor.
     assert_eq!(poller.modify(2, Watch::ERRORS), Err(PollError::NoEntry));
     poller.delete(2).unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), [3]);
@@ -349,10 +349,11 @@ fn a_number_that_is_given_again() {
     assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
 }
 
-/// Closed here without a delete, and not by the peer: it reports nothing, under a key that is used again neither.
+/// A descriptor is closed here without a delete, and stays open at the peer: it reports nothing, even under a key that
+/// is used again.
 #[test]
 fn what_the_kernel_still_knows_is_not_reported() {
-    // Too high to be given to anybody who does not ask for it.
+    // The number is so high that it is given only to code that asks for it.
     let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 800).unwrap();
     let [first, second, third] = [(); 3].map(|()| eventfd(0, EventfdFlags::empty()).unwrap());
     let poller = Poller::new();
@@ -369,7 +370,7 @@ fn what_the_kernel_still_knows_is_not_reported() {
     assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
 }
 
-/// Somebody has put another descriptor in the place of the poller's own. Each wait that needs it says so.
+/// Other code has put another descriptor in place of the poller's own. Each wait that needs the descriptor fails.
 #[test]
 fn an_epoll_that_is_gone() {
     watchdog::limit("an_epoll_that_is_gone", || {
@@ -377,7 +378,7 @@ fn an_epoll_that_is_gone() {
         let quiet = eventfd(0, EventfdFlags::empty()).unwrap();
         let quiet = rustix::io::fcntl_dupfd_cloexec(&quiet, 900).unwrap();
         poller.add_fd(&quiet, 1, Watch::READABLE).unwrap();
-        // The one that watches this number.
+        // This finds the epoll that watches this number.
         let watches = |info: &str| {
             info.lines().any(|line| {
                 let mut words = line.split_whitespace();
@@ -388,18 +389,18 @@ fn an_epoll_that_is_gone() {
             .unwrap()
             .find_map(|entry| {
                 let path = entry.unwrap().path();
-                // Other tests close theirs.
+                // Other tests may close theirs meanwhile.
                 let info = std::fs::read_to_string(&path).unwrap_or_default();
                 watches(&info).then(|| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
             });
         let epoll: i32 = epoll.expect("the poller's epoll");
-        // SAFETY: both are open, and the second is the poller's.
+        // SAFETY: both descriptors are open, and the second is the poller's.
         assert_eq!(unsafe { libc::dup2(quiet.as_raw_fd(), epoll) }, epoll);
         let invalid = Err(PollError::Os(libc::EINVAL));
         let mut events = Events::with_capacity(4);
         assert_eq!(poller.wait(&mut events, AT_ONCE), invalid);
         assert_eq!(poller.wait(&mut events, None), invalid);
-        // One that finds something needs it now and then. Nothing is lost.
+        // A wait that finds something needs the descriptor only now and then. Nothing is lost.
         let event = Arc::new(Event::new(1));
         poller.add(&event, 2, Watch::READABLE).unwrap();
         let results: Vec<_> = (0..32).map(|_| poller.wait(&mut events, None)).collect();

@@ -26,7 +26,7 @@ fn wait(poller: &Poller, timeout: Duration) -> usize {
         .unwrap()
 }
 
-/// An eventfd that is bound, and its event, which is not watched.
+/// A bound eventfd, and its event, which is not watched.
 fn bind(poller: &Poller, key: usize) -> (Arc<OwnedFd>, Arc<Event>) {
     bind_with(poller, key, EventfdFlags::NONBLOCK)
 }
@@ -47,7 +47,7 @@ pub fn on_signal(event: &Arc<Event>, f: impl Fn() + Send + Sync + 'static) -> Ob
     )
 }
 
-/// Whatever is carried over is answered with the next write, from the thread that carries.
+/// Each count that is carried over is answered with the next write, by the thread that carries.
 fn answered_at_once(poller: &Poller, flags: EventfdFlags) -> (Arc<Event>, Observation) {
     let (fd, event) = bind_with(poller, 1, flags);
     write_one(&fd);
@@ -93,7 +93,7 @@ fn while_a_peer_answers() {
     });
 }
 
-/// Two wait, and each finds what the other is at.
+/// Two threads wait, and each finds the binding that the other is carrying for.
 #[test]
 fn while_a_peer_writes_without_pause() {
     watchdog::limit("while_a_peer_writes_without_pause", || {
@@ -104,7 +104,7 @@ fn while_a_peer_writes_without_pause() {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
-                        // Full once in a long while.
+                        // The eventfd is full once in a long while.
                         let _ = rustix::io::write(&fd, &1_u64.to_ne_bytes());
                     }
                 });
@@ -119,7 +119,7 @@ fn while_a_peer_writes_without_pause() {
     });
 }
 
-/// Without any time, a wait carries over, but not without end. Of a semaphore there is always more to read.
+/// A wait with a timeout of 0 carries over, but not without end, though a semaphore always has more to read.
 #[test]
 fn without_any_time() {
     watchdog::limit("without_any_time", || {
@@ -136,7 +136,7 @@ fn without_any_time() {
     });
 }
 
-/// Nor does it hide what is ready, and a notification.
+/// What is carried over hides neither a ready event nor a notification.
 #[test]
 fn what_is_ready_beside_it_is_reported() {
     watchdog::limit("what_is_ready_beside_it_is_reported", || {
@@ -164,7 +164,7 @@ fn what_is_ready_beside_it_is_reported() {
     });
 }
 
-/// An observer of what is carried over may take its time. Other bindings are carried for by other threads meanwhile.
+/// An observer of an event that is carried into may take its time. Other threads carry for other bindings meanwhile.
 #[test]
 fn an_observer_holds_up_no_other_binding() {
     watchdog::limit("an_observer_holds_up_no_other_binding", || {
@@ -206,7 +206,7 @@ fn an_observer_holds_up_no_other_binding() {
     });
 }
 
-/// When the time is up, what is not carried over yet stays for the next wait. Everybody has a turn.
+/// When the time is up, what is not carried over yet stays for the next wait. Each binding gets its turn.
 #[test]
 fn the_time_is_up_in_the_middle() {
     watchdog::limit("the_time_is_up_in_the_middle", || {
@@ -214,7 +214,7 @@ fn the_time_is_up_in_the_middle() {
         let poller = Poller::with_spin(Spin::Never);
         let turns = Arc::new(AtomicUsize::new(0));
         let bindings: Vec<_> = (0..MANY).map(|key| bind(&poller, key)).collect();
-        // The thread that waits is kept until its time is up.
+        // The waiting thread is held up until its time is up.
         let over = Instant::now() + 20 * SHORT;
         let observations: Vec<_> = bindings
             .iter()
@@ -228,7 +228,7 @@ fn the_time_is_up_in_the_middle() {
             .collect();
         thread::scope(|scope| {
             let waiter = scope.spawn(|| wait(&poller, 10 * SHORT));
-            // A first look, before it knows how late it is, takes all that is there.
+            // A first look, before the thread knows how late it is, takes everything.
             wait_until("the thread to wait", || {
                 format!("{poller:?}").contains("waiting: 1") || waiter.is_finished()
             });
@@ -237,7 +237,7 @@ fn the_time_is_up_in_the_middle() {
         });
         let in_time = turns.load(Ordering::Relaxed);
         assert!(in_time < MANY, "{in_time} turns");
-        // Looks at descriptors included.
+        // This many looks include looks at descriptors.
         for _ in 0..40 {
             assert_eq!(wait(&poller, Duration::ZERO), 0);
         }

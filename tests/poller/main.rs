@@ -24,7 +24,7 @@ use common::watchdog;
 use proptest::prelude::*;
 use script::Script;
 
-/// No keys. A bare `[]` does not tell of what, since vm-memory compares its own integers with `usize`.
+/// No keys. The type of a bare `[]` would be ambiguous, since vm-memory compares its own integers with `usize`.
 const NOTHING: [usize; 0] = [];
 
 proptest! {

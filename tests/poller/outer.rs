@@ -24,7 +24,7 @@ fn one(watch: Watch) -> (PollerFd, Arc<Event>) {
     (PollerFd::new(poller).unwrap(), event)
 }
 
-/// The keys that an attempt to arm finds, or that it has armed.
+/// The keys that an attempt to arm finds; `None` if it has armed the poller.
 fn arm(fd: &PollerFd) -> Option<Vec<usize>> {
     let mut events = Events::with_capacity(4);
     let armed = fd.arm(&mut events).unwrap();
@@ -48,7 +48,7 @@ impl Outer {
         Outer(outer)
     }
 
-    /// Whether it returns for something, at once or at all.
+    /// Whether the epoll returns with a report within `timeout`.
     fn wait(&self, timeout: Option<Duration>) -> bool {
         let timeout = timeout.map(|timeout| timeout.try_into().unwrap());
         let mut found = Vec::with_capacity(4);
@@ -65,7 +65,7 @@ impl Outer {
 
 const LEVELS_AND_EDGES: [EventFlags; 2] = [EventFlags::IN, EventFlags::IN.union(EventFlags::ET)];
 
-/// The descriptor is readable after a signal to an armed poller, and after no other.
+/// The descriptor is readable after a signal to an armed poller, and after no other signal.
 #[test]
 fn readable_after_a_signal_if_armed() {
     for flags in LEVELS_AND_EDGES {
@@ -78,14 +78,14 @@ fn readable_after_a_signal_if_armed() {
                 assert_eq!(arm(&fd), Some(vec![1]));
                 event.read();
                 assert_eq!(arm(&fd), None);
-                assert!(!outer.wait(AT_ONCE), "nothing has come");
+                assert!(!outer.wait(AT_ONCE), "no signal has come");
                 event.signal();
                 assert!(outer.wait(None));
                 fd.disarm();
                 assert_eq!(arm(&fd), Some(vec![1]));
                 event.read();
                 assert_eq!(arm(&fd), None);
-                assert!(!outer.wait(AT_ONCE), "it has been heard");
+                assert!(!outer.wait(AT_ONCE), "the signal has been heard");
                 fd.disarm();
             }
         }
@@ -129,7 +129,7 @@ fn errors() {
     let mut none = Events::with_capacity(0);
     assert_eq!(fd.arm(&mut none), Err(PollError::NoCapacity));
     assert_eq!(arm(&fd), Some(vec![1]));
-    // A circle.
+    // This would be a circle.
     let outer = fd.poller();
     assert!(matches!(
         outer.add_fd(&fd, 2, Watch::READABLE),
@@ -144,7 +144,7 @@ fn notifications() {
         notify(fd.poller());
         assert!(!is_readable(&fd), "not armed");
         assert_eq!(arm(&fd), Some(vec![]));
-        // The buffer is another one each time, and each is told of a notification of all.
+        // The buffer is a new one each time, and each new buffer is told of a notification of all.
         let mut events = Events::with_capacity(1);
         while !fd.arm(&mut events).unwrap() {}
         notify(fd.poller());
@@ -203,14 +203,14 @@ fn bindings() {
         fd.disarm();
         let mut found = Vec::new();
         while found.is_empty() {
-            found = arm(&fd).expect("there is something");
+            found = arm(&fd).expect("there is a report");
         }
         assert_eq!(found, [1]);
         assert_eq!(event.read(), count);
     }
 }
 
-/// A virtqueue in small.
+/// A minimal virtqueue.
 #[derive(Default)]
 struct Ring {
     available: AtomicU32,
@@ -260,7 +260,7 @@ fn probes() {
         assert_eq!(arm(&fd), Some(vec![1]));
         assert!(no_notify());
         take();
-        // It comes without a kick.
+        // The request comes without a kick.
         ring.available.fetch_add(1, Ordering::Release);
         assert_eq!(arm(&fd), Some(vec![1]));
         assert!(no_notify());
@@ -271,7 +271,7 @@ fn probes() {
     }
 }
 
-/// Panics when it is told that polling is over.
+/// A probe that panics when it is told that polling is over.
 struct Fragile;
 
 impl Probe for Fragile {
@@ -284,7 +284,7 @@ impl Probe for Fragile {
     }
 }
 
-/// A probe that panics leaves the poller disarmed, and what is ready is there for the next time.
+/// A probe that panics leaves the poller disarmed, and the next look finds what is ready.
 #[test]
 fn a_probe_that_panics() {
     let (fd, event) = one(Watch::READABLE);
@@ -327,8 +327,8 @@ fn signallers() {
     }
 }
 
-/// Signals from several threads, with the outer loop beside threads that wait in the poller itself: none is lost, and
-/// the loop sleeps in between.
+/// Signals from several threads, with the outer loop beside threads that wait in the poller itself: no signal is lost,
+/// and the loop sleeps in between.
 #[test]
 fn many_threads() {
     watchdog::limit("many_threads", || {
@@ -412,7 +412,7 @@ fn in_a_poller() {
     });
 }
 
-/// In tokio, on its threads, with a timeout beside it.
+/// A poller in tokio, on its threads, with a timeout.
 #[test]
 fn in_tokio() {
     use tokio::io::{Interest, unix::AsyncFd};
@@ -431,7 +431,7 @@ fn in_tokio() {
         });
         const KICKS: u64 = 1_000;
         let device = async move {
-            // SAFETY: it keeps its descriptor open.
+            // SAFETY: the `PollerFd` keeps its descriptor open.
             let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.unwrap();
             let (mut taken, mut timeouts) = (0, 0);
             let mut events = Events::with_capacity(4);
@@ -443,7 +443,7 @@ fn in_tokio() {
                     }
                 }
                 if timeouts <= taken / 100 {
-                    // Nothing comes unless it is asked for.
+                    // Nothing comes unless the poller is armed.
                     let nothing = tokio::time::timeout(Duration::from_millis(1), fd.readable());
                     assert!(nothing.await.is_err());
                     timeouts += 1;
@@ -461,7 +461,7 @@ fn in_tokio() {
     });
 }
 
-/// In event-manager, beside another subscriber.
+/// A poller in event-manager, beside another subscriber.
 #[test]
 fn in_event_manager() {
     use event_manager::{

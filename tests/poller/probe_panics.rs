@@ -1,4 +1,4 @@
-//! Probes that panic: the thread in `wait` passes it on, and nothing else suffers.
+//! Probes that panic: the thread in `wait` passes the panic on, and nothing else is affected.
 
 use crate::NOTHING;
 use crate::calls::is_held_by_fewer_than;
@@ -21,7 +21,7 @@ enum Call {
     Drop,
 }
 
-/// A probe that panics in so many calls of one kind.
+/// A probe that panics in a number of calls of one kind.
 struct Fragile {
     of: OfSource,
     at: Call,
@@ -47,7 +47,7 @@ impl Fragile {
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
                 .is_ok()
         {
-            // Past the hook, which would print it.
+            // This bypasses the hook, which would print the panic.
             panic::resume_unwind(Box::new("a fuse"));
         }
     }
@@ -55,7 +55,8 @@ impl Fragile {
 
 impl Probe for Fragile {
     fn ready(&mut self) -> bool {
-        // A source that has been asked 1,024 times in vain gets cold: not before a test is ready for the panic.
+        // A source that has been asked 1,024 times in vain gets cold; the sleep keeps it from that until a test is
+        // ready for the panic.
         thread::sleep(Duration::from_millis(1));
         self.call(Call::Ready);
         self.of.ready()
@@ -155,7 +156,7 @@ fn the_others_are_told_and_it_is_told_again() {
                 if at == Call::End {
                     assert_eq!(three.begun(), [false, true, false]);
                 }
-                // All is as if nothing had been.
+                // Everything works as if there had been no panic.
                 assert_eq!(try_keys(poller, SOON), Ok(vec![]), "{at:?}");
                 assert_eq!(three.begun(), [false; 3]);
                 for (key, (kick, source)) in (1..).zip(three.kicks.iter().zip(&three.sources)) {
@@ -193,7 +194,7 @@ fn the_next_wait_asks() {
     });
 }
 
-/// Whatever a thread panics in, one that sleeps and relied on it is told of what comes.
+/// Whatever call a thread panics in, a sleeping thread that relied on it learns of the next event.
 #[test]
 fn one_that_sleeps_is_told() {
     watchdog::limit("one_that_sleeps_is_told", || {
@@ -223,13 +224,13 @@ fn one_that_sleeps_is_told() {
                         assert_eq!(asleep.join().unwrap(), Ok(vec![1]));
                     }
                     (_, SOME) => {
-                        // The end before the report.
+                        // The end of polling comes before the report.
                         source.set_ready(true);
                         assert_eq!(asking.join().unwrap(), Err(vec![1]));
                         assert_eq!(asleep.join().unwrap(), Ok(vec![1]));
                     }
                     _ => {
-                        // It cannot be ended, so nobody sleeps.
+                        // Polling of the source cannot be ended, so no thread sleeps.
                         source.set_ready(true);
                         assert_eq!(asking.join().unwrap(), Err(vec![1]));
                         assert_eq!(asleep.join().unwrap(), Err(vec![]));
@@ -244,7 +245,7 @@ fn one_that_sleeps_is_told() {
     });
 }
 
-/// One that panics whenever it is asked hides no other, and no edge that has been found.
+/// A probe that panics whenever it is asked hides no other probe, and no edge that has been found.
 #[test]
 fn none_is_hidden() {
     let three = Three::new(Spin::Never, Call::Ready);
@@ -263,7 +264,7 @@ fn none_is_hidden() {
     assert_eq!((found[2], found[4]), (0, 1));
 }
 
-/// What is deleted or dropped is gone, and the others are told.
+/// A probe that is deleted, or dropped with its poller, is gone even if one panics, and polling ends for the others.
 #[test]
 fn deleted_and_dropped() {
     for at in [Call::End, Call::Drop] {
@@ -284,7 +285,7 @@ fn deleted_and_dropped() {
                 panic::catch_unwind(AssertUnwindSafe(|| poller.delete(2))).unwrap_err();
                 is_held_by_fewer_than(2, &kicks[1]);
                 assert_eq!(Arc::strong_count(&sources[1]), 1);
-                // The key is vacant, and so is the place.
+                // The key is vacant, and so is the probe's place.
                 poller.add(&kicks[1], 2, Watch::READABLE.edge()).unwrap();
                 let again = Arc::new(Source::default());
                 poller.attach_probe(2, again.probe()).unwrap();
@@ -294,7 +295,7 @@ fn deleted_and_dropped() {
                 assert!(!again.is_begun());
             }
             for (index, (kick, source)) in kicks.iter().zip(&sources).enumerate() {
-                // Nobody can help the one that panics in its end.
+                // Polling stays begun only for the source whose probe panics in its end.
                 assert_eq!(source.is_begun(), at == Call::End && index == 1);
                 assert_eq!(Arc::strong_count(source), 1);
                 is_held_by_fewer_than(2, kick);

@@ -14,11 +14,11 @@ use std::time::Duration;
 /// How the driver of a source kicks.
 enum Kick {
     Event(Arc<Event>),
-    /// An eventfd that is watched itself.
+    /// By an eventfd that is watched itself.
     Descriptor(OwnedFd),
-    /// One that is bound to an event.
+    /// By an eventfd that is bound to an event.
     Bound(OwnedFd, Arc<Event>),
-    /// Through the poller: there is nothing but the probe.
+    /// By notifying the poller: there is nothing but the probe.
     Notify,
 }
 
@@ -73,9 +73,9 @@ impl Source {
     }
 }
 
-/// Every request of every source is served, and once. `spin` is what the poller does before it sleeps. Of several
-/// threads, one may be away until others have served what comes meanwhile. A source that is `moving` goes and comes
-/// back, which wakes threads.
+/// Every request of every source is served exactly once. `spin` is the poller's policy before it sleeps. Of several
+/// threads, one may be away until others have served what comes meanwhile. If a source is `moving`, it is deleted and
+/// added again, which wakes threads.
 fn stress(threads: usize, spin: Spin, moving: bool) -> PollStats {
     const SOURCES: usize = 8;
     const REQUESTS: u64 = 8_000;
@@ -100,7 +100,7 @@ fn stress(threads: usize, spin: Spin, moving: bool) -> PollStats {
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                // Little room, so that what one finds is left to another.
+                // There is little room, so that a thread leaves some of what it finds to another.
                 let mut events = Events::with_capacity(3);
                 let mut random = fastrand::Rng::with_seed(7);
                 while !is_done() {
@@ -128,7 +128,7 @@ fn stress(threads: usize, spin: Spin, moving: bool) -> PollStats {
                 let own = &sources[half * SOURCES / 2..(half + 1) * SOURCES / 2];
                 let mut left = [REQUESTS; SOURCES / 2];
                 while left != [0; SOURCES / 2] {
-                    // A few are busy for a while; the others get cold.
+                    // A few sources are busy for a while; the others get cold.
                     let busy = [(); 2].map(|()| random.usize(..own.len()));
                     for _ in 0..random.u64(1..64) {
                         let index = busy[random.usize(..busy.len())];
@@ -154,7 +154,7 @@ fn stress(threads: usize, spin: Spin, moving: bool) -> PollStats {
         });
         while !drivers.iter().all(thread::ScopedJoinHandle::is_finished) {
             if moving {
-                // What it has by then is found.
+                // The requests that the source has by then are found.
                 poller.delete(sources[3].key).unwrap();
                 sources[3].register(&poller);
             }

@@ -19,11 +19,11 @@ use std::time::Duration;
 pub const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
 pub const SOON: Option<Duration> = Some(Duration::from_millis(1));
 
-/// What a probe is asked and says.
+/// A source that records what its probe is asked, and gives its answers.
 #[derive(Default)]
 pub struct Source {
     ready: AtomicBool,
-    /// Notifications are turned off.
+    /// Whether notifications are turned off.
     begun: AtomicBool,
     asked: AtomicU64,
     begins: AtomicU32,
@@ -105,7 +105,7 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
         assert!(source.is_begun());
         source.set_ready(true);
         assert_eq!(keys(&poller, 4, None), [1]);
-        // As long as it is ready.
+        // The source is reported as long as it is ready.
         assert_eq!(keys(&poller, 4, None), [1]);
         source.set_ready(false);
         assert!(source.is_begun());
@@ -121,8 +121,8 @@ fn found_by_a_kick_then_by_the_probe_then_by_a_kick() {
     }
 }
 
-/// The queues of a device that are used in turn: after a sleep, the kick of one has the poller ask the others too,
-/// whose drivers need not kick. One that has had nothing for long is left alone.
+/// The queues of a device that are used in turn: after a sleep, the kick of one makes the poller ask the others too,
+/// whose drivers then need not kick. A queue that has had nothing for long is not asked.
 #[test]
 fn a_kick_of_one_warms_the_others() {
     for spin in SPINS {
@@ -149,7 +149,7 @@ fn a_kick_of_one_warms_the_others() {
         let asked = other.asked();
         assert!(!sleep_and_kick());
         assert_eq!(other.asked(), asked, "a cold source was asked");
-        // Until it has something again.
+        // The queue is asked again once it has something.
         other_kick.signal();
         assert_eq!(keys(&poller, 4, None), [2]);
         assert!(sleep_and_kick());
@@ -168,8 +168,8 @@ fn what_is_there_before_the_probe_is_found() {
     }
 }
 
-/// What has nothing to do when its probe comes costs nothing before its first kick, however many there are: nobody asks
-/// it, and it goes on notifying.
+/// A source that is idle when its probe is added costs nothing before its first kick, however many such sources there
+/// are: it is not asked, and goes on notifying.
 #[test]
 fn idle_sources_are_cold_from_the_start() {
     for spin in SPINS {
@@ -200,7 +200,7 @@ fn idle_sources_are_cold_from_the_start() {
     }
 }
 
-/// What the last look before a sleep finds keeps the thread awake.
+/// A request that the last look before a sleep finds keeps the thread awake.
 #[test]
 fn found_at_the_end() {
     struct AtTheEnd(u32);
@@ -230,7 +230,7 @@ fn found_at_the_end() {
     });
 }
 
-/// A kick and the probe at once are one report.
+/// A kick and the probe together cause one report.
 #[test]
 fn one_report() {
     let (poller, kick, source) = probed(Spin::Never);
@@ -248,7 +248,8 @@ fn one_report() {
     }
 }
 
-/// Neither hides the other, nor what else is ready, however small the buffer is and however often the one is ready.
+/// Neither a probe nor an event hides the other, or anything else that is ready, however small the buffer is and
+/// however often one of them is ready.
 #[test]
 fn none_starves() {
     let (poller, kick, source) = probed(Spin::Never);
@@ -277,7 +278,7 @@ fn none_starves() {
     }
 }
 
-/// A source that has not been ready for long is not asked any more, though others keep the thread awake.
+/// A source that has not been ready for long is no longer asked, though others keep the thread awake.
 #[test]
 fn an_idle_source_gets_cold() {
     let (poller, kick, busy) = probed(Spin::Never);
@@ -300,12 +301,12 @@ fn an_idle_source_gets_cold() {
     let asked: u64 = idle.iter().map(|source| source.asked()).sum();
     assert_eq!(keys(&poller, 200, None), [1]);
     assert_eq!(asked, idle.iter().map(|source| source.asked()).sum::<u64>());
-    // Nobody asks a busy one to notify for that.
+    // Notifications of the busy source stay off meanwhile.
     assert!(busy.is_begun());
     assert_eq!(busy.ends.load(Ordering::Relaxed), 0);
 }
 
-/// One that is reported now and then is not idle, though it has never been found by asking.
+/// A source that is reported now and then is not idle, even if it has never been found by asking.
 #[test]
 fn a_source_that_is_kicked_stays_hot() {
     let (poller, kick, source) = probed(Spin::Never);
@@ -325,7 +326,7 @@ fn a_source_that_is_kicked_stays_hot() {
     assert_eq!(source.ends.load(Ordering::Relaxed), 0);
 }
 
-/// What has got cold and is deleted does not get hot again with the others.
+/// A source that has got cold and is deleted does not get hot again with the others.
 #[test]
 fn deleted_after_a_sleep() {
     let (poller, kick, _source) = probed(Spin::Never);
@@ -343,7 +344,7 @@ fn deleted_after_a_sleep() {
     assert!(!kicks[0].1.is_begun() && kicks[1].1.is_begun());
 }
 
-/// While a thread asks, nobody need notify, and another thread sleeps, whatever the policy.
+/// While a thread asks, drivers need not notify, and another thread sleeps, whatever the policy.
 #[test]
 fn one_thread_asks_and_the_others_sleep() {
     watchdog::limit("one_thread_asks_and_the_others_sleep", || {
@@ -356,7 +357,7 @@ fn one_thread_asks_and_the_others_sleep() {
             wait_until("polling to begin", || {
                 source.begins.load(Ordering::Relaxed) != 0
             });
-            // It may hear the notification between its looks.
+            // This thread may hear the notification between its looks.
             let other = scope.spawn(|| iter::repeat_with(wait).find(|found| !found.is_empty()));
             wait_until("the other to sleep", || poller.stats().sleeps == 1);
             let asked = source.asked();
@@ -371,7 +372,7 @@ fn one_thread_asks_and_the_others_sleep() {
     });
 }
 
-/// A thread that may look as long as it likes does not sleep because there is nothing to be asked.
+/// A thread with an unlimited window does not sleep for lack of sources to ask.
 #[test]
 fn without_a_hot_source_threads_look_on() {
     for with_a_probe in [false, true] {
@@ -381,7 +382,7 @@ fn without_a_hot_source_threads_look_on() {
         if with_a_probe {
             poller.attach_probe(1, source.probe()).unwrap();
         }
-        // The window ends with the time. What was hot gets cold.
+        // The window ends with the time. The hot source gets cold.
         assert_eq!(keys(&poller, 4, SOON), NOTHING);
         assert!(!source.is_begun());
         let before = poller.stats();
@@ -391,7 +392,7 @@ fn without_a_hot_source_threads_look_on() {
         assert!(after.looks > before.looks);
         assert_eq!(after.hits, 0);
     }
-    // Nor because another does the same.
+    // A thread does not sleep because another one does the same either.
     watchdog::limit("without_a_hot_source_threads_look_on", || {
         let poller = probed(Spin::Always).0;
         let both = Barrier::new(2);
@@ -402,7 +403,7 @@ fn without_a_hot_source_threads_look_on() {
                     keys(&poller, 4, None)
                 })
             });
-            // One that sleeps does so by then, most likely.
+            // A thread that sleeps is asleep by then, most likely.
             thread::sleep(Duration::from_millis(20));
             while !waiters.iter().all(|waiter| waiter.is_finished()) {
                 poller.notify();
@@ -412,7 +413,7 @@ fn without_a_hot_source_threads_look_on() {
     });
 }
 
-/// Whatever is asked first, a notification ends a wait that finds nothing.
+/// Whatever is asked first, a notification ends a wait that finds nothing else.
 #[test]
 fn notified() {
     watchdog::limit("notified", || {
@@ -426,7 +427,7 @@ fn notified() {
     });
 }
 
-/// A thread that sleeps asks a probe that comes.
+/// A sleeping thread asks a probe that is added.
 #[test]
 fn added_while_a_thread_sleeps() {
     watchdog::limit("added_while_a_thread_sleeps", || {
@@ -452,7 +453,7 @@ fn added_while_a_thread_sleeps() {
     });
 }
 
-/// What has room in the report of a thread is nothing to wake another for; what has none is.
+/// An event that has room in a thread's report wakes no other thread; an event that has no room does.
 #[test]
 fn what_has_no_room_is_for_another_thread() {
     watchdog::limit("what_has_no_room_is_for_another_thread", || {
@@ -493,7 +494,7 @@ fn a_thread_asleep_is_woken_by_the_kick() {
     });
 }
 
-/// While one thread sleeps, another that reports leaves notifications turned on, so that the one that sleeps is told of
+/// While one thread sleeps, another that reports leaves notifications turned on, so that the sleeping thread learns of
 /// what comes while the other works.
 #[test]
 fn no_thread_sleeps_while_notifications_are_off() {
@@ -503,14 +504,14 @@ fn no_thread_sleeps_while_notifications_are_off() {
         kick.signal();
         assert_eq!(keys(&poller, 4, None), [1]);
         assert!(source.is_begun());
-        // The one that was told works, and another comes.
+        // The thread that got the report works, and another thread comes.
         let waiter = call_at(Place::Futex, {
             let poller = Arc::clone(&poller);
             move || keys(&poller, 4, None)
         });
         waiter.wait_asleep();
         assert!(!source.is_begun());
-        // The first comes back, and is told of another event.
+        // The first thread comes back, and gets a report of another event.
         let other = Arc::new(Event::new(0));
         poller.add(&other, 2, Watch::READABLE.edge()).unwrap();
         poller.notify();
@@ -540,8 +541,8 @@ fn nothing_but_a_probe() {
                 assert_eq!(keys(&poller, 4, AT_ONCE), [7]);
             }
             source.set_ready(false);
-            // Past its last look at the probe. One that is about to look at the notification only would find that
-            // alone.
+            // The thread is past its last look at the probe. A thread that is about to look only at the notification
+            // would find only that.
             let waiter = call_at(Place::Futex, {
                 let poller = Arc::clone(&poller);
                 move || keys(&poller, 4, None)
@@ -589,7 +590,7 @@ fn errors() {
     assert_eq!(poller.modify(5, Watch::READABLE), Err(PollError::Bound));
 }
 
-/// After the deletion, and after the poller, the other side notifies, and the probe is gone.
+/// After a deletion, and after the drop of the poller, the other side notifies, and the probe is gone.
 #[test]
 fn deleted_and_dropped() {
     for by_drop in [false, true] {
@@ -606,7 +607,7 @@ fn deleted_and_dropped() {
             poller.delete(2).unwrap();
             source.set_ready(true);
             assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
-            // The keys are vacant, and so are the places.
+            // The keys are vacant, and so are the probes' places.
             poller.add_probe(1, source.probe()).unwrap();
             assert_eq!(keys(&poller, 4, AT_ONCE), [1]);
             poller.delete(1).unwrap();
@@ -628,7 +629,7 @@ fn deleted_while_another_thread_asks() {
         kick.signal();
         assert_eq!(keys(&poller, 4, None), [1]);
         thread::scope(|scope| {
-            // Before the thread, which asks in vain 1,024 times at most.
+            // This stands before the thread, which asks in vain 1,024 times at most.
             let before = source.asked();
             let waiter = scope.spawn(|| keys(&poller, 4, None));
             wait_until("questions", || source.asked() > before + 100);
@@ -642,7 +643,7 @@ fn deleted_while_another_thread_asks() {
     });
 }
 
-/// A probe must not call its poller, and is told so. It may call another.
+/// A probe that calls its own poller panics. It may call another poller.
 #[test]
 fn a_probe_that_calls_a_poller() {
     struct Calls(Arc<Poller>);
@@ -665,13 +666,13 @@ fn a_probe_that_calls_a_poller() {
     let panic = panic::catch_unwind(AssertUnwindSafe(|| keys(&poller, 4, AT_ONCE))).unwrap_err();
     let says = panic.downcast_ref::<&str>().unwrap();
     assert!(says.contains("a probe calls its own poller"), "{says}");
-    // It is as it was.
+    // The poller is as it was.
     poller.delete(2).unwrap();
     assert_eq!(keys(&poller, 4, AT_ONCE), NOTHING);
     assert_eq!(keys(&other, 4, AT_ONCE), NOTHING);
 }
 
-/// A probe of what is bound and watched under one key, and of a socket.
+/// A probe of an eventfd that is bound and watched under one key, and a probe of a socket.
 #[test]
 fn of_descriptors() {
     for spin in SPINS {
@@ -700,7 +701,7 @@ fn of_descriptors() {
         assert_eq!(keys(&poller, 4, SOON), [2]);
         second.set_ready(false);
         drop(theirs);
-        // A hang-up is reported of the socket.
+        // A hang-up of the socket is reported.
         let mut events = Events::with_capacity(4);
         poller.wait(&mut events, None).unwrap();
         assert!(
@@ -726,7 +727,7 @@ fn nothing_is_lost_of_ten_million() {
     }
 }
 
-/// What driver and device share, and the device's own index.
+/// The index and the flag that driver and device share, and the device's own index.
 #[derive(Default)]
 pub struct Ring {
     available: AtomicU64,
@@ -762,7 +763,7 @@ impl Ring {
         !self.no_notify.load(Ordering::Relaxed)
     }
 
-    /// Takes what is there. Returns how much that was.
+    /// Takes all requests. Returns how many there were.
     pub fn take_all(&self) -> u64 {
         let one_more = |taken| {
             let available = self.available.load(Ordering::Acquire);
@@ -789,11 +790,11 @@ impl Ring {
     }
 }
 
-/// A driver that notifies only if it is asked to, and so many threads that serve: every request is served.
+/// A driver that notifies only if it is asked to, and a number of threads that serve: every request is served.
 fn serve_all(requests: u64, threads: usize, descriptors: bool) {
     let limit = Duration::from_secs(60 + requests / 50_000);
     let _watchdog = Watchdog::new(limit, || "requests".to_owned());
-    // The window goes up and down: now and then the driver takes its time.
+    // The window grows and shrinks, because the driver pauses now and then.
     let poller = Poller::with_spin(Spin::DEFAULT);
     let (ring, kick) = (Arc::new(Ring::default()), Arc::new(Event::new(0)));
     let fd = eventfd(0, EventfdFlags::empty()).unwrap();

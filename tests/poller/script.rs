@@ -1,5 +1,5 @@
 //! Scripts of operations, played to a poller over events and to a real epoll over eventfds at once. After every
-//! operation its results are compared: for a wait, the same keys in the same order, ready for the same.
+//! operation the results are compared: for a wait, the same keys in the same order with the same readiness.
 //!
 //! An event that is registered under several keys is an eventfd with a duplicate for each. One thing is left out, since
 //! the kernel misses it: the overflow of an event that is not watched for reading.
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Few, so that they meet.
+/// There are few, so that operations meet.
 const EVENTS: u8 = 4;
 const KEYS: u8 = 6;
 
@@ -26,7 +26,7 @@ pub struct Script {
 }
 
 impl<'a> Arbitrary<'a> for Script {
-    /// A script as long as the bytes last.
+    /// A script that uses all of the bytes.
     fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let kinds = u8::arbitrary(bytes)?;
         let modes = std::array::from_fn(|index| match kinds & 1 << index {
@@ -49,10 +49,10 @@ enum Step {
     Add(Key, Target, How),
     Modify(Key, How),
     Delete(Key),
-    /// A probe that never finds anything: with it, the poller reports what it reports without.
+    /// A probe that never finds anything: with it, the poller reports the same as without.
     Probe(Key),
     Wait(Room),
-    /// Again, as waits are what shows.
+    /// This stands here twice, because waits show the differences.
     WaitForAll,
 }
 
@@ -87,7 +87,7 @@ enum Amount {
     Zero,
     One,
     Two,
-    /// As much as fits, or a little less, or one too much.
+    /// As much as fits, or a little less, or 1 more.
     Room(i8),
 }
 
@@ -143,13 +143,13 @@ impl How {
     }
 }
 
-/// The two of them, and what is registered with both.
+/// The poller and the epoll, and what is registered with both.
 struct Play {
     events: Vec<(DefaultSpin, Kernel)>,
     poller: Ours,
     epoll: Epoll,
     registered: BTreeMap<usize, (usize, How)>,
-    /// Keys of what has a probe.
+    /// The keys that have a probe.
     probed: BTreeSet<usize>,
 }
 
@@ -190,7 +190,7 @@ impl Script {
     }
 }
 
-/// What is seen of an operation on each side: what a wait found, what a read took.
+/// The result of an operation on one side: what a wait found, what a read took.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Ready(Result<Vec<Ready>, Errno>),
@@ -199,7 +199,7 @@ enum Seen {
 }
 
 impl Play {
-    /// Nothing if the step is left out.
+    /// `None` if the step is left out.
     fn step(&mut self, step: Step) -> Option<(Seen, Seen)> {
         Some(match step {
             Step::Read(Target(target)) => {
@@ -233,7 +233,7 @@ impl Play {
                     Seen::Done(self.epoll.add(kernels, key, how.watch())),
                 )
             }
-            // What has a probe cannot be a one-shot. epoll does not know of that.
+            // A registration with a probe cannot be a one-shot. epoll does not have this rule.
             Step::Modify(Key(key), how) if how.one_shot && self.probed.contains(&key) => {
                 return None;
             }

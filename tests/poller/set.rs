@@ -1,6 +1,6 @@
-//! A poller and the kernel's epoll behind one face.
+//! A poller and the kernel's epoll behind one interface.
 
-// The fuzz target uses a part of it.
+// The fuzz target uses only a part of this.
 #![allow(dead_code)]
 
 use crate::common::counter::{Counter, Place};
@@ -20,7 +20,7 @@ use std::time::Duration;
 /// A key, and whether it is readable, writable and in error.
 pub type Ready = (usize, bool, bool, bool);
 
-/// What watches counters under keys. A clone is another handle of the same.
+/// A set that watches counters under keys. A clone is another handle of the same set.
 pub trait Set: Clone + Send + 'static {
     type Counter: Counter;
 
@@ -46,7 +46,7 @@ impl Deref for Ours {
     }
 }
 
-/// What a caller sees that turns the error into an `io::Error`.
+/// The errno that a caller sees that turns the error into an `io::Error`.
 pub fn errno(error: PollError) -> Errno {
     let error = io::Error::from(error);
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
@@ -93,13 +93,13 @@ impl Set for Ours {
     }
 }
 
-/// The kernel's.
+/// The kernel's epoll.
 #[derive(Clone)]
 pub struct Epoll(Arc<EpollParts>);
 
 struct EpollParts {
     epoll: OwnedFd,
-    /// A duplicate of the eventfd for each registration, so that each is one.
+    /// A duplicate of the eventfd for each registration, because epoll registers a descriptor once.
     duplicates: Mutex<BTreeMap<usize, OwnedFd>>,
 }
 
@@ -115,14 +115,14 @@ impl Set for Epoll {
 
     fn add(&self, eventfd: &Kernel, key: usize, watch: Watch) -> Result<(), Errno> {
         let Place::Descriptor(number) = eventfd.place() else {
-            unreachable!("the kernel's is a descriptor");
+            unreachable!("the kernel's counter is a descriptor");
         };
         let mut duplicates = self.0.duplicates.lock().unwrap();
         let data = EventData::new_u64(key as u64);
         if let Some(fd) = duplicates.get(&key) {
             return epoll::add(&self.0.epoll, fd, data, flags(watch));
         }
-        // SAFETY: `eventfd` has it open.
+        // SAFETY: `eventfd` keeps the descriptor open.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0)?;
         epoll::add(&self.0.epoll, &fd, data, flags(watch))?;
@@ -169,7 +169,7 @@ impl Set for Epoll {
     }
 }
 
-/// The flags that a [`Watch`] stands for, found by comparing: it does not tell what is in it.
+/// The flags that a [`Watch`] stands for, found by comparison, because a `Watch` does not reveal its flags.
 fn flags(watch: Watch) -> EventFlags {
     let what = [
         (Watch::READABLE, EventFlags::IN),
@@ -189,5 +189,5 @@ fn flags(watch: Watch) -> EventFlags {
             }
         }
     }
-    unreachable!("{watch:?} is none of them")
+    unreachable!("{watch:?} is none of the known ones")
 }

@@ -1,6 +1,6 @@
-//! Many threads at one poller: nothing is lost, nobody hangs.
+//! Many threads at one poller: nothing is lost, and no thread hangs.
 //!
-//! Each test adds up what was written and what was read, and has a watchdog: a wake-up that is lost is a hang.
+//! Each test adds up what was written and what was read, and has a watchdog: a lost wake-up is a hang.
 
 use crate::common::watchdog::Watchdog;
 use doorbell::poll::{Events, Poller, Watch};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Of each signaller.
+/// The number of signals of each signaller.
 const SIGNALS: u64 = 50_000;
 const SIGNALLERS: usize = 2;
 const WAITERS: usize = 3;
@@ -37,7 +37,7 @@ impl Scene {
             poller.add(event, key, watch).unwrap();
         }
         if with_fd {
-            // Never ready.
+            // This descriptor is never ready.
             let quiet = eventfd(0, EventfdFlags::empty()).unwrap();
             poller.add_fd(&quiet, EVENTS, Watch::READABLE).unwrap();
             std::mem::forget(quiet);
@@ -51,7 +51,7 @@ impl Scene {
         })
     }
 
-    /// Waits and reads until it is to stop.
+    /// Waits and reads until it is told to stop.
     fn serve(&self, room: usize, seed: u64) {
         let mut random = Rng::with_seed(seed);
         let mut ready = Events::with_capacity(room);
@@ -78,13 +78,13 @@ impl Scene {
         for _ in 0..SIGNALS {
             self.events[random.usize(0..EVENTS)].signal();
             if random.u8(0..32) == 0 {
-                // The others fall asleep.
+                // The other threads fall asleep meanwhile.
                 thread::sleep(Duration::from_nanos(1));
             }
         }
     }
 
-    /// Runs signallers and waiters until all has been read by waiters that nobody but the signallers has woken.
+    /// Runs signallers and waiters until everything has been read by waiters that only the signallers have woken.
     fn run(self: Arc<Self>, name: &'static str) {
         let shown = Arc::clone(&self);
         let _watchdog = Watchdog::new(Duration::from_secs(50), move || {
@@ -104,7 +104,7 @@ impl Scene {
             signallers
                 .into_iter()
                 .for_each(|signaller| signaller.join().unwrap());
-            // Nobody else wakes them.
+            // Nothing else wakes the waiters.
             while self.taken.load(Ordering::Relaxed) < total {
                 thread::sleep(Duration::from_micros(100));
             }
@@ -145,8 +145,8 @@ fn one_shot() {
     run("one_shot", Watch::READABLE.one_shot());
 }
 
-/// Events are added, modified and deleted under the hands of those who signal and wait; a signal that comes while its
-/// event is not registered is found when it is.
+/// Events are added, modified and deleted while other threads signal and wait; a signal that comes while its event is
+/// not registered is found when the event is.
 #[test]
 fn registrations_come_and_go() {
     let scene = Scene::new(Watch::READABLE.edge(), Spin::DEFAULT, false);
@@ -173,7 +173,7 @@ fn registrations_come_and_go() {
     churn.join().unwrap();
 }
 
-/// The first descriptor is added while threads sleep, and they are woken where they are.
+/// The first descriptor is added while threads sleep, and they are woken where they sleep.
 #[test]
 fn sleepers_move_to_epoll() {
     let _watchdog = Watchdog::new(Duration::from_secs(50), || "sleepers_move".to_owned());
@@ -211,8 +211,8 @@ fn sleepers_move_to_epoll() {
     }
 }
 
-/// A thread that looks and does not sleep takes what another was woken for, and its wake-up with it. The other is woken
-/// again by what comes next.
+/// A thread that looks and does not sleep takes the event that another thread was woken for, and uses its wake-up up.
+/// The next event wakes the other thread again.
 #[test]
 fn a_wake_up_that_another_used_up() {
     let scene = Scene::new(Watch::READABLE.edge(), Spin::Never, true);
@@ -233,7 +233,7 @@ fn a_wake_up_that_another_used_up() {
         });
         let mut ready = Events::with_capacity(EVENTS);
         for round in 0..500 {
-            // Most likely it sleeps by now.
+            // Most likely the thread sleeps by now.
             thread::sleep(Duration::from_micros(200));
             scene.events[0].signal();
             for _ in 0..2 {
@@ -252,8 +252,8 @@ fn a_wake_up_that_another_used_up() {
     });
 }
 
-/// Two that spin and never sleep notice what comes, be it a signal, a notification or what another thread has taken
-/// over already, which at times is neither of them.
+/// Two threads that spin and never sleep notice what comes: a signal, a notification, or an event that another thread
+/// has taken over already, which at times neither of the two has.
 #[test]
 fn two_that_never_sleep() {
     let _watchdog = Watchdog::new(Duration::from_secs(50), || {
@@ -275,11 +275,11 @@ fn two_that_never_sleep() {
             while spinning.load(Ordering::Relaxed) < 2 {
                 thread::yield_now();
             }
-            // Most of the time they do spin by then.
+            // Most of the time the threads spin by then.
             thread::sleep(Duration::from_micros(200));
             if round % 2 == 0 {
                 event.signal();
-                // A level is reported to each, however often it has been reported.
+                // A level is reported to each thread, however often it has been reported.
                 if round % 4 == 0 {
                     assert_eq!(wait(Some(Duration::ZERO)), 1);
                 }

@@ -1,4 +1,4 @@
-//! That a poller learns from what its looks find. How it does so, the unit tests of `poll/window.rs` say.
+//! A poller learns from what its looks find. The unit tests of `poll/window.rs` show how.
 
 use crate::common::watchdog;
 use crate::probes::{AT_ONCE, keys};
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Is ready in the second look of a wait, which is the first of the window; or not before the thread is about to sleep.
+/// A probe that is ready in the second look of a wait, which is the first of the window, or only when the thread is
+/// about to sleep.
 #[derive(Default)]
 struct InTheWindow {
     hit: AtomicBool,
@@ -28,7 +29,7 @@ impl Probe for OfWindow {
     }
 }
 
-/// In how many of so many waits it looked for a while, if so many of four looks find something.
+/// The number of waits in which the poller looked for a while, if `hits_of_four` of four looks find something.
 fn windows(waits: u32, hits_of_four: u32) -> u64 {
     let max = Duration::from_micros(10);
     let poller = Poller::with_spin(Spin::Adaptive { max });
@@ -56,10 +57,10 @@ fn it_looks_as_long_as_that_finds_something() {
         return println!("skipped: on one CPU, no poller looks before it sleeps");
     }
     watchdog::limit("it_looks_as_long_as_that_finds_something", || {
-        // Where other programs take the CPU, looks are interrupted, after which there are none for a while. A try takes
-        // about a millisecond.
+        // If other programs take the CPU, looks are interrupted, and then there are none for a while. A try takes about
+        // a millisecond.
         assert!((0..1_000).any(|_| windows(200, 3) > 150));
-        // What is not found by looking does not count as found.
+        // A request that is not found by looking does not count as found.
         assert!((0..10).all(|_| windows(200, 0) < 100));
     });
 }

@@ -16,7 +16,7 @@ macro_rules! assert_refused {
         match $result {
             Err(error @ $error) => {
                 assert!(!error.to_string().is_empty());
-                // The system's reason is told.
+                // The system's reason is reported.
                 let reason = error.source().map(ToString::to_string);
                 let of_system = matches!(error, AttachError::Os(_));
                 let error = io::Error::from(error);
@@ -43,8 +43,8 @@ fn both_sides_of_a_memfd() {
     }
 }
 
-/// The size of what `create` makes is settled: no peer can cut it off under our feet. Nor can one seal it against those
-/// who have yet to attach.
+/// The size of what `create` makes is fixed: no peer can cut it off while we use it. A peer cannot seal it against
+/// peers that have yet to attach either.
 #[test]
 fn the_size_is_sealed() {
     let (event, memfd) = SharedEvent::create(1, Mode::Counter).unwrap();
@@ -56,7 +56,7 @@ fn the_size_is_sealed() {
     assert_eq!(event.read(), 1);
 }
 
-/// Nothing stays mapped of an event that is dropped.
+/// Nothing of a dropped event stays mapped.
 #[test]
 fn what_was_mapped_is_unmapped() {
     let (event, memfd) = SharedEvent::create(0, Mode::Counter).unwrap();
@@ -74,7 +74,7 @@ fn what_was_mapped_is_unmapped() {
     assert_eq!(mapped(), 0);
 }
 
-/// At the edges of pages, and after the first one.
+/// The events are at the edges of pages, and beyond the first page.
 #[test]
 fn many_in_one_file() {
     let memory = Memory::new(2 * PAGE, SealFlags::SHRINK);
@@ -115,7 +115,7 @@ fn what_is_no_event_is_refused() {
     for offset in [1, 8, 63] {
         assert_refused!(attach(offset), AttachError::Misaligned, Errno::INVAL);
     }
-    // The last is the largest multiple of 64, whose end is beyond the numbers.
+    // The last one is the largest multiple of 64, whose end would overflow.
     for offset in [PAGE as u64, 1 << 40, u64::MAX - 63] {
         assert_refused!(
             attach(offset),
@@ -151,7 +151,7 @@ fn what_is_no_event_is_refused() {
         Errno::INVAL
     );
     assert_refused!(spoil(8, 2), AttachError::UnknownMode(2), Errno::INVAL);
-    // What is reserved may come to mean something that we can do without.
+    // Reserved fields may get a meaning later that this version can ignore.
     spoil(15, 1).unwrap();
     drop(event);
 }
@@ -160,7 +160,7 @@ fn what_is_no_event_is_refused() {
 fn files_that_can_shrink_are_refused() {
     for seals in [SealFlags::empty(), SealFlags::GROW] {
         let memory = Memory::new(PAGE, seals);
-        // SAFETY: the memory outlives the events, and nobody shortens it.
+        // SAFETY: the memory outlives the events, and no peer shortens it.
         let (made, trusting) = unsafe {
             let made = SharedEvent::create_at(memory.at(64), 5, Mode::Counter).unwrap();
             (made, SharedEvent::attach_unsealed(&memory, 64).unwrap())
@@ -173,7 +173,7 @@ fn files_that_can_shrink_are_refused() {
         assert_eq!(trusting.read(), 5);
         drop(made);
     }
-    // What cannot be sealed at all.
+    // A file that cannot be sealed at all.
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     assert_refused!(
         SharedEvent::attach(&file, 0),
@@ -197,7 +197,7 @@ fn files_that_cannot_be_mapped_are_refused() {
 #[test]
 fn pointers_are_checked() {
     let memory = Memory::new(PAGE, SealFlags::SHRINK);
-    // SAFETY: the memory outlives the events, of which there are none.
+    // SAFETY: the memory outlives the events: none is made.
     unsafe {
         for offset in [1, 32] {
             let result = SharedEvent::create_at(memory.at(offset), 0, Mode::Counter);
@@ -213,7 +213,7 @@ fn pointers_are_checked() {
     }
 }
 
-/// Whatever was there, what is made of it is as new.
+/// Whatever the memory contained, an event that is made there is as new.
 #[test]
 fn garbage_makes_an_event_too() {
     let memory = Memory::new(64, SealFlags::SHRINK);

@@ -45,14 +45,14 @@ fn a_peer_in_c() {
             to_c.signal_n(3);
             assert_eq!([from_c.read(), from_c.read(), from_c.read()], [1; 3]);
         }
-        // A write that has to wait until the peer makes room; it has read so much when it ends.
+        // A write that has to wait until the peer makes room; the peer has read everything when it ends.
         for _ in 0..ROUNDS {
             to_c.write(u64::MAX - 1).unwrap();
         }
         assert!(peer.wait().unwrap().success());
         assert_eq!((to_c.count(), from_c.count()), (0, 0));
     });
-    // Its announcements have all been withdrawn.
+    // The peer has withdrawn all its announcements.
     for event in [to_c, from_c] {
         assert!(format!("{event:?}").contains("waiting_readers: 0, waiting_writers: 0"));
     }

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-/// Bytes that are there to be read.
+/// The number of bytes that can be read.
 fn bytes(socket: &mut UnixStream) -> usize {
     let mut all = 0;
     loop {
@@ -54,7 +54,7 @@ fn written_only_while_armed() {
         yours.try_write(1).unwrap();
         assert_eq!(bytes(&mut socket), 1);
     }
-    // To who waits for it, even 0 is something that happened.
+    // A waiter is told even of a write of 0.
     mine.arm(Interest::Both);
     yours.try_write(0).unwrap();
     assert_eq!(bytes(&mut socket), 1);
@@ -72,7 +72,7 @@ fn for_room_too() {
     assert_eq!(bytes(&mut socket), 1);
 }
 
-/// Somebody without the means to wake leaves it to those who have them.
+/// A peer without the means to wake leaves the wake-up to peers that have them.
 #[test]
 fn who_cannot_wake_takes_nothing_away() {
     let (mine, yours, mut socket) = sides(0);
@@ -82,7 +82,7 @@ fn who_cannot_wake_takes_nothing_away() {
     yours.signal();
     assert_eq!(bytes(&mut socket), 1);
 
-    // And who gets the means makes up for what it has done before.
+    // A peer that gets the means later makes up for its earlier signals.
     let (mut late, memfd) = SharedEvent::create(0, Mode::Counter).unwrap();
     let sleeper = SharedEvent::attach(memfd, 0).unwrap();
     let (mut socket, waker) = UnixStream::pair().unwrap();
@@ -98,7 +98,7 @@ fn who_cannot_wake_takes_nothing_away() {
 const SLEEPS: &str = "DOORBELL_TEST_SLEEPS_IN_EPOLL";
 const SIGNALS: u64 = 2_000;
 
-/// The other process of `a_peer_in_another_process`: sleeps in epoll and nowhere else until it has read everything.
+/// The other process of `a_peer_in_another_process`: sleeps only in epoll until it has read everything.
 #[test]
 fn sleeper() {
     if std::env::var_os(SLEEPS).is_none() {
@@ -160,8 +160,11 @@ fn a_peer_in_another_process() {
         let ([sum, sleeps, bytes], _) = receive(&ours).expect("the peer reports");
         assert!(child.wait().unwrap().success());
         assert_eq!(sum, SIGNALS);
-        assert!((1..=SIGNALS).contains(&sleeps), "it slept {sleeps} times");
-        // The first byte of all was for nothing, and one may be left over that came before the last look.
+        assert!(
+            (1..=SIGNALS).contains(&sleeps),
+            "the peer slept {sleeps} times"
+        );
+        // The very first byte was not needed, and one byte may be left over that came before the last look.
         assert!(bytes <= sleeps + 2, "{bytes} bytes for {sleeps} sleeps");
     });
 }

@@ -1,4 +1,5 @@
-//! A child that runs another program: the memfd is closed on exec, and reaches it in the two ways that the docs say.
+//! A child that runs another program: the memfd is closed on exec, and reaches the program in the two ways that the
+//! docs describe.
 
 use doorbell::{Mode, SharedEvent};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn a_child_that_was_executed() {
     if let Ok(number) = env::var(INHERITED) {
         let to_child = SharedEvent::attach(io::stdin(), 0).unwrap();
-        // SAFETY: the parent has left it open for us, and nobody else knows it.
+        // SAFETY: the parent has left the descriptor open for us, and no other code uses it.
         let fd = unsafe { OwnedFd::from_raw_fd(number.parse().unwrap()) };
         let to_parent = SharedEvent::attach(&fd, 0).unwrap();
         drop(fd);

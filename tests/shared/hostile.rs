@@ -1,5 +1,5 @@
-//! Peers that write to the memory what they like, when they like. Every call returns, or waits no longer than it was
-//! told to; what it returns is up to the peer.
+//! Peers that write anything to the memory at any time. Every call returns, or waits no longer than its time limit; the
+//! peer decides what it returns.
 
 use crate::common::caller::call_at;
 use crate::common::counter::Place;
@@ -59,7 +59,7 @@ fn make_calls(event: &SharedEvent, times: u32) {
         ];
         assert!(!written.contains(&Err(WriteError::Invalid)));
         assert_eq!(event.try_write(u64::MAX), Err(WriteError::Invalid));
-        // A value that is returned is one.
+        // A value that is returned is not 0.
         assert_ne!(event.read_timeout(short), Some(0));
         assert_ne!(event.read_deadline(Instant::now()), Some(0));
         event.arm(Interest::Both);
@@ -102,7 +102,7 @@ fn any_bytes_at_any_time() {
     }
 }
 
-/// The same bytes, met by those who attach.
+/// The same bytes, seen by threads that attach.
 #[test]
 fn any_bytes_while_attaching() {
     let memory = Memory::new(64, SealFlags::SHRINK);
@@ -112,7 +112,7 @@ fn any_bytes_while_attaching() {
         .each_ref()
         .map(|word| word.load(Ordering::Relaxed));
     let scribble = || {
-        // Now and then it is one.
+        // Now and then the bytes are an event.
         let index = [0, 1, 8][fastrand::usize(..3)];
         let value = if fastrand::u8(..4) == 0 {
             some_value()
@@ -129,7 +129,7 @@ fn any_bytes_while_attaching() {
     drop(event);
 }
 
-/// A peer that never backs off wins every race, or nearly; whoever loses too many goes on nevertheless.
+/// A peer that never backs off wins nearly every race; a thread that loses too many goes on nevertheless.
 #[test]
 fn a_peer_that_hogs_the_line() {
     for mode in MODES {
@@ -139,7 +139,7 @@ fn a_peer_that_hogs_the_line() {
             let word = &memory.words(0)[offset];
             let hog = || {
                 for _ in 0..100 {
-                    // Bit 0 of it comes and goes, an announcement in the state words.
+                    // Bit 0, which is an announcement in the state words, comes and goes.
                     word.fetch_add(9, Ordering::SeqCst);
                 }
             };
@@ -148,7 +148,7 @@ fn a_peer_that_hogs_the_line() {
     }
 }
 
-/// A peer may move a sleeper to another futex, where no wake-up reaches it. It looks up of its own accord.
+/// A peer may move a sleeper to another futex, where no wake-up reaches it. The sleeper looks up by itself.
 #[test]
 fn a_sleeper_moved_elsewhere() {
     let memory = Memory::new(128, SealFlags::SHRINK);
@@ -160,7 +160,7 @@ fn a_sleeper_moved_elsewhere() {
             let reader = call_at(Place::SharedMemory, move || peer.read());
             reader.wait_asleep();
             let [from, to] = [&memory.words(0)[5], &memory.words(64)[0]];
-            // SAFETY: both futexes are there.
+            // SAFETY: both futexes are mapped.
             let moved = unsafe {
                 libc::syscall(
                     libc::SYS_futex,
@@ -171,7 +171,7 @@ fn a_sleeper_moved_elsewhere() {
                     to.as_ptr(),
                 )
             };
-            // None if it was looking up just then.
+            // None is moved if the sleeper was looking up just then.
             assert!(moved <= 1, "{moved}");
             event.signal();
             assert_eq!(reader.finish(), 1);
@@ -179,7 +179,7 @@ fn a_sleeper_moved_elsewhere() {
     });
 }
 
-/// Nor can a peer make a signal block by what it does to the socket that wakes it.
+/// A peer cannot make a signal block by what it does to the socket that wakes it.
 #[test]
 fn wakers_that_cannot_be_written_to() {
     let memory = Memory::new(64, SealFlags::SHRINK);
@@ -191,7 +191,7 @@ fn wakers_that_cannot_be_written_to() {
     drop(closed);
     event.add_waker(waker).unwrap();
     watchdog::limit("full sockets", || {
-        // More than any socket holds: each byte has a buffer of its own.
+        // These are more bytes than any socket holds: each byte has a buffer of its own.
         for _ in 0..10_000 {
             event.arm(Interest::Signals);
             event.signal();
@@ -201,7 +201,7 @@ fn wakers_that_cannot_be_written_to() {
     drop(full);
 }
 
-/// What a peer says is a socket that wakes it: a send could block that is not to, or go to somebody else.
+/// A peer passes something else as the socket that wakes it: a send to that could block, or reach another process.
 #[test]
 fn wakers_that_are_none() {
     let memory = Memory::new(64, SealFlags::SHRINK);
@@ -212,7 +212,7 @@ fn wakers_that_are_none() {
         assert!(!error.to_string().is_empty());
         let reason = error.source().map(ToString::to_string);
         let error = io::Error::from(error);
-        // The system's reason is told.
+        // The system's reason is reported.
         assert_eq!(reason, (kind == "Os").then(|| error.to_string()));
         assert_eq!(Errno::from_io_error(&error), Some(number), "{kind}");
     };
@@ -241,7 +241,7 @@ fn wakers_that_are_none() {
         let (waker, other) = pair.unwrap();
         let theirs = waker.try_clone().unwrap();
         event.add_waker(waker).unwrap();
-        // Nobody makes it lead elsewhere afterwards.
+        // The peer cannot connect it elsewhere afterwards.
         let elsewhere = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
         let name = format!("doorbell {} {}", std::process::id(), kind.as_raw());
         let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
@@ -254,7 +254,7 @@ fn wakers_that_are_none() {
     assert!(format!("{event:?}").contains("wakers: 2"), "{event:?}");
 }
 
-/// A peer may take away the memory in which the event is; there is other, all 0, when it is next touched.
+/// A peer may take away the memory that contains the event; the next access finds new memory, all 0.
 #[test]
 fn memory_that_is_taken_away() {
     for spin in [Spin::Never, Spin::DEFAULT] {
@@ -263,7 +263,7 @@ fn memory_that_is_taken_away() {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let take = || fallocate(&memory, flags, 0, 4096).unwrap();
         watchdog::limit("holes", || attacked(take, || make_calls(&event, 500)));
-        // It is of use again when the peer has stopped.
+        // The event works again when the peer has stopped.
         let _ = event.try_read();
         event.signal();
         assert_eq!(event.try_read(), Some(1));

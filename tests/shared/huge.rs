@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use std::fs;
 use std::io;
 
-/// 2 MiB on the machines that this runs on, or more.
+/// A page is 2 MiB or more on the machines that this runs on.
 const PAGES: usize = 2;
 
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
@@ -29,7 +29,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        // Others may have changed it meanwhile, as this test in another process does.
+        // Another process may have changed the number meanwhile, as this test does in another process.
         if let Ok(there) = reserved() {
             let _ = fs::write(RESERVE, there.saturating_sub(PAGES).to_string());
         }
@@ -41,8 +41,8 @@ fn reserved() -> io::Result<usize> {
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// Its seal against shrinking does not keep a peer from taking a page away, after which an access may be a `SIGBUS`:
-/// who trusts the peer may say so. What is mapped then is whole pages, at any offset, and unmapped again.
+/// A seal against shrinking does not keep a peer from taking a huge page away, after which an access may be a `SIGBUS`:
+/// code that trusts the peer may say so. Then whole pages are mapped, at any offset, and unmapped again.
 #[test]
 fn huge_pages_are_only_for_who_trusts() {
     let _reserved = match Reserved::new() {
@@ -77,7 +77,7 @@ fn huge_pages_are_only_for_who_trusts() {
             }
             other => panic!("{other:?}"),
         }
-        // SAFETY: nobody shortens the file, or makes holes in it.
+        // SAFETY: no peer shortens the file, or makes holes in it.
         let attached = unsafe { SharedEvent::attach_unsealed(&memory, offset) }.unwrap();
         assert!(mapped() > 1);
         made.signal();

@@ -1,5 +1,5 @@
-//! Peers killed with SIGKILL, thousands of times, at whatever instruction they stood. What they had done stays done,
-//! the operation they were in has happened or not, and the survivor goes on.
+//! Peers are killed with SIGKILL, thousands of times, at any instruction. What they had done stays done, the operation
+//! that they were in has happened or has not, and the survivor goes on.
 
 use crate::common::caller::{call_at, wait_until};
 use crate::common::counter::Place;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 const KILLS: u32 = 3_000;
 
-/// More than all children signal.
+/// More than all children signal together.
 const MARK: u64 = 1 << 32;
 
-/// Room for one unit, until somebody takes some.
+/// There is room for one unit, until some are taken.
 const NEARLY_FULL: u64 = FULL - 1;
 const FULL: u64 = u64::MAX - 1;
 
@@ -31,7 +31,7 @@ struct Shared {
     memory: Memory,
 }
 
-/// What a child has begun and finished: in each pair, the second is as large as the first or smaller by one.
+/// What a child has begun and finished: in each pair, the second number equals the first, or is smaller by one.
 struct Ledger<'a> {
     signals: [&'a AtomicU32; 2],
     reads: [&'a AtomicU32; 2],
@@ -63,7 +63,8 @@ impl Shared {
         }
     }
 
-    /// All that a child does. It must not allocate, nor panic: other threads of its parent may have held any lock.
+    /// Everything that a child does. It must neither allocate nor panic: other threads of its parent may have held any
+    /// lock.
     fn live(&self) -> ! {
         let ledger = self.ledger();
         let book = |[begun, finished]: [&AtomicU32; 2], act: &dyn Fn()| {
@@ -126,7 +127,7 @@ fn what_was_done_stays_done() {
     let end = AtomicBool::new(false);
     let mut late = 0;
     thread::scope(|scope| {
-        // Sleeps for good, with no time limit that would hide a lost wake-up.
+        // The read sleeps without a time limit, which would hide a lost wake-up.
         scope.spawn(|| {
             while !end.load(Ordering::SeqCst) {
                 taken.fetch_add(shared.signalled.read(), Ordering::SeqCst);
@@ -142,7 +143,8 @@ fn what_was_done_stays_done() {
             let start = Instant::now();
             let life = Duration::from_nanos(fastrand::u64(..300_000));
             while start.elapsed() < life {
-                // Only when it is needed, so that the child has to wait for it, but then for a while.
+                // Room is made only when it is needed, so that the child has to wait for it; then there is room for a
+                // while.
                 let units = fastrand::u64(1..64);
                 if shared.read.count() == 0 {
                     shared.read.signal_n(units);
@@ -161,11 +163,11 @@ fn what_was_done_stays_done() {
             kill(child);
             killed.store(round + 1, Ordering::Relaxed);
 
-            // Nothing but the reader's own wake-up brings the count to 0.
+            // Only the reader's own wake-up brings the count to 0.
             let start = Instant::now();
             wait_until("the reader to wake", || shared.signalled.count() == 0);
             late += u32::from(start.elapsed() > Duration::from_millis(100));
-            // What it took before, the reader has added up when it has come to the mark.
+            // When the reader has come to the mark, it has added up what it took before.
             shared.signalled.signal_n(MARK);
             let taken = || taken.load(Ordering::SeqCst);
             wait_until("the mark", || taken() / MARK == u64::from(round) + 1);
@@ -173,12 +175,12 @@ fn what_was_done_stays_done() {
             assert!(in_between(taken, ledger.signals), "taken {taken}");
             let read = signalled - shared.read.count();
             assert!(in_between(read, ledger.reads), "read {read}");
-            // The count may lie below what it began with, and the sum above what fits.
+            // The count may be below its initial value, and the sum may exceed the type.
             let written = shared.written.count().wrapping_add(room_made);
             let written = written.wrapping_sub(NEARLY_FULL);
             assert!(in_between(written, ledger.writes), "written {written}");
 
-            // The operation that was cut short counts as what it was.
+            // The operation that was cut short counts as done if it was done.
             settle(ledger.signals, taken);
             settle(ledger.reads, read);
             settle(ledger.writes, written);
@@ -196,7 +198,7 @@ fn what_was_done_stays_done() {
     );
 }
 
-/// Ends the reader, be it because the test has failed.
+/// Ends the reader, even if the test has failed.
 struct Last<'a>(&'a Shared, &'a AtomicBool);
 
 impl Drop for Last<'_> {
@@ -206,7 +208,7 @@ impl Drop for Last<'_> {
     }
 }
 
-/// What a waker leaves that was killed before the wake-up: the count, and an announcement claimed.
+/// A waker that was killed before the wake-up leaves the count, and a claimed announcement.
 #[test]
 fn a_wake_up_that_never_came() {
     let memory = Memory::new(64, SealFlags::SHRINK);
@@ -229,13 +231,13 @@ fn a_wake_up_that_never_came() {
     drop(event);
 }
 
-/// A sleeper that was killed stays counted, and others sleep and wake beside it.
+/// A killed sleeper stays counted, and others sleep and wake beside it.
 #[test]
 fn a_sleeper_that_is_no_more() {
     let memory = Memory::new(64, SealFlags::SHRINK);
     // SAFETY: the memory outlives the event.
     let event = unsafe { SharedEvent::create_at(memory.at(0), 0, Mode::Counter) }.unwrap();
-    // Announced, too.
+    // The killed sleeper is announced, too.
     memory.words(0)[4].store(16 + 1, Ordering::SeqCst);
     for n in 1..100 {
         let peer = SharedEvent::attach(&memory, 0).unwrap();

@@ -1,7 +1,7 @@
-//! Shared events: what makes memory one, peers that are killed, that do not keep to the protocol, that sleep in
-//! `epoll`, and one in C.
+//! Shared events: how memory becomes an event; peers that are killed, that break the protocol, or that sleep in
+//! `epoll`; and a peer in C.
 //!
-//! What the calls do is shown by `tests/conformance.rs`.
+//! `tests/conformance.rs` shows what the calls do.
 
 #![cfg(target_os = "linux")]
 

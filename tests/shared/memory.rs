@@ -1,4 +1,4 @@
-//! Memory that events are made of, as a peer sees it that writes to it what it likes.
+//! Memory that events are made of, for a peer that writes anything to it.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -22,7 +22,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// A file of so many bytes, all 0.
+    /// A file of `length` bytes, all 0.
     pub fn new(length: usize, seals: SealFlags) -> Self {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = memfd_create("test", flags).unwrap();
@@ -34,7 +34,7 @@ impl Memory {
     /// The first bytes of a file.
     pub fn of(fd: OwnedFd, length: usize) -> Self {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a mapping where the kernel likes.
+        // SAFETY: a new mapping, at an address that the kernel chooses.
         let start = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -57,7 +57,7 @@ impl Memory {
         self.start.wrapping_add(offset)
     }
 
-    /// The line at `offset`, as anything.
+    /// The line at `offset`, as words.
     pub fn words(&self, offset: usize) -> &[AtomicU32; WORDS] {
         assert!(offset % 64 == 0 && offset + 64 <= self.length);
         // SAFETY: in bounds and aligned, for as long as it is borrowed; any bytes are atomics.
@@ -79,7 +79,7 @@ impl AsFd for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: nobody borrows it any more.
+        // SAFETY: the memory is no longer borrowed.
         unsafe { munmap(self.start.cast(), self.length) }.unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! The lists in the documentation of `doorbell::kvm`, each row on a thread of its own that may make the calls of that
-//! row: threads that meet in one VM.
+//! The lists in the documentation of `doorbell::kvm`, each row on a thread of its own that may make only the calls of
+//! that row. The threads meet in one VM.
 
 use crate::vm::{self, Exit, Vm};
 use crate::{
@@ -32,7 +32,7 @@ ioctl_iow_nr!(KVM_SIGNAL_MSI, KVMIO, 0xa5, kvm_msi);
 
 const ROUNDS: usize = 200;
 
-/// A row of a list: calls, and ioctls; and what a router, a table or an address space calls itself.
+/// A row of a list: its calls and ioctls, and the calls that a router, a table or an address space makes itself.
 fn row(
     calls: &[libc::c_long],
     ioctls: &[libc::c_ulong],
@@ -44,13 +44,13 @@ fn row(
     let ioctls: Vec<_> = ioctls.iter().map(|&request| request as i32).collect();
     allowed.insert(libc::SYS_ioctl, with(1, &ioctls));
     if cfg!(debug_assertions) {
-        // The standard library, before it closes a descriptor.
+        // The standard library calls this before it closes a descriptor.
         allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_GETFD]));
     }
     filtered(allowed, body)
 }
 
-/// Whether the process has come to its end, where there is KVM.
+/// Fails unless the process has come to its end, if there is KVM.
 fn came_to_its_end(test: &str) {
     match Kvm::new() {
         Ok(_) => {
@@ -66,9 +66,9 @@ const GUEST: u64 = 0x2000;
 /// The pin of the line whose interrupts the guest ends.
 const LEVEL: u32 = 5;
 
-/// Takes interrupts all the time.
+/// A guest that takes interrupts all the time.
 fn guest() -> Vm {
-    let mut machine = Vm::with_interrupts(0x3000).expect("KVM was there");
+    let mut machine = Vm::with_interrupts(0x3000).expect("KVM was there before");
     let guest = vm::assemble(GUEST, |a| {
         vm::set_up_pic(a, &[LEVEL as u8], &[LEVEL as u8])?;
         let mut again = a.create_label();
@@ -85,7 +85,7 @@ fn guest() -> Vm {
     let memory = machine.memory();
     memory.load(GUEST, &guest);
     memory.load(HANDLER, &handler);
-    // Messages and pins of all rows come.
+    // Messages and pins of all rows arrive.
     (0x20..=u8::MAX).for_each(|vector| memory.set_vector(vector, HANDLER));
     let regs = kvm_regs {
         rip: GUEST,
@@ -96,14 +96,14 @@ fn guest() -> Vm {
     machine
 }
 
-/// `KvmSink`'s, where this injects.
+/// The list of a `KvmSink` that injects in this way.
 fn list_of_a_sink(injection: Injection) -> ! {
     let by_kernel = injection == Injection::Kernel;
     let mut machine = guest();
     let router = Router::new(KvmSink::new(vm::descriptor(machine.fd()), injection).unwrap());
     let mut routes = Routes::identity(24);
     routes.set(24, Some(msi(0x41))).unwrap();
-    // A pin for another GSI to have.
+    // This pin is free for another GSI.
     routes.set(10, None).unwrap();
     router.set_routes(routes).unwrap();
     let event = || Arc::new(Event::new(0));
@@ -130,7 +130,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
     };
 
     // The first resampling irqfd starts the thread, which has the filter of the thread that assigns it, and does not
-    // end here.
+    // end in this test.
     let first = {
         let (router, level, resample) = (router.clone(), Arc::clone(&level), Arc::clone(&resample));
         let start = [
@@ -163,7 +163,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
     };
     under_filters([first]);
 
-    // The guest runs meanwhile, and ends interrupts.
+    // The guest runs meanwhile, and sends ends of interrupts.
     static STOP: AtomicBool = AtomicBool::new(false);
     let vcpu = std::thread::spawn(move || {
         let mut ended = 0;
@@ -217,7 +217,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
             let [event, resample] = [(); 2].map(|()| Arc::new(Event::new(0)));
             let irqfd = router.assign_with_resample(&event, 8, &resample).unwrap();
             if round % 2 == 0 {
-                // It is up at the end.
+                // The line is up at the end.
                 event.signal();
             }
             drop(irqfd);
@@ -228,7 +228,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
             router.set_route(24, Some(msi(0x41 + round % 2))).unwrap();
             router.set_route(24, Some(Route::Pin(10))).unwrap();
             router.set_route(24, None).unwrap();
-            // One that is up.
+            // This line is up.
             router.set_level(9, true);
             router.set_route(9, None).unwrap();
             router.set_route(9, Some(Route::Pin(9))).unwrap();
@@ -257,7 +257,7 @@ fn list_of_a_sink(injection: Injection) -> ! {
     ]
     .concat();
     under_filters([
-        // A pin for a while.
+        // The GSI has a pin for a while.
         row(sends, &[KVM_SIGNAL_MSI(), KVM_IRQ_LINE()], message),
         row(&[], &[KVM_IRQ_LINE()], pins),
         row(&[libc::SYS_write], &[KVM_IRQ_LINE(), KVM_IRQFD()], asserts),
@@ -306,7 +306,7 @@ fn the_list_of_a_sink_is_complete_where_the_kernel_injects() {
     came_to_its_end("kvm::the_list_of_a_sink_is_complete_where_the_kernel_injects");
 }
 
-/// `KvmListener`'s.
+/// The list of a `KvmListener`.
 #[test]
 fn the_list_of_a_listener_is_complete() {
     if !is_observed() {
@@ -398,7 +398,7 @@ fn the_list_of_a_listener_is_complete() {
             &[KVM_IOEVENTFD(), KVM_GET_IRQCHIP()],
             changes(memory, 0x200, 0x10),
         ),
-        // To write is the test's.
+        // The writes are the test's.
         row(&[libc::SYS_read, libc::SYS_write], &[], drains),
         row(&adds, &[], counts),
     ]);

@@ -11,10 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vmm_sys_util::tempdir::TempDir;
 
-/// Generous: other tests load the machine.
+/// This is generous, because other tests load the machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The example, built by cargo, so that it is never a stale one; run without cargo, so that it can be killed.
+/// The path of the example. Cargo builds it, so that it is never stale; it is run without cargo, so that it can be
+/// killed.
 pub fn example() -> &'static Path {
     match try_example() {
         Ok(path) => path,
@@ -22,14 +23,14 @@ pub fn example() -> &'static Path {
     }
 }
 
-/// The same, or why it cannot be built.
+/// The same, or the reason why it cannot be built.
 pub fn try_example() -> Result<&'static Path, &'static str> {
     static EXAMPLE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build = || {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "vhost-user-blk"]);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // For a bench, `--release` is what cargo calls its profile too.
+        // A bench uses the profile of `--release`, too.
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
@@ -79,20 +80,20 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// The example with `options` beside its socket, when it listens.
+    /// Starts the example with `options` in addition to its socket, and returns when it listens.
     pub fn ours(place: &Place, options: &[&str]) -> Self {
         let mut command = Command::new(example());
         command.arg("--socket").arg(place.socket()).args(options);
         Self::start(command, place.socket())
     }
 
-    /// `None`, said aloud, if there is none.
+    /// `None`, with a message, if there is none.
     pub fn qemu(place: &Place, disk: &Path, queues: u16) -> Option<Self> {
         let disk = format!("driver=file,filename={}", disk.display());
         Self::qemu_with(place, &disk, queues, &[])
     }
 
-    /// The same, with a disk of zeroes that is nowhere, and a thread of its own that polls for so long.
+    /// The same, with a disk of zeroes without a file, and a thread of its own that polls for at most `poll_max_ns`.
     #[allow(dead_code, reason = "for the bench")]
     pub fn qemu_polls(place: &Place, bytes: u64, poll_max_ns: u32) -> Option<Self> {
         let disk = format!("driver=null-co,read-zeroes=on,size={bytes}");
@@ -131,7 +132,7 @@ impl Daemon {
         let child = command.spawn().expect("the back-end starts");
         let mut daemon = Daemon { child, socket };
         let start = Instant::now();
-        // Not by connecting: a back-end with --once would be content with that.
+        // This does not connect: a back-end with --once would serve only that connection.
         while !is_listening(&daemon.socket) {
             if let Some(status) = daemon.child.try_wait().expect("a child") {
                 panic!("{status}: {}", daemon.output().1);
@@ -151,13 +152,13 @@ impl Daemon {
         &self.socket
     }
 
-    /// SIGKILL.
+    /// Ends it by SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("a child");
         self.child.wait().expect("a child");
     }
 
-    /// SIGTERM, and what it printed.
+    /// Ends it by SIGTERM, and returns what it printed.
     pub fn end(mut self) -> Ended {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child");
@@ -194,7 +195,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended.
+        // The back-end may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -213,7 +214,7 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// What the example prints in the end.
+/// The statistics that the example prints at its end.
 #[derive(Debug)]
 pub struct Stats {
     pub clients: u64,
@@ -269,7 +270,7 @@ impl Stats {
     }
 }
 
-/// Runs the example to its end, which is to come by itself.
+/// Runs the example, which is to end by itself.
 pub fn run(options: &[&str]) -> Output {
     let told = format!("{options:?} do not end it");
     let _watchdog = Watchdog::new(PATIENCE, || told);

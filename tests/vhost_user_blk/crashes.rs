@@ -20,7 +20,7 @@ use std::time::Duration;
 
 const BLOCKS: u64 = 512;
 
-/// Where the child of the next test finds its back-end.
+/// The variable that tells the child of the next test where its back-end is.
 const SOCKET: &str = "DOORBELL_TEST_VHOST_USER_SOCKET";
 
 /// Not a test: a front-end that is to be killed.
@@ -59,7 +59,7 @@ fn a_front_end_is_killed_in_mid_flight() {
             thread::sleep(Duration::from_millis(10 * turn));
             child.kill().expect("a child");
             child.wait().expect("a child");
-            // The next one is served, and finds what a back-end that was not disturbed would give it.
+            // The next front-end is served, and finds what an undisturbed back-end would give it.
             let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
             let lane = &mut client.lanes[0];
             for op in [Op::Write, Op::Read] {
@@ -94,7 +94,7 @@ fn the_back_end_is_killed_in_mid_flight() {
                 let lane = &mut client.lanes[0];
                 let writer = scope.spawn(move || {
                     let mut rounds = 0_u64;
-                    // It notices in the end that nobody answers: the driver has no other way.
+                    // The driver notices in the end that it gets no answer: it has no other way.
                     let write = || loop {
                         let failed = lane.run_within(
                             Op::Write,
@@ -115,7 +115,7 @@ fn the_back_end_is_killed_in_mid_flight() {
                 writer.join().expect("a thread")
             });
             drop(client);
-            // Each block has what one of the last two rounds has written: nothing is torn, nothing lost.
+            // Each block has what one of the last two rounds has written: no block is torn or lost.
             let file = File::open(&disk).expect("the disk");
             for block in 0..BLOCKS {
                 let mut bytes = vec![0; BLOCK];
@@ -124,7 +124,7 @@ fn the_back_end_is_killed_in_mid_flight() {
                 let last = [1 + done, 2 + done].map(|seed| content(block, seed));
                 assert!(last.contains(&bytes), "block {block} after round {done}");
             }
-            // The next one takes over the socket.
+            // The next back-end takes over the socket.
             assert!(place.socket().exists());
             let daemon = Daemon::ours(&place, &options);
             let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
@@ -135,10 +135,10 @@ fn the_back_end_is_killed_in_mid_flight() {
     });
 }
 
-/// How long the driver of a back-end that was killed waits for an answer.
+/// How long a driver waits for an answer of a killed back-end.
 const SHORT: Duration = Duration::from_secs(2);
 
-// What an inflight buffer has, for one queue of 16.
+// Offsets in an inflight buffer for one queue of 16.
 const LAST_HEAD: u64 = 12;
 const USED_INDEX: u64 = 14;
 fn flag_of(head: u16) -> u64 {
@@ -179,8 +179,8 @@ fn load(buffer: &File, at: u64) -> u16 {
     u16::from_ne_bytes(bytes)
 }
 
-/// A driver with four writes of a sector each available, whose back-end was killed when it had completed `used` of
-/// them, and noted `noted` of that.
+/// A driver with four writes of a sector each available, whose back-end was killed after it had completed `used` of
+/// them, and noted `noted` of those.
 fn after_a_crash(daemon: &Daemon, used: u16, noted: u16) -> (Raw, File) {
     let mut raw = Raw::begin(daemon.socket(), FEATURES);
     raw.send_memory();
@@ -223,10 +223,10 @@ fn what_was_in_flight_is_done_again() {
             if let Some(begun) = begun {
                 store(&buffer, flag_of(3 * begun), 1);
             }
-            // The index that the front-end tells is not what it is about.
+            // The index that the front-end sends does not matter here.
             raw.send_queue();
             raw.wait_used(4);
-            // An interrupt for what the other one completed without.
+            // This interrupt is for requests that the other back-end completed without one.
             assert!(is_rung(&raw.call, PATIENCE));
             let written = fs::read(&disk).expect("the disk");
             for slot in 0..4 {
@@ -241,7 +241,7 @@ fn what_was_in_flight_is_done_again() {
                     "{used} {noted} {begun:?} {slot}"
                 );
             }
-            // All is noted when the next message is answered.
+            // Everything is noted when the next message is answered.
             let mut raw = raw;
             raw.settle();
             assert_eq!(load(&buffer, USED_INDEX), 4, "{used} {noted} {begun:?}");
@@ -249,7 +249,7 @@ fn what_was_in_flight_is_done_again() {
                 assert_eq!(load(&buffer, flag_of(head)) & 0xff, 0);
             }
         }
-        // Another back-end's, which had another order.
+        // A buffer of another back-end, which completed in another order.
         let (mut raw, buffer) = after_a_crash(&daemon, 1, 1);
         store(&buffer, flag_of(9), 1);
         raw.send_queue();

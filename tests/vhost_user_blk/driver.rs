@@ -1,7 +1,7 @@
 //! A real driver: that of the `virtio-driver` crate, which is libblkio's.
 //!
-//! With EVENT_IDX only: without it, version 0.6.1 loses kicks of its own, since nothing keeps it from reading the flag
-//! of the used ring before it has published its index.
+//! It is used with EVENT_IDX only: without that, version 0.6.1 loses its own kicks, since nothing keeps it from reading
+//! the flag of the used ring before it has published its index.
 
 use crate::backend::PATIENCE;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,7 +24,7 @@ const QUEUE_SIZE: u16 = 256;
 /// The most requests under way.
 pub const MOST: usize = 64;
 
-/// How it hears of completions.
+/// How the driver learns of completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waits {
     /// By sleeping in the call eventfd.
@@ -36,7 +36,7 @@ pub enum Waits {
 pub struct Client {
     pub lanes: Vec<Lane>,
     pub config: VirtioBlkConfig,
-    // After the lanes, whose rings are in its memory.
+    // This comes after the lanes, whose rings are in its memory.
     _transport: Box<VirtioBlkTransport>,
     _memory: Memory,
 }
@@ -46,11 +46,11 @@ pub struct Lane {
     queue: VirtioBlkQueue<'static, usize>,
     notifier: Box<dyn QueueNotifier>,
     call: Arc<EventFd>,
-    /// `MOST` blocks.
+    /// Buffers of `MOST` blocks.
     buffers: *mut u8,
-    /// Kicks that it has made.
+    /// Kicks that the driver has made.
     pub kicks: u64,
-    /// Interrupts that it has taken, while it blocks.
+    /// Interrupts that the driver has taken, while it blocks.
     pub interrupts: u64,
 }
 
@@ -61,7 +61,7 @@ unsafe impl Send for Lane {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     Write,
-    /// And compare.
+    /// Read and compare.
     Read,
 }
 
@@ -88,7 +88,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: who uses it is gone before.
+        // SAFETY: the users of the memory are gone before it is dropped.
         unsafe { munmap(self.start.cast(), self.size) }.expect("mapped");
     }
 }
@@ -136,8 +136,8 @@ impl Client {
 }
 
 impl Lane {
-    /// Writes what is to be in `blocks` by `seed`, or reads and compares it, with up to `depth` requests under way.
-    /// Returns how many requests failed.
+    /// Writes the content of `blocks` that `seed` determines, or reads and compares it, with up to `depth` requests
+    /// under way. Returns how many requests failed.
     pub fn run(
         &mut self,
         op: Op,
@@ -196,7 +196,7 @@ impl Lane {
         failed
     }
 
-    /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for so long and at
+    /// Reads blocks one after the other, without looking at them, with `depth` requests under way, for `time`, and at
     /// least until one is completed. Returns how long each took, in nanoseconds.
     #[allow(dead_code, reason = "for the bench")]
     pub fn load(&mut self, blocks: u64, depth: usize, waits: Waits, time: Duration) -> Vec<u32> {
@@ -209,12 +209,12 @@ impl Lane {
             while let Some(buffer) = free.pop() {
                 since[buffer] = Instant::now();
                 let bytes = self.buffer_ptr(buffer);
-                // SAFETY: it is not touched until the request is completed.
+                // SAFETY: the buffer is not touched until the request is completed.
                 unsafe {
                     self.queue
                         .read_raw(block * BLOCK as u64, bytes, BLOCK, buffer)
                 }
-                .expect("room in the queue");
+                .expect("the queue has room");
                 block = (block + 1) % blocks;
                 self.kick();
             }
@@ -229,7 +229,7 @@ impl Lane {
                 assert!(self.is_called(PATIENCE), "no interrupt for {PATIENCE:?}");
             }
         }
-        // The rest, so that the buffers are free.
+        // The remaining requests are completed, so that the buffers are free.
         while free.len() != depth {
             free.extend(
                 self.queue
@@ -257,22 +257,22 @@ impl Lane {
             let at = block * BLOCK as u64;
             let bytes = self.buffer_ptr(buffer);
             if op == Op::Write {
-                // SAFETY: the buffer is free, so that it is ours.
+                // SAFETY: the buffer is free, so it is ours.
                 unsafe { bytes.copy_from_nonoverlapping(content(block, seed).as_ptr(), BLOCK) };
-                // SAFETY: it is not touched until the request is completed.
+                // SAFETY: the buffer is not touched until the request is completed.
                 unsafe { self.queue.write_raw(at, bytes, BLOCK, buffer) }
             } else {
-                // SAFETY: it is not touched until the request is completed.
+                // SAFETY: the buffer is not touched until the request is completed.
                 unsafe { self.queue.read_raw(at, bytes, BLOCK, buffer) }
             }
-            .expect("room in the queue");
+            .expect("the queue has room");
             self.kick();
         }
     }
 
     pub fn flush(&mut self) -> i32 {
         self.queue.set_used_notif_enabled(true);
-        self.queue.flush(0).expect("room in the queue");
+        self.queue.flush(0).expect("the queue has room");
         self.kick();
         loop {
             if let Some(completion) = self.queue.completions().next() {
@@ -301,17 +301,17 @@ impl Lane {
     }
 
     fn buffer_ptr(&self, index: usize) -> *mut u8 {
-        // SAFETY: inside of the lane's.
+        // SAFETY: inside of the lane's buffers.
         unsafe { self.buffers.add(index * BLOCK) }
     }
 
     fn buffer(&self, index: usize) -> &[u8] {
-        // SAFETY: it is read when its request is completed.
+        // SAFETY: the buffer is read when its request is completed.
         unsafe { std::slice::from_raw_parts(self.buffer_ptr(index), BLOCK) }
     }
 }
 
-/// What is to be in a block.
+/// The content of a block.
 pub fn content(block: u64, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed << 32 | block);
     std::iter::repeat_with(|| random.u64(..).to_le_bytes())

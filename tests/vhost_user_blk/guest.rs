@@ -1,7 +1,7 @@
 //! Linux in a virtual machine: its virtio_blk driver, by QEMU's vhost-user-blk-pci, from a disk in a file.
 //!
 //! What it needs: `qemu-system-x86_64`, a static `busybox`, and a kernel with its modules, in `/` or unpacked in
-//! `target/guest`, as `.ci/run` does it. What is missing is said aloud.
+//! `target/guest`, as `.ci/run` unpacks them. The test prints what is missing.
 //!
 //! A guest whose disk has never appeared could pass checks on a file in its memory. This one cannot: the host has
 //! filled the disk with what the guest must read, and reads in the file what the guest says it has written; and the
@@ -20,7 +20,7 @@ use std::time::Duration;
 const BYTES: u64 = 4 << 20;
 const QUEUES: u16 = 2;
 
-/// A virtual machine without KVM boots in seconds, or in some more where others work.
+/// A virtual machine without KVM boots in seconds, or somewhat more on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// What the guest does. Each line that begins with `guest:` is an answer.
@@ -57,14 +57,14 @@ echo "guest: after $(hash)"
 poweroff -f
 "#;
 
-/// What a guest is made of.
+/// The parts that a guest is made of.
 struct Parts {
     kernel: PathBuf,
     initramfs: Vec<u8>,
 }
 
 impl Parts {
-    /// `None`, said aloud, if something is missing.
+    /// `None`, with a message, if something is missing.
     fn find(rounds: u32) -> Option<Self> {
         match Self::look(rounds) {
             Ok(parts) => Some(parts),
@@ -144,7 +144,7 @@ fn kernel_in(root: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
         ];
         let modules = names.map(|name| drivers.join(format!("virtio/{name}.ko")));
         let disk = drivers.join("block/virtio_blk.ko");
-        // Others than Debian's have them built in or compressed; then the guest has no disk, and says so.
+        // Kernels other than Debian's have the modules built in or compressed; then the guest has no disk, and says so.
         let modules = modules.into_iter().chain([disk]);
         let there: Vec<_> = modules.filter(|module| module.exists()).collect();
         (!there.is_empty()).then(|| (kernel, in_loading_order(there)))
@@ -204,7 +204,7 @@ fn is_static(program: &[u8]) -> bool {
     headers().is_some_and(|types| !types.contains(&(INTERPRETER as usize)))
 }
 
-/// An archive as the kernel unpacks it: cpio, "newc".
+/// An archive in the format that the kernel unpacks: cpio, "newc".
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
@@ -242,13 +242,13 @@ impl Archive {
 struct Guest {
     qemu: Child,
     lines: Box<dyn Iterator<Item = String>>,
-    /// What it has printed, for the watchdog.
+    /// What the guest has printed, for the watchdog.
     printed: Arc<Mutex<String>>,
     _watchdog: Watchdog,
     _turn: MutexGuard<'static, ()>,
 }
 
-/// One at a time: each wants a CPU for itself.
+/// Guests run one at a time, because each wants a CPU for itself.
 static TURN: Mutex<()> = Mutex::new(());
 
 impl Guest {
@@ -311,7 +311,7 @@ impl Guest {
             lines: Box::new(lines),
             printed,
             _watchdog: Watchdog::new(LIMIT, move || {
-                // It would go on without this process.
+                // QEMU would go on without this process.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 report.lock().expect("no panics").clone()
             }),
@@ -319,7 +319,7 @@ impl Guest {
         }
     }
 
-    /// The next answer to a question, which is the next that is asked.
+    /// The answer to a question; questions are answered in order.
     #[track_caller]
     fn answer(&mut self, question: &str) -> String {
         let answer = self.lines.find_map(|line| {
@@ -344,7 +344,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It may have ended.
+        // QEMU may have ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
@@ -371,7 +371,7 @@ fn hash(path: &Path) -> String {
     text[..64].to_owned()
 }
 
-/// A guest's first answers: that the disk is the device.
+/// Checks a guest's first answers, which show that its disk is the device.
 fn assert_disk(guest: &mut Guest, serial: Option<&str>, disk: &Path) {
     let size = guest.answer("size");
     assert_eq!(size, (BYTES / 512).to_string(), "{}", guest.printed());
@@ -426,7 +426,7 @@ fn a_linux_guest_finds_its_disk_and_writes_it() {
             "{}",
             ended.stderr
         );
-        // The disk was read three times and more and written once, by requests of 1 MiB at most.
+        // The disk was read at least three times and written once, by requests of at most 1 MiB.
         assert!(ended.stats.all.requests > 16, "{:?}", ended.stats);
         assert_eq!(ended.stats.all.looks == 0, poll == "0", "{:?}", ended.stats);
     }

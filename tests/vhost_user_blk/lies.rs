@@ -40,7 +40,7 @@ fn daemon(place: &Place) -> Daemon {
     )
 }
 
-/// That the back-end lives, and serves whoever comes.
+/// Fails unless the back-end lives and serves a new front-end.
 #[track_caller]
 fn assert_serves(daemon: &Daemon) {
     let mut client = Client::connect(daemon.socket(), 1).expect("a back-end");
@@ -224,7 +224,7 @@ fn messages_that_lie_end_the_connection() {
             raw.send_bytes(&[header, state(0, 16)].concat(), &[]);
         }),
         ("noise", |raw| raw.send_bytes(&[0xa5; 100], &[])),
-        // These wait for the rest in vain.
+        // The back-end waits in vain for the rest of these.
         ("half a header", |raw| {
             raw.send_bytes(&SET_VRING_NUM.to_ne_bytes(), &[])
         }),
@@ -263,7 +263,7 @@ fn a_configuration_beyond_its_end_is_not_read() {
         let mut raw = Raw::begin(daemon.socket(), FEATURES);
         let mut config = [250_u32, 64, 0].map(u32::to_ne_bytes).concat();
         config.extend([0; 64]);
-        // An error is a reply without what was asked for.
+        // A reply without the requested data stands for an error.
         assert_eq!(
             raw.ask(GET_CONFIG, &config),
             [250_u32, 0, 0].map(u32::to_ne_bytes).concat()
@@ -274,7 +274,7 @@ fn a_configuration_beyond_its_end_is_not_read() {
     });
 }
 
-/// A driver's lie: what it puts into the rings, beside a request in slot 0 that is right.
+/// A driver's lie: what it puts into the rings, beside a correct request in slot 0.
 type RingLie = (&'static str, fn(&mut Raw));
 
 fn at(offset: usize) -> u64 {
@@ -407,7 +407,7 @@ fn rings_that_lie_stop_their_queue() {
         for features in [FEATURES, FEATURES | EVENT_IDX] {
             for (name, lie) in RING_LIES {
                 let mut raw = Raw::set_up(daemon.socket(), features);
-                // Something that is right, before.
+                // A correct request comes before the lie.
                 raw.request(0, OUT, 0, (at(DATA), 512));
                 raw.submit(0);
                 raw.wait_used(1);
@@ -418,7 +418,7 @@ fn rings_that_lie_stop_their_queue() {
                     is_rung(&raw.err, crate::backend::PATIENCE),
                     "{name}: no error"
                 );
-                // The connection stays, and the queue is not used any more.
+                // The connection stays, and the queue is no longer used.
                 raw.settle();
                 assert_eq!(raw.used(), 1, "{name}");
                 raw.memory.assert_nothing_beside_was_touched();
@@ -517,7 +517,7 @@ fn a_memory_file_that_is_cut_off_costs_its_owner_the_connection() {
             let mut raw = Raw::set_up(daemon.socket(), FEATURES);
             raw.request(0, OUT, 0, (at(DATA), 4096));
             raw.settle();
-            // A process that has it mapped as well must not look from here on.
+            // From here on, a process that has the memory mapped too must not access it.
             ftruncate(&raw.memory.fd, cut_off).expect("a memfd");
             rustix::io::write(&raw.kick, &1_u64.to_ne_bytes()).expect("an eventfd");
             if cut_off > 1 << 16 {
@@ -561,12 +561,12 @@ fn a_front_end_that_does_not_kick_is_polled() {
             let place = Place::new();
             let daemon = Daemon::ours(&place, &["--ram", "1M", "--poll-max-us", poll]);
             let mut raw = Raw::set_up(daemon.socket(), FEATURES);
-            // Bit 8: there is no descriptor.
+            // Bit 8 says that there is no descriptor.
             raw.send(SET_VRING_KICK, &0x100_u64.to_ne_bytes(), &[]);
             raw.settle();
             for done in 1..100 {
                 raw.request(0, OUT, 0, (at(DATA), 512));
-                // The eventfd is not the back-end's any more.
+                // The back-end no longer uses the eventfd.
                 raw.submit(0);
                 wait_for_bell(&raw.call);
                 raw.wait_used(done);
@@ -596,14 +596,14 @@ fn kicks_and_calls_are_replaced_while_the_queue_runs() {
                 raw.send(SET_VRING_CALL, &0_u64.to_ne_bytes(), &[raw.call.as_fd()]);
                 raw.send(SET_VRING_KICK, &0_u64.to_ne_bytes(), &[raw.kick.as_fd()]);
                 raw.settle();
-                // For an interrupt that went to the old one.
+                // This rings for an interrupt that went to the old eventfd.
                 wait_for_bell(&raw.call);
                 assert!(!is_rung(&old_call, Duration::ZERO));
             }
             drop(raw);
             let stats = daemon.end().stats;
             assert_eq!(stats.all.requests, 10);
-            // Counted by the descriptors, old and new.
+            // Both the old and the new descriptor count.
             assert_eq!(stats.all.kicks, 10);
         }
     });

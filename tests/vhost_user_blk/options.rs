@@ -1,4 +1,4 @@
-//! Options, exit codes and what is said of them.
+//! Options, exit codes and error messages.
 
 use crate::backend::{Daemon, Place, run};
 
@@ -62,7 +62,7 @@ fn a_socket_that_cannot_be_had_exits_with_3() {
     let path = socket.to_str().expect("UTF-8");
     let daemon = Daemon::ours(&place, &["--ram", "1M"]);
     assert_ends(&["--socket", path, "--ram", "1M"], 3, "is in use");
-    // The one that has it goes on having it.
+    // The back-end that has the socket keeps it.
     assert!(daemon.end().stats.clients >= 1);
     assert_ends(
         &["--socket", "/nonexistent/socket", "--ram", "1M"],
@@ -111,6 +111,6 @@ fn help_is_no_error() {
         stdout.contains("Usage: vhost-user-blk [OPTIONS]"),
         "{stdout}"
     );
-    // What is for comparisons alone is not for users.
+    // Options for comparisons only are not shown to users.
     assert!(!stdout.contains("--loop"), "{stdout}");
 }

@@ -1,4 +1,5 @@
-//! What is written is read back: depths, ways to wait, numbers of queues, front-ends one after the other.
+//! What is written is read back, at several depths, with both ways to wait, several numbers of queues, and front-ends
+//! one after the other.
 
 use crate::backend::{Daemon, Place};
 use crate::driver::{BLOCK, Client, Op, Waits, content};
@@ -12,7 +13,7 @@ const BYTES: u64 = BLOCKS * BLOCK as u64;
 const DEPTHS: [usize; 5] = [1, 2, 8, 32, 64];
 const WAITS: [Waits; 2] = [Waits::Blocking, Waits::Polling];
 
-/// All depths, by sleeping and by polling. Returns how many requests that were.
+/// All depths, by sleeping and by polling. Returns the number of requests.
 fn depths_and_waits(client: &mut Client) -> u64 {
     assert_eq!(client.blocks(), BLOCKS);
     let mut requests = 0;
@@ -31,7 +32,7 @@ fn depths_and_waits(client: &mut Client) -> u64 {
     requests + 1
 }
 
-/// All queues at once, each from a thread and with a part of the disk.
+/// Uses all queues at once, each from its own thread and with its own part of the disk.
 fn queues_at_once(client: &mut Client, seed: u64) -> u64 {
     let part = BLOCKS / client.lanes.len() as u64;
     thread::scope(|scope| {
@@ -50,7 +51,7 @@ fn queues_at_once(client: &mut Client, seed: u64) -> u64 {
     8 * part
 }
 
-/// Whether the file has what was written to the disk last.
+/// Fails unless the file has what was written to the disk last.
 #[track_caller]
 fn assert_content(disk: &std::path::Path, seed: u64) {
     let bytes = fs::read(disk).expect("the disk");
@@ -91,13 +92,13 @@ fn without_polling_what_is_written_is_read_back() {
             // Each request at depth 1 finds the device asleep, or about to be.
             assert!(stats.all.kicks >= BLOCKS, "{stats:?}");
             assert_eq!((stats.all.looks, stats.all.windows), (0, 0), "{stats:?}");
-            // Of the requests at depth 1 that block, each must interrupt.
+            // Each request at depth 1 for which the driver blocks must cause an interrupt.
             assert!(stats.all.interrupts >= 2 * BLOCKS, "{stats:?}");
         }
     });
 }
 
-/// The driver sleeps until it is interrupted, so it does not get through if one interrupt is lost.
+/// The driver sleeps until it is interrupted, so it does not finish if one interrupt is lost.
 #[test]
 fn whenever_the_driver_is_asked_no_interrupt_is_lost() {
     watchdog::limit("interrupts", || {
@@ -110,7 +111,7 @@ fn whenever_the_driver_is_asked_no_interrupt_is_lost() {
                 let lane = &mut client.lanes[0];
                 assert_eq!(lane.run(Op::Write, 0..BLOCKS, 7, 64, Waits::Blocking), 0);
                 for (round, depth) in (0..).zip([1, 2, 3, 8, 32, 64].repeat(2)) {
-                    // By turns, so that what has been learnt of the driver is wrong now and then.
+                    // The ways alternate, so that what the device has learnt of the driver is wrong now and then.
                     for waits in WAITS {
                         let failed = lane.run(Op::Read, 0..BLOCKS, 7, depth, waits);
                         assert_eq!(failed, 0, "{round}");
@@ -121,7 +122,7 @@ fn whenever_the_driver_is_asked_no_interrupt_is_lost() {
     });
 }
 
-/// What doorbell's loop is compared with does the same work.
+/// The loops that doorbell's is compared with do the same work.
 #[test]
 fn other_loops_pass_the_same() {
     watchdog::limit("other loops", || {

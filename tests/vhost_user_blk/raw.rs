@@ -1,4 +1,4 @@
-//! A front-end and a driver by hand, which can say what real ones do not.
+//! A front-end and a driver made by hand, which can send what real ones do not.
 
 use crate::backend::PATIENCE;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -40,13 +40,14 @@ const PROTOCOL_FEATURES: u64 = 1 | 1 << 9 | 1 << 12 | 1 << 15;
 
 const VERSION: u32 = 1;
 
-/// The memory that the back-end is told of, in the middle of what it would hit beside.
+/// The size of the memory that the back-end is told of. It lies in the middle of a larger mapping, which shows accesses
+/// beside it.
 pub const SIZE: usize = 1 << 20;
 pub const GUEST: u64 = 1 << 30;
 const BESIDE: usize = 1 << 16;
 const CANARY: u8 = 0xc5;
 
-/// Where in it things are.
+/// Offsets in that memory.
 pub const DESCRIPTORS: usize = 0;
 pub const AVAILABLE: usize = 0x1000;
 pub const USED: usize = 0x2000;
@@ -70,7 +71,7 @@ pub struct Raw {
     pub next_avail: u16,
 }
 
-/// What front-end and back-end share, with something beside it that is not to be touched.
+/// Memory that front-end and back-end share, with memory beside it that must not be touched.
 pub struct Shared {
     pub fd: OwnedFd,
     start: *mut u8,
@@ -93,7 +94,7 @@ impl Shared {
         // SAFETY: a new mapping.
         let start = unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, &fd, 0) };
         let start: *mut u8 = start.expect("a mapping").cast();
-        // SAFETY: inside of it.
+        // SAFETY: inside of the mapping.
         unsafe {
             start.write_bytes(CANARY, BESIDE);
             start.add(BESIDE + SIZE).write_bytes(CANARY, BESIDE);
@@ -101,14 +102,14 @@ impl Shared {
         Shared { fd, start }
     }
 
-    /// In the front-end's addresses.
+    /// An offset as one of the front-end's addresses.
     pub fn user(&self, offset: usize) -> u64 {
         (self.start.addr() + BESIDE + offset) as u64
     }
 
     pub fn write<T: Copy>(&self, offset: usize, value: T) {
         assert!(offset + size_of::<T>() <= SIZE);
-        // SAFETY: inside of it.
+        // SAFETY: inside of the mapping.
         unsafe {
             self.start
                 .add(BESIDE + offset)
@@ -119,13 +120,13 @@ impl Shared {
 
     pub fn read<T: Copy>(&self, offset: usize) -> T {
         assert!(offset + size_of::<T>() <= SIZE);
-        // SAFETY: inside of it; only for integers.
+        // SAFETY: inside of the mapping; only for integers.
         unsafe { self.start.add(BESIDE + offset).cast::<T>().read_unaligned() }
     }
 
     pub fn word(&self, offset: usize) -> &AtomicU16 {
         assert!(offset + 2 <= SIZE && offset % 2 == 0);
-        // SAFETY: inside of it, and aligned.
+        // SAFETY: inside of the mapping, and aligned.
         unsafe { &*self.start.add(BESIDE + offset).cast() }
     }
 
@@ -141,7 +142,7 @@ impl Shared {
     #[track_caller]
     pub fn assert_nothing_beside_was_touched(&self) {
         for start in [0, BESIDE + SIZE] {
-            // SAFETY: inside of it.
+            // SAFETY: inside of the mapping.
             let beside = unsafe { std::slice::from_raw_parts(self.start.add(start), BESIDE) };
             assert!(beside.iter().all(|&byte| byte == CANARY));
         }
@@ -150,7 +151,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
+        // SAFETY: the memory is no longer used.
         unsafe { munmap(self.start.cast(), SIZE + 2 * BESIDE) }.expect("mapped");
     }
 }
@@ -197,7 +198,7 @@ impl Raw {
         }
     }
 
-    /// Up to the memory, as all do.
+    /// Makes a connection up to the memory table, as all front-ends do.
     pub fn begin(socket: &Path, features: u64) -> Self {
         let raw = Self::connect(socket);
         raw.send(SET_OWNER, &[], &[]);
@@ -206,7 +207,7 @@ impl Raw {
         raw
     }
 
-    /// All of it, with a queue that runs.
+    /// Makes a complete connection, with a queue that runs.
     pub fn set_up(socket: &Path, features: u64) -> Self {
         let raw = Self::begin(socket, features);
         raw.send_memory();
@@ -229,7 +230,7 @@ impl Raw {
         self.send(SET_VRING_ENABLE, &state(0, 1), &[]);
     }
 
-    /// Offsets in the memory, or beyond.
+    /// Sends the addresses of the rings, which are offsets in the memory, or beyond it.
     pub fn send_rings(&self, descriptors: u64, used: u64, available: u64) {
         let mut bytes = state(0, 0);
         for offset in [descriptors, used, available] {
@@ -260,7 +261,7 @@ impl Raw {
         );
     }
 
-    /// A message, and the payload of its reply.
+    /// Sends a message, and returns the payload of its reply.
     pub fn ask(&mut self, request: u32, payload: &[u8]) -> Vec<u8> {
         self.send(request, payload, &[]);
         self.reply(request)
@@ -276,7 +277,7 @@ impl Raw {
         payload
     }
 
-    /// Waits until all messages have been heard: the queue goes on from here.
+    /// Waits until all messages have been handled: the queue goes on from here.
     pub fn settle(&mut self) {
         let mut config = [0_u32, 4, 0].map(u32::to_ne_bytes).concat();
         config.extend([0; 4]);
@@ -286,7 +287,7 @@ impl Raw {
     /// Whether the back-end hangs up.
     pub fn is_dropped(&mut self) -> bool {
         let mut rest = Vec::new();
-        // A reset counts, too: what was sent has not all been read then.
+        // A reset counts, too: the back-end has not read everything that was sent then.
         !matches!(self.stream.read_to_end(&mut rest),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
     }
@@ -303,7 +304,7 @@ impl Raw {
         self.memory.write(at + 14, descriptor.next.to_le());
     }
 
-    /// A request of a header, `data` and a status, from descriptor `3 * slot` on.
+    /// Writes a request of a header, `data` and a status, from descriptor `3 * slot` on.
     pub fn request(&self, slot: u16, kind: u32, sector: u64, data: (u64, u32)) {
         let header = HEADERS + 16 * usize::from(slot);
         self.memory.write(header, kind.to_le());
@@ -353,7 +354,7 @@ impl Raw {
         self.publish(self.next_avail);
     }
 
-    /// Makes available what is before `index`, and kicks whether that is wanted or not.
+    /// Makes available the entries before `index`, and kicks whether that is wanted or not.
     pub fn publish(&self, index: u16) {
         self.memory
             .word(AVAILABLE + 2)
@@ -366,7 +367,7 @@ impl Raw {
         u16::from_le(self.memory.word(USED + 2).load(Ordering::Acquire))
     }
 
-    /// Waits until the back-end has used as many.
+    /// Waits until the back-end's used index is `index`.
     #[track_caller]
     pub fn wait_used(&self, index: u16) {
         let start = Instant::now();
@@ -384,7 +385,7 @@ impl Raw {
 /// Waits until an eventfd is signalled.
 #[track_caller]
 pub fn wait_for_bell(bell: &OwnedFd) {
-    assert!(is_rung(bell, PATIENCE), "nothing for {PATIENCE:?}");
+    assert!(is_rung(bell, PATIENCE), "no signal for {PATIENCE:?}");
     rustix::io::read(bell, &mut [0_u8; 8]).expect("an eventfd");
 }
 

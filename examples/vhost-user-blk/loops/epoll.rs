@@ -1,4 +1,4 @@
-//! epoll, as back-ends have it that do not poll.
+//! epoll, as in back-ends that do not poll.
 
 use super::{CountedProbe, Loop};
 use anyhow::Context;
@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub struct Epoll {
     epoll: OwnedFd,
-    /// Duplicates, to be deregistered by.
+    /// Duplicates of the descriptors, by which they are deregistered.
     fds: HashMap<usize, OwnedFd>,
 }
 
@@ -24,7 +24,7 @@ impl Epoll {
         })
     }
 
-    /// Reports the queue after each kick. It is not read.
+    /// Reports the queue after each kick. The eventfd is not read.
     pub fn watch_kick(&mut self, kick: &File, key: usize) -> anyhow::Result<()> {
         self.add(kick.as_fd(), key, EventFlags::IN | EventFlags::ET)
     }

@@ -9,9 +9,9 @@ use std::hint::spin_loop;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// The first window, when there was none.
+/// The first window after there was none.
 const FIRST: Duration = Duration::from_micros(4);
-/// Descriptors are looked at once in so many waits that find something in the rings.
+/// Of the waits that find something in the rings, one in this many looks at descriptors.
 const BUSY_WAITS: u32 = 1024;
 
 pub struct Qemu {
@@ -33,7 +33,7 @@ impl Qemu {
         })
     }
 
-    /// Adds the keys of the queues that have something. Whether there are any.
+    /// Adds the keys of the queues that have requests. Returns whether there are any.
     fn ask(&mut self, ready: &mut Vec<usize>) -> bool {
         let before = ready.len();
         for (key, probe) in &mut self.probes {
@@ -67,7 +67,7 @@ impl Qemu {
 
     fn adjust(&mut self, blocked: Duration) {
         if blocked <= self.window {
-            // It was long enough.
+            // The window was long enough.
         } else if blocked > self.max {
             self.window = Duration::ZERO;
         } else if self.window < self.max {

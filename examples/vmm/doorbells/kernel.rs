@@ -1,4 +1,4 @@
-//! Where KVM takes the kicks: by hand, and by doorbell's listener.
+//! Set-ups in which KVM takes the kicks: by hand, and by doorbell's listener.
 
 use super::{Counter, Doorbells, eventfds};
 use crate::map::QUEUES;
@@ -27,7 +27,7 @@ impl InKernel {
     }
 }
 
-/// kvm-ioctls tells the length by the type of the datamatch, so of the keys there are it can register these two kinds.
+/// kvm-ioctls derives the length from the type of the datamatch, so it can register these two kinds of key.
 macro_rules! ioeventfd {
     ($self:ident, $method:ident, $key:ident, $queue:ident) => {{
         let address = match $key.bus {
@@ -71,13 +71,13 @@ impl Doorbells for InKernel {
 /// An event of the set-up `listener`, and the part of its count that is in the kernel.
 impl Counter for KernelCount {
     fn signal(&self) {
-        // Where the device thread sleeps.
+        // The device thread sleeps in this descriptor.
         rustix::io::write(self, &1_u64.to_ne_bytes()).expect("write(2) to an eventfd");
     }
 
     fn wait(&self) -> u64 {
-        // A kick that exits, as those do that KVM refused, wakes nobody who sleeps on the descriptor. The limit is
-        // long, as a short one has the kernel set its timer each time.
+        // A kick that exits, as kicks do whose doorbell KVM has refused, wakes no thread that sleeps on the descriptor.
+        // The limit is long, because with a short one the kernel sets its timer each time.
         const LOOK: Timespec = Timespec {
             tv_sec: 0,
             tv_nsec: 100_000_000,

@@ -8,8 +8,9 @@
 //!                                                      yes: go on, awake; no: sleep
 //! ```
 //!
-//! So a kick is found by the look, or rings. `sent` is what the index of an available ring is to a virtio device, and
-//! `quiet` its `VRING_USED_F_NO_NOTIFY`. One thread serves all queues: while it is awake for one, it is for the others.
+//! So a kick is found by the look, or rings. `sent` corresponds to the index of an available ring of a virtio device,
+//! and `quiet` to its `VRING_USED_F_NO_NOTIFY`. One thread serves all queues: while it is awake for one queue, it is
+//! awake for the others.
 
 use super::{Counter, Doorbells, InSpace, Kicks};
 use crate::map::{QUEUES, cell};
@@ -22,14 +23,14 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 #[derive(Debug)]
 pub struct Polled {
-    /// What rings arrive at, as in the set-ups `doorbell` and `listener`.
+    /// The address space at which rings arrive, as in the set-ups `doorbell` and `listener`.
     space: InSpace,
     poller: Poller,
     queues: [Queue; QUEUES],
 }
 
 impl Polled {
-    /// The poller's keys are the queues', and from there on those of what else there is to watch.
+    /// The poller's keys are the indices of the queues, and above them those of everything else that is watched.
     pub fn new(space: InSpace, memory: &Memory, spin: Spin) -> anyhow::Result<Self> {
         let poller = Poller::with_spin(spin);
         let queues = std::array::from_fn(|index| Queue {
@@ -38,7 +39,7 @@ impl Polled {
             taken: Arc::default(),
         });
         for queue in &queues {
-            // The kicks themselves are in guest memory, so rings are edges, and never read before the end.
+            // The kicks themselves are in guest memory, so rings are watched as edges, and not read before the end.
             space.watch(&poller, queue.index, Watch::READABLE.edge())?;
             poller.attach_probe(queue.index, queue.clone())?;
         }
@@ -63,7 +64,7 @@ impl Doorbells for Polled {
         let mut events = Events::with_capacity(2 * QUEUES);
         Box::new(move || {
             let waited = self.poller.wait(&mut events, None);
-            waited.expect("a poller with a buffer, and descriptors that nobody else has");
+            waited.expect("a poller with a buffer, and descriptors that no other code has");
             self.queues.each_ref().map(Queue::take)
         })
     }
@@ -99,14 +100,14 @@ impl Doorbells for Polled {
 struct Queue {
     index: usize,
     memory: Memory,
-    /// Of the kicks that the guest has counted.
+    /// How many of the kicks that the guest has counted are taken.
     taken: Arc<AtomicU64>,
 }
 
 impl Queue {
     fn take(&self) -> u64 {
         let sent = self.memory.get_published(cell::sent(self.index));
-        // Relaxed: the device thread alone counts, and after it has ended, who has joined it.
+        // Relaxed: only the device thread counts, and after it has ended, the thread that has joined it.
         sent - self.taken.swap(sent, Ordering::Relaxed)
     }
 }

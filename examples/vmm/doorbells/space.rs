@@ -7,30 +7,30 @@ use doorbell::poll::{PollError, Poller, Watch};
 use doorbell::{Event, Spin};
 use std::sync::Arc;
 
-/// The set-ups `doorbell` and `listener`: doorbell's address space, whose table serves the kicks that exit. In the
-/// second one it has a listener that lets KVM take them before.
+/// The set-ups `doorbell` and `listener`: doorbell's address space, whose table serves the kicks that exit. In
+/// `listener` the address space has a listener, by which KVM takes them before they exit.
 #[derive(Debug)]
 pub struct InSpace {
     space: AddressSpace,
-    /// In the order of [`BUSES`].
+    /// The regions, in the order of [`BUSES`].
     bars: [Region; BUSES.len()],
     events: [Arc<Event>; QUEUES],
-    /// Where the device threads wait for the events.
+    /// The counters in which the device threads wait for the events.
     counters: [Box<dyn Counter>; QUEUES],
-    /// Of the events, what KVM takes.
+    /// The parts of the events' counts that KVM takes.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     in_kernel: Vec<doorbell::kvm::KernelCount>,
 }
 
 impl InSpace {
-    /// All in userspace.
+    /// An address space without a listener: all kicks are served in userspace.
     pub fn new(spin: Spin) -> anyhow::Result<Self> {
         let events = std::array::from_fn(|_| Arc::new(Event::new(0).with_spin(spin)));
         let counters = events.clone().map(|event| Box::new(event) as _);
         Self::with(AddressSpace::new(), events, counters)
     }
 
-    /// With KVM in front.
+    /// An address space with a listener: KVM takes kicks first.
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     pub fn with_listener(vm: &kvm_ioctls::VmFd) -> anyhow::Result<Self> {
         use std::os::fd::{AsRawFd, BorrowedFd};
@@ -50,8 +50,8 @@ impl InSpace {
         Ok(space)
     }
 
-    /// Has `poller` watch what a queue's doorbells add to, under the key `queue`; and under `QUEUES` more than that the
-    /// kicks that KVM may refuse, if it takes kicks at all.
+    /// Has `poller` watch the counter of a queue's doorbells under the key `queue`; and under the key `queue + QUEUES`
+    /// the kicks that KVM may refuse, if it takes kicks at all.
     pub fn watch(&self, poller: &Poller, queue: usize, watch: Watch) -> Result<(), PollError> {
         let event = &self.events[queue];
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -100,7 +100,7 @@ impl InSpace {
     }
 }
 
-/// What a listener does not take, the table does. It costs exits, so somebody should know.
+/// The table takes what a listener refuses. That costs exits, so it is printed.
 fn complain(report: &CommitReport) {
     for refusal in &report.refusals {
         eprintln!("vmm: slower than it could be: {refusal}");

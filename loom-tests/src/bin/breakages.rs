@@ -1,13 +1,13 @@
 //! Breaks the code on purpose and sees the models fail.
 //!
 //! Each entry of `breakages/*.toml` replaces a piece of the crate's source, found by its exact text, in a copy, and
-//! names the models that must notice. A model that passes on broken code has lost its power, and a piece that is not
-//! found means that the list no longer fits the code; both fail the run.
+//! names the models that must fail. If a model passes on broken code, it has lost its power; if a piece is not found,
+//! the list no longer fits the code. Both fail the run.
 //!
 //! `cargo run --bin breakages [--all] [WORD]` in `loom-tests/`; WORD picks the entries whose names contain it,
 //! or a file of models. The first model of an entry must fail; with `--all`, each of them.
 //!
-//! Nearly all of the time goes into compiling, most of which one thread does. So there is a worker for each CPU, with a
+//! Compiling takes nearly all of the time, and one thread does most of it. So there is a worker for each CPU, with a
 //! copy of the source and a target directory of its own.
 
 use std::fs;
@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use toml::{Table, Value};
 
-/// A model that finds nothing in this time has not noticed: those that do need a second or two.
+/// A model that finds nothing in this time counts as passed: models that notice a breakage need a second or two.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         .map(|number| Worker::new(here, number))
         .collect();
     if let Some((first, others)) = workers.split_first() {
-        // What does not depend on the code is compiled once.
+        // The dependencies, which no breakage changes, are compiled once.
         if !first.target().exists() {
             first.build("event").unwrap_or_else(|said| panic!("{said}"));
         }
@@ -72,7 +72,7 @@ struct Worker {
 impl Worker {
     fn new(here: &Path, number: usize) -> Self {
         let copy = here.join(format!("target/breakages/{number}"));
-        // The manifest names targets in all of these.
+        // The manifest names targets in all of these directories.
         for part in [
             "Cargo.toml",
             "Cargo.lock",
@@ -93,10 +93,10 @@ impl Worker {
         self.copy.join("target")
     }
 
-    /// Takes what another one has compiled, unless it has something of its own.
+    /// Copies what another worker has compiled, unless this worker has compiled something itself.
     fn adopt(&self, other: &Worker) {
         if !self.target().exists() {
-            // With the times, by which cargo knows what is old.
+            // The times are kept, since cargo tells by them what is out of date.
             let copied = Command::new("cp")
                 .arg("-a")
                 .args([other.target(), self.target()])
@@ -110,7 +110,7 @@ impl Worker {
         let output = Command::new(env!("CARGO"))
             .current_dir(self.copy.join("loom-tests"))
             .env("CARGO_TARGET_DIR", self.target())
-            // What is wrong is found soon, be the code slow.
+            // The models find a fault soon, even if the code is slow.
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
             .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
@@ -165,7 +165,7 @@ impl Worker {
     }
 }
 
-/// Whether the command ends in failure before the patience does.
+/// Whether the command fails within [`PATIENCE`].
 fn fails(command: &mut Command) -> bool {
     let command = command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("a model runs");
@@ -194,7 +194,8 @@ fn field<'a>(breakage: &'a Value, name: &str) -> &'a str {
     breakage[name].as_str().expect("a string")
 }
 
-/// Copies a file or a directory, leaving alone what is the same already, so that cargo rebuilds only what changed.
+/// Copies a file or a directory. Files that are the same already are left alone, so that cargo rebuilds only what
+/// changed.
 fn copy_into(from: &Path, to: &Path) {
     if from.is_dir() {
         fs::create_dir_all(to).expect("a directory can be made");

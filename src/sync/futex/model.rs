@@ -1,12 +1,12 @@
 //! The kernel's futex wait queue, for loom.
 //!
-//! The queue itself is invisible to loom, so that it adds no happens-before edge that the kernel does not give (but for
-//! the one from waking to being woken, which parking has). A sleeper parks for real, so a wake-up that never comes is a
-//! deadlock, which loom reports.
+//! The queue itself is invisible to loom, so that it adds no happens-before edge that the kernel does not give (except
+//! for the one from the waking thread to the woken one, which parking has). A sleeper parks for real, so a wake-up that
+//! never comes is a deadlock, which loom reports.
 //!
 //! Two things that happen to a sleeper from outside are threads of the model, so that loom tries them at every point:
-//! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits for no reason, as a signal
-//! handler does. [`lapse`] ends the shared ones from now on, as their own limit does.
+//! [`expire`] lets the deadline of every timed wait pass, [`interrupt`] ends all waits spuriously, as a signal handler
+//! does. [`lapse`] ends the shared ones from now on, as their own limit does.
 
 use super::{MOST_WORDS, Outcome, Refused};
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,8 @@ use loom::thread::{self, Thread};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-/// A thread's place in the queue of one word. One that sleeps on several words has as many places, and one ticket.
+/// A thread's place in the queue of one word. A thread that sleeps on several words has a place for each, and one
+/// ticket.
 struct Sleeper {
     address: usize,
     ticket: u64,
@@ -71,10 +72,10 @@ impl Queue {
     }
 }
 
-/// Forgets what an earlier run of the model left behind. First thing in every model.
+/// Forgets what an earlier run of the model left behind. Every model calls this first.
 pub fn reset() {
     QUEUE.with_borrow_mut(|queue| *queue = Queue::default());
-    // Made before there are threads, lest they are ordered by its making.
+    // The atomic is made before there are threads, so that making it does not order them.
     touch();
 }
 
@@ -87,13 +88,13 @@ pub fn expire() {
     });
 }
 
-/// Ends every wait under way for no reason.
+/// Spuriously ends every wait that is under way.
 pub fn interrupt() {
     touch();
     QUEUE.with_borrow_mut(|queue| queue.release(usize::MAX, |_| true, Outcome::Woken));
 }
 
-/// Lets the limit pass that each shared wait has, be it under way or to come.
+/// Lets the time limit of each shared wait pass, of waits under way and of later ones.
 pub fn lapse() {
     touch();
     QUEUE.with_borrow_mut(|queue| {
@@ -112,12 +113,12 @@ pub fn asleep() -> usize {
     QUEUE.with_borrow(|queue| queue.sleepers.len())
 }
 
-/// How many system calls to wake somebody there were.
+/// How many system calls to wake threads there were.
 pub fn wakes() -> u64 {
     QUEUE.with_borrow(|queue| queue.wakes)
 }
 
-/// How many places in the queue they have reached.
+/// How many places in the queue those calls have reached.
 pub fn woken() -> u64 {
     QUEUE.with_borrow(|queue| queue.woken)
 }
@@ -157,7 +158,7 @@ pub(crate) fn wait_any<'a>(
 }
 
 /// Sleeps until a wake-up has reached one of the places. As in the kernel, a wake-up may reach a place while the thread
-/// still takes others, or after another place was reached and before it runs.
+/// still takes others, or after another place was reached and before the thread runs.
 fn wait_for<'a>(
     words: impl Iterator<Item = (&'a AtomicU32, u32)>,
     deadline: Option<Instant>,
@@ -195,7 +196,7 @@ fn wait_for<'a>(
         if let Some(outcome) = over {
             leave(ticket);
             if outcome == Outcome::Woken {
-                // Who looks up again and again waits for somebody else.
+                // A thread that looks up again and again waits for another thread.
                 thread::yield_now();
             }
             return outcome;
@@ -208,7 +209,7 @@ fn wait_for<'a>(
     leave(ticket)
 }
 
-/// Gives up all places, and says whether one of them had timed out.
+/// Gives up all places, and returns whether one of them had timed out.
 fn leave(ticket: u64) -> Outcome {
     if QUEUE.with_borrow(|queue| queue.places(ticket)) != 0 {
         touch();

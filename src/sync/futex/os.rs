@@ -4,9 +4,9 @@ use super::{MOST_WORDS, Outcome, Refused};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
-/// Sleeps while `word` holds `expected`, until a [`wake`], the deadline, or for no reason less.
+/// Sleeps while `word` holds `expected`, until a [`wake`] or the deadline. May return spuriously.
 ///
-/// The comparison and the falling asleep are one step for any `wake` that follows a change of the word.
+/// To any `wake` that follows a change of the word, the comparison and the falling asleep are one step.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -> Outcome {
     match deadline {
         None => {
@@ -17,7 +17,7 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, deadline: Option<Instant>) -
     }
 }
 
-/// How many words [`wait_any`] takes, as far as is known: [`MOST_WORDS`] until the system has refused once, one from
+/// How many words [`wait_any`] takes, as far as is known: [`MOST_WORDS`] until the system has refused once, and 1 from
 /// then on.
 pub(crate) fn most_words() -> usize {
     if REFUSED.load(Ordering::Relaxed) {
@@ -31,10 +31,10 @@ pub(crate) fn most_words() -> usize {
 static REFUSED: AtomicBool =
     AtomicBool::new(cfg!(not(any(target_os = "linux", target_os = "android"))));
 
-/// As [`wait`], on several words: sleeps while each holds what is expected of it.
+/// As [`wait`], on several words: sleeps while each word holds its expected value.
 ///
-/// It is not told which one a wake-up was for, and more than one may have spent theirs on this thread. There are to be
-/// as many words as [`most_words`] says, at most.
+/// The caller does not learn which word a wake-up was for, and several calls of [`wake`] may have spent their wake-ups
+/// on this thread. There must be at most [`most_words`] words.
 pub(crate) fn wait_any<'a>(
     mut words: impl ExactSizeIterator<Item = (&'a AtomicU32, u32)>,
     deadline: Option<Instant>,
@@ -69,7 +69,8 @@ fn wait_vector<'a>(
             if left.is_zero() {
                 return Ok(Outcome::TimedOut);
             }
-            // It takes a point in time, on a clock that it knows. One beyond the kernel's type is for ever.
+            // `futex_waitv` takes a point in time on the monotonic clock. A time that the kernel's type cannot hold
+            // means no limit.
             let now = rustix::time::clock_gettime(ClockId::Monotonic);
             Timespec::try_from(left)
                 .ok()
@@ -84,7 +85,7 @@ fn wait_vector<'a>(
         ClockId::Monotonic,
     ) {
         Err(Errno::TIMEDOUT) => Ok(Outcome::TimedOut),
-        // The kernel is older, or a seccomp filter stands before it.
+        // The kernel is older, or a seccomp filter refuses the call.
         Err(Errno::NOSYS | Errno::PERM) => {
             REFUSED.store(true, Ordering::Relaxed);
             Err(Refused)
@@ -107,7 +108,7 @@ pub(crate) fn wake(word: &AtomicU32, count: u32) {
     match count {
         0 => {}
         1 => atomic_wait::wake_one(word),
-        // futex(2) takes an int, and everything from there on is everybody.
+        // futex(2) takes an int, and larger numbers mean all threads.
         count if count >= i32::MAX as u32 => atomic_wait::wake_all(word),
         count => wake_some(word, count),
     }
@@ -133,7 +134,8 @@ mod linux {
         }
     }
 
-    /// As [`wait`](super::wait), also for a [`wake_shared`] in another process, and for no longer than `at_most`.
+    /// As [`wait`](super::wait), but also woken by [`wake_shared`] in another process, and for no longer than
+    /// `at_most`.
     pub(crate) fn wait_shared(
         word: &AtomicU32,
         expected: u32,
@@ -163,7 +165,7 @@ mod linux {
 
     /// Wakes up to `count` threads, of any process, that sleep in [`wait_shared`] on `word`.
     pub(crate) fn wake_shared(word: &AtomicU32, count: u32) {
-        // futex(2) takes an int, and everything from there on is everybody.
+        // futex(2) takes an int, and larger numbers mean all threads.
         wake(word, Flags::empty(), count.min(i32::MAX as u32));
     }
 
@@ -172,7 +174,7 @@ mod linux {
     }
 
     fn wait_for(word: &AtomicU32, flags: Flags, expected: u32, time: Duration) -> Outcome {
-        // More seconds than the kernel's type holds are for ever.
+        // More seconds than the kernel's type holds mean no limit.
         let timeout = Timespec::try_from(time).ok();
         match futex::wait(word, flags, expected, timeout.as_ref()) {
             Err(Errno::TIMEDOUT) => Outcome::TimedOut,
@@ -182,8 +184,8 @@ mod linux {
     }
 
     fn wake(word: &AtomicU32, flags: Flags, count: u32) {
-        // It fails for a bad address, which a reference is not, and where another process sleeps on the word in a way
-        // that is not ours, about which nothing can be done.
+        // The call fails for a bad address, which a reference cannot have, or if another process sleeps on the word by
+        // another futex operation than ours, about which nothing can be done.
         let _ = futex::wake(word, flags, count);
     }
 }
@@ -191,7 +193,7 @@ mod linux {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable::{wait_until, wake_some};
 
-/// What stands in for a timed futex where the system offers none to safe, portable code.
+/// Replaces a timed futex on systems that offer none to safe, portable code.
 #[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
 mod portable {
     use super::Outcome;
@@ -201,14 +203,14 @@ mod portable {
     const FIRST_NAP: Duration = Duration::from_micros(50);
     const LONGEST_NAP: Duration = Duration::from_millis(1);
 
-    /// Naps until the word changes. A wake-up always follows a change of the word, so none is missed; one that finds
-    /// this thread napping wakes nobody, or another sleeper, who then looks for himself.
+    /// Naps until the word changes. A wake-up always follows a change of the word, so this misses none. A wake-up that
+    /// comes during a nap wakes no thread, or another sleeper, which then looks at the word itself.
     pub(super) fn wait_until(word: &AtomicU32, expected: u32, deadline: Instant) -> Outcome {
         let mut nap = FIRST_NAP;
-        // Acquire pairs with the Release of whoever changed the word before waking.
+        // Acquire pairs with the Release of the thread that changed the word before waking.
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Whatever the word is by then: it may change each time that somebody comes to wait.
+            // The time is up whatever the word is by then: the word may change each time that a thread comes to wait.
             if left.is_zero() {
                 return Outcome::TimedOut;
             }
@@ -244,7 +246,7 @@ mod tests {
         for wait_until in TIMED {
             let word = AtomicU32::new(1);
             let deadline = Instant::now() + SOON;
-            // A signal handler may cut it short, so as callers do: again.
+            // A signal handler may cut the wait short, so it is made again, as callers do.
             while wait_until(&word, 1, deadline) != Outcome::TimedOut {
                 assert!(Instant::now() < deadline);
             }
@@ -273,7 +275,7 @@ mod tests {
         );
     }
 
-    /// Two sleep; `wake` lets them go, after the word has changed.
+    /// Two threads sleep; `wake` wakes them after the word has changed.
     fn two_are_woken(wait_until: Option<WaitUntil>, wake: impl Fn(&AtomicU32)) {
         let word = AtomicU32::new(1);
         thread::scope(|scope| {

@@ -1,15 +1,15 @@
 //! What an adaptive spin has cost and what it has saved; [`Spin`](super::Spin) states the rule.
 //!
-//! The rule has no clock: it is told what waits took. All that is known stands in one word, so that threads share it by
-//! plain loads and stores, and overwrite each other's lesson at worst.
+//! The rule has no clock: callers tell it how long waits took. Everything that is known fits into one word, so threads
+//! share it by plain loads and stores, and at worst overwrite each other's lesson.
 
 use std::time::Duration;
 
-/// By how much a wait may exceed the longest spin and count as short: if both sides sleep, each has to be woken, which
-/// takes up to some 100 µs in a virtual machine. If the same two are awake, the wait may be far shorter than the spin.
+/// A wait counts as short if it exceeds the longest spin by at most this. If both sides sleep, each has to be woken,
+/// which takes up to some 100 µs in a virtual machine; if both were awake, the wait might be far shorter than the spin.
 const LATE: Duration = Duration::from_micros(200);
 
-/// What a short wait takes asleep, as long as none was measured: a wake-up in a virtual machine, or two.
+/// What a short wait is assumed to take asleep until one has been measured: one or two wake-ups in a virtual machine.
 const GUESS: Duration = Duration::from_micros(50);
 
 /// The longest spin, and the unit that a lesson counts time in: the finest power of two nanoseconds of which
@@ -36,7 +36,7 @@ impl Terms {
         wait <= self.max.saturating_add(LATE)
     }
 
-    /// Never so many that sums of a few overflow.
+    /// The result is limited, so that sums of a few do not overflow.
     fn ticks(self, time: Duration) -> i32 {
         let ticks = nanos(time) >> self.shift;
         i32::try_from(ticks).map_or(Lesson::MOST_TIME, |ticks| ticks.min(Lesson::MOST_TIME))
@@ -56,19 +56,20 @@ fn nanos(time: Duration) -> u64 {
 /// What is known of the waits in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lesson {
-    /// What spins in vain may still cost before spinning rests, a [`LOSS`](Self::LOSS) each; 0 while it rests.
+    /// What spins in vain may still cost before spinning rests; each costs a [`LOSS`](Self::LOSS). 0 while spinning
+    /// rests.
     credit: u8,
-    /// After so many short waits asleep it is tried again, as a power of two.
+    /// After how many short waits asleep spinning is tried again, as a power of two.
     patience: u8,
-    /// Waits were slower with spinning when that was last known. Then spins that find something do not make up for the
-    /// trials in vain.
+    /// Whether waits were slower with spinning when that was last known. If so, spins that find something do not make
+    /// up for trials in vain.
     was_slower: bool,
-    /// While spinning rests, the short waits since then; else the spins that were held up.
+    /// While spinning rests, the number of short waits since then; otherwise, the number of spins that were held up.
     count: u16,
-    /// Ticks that a short wait took while spinning last rested; 0 is not known.
+    /// Ticks that a short wait took while spinning last rested; 0 if that is not known.
     asleep: u16,
-    /// While spinning rests, the ticks that those short waits took together; else the ticks that waits were faster
-    /// than they would have been asleep, all together. Has 24 bits.
+    /// While spinning rests, the ticks that those short waits took together; otherwise, the ticks that waits have saved
+    /// in total, compared with waits asleep. Has 24 bits.
     time: i32,
 }
 
@@ -80,11 +81,11 @@ impl Lesson {
     const MOST_CREDIT: u8 = u8::MAX;
     const LEAST_PATIENCE: u8 = 4;
     const MOST_PATIENCE: u8 = 10;
-    /// After so many, spinning rests for a moment, to see what waits take asleep now.
+    /// After this many held-up spins, spinning rests for a moment, to measure what waits take asleep now.
     const MOST_HELD_UP: u16 = 32;
-    /// Waits may be slower by so much before that counts: they vary.
+    /// Waits may be slower by this much before that counts, because they vary.
     const OVERDRAFT: i32 = 4 * Terms::SHORT;
-    /// No more is saved up for when they are slower.
+    /// At most this much is saved up for times when waits are slower.
     const MOST_SAVED: i32 = 64 * Terms::SHORT;
     const MOST_TIME: i32 = (1 << 23) - 1;
 
@@ -117,8 +118,8 @@ impl Lesson {
         }
     }
 
-    /// How long to spin before the next sleep, if at all: no longer than twice what waits take asleep, since then
-    /// nothing is saved.
+    /// How long to spin before the next sleep, if at all: no longer than twice what waits take asleep, since a longer
+    /// spin saves nothing.
     #[inline]
     pub(super) fn window(self, terms: Terms) -> Option<Duration> {
         if self.credit == 0 {
@@ -131,7 +132,7 @@ impl Lesson {
         }
     }
 
-    /// After a spin that found something when it had taken so long.
+    /// The lesson after a spin that took `took` and found something.
     pub(super) fn found(mut self, took: Duration, terms: Terms) -> Self {
         let ticks = terms.ticks(took);
         if self.is_sure() && ticks <= self.asleep.into() {
@@ -161,7 +162,8 @@ impl Lesson {
             && self.patience == Self::LEAST_PATIENCE
     }
 
-    /// After a spin that found nothing in so long, and a sleep. The whole took `waited`, or ended with a timeout.
+    /// The lesson after a spin of `spun` that found nothing, and a sleep. The whole wait took `waited`, or ended with a
+    /// timeout.
     pub(super) fn lost(mut self, spun: Duration, waited: Option<Duration>, terms: Terms) -> Self {
         if self.credit == 0 {
             return self;
@@ -175,7 +177,7 @@ impl Lesson {
         self.earned(-Self::LOSS)
     }
 
-    /// After a wait that was slept through from the first, and ended with something.
+    /// The lesson after a wait that slept from the beginning, and found something.
     pub(super) fn slept(mut self, waited: Duration, terms: Terms) -> Self {
         if self.credit != 0 || !terms.is_short(waited) {
             return self;
@@ -192,7 +194,7 @@ impl Lesson {
         self
     }
 
-    /// A spin ended far too late: other threads had the CPU.
+    /// The lesson after a spin that ended far too late, because other threads had the CPU.
     fn held_up(mut self, took: Duration, terms: Terms) -> Self {
         self.count += 1;
         self.saved(self.asleep(terms) - terms.ticks(took));
@@ -258,7 +260,7 @@ mod tests {
         Duration::from_micros(us)
     }
 
-    /// A lesson and what it is told.
+    /// A lesson, and the terms of its waits.
     struct Course {
         lesson: Lesson,
         terms: Terms,
@@ -274,7 +276,7 @@ mod tests {
             Course { lesson, terms }
         }
 
-        /// One that has rested while waits took so long, and is open for a trial.
+        /// A course whose spinning has rested while waits took this long, and is open for a trial.
         fn with_sleeps_of(asleep: Duration) -> Self {
             let mut course = Self::new();
             course.closes_after(asleep);
@@ -310,7 +312,7 @@ mod tests {
             (0..number).for_each(|_| self.tell(|lesson, terms| lesson.slept(waited, terms)));
         }
 
-        /// After how many spins in vain it closes.
+        /// After how many spins in vain spinning rests.
         fn closes_after(&mut self, waited: Duration) -> usize {
             let mut spins = 0;
             while self.is_open() {
@@ -320,11 +322,11 @@ mod tests {
             spins
         }
 
-        /// After how many short waits it opens.
+        /// After how many short waits spinning is tried again.
         fn opens_after(&mut self, waited: Duration) -> usize {
             let mut waits = 0;
             while !self.is_open() {
-                // Those that are too long to be saved count for nothing.
+                // Waits that are too long for spinning to save do not count.
                 self.sleeps(1, MAX + LATE + Duration::from_nanos(1));
                 assert!(!self.is_open());
                 self.sleeps(1, waited);
@@ -338,13 +340,13 @@ mod tests {
     fn it_closes_after_a_trial_in_vain() {
         assert_eq!(Course::new().closes_after(us(50)), 8);
         assert_eq!(Course::new().closes_after(us(9_000)), 8);
-        // A timeout costs as much.
+        // A timeout costs as much as a spin in vain.
         let mut course = Course::new();
         (0..7).for_each(|_| course.tell(|lesson, terms| lesson.lost(MAX, None, terms)));
         assert!(course.is_open());
         course.tell(|lesson, terms| lesson.lost(MAX, None, terms));
         assert!(!course.is_open());
-        // What others who spun meanwhile have to tell comes too late.
+        // A report of another thread that spun meanwhile comes too late.
         let closed = course.lesson;
         course.finds(1, us(1));
         course.loses(1, us(50));
@@ -358,7 +360,7 @@ mod tests {
             assert_eq!(course.closes_after(us(50)), 8);
             assert_eq!(course.opens_after(us(50)), waits);
         }
-        // One that is not in vain makes up for all.
+        // One spin that finds something makes up for all spins in vain.
         course.finds(4, us(1));
         assert_eq!(course.closes_after(us(50)), 16);
         assert_eq!(course.opens_after(us(50)), 32);
@@ -374,7 +376,8 @@ mod tests {
         assert_eq!(course.opens_after(MAX + LATE), 32);
     }
 
-    /// Whether it is open after many rounds of so many that find something after so long, and so many in vain.
+    /// Whether spinning is on after many rounds, each of `finds` spins that find something after `took` and `loses`
+    /// spins in vain.
     fn pays(asleep: Duration, finds: usize, took: Duration, loses: usize) -> bool {
         let mut course = Course::with_sleeps_of(asleep);
         for _ in 0..200 {
@@ -389,11 +392,11 @@ mod tests {
         // A spin in vain costs 20 µs. One that finds something at once saves 40, or 60 where a sleep is dear.
         assert!(pays(us(41), 1, us(1), 1) && pays(us(42), 1, us(1), 2));
         assert!(!pays(us(41), 1, us(1), 3) && pays(us(62), 1, us(1), 3));
-        // What comes late saves less.
+        // A spin that finds something late saves less.
         assert!(pays(us(41), 1, us(20), 1) && !pays(us(41), 1, us(20), 2));
         // A sleep saved is worth half a spin in vain, even if the waits are no shorter.
         assert!(pays(us(20), 2, us(20), 1) && !pays(us(20), 1, us(20), 1));
-        // What takes longer than asleep is a loss.
+        // A spin that takes longer than a wait asleep is a loss.
         let mut course = Course::new();
         course.finds(4, us(1));
         course.finds(1_000, us(60));
@@ -404,14 +407,15 @@ mod tests {
     fn no_spin_is_longer_than_twice_a_wait_asleep() {
         assert_eq!(Course::new().window(), Some(MAX));
         assert_eq!(Course::with_sleeps_of(us(50)).window(), Some(MAX));
-        // As where both sides share a CPU, and a sleep takes little.
+        // This is the case if both sides share a CPU, and a sleep takes little.
         let window = Course::with_sleeps_of(us(2)).window().unwrap();
         assert!(us(3) < window && window <= us(4), "{window:?}");
         let window = Course::with_sleeps_of(Duration::ZERO).window().unwrap();
         assert!(!window.is_zero() && window < us(1), "{window:?}");
     }
 
-    /// It finds a thousand, each after so many microseconds; then others have the CPU for four milliseconds.
+    /// A thousand spins find something, each after `took` microseconds; then other threads have the CPU for four
+    /// milliseconds.
     fn is_held_up(course: &mut Course, took: u64) {
         course.finds(1_000, us(took));
         course.finds(1, us(4_000));
@@ -420,17 +424,17 @@ mod tests {
     #[test]
     fn being_held_up_closes_it_where_waits_are_slower_for_that() {
         let mut course = Course::new();
-        // It is not known what waits take without.
+        // It is not known what waits take without spinning.
         is_held_up(&mut course, 10);
         assert!(!course.is_open());
         assert_eq!(course.opens_after(us(12)), 16);
-        // 14 µs are more than 12.
+        // A wait with spinning takes 14 µs, which is more than 12.
         for waits in [32, 64, 128, 256, 512, 1024, 1024] {
             is_held_up(&mut course, 10);
             assert!(!course.is_open());
             assert_eq!(course.opens_after(us(12)), waits);
         }
-        // A spin in vain that was held up is one, too.
+        // A held-up spin that finds nothing counts as held up, too.
         course.finds(100, us(10));
         course.tell(|lesson, terms| lesson.lost(us(4_000), Some(us(4_010)), terms));
         assert!(!course.is_open());
@@ -441,7 +445,7 @@ mod tests {
         let mut course = Course::new();
         is_held_up(&mut course, 10);
         assert_eq!(course.opens_after(us(16)), 16);
-        // 14 µs are less than 16. Now and then that is looked at again.
+        // A wait with spinning takes 14 µs, which is less than 16. Now and then that is measured again.
         for _ in 0..3 {
             for _ in 0..31 {
                 is_held_up(&mut course, 10);
@@ -455,7 +459,7 @@ mod tests {
 
     #[test]
     fn it_closes_where_waits_are_slower_without_being_held_up() {
-        // Those that save 3 µs earn more credit than those that lose 150 cost, but not the time.
+        // Spins that save 3 µs earn more credit than spins that lose 150 µs cost, but do not save as much time.
         let mut course = Course::with_sleeps_of(us(25));
         let mut rounds = 0;
         while course.is_open() {
@@ -466,7 +470,7 @@ mod tests {
         }
         assert!(rounds > 3);
         assert_eq!(course.opens_after(us(25)), 32);
-        // Successes do not make the trials frequent before they have saved as much as may be saved up.
+        // Successes do not make the trials frequent until they have saved as much as may be saved up.
         course.finds(100, us(1));
         assert_eq!(course.lesson.patience, 5);
         course.finds(1_000, us(1));
