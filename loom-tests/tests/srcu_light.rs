@@ -156,7 +156,10 @@ fn a_writer_leaves_the_barrier_to_others() {
     // The free is reached in some run, so the model can find a fault.
     let mut never = protocol;
     never.at_end = |memory, _| memory[FREED] == 0;
-    assert_eq!(never.explore().expect_err("the snapshot was freed").what, END);
+    assert_eq!(
+        never.explore().expect_err("the snapshot was freed").what,
+        END
+    );
 }
 
 #[test]

@@ -95,7 +95,10 @@ impl Vm {
     fn deassign_irqfd(&self, fd: &EventFd, gsi: u32) -> io::Result<()> {
         assert_eq!(gsi, GSI);
         let mut semaphore = fd.0.lock().unwrap();
-        assert!(semaphore.irqfd.take().is_some(), "the irqfd is not attached");
+        assert!(
+            semaphore.irqfd.take().is_some(),
+            "the irqfd is not attached"
+        );
         semaphore.count = semaphore.count.saturating_sub(1);
         Ok(())
     }
