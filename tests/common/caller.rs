@@ -88,10 +88,6 @@ impl<T> Caller<T> {
     }
 
     pub fn is_asleep(&self) -> bool {
-        if is_emulated() {
-            // The system call is the emulator's, with other addresses.
-            return self.status("State").starts_with('S');
-        }
         // Number and arguments of the system call that the thread sleeps in; "running" if it does not sleep.
         let text = self.proc("syscall");
         let mut words = text.split_whitespace();
@@ -174,12 +170,6 @@ impl<T> Caller<T> {
         // This is empty for a thread that has ended.
         fs::read_to_string(format!("/proc/self/task/{}/{file}", self.tid)).unwrap_or_default()
     }
-}
-
-/// Whether an emulator runs the tests' program, as `.ci/platforms` says. What the kernel tells of the threads describes
-/// the emulator then.
-fn is_emulated() -> bool {
-    std::env::var_os("DOORBELL_EMULATED").is_some()
 }
 
 /// Waits until a condition holds that no call can wait for, and fails the test if it does not come to hold.
