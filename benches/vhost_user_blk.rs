@@ -5,7 +5,7 @@
 //! have a CPU each, then the kernel places them.
 
 #[cfg(target_os = "linux")]
-#[path = "../tests/vhost_user_blk/backend.rs"]
+#[path = "../tests/examples/vhost_user_blk/backend.rs"]
 #[allow(dead_code)]
 mod backend;
 #[cfg(target_os = "linux")]
@@ -13,7 +13,7 @@ mod cases;
 #[cfg(target_os = "linux")]
 mod device;
 #[cfg(target_os = "linux")]
-#[path = "../tests/vhost_user_blk/driver.rs"]
+#[path = "../tests/examples/vhost_user_blk/driver.rs"]
 #[allow(dead_code)]
 mod driver;
 #[cfg(target_os = "linux")]

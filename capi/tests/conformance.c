@@ -1,6 +1,6 @@
 /*
  * What eventfd(2) does, shown to hold for a real eventfd, for doorbell_event and for doorbell_shared_event, by the same
- * code through one table of function pointers. The names are those of the cases of tests/conformance.rs.
+ * code through one table of function pointers. The names are those of the cases of tests/event/conformance.rs.
  */
 #include "test.h"
 #include <fcntl.h>

@@ -16,7 +16,7 @@
 //! `cargo run --release --example report -- --help` tells the options.
 
 #[cfg(target_os = "linux")]
-#[path = "../../tests/vhost_user_blk/backend.rs"]
+#[path = "../../tests/examples/vhost_user_blk/backend.rs"]
 #[allow(dead_code)]
 mod backend;
 #[cfg(target_os = "linux")]
@@ -28,7 +28,7 @@ mod chart;
 #[path = "../../benches/device/mod.rs"]
 mod device;
 #[cfg(target_os = "linux")]
-#[path = "../../tests/vhost_user_blk/driver.rs"]
+#[path = "../../tests/examples/vhost_user_blk/driver.rs"]
 #[allow(dead_code)]
 mod driver;
 #[cfg(target_os = "linux")]

@@ -1,14 +1,14 @@
 //! Scripts of operations, played to a `doorbell::poll::Poller` and to a real epoll at once; see
-//! `tests/poller/script.rs`.
+//! `tests/poll/poller/script.rs`.
 
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod compared;
-#[path = "../../tests/poller/script.rs"]
+#[path = "../../tests/poll/poller/script.rs"]
 mod script;
-#[path = "../../tests/poller/set.rs"]
+#[path = "../../tests/poll/poller/set.rs"]
 mod set;
 
 use libfuzzer_sys::fuzz_target;

@@ -1,13 +1,13 @@
 //! Events as file descriptors: mirrors, forwarders, `EventFd` and the other drop-ins.
 //!
-//! `tests/conformance.rs` and `tests/stress.rs` run their bodies through `EventFd` too. The cases of the eventfd
+//! `tests/event/conformance.rs` and `tests/event/stress.rs` run their bodies through `EventFd` too. The cases of the eventfd
 //! reference that need a descriptor, and where they are:
 //!
 //! | case | test |
 //! |---|---|
 //! | E1 to E5 | `eventfd::e01_flags`, `eventfd::e05_unknown_flags` |
 //! | E11, E13 to E17, E19, E27, E28, E33 to E35 | `eventfd::e11_sizes_addresses_and_segments`, against a real eventfd |
-//! | E45, E47 | `eventfd_moved::…` and `eventfd_descriptor::…` of `tests/conformance.rs` |
+//! | E45, E47 | `eventfd_moved::…` and `eventfd_descriptor::…` of `tests/event/conformance.rs` |
 //! | E57 | `processes::another_process_reads_and_writes_an_eventfd` |
 //! | E63 | `eventfd::e63_select_in_the_overflow_state` |
 //! | E9 | the descriptor's maker is `eventfd2`; the legacy call makes the same object |

@@ -1,5 +1,5 @@
 //! The table without a virtual machine: random scripts against a naive model, cases that have no counterpart in KVM,
-//! and many threads at once. `tests/kvm_ioeventfd` has the cases that KVM has too.
+//! and many threads at once. `tests/kvm/ioeventfd` has the cases that KVM has too.
 //!
 //! Under a sanitizer the tests also notice memory that is used after it was freed, or never freed. AddressSanitizer
 //! found nothing: `RUSTFLAGS=-Zsanitizer=address cargo +nightly test --target x86_64-unknown-linux-gnu --test

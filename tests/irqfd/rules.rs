@@ -1,5 +1,5 @@
 //! KVM's rules, by the numbers of the conformance cases (`R1` to `R49`, a part of a reference of the kernel's observed
-//! behaviour). `tests/kvm_irqfd` runs those that involve an interrupt controller on KVM itself.
+//! behaviour). `tests/kvm/irqfd` runs those that involve an interrupt controller on KVM itself.
 //!
 //! | case | here |
 //! |---|---|

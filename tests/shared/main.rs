@@ -1,7 +1,7 @@
 //! Shared events: how memory becomes an event; peers that are killed, that break the protocol, or that sleep in
 //! `epoll`; and a peer in C.
 //!
-//! `tests/conformance.rs` shows what the calls do.
+//! `tests/event/conformance.rs` shows what the calls do.
 
 #![cfg(target_os = "linux")]
 

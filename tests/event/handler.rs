@@ -1,0 +1,141 @@
+//! Events in signal handlers: what is documented to be safe there, at any moment of the thread that is interrupted.
+
+#![cfg(unix)]
+
+#[path = "../common/watchdog.rs"]
+mod watchdog;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use doorbell::Mode;
+use doorbell::event::{Change, Interest, Observation};
+use doorbell::{Event, Spin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+use watchdog::limit;
+
+/// The event that the handler signals. The interrupted thread uses it, too.
+static COUNTER: Event = Event::new(0);
+/// The event that the handler looks at, reads and writes.
+static OTHER: Event = Event::semaphore(0);
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+#[cfg(any(target_os = "linux", target_os = "android"))]
+static SHARED: AtomicPtr<doorbell::SharedEvent> = AtomicPtr::new(std::ptr::null_mut());
+
+extern "C" fn handler(_: libc::c_int) {
+    HANDLED.fetch_add(1, SeqCst);
+    COUNTER.signal();
+    OTHER.try_write(1).unwrap();
+    if let Some(taken) = OTHER.try_read() {
+        TAKEN.fetch_add(taken, SeqCst);
+    }
+    assert!(!COUNTER.readiness().is_error());
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: null, or an event that is never freed.
+    if let Some(shared) = unsafe { SHARED.load(SeqCst).as_ref() } {
+        shared.signal();
+    }
+}
+
+fn install() {
+    let handler: extern "C" fn(libc::c_int) = handler;
+    // SAFETY: the action is complete, and the handler does only what is documented to be safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
+            0
+        );
+    }
+}
+
+/// Sends `thread` signals until told to stop, each when the one before has been handled.
+fn storm(thread: libc::pthread_t, stop: &AtomicBool) -> u64 {
+    let mut sent = 0;
+    while !stop.load(SeqCst) {
+        // SAFETY: the thread runs until it has told this one to stop.
+        assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+        sent += 1;
+        while HANDLED.load(SeqCst) != sent && !stop.load(SeqCst) {
+            std::hint::spin_loop();
+        }
+    }
+    sent
+}
+
+/// A thread signals, reads, sleeps in and waits at the events that the handler signals, calls observers of other
+/// events, attaches and detaches, and passes the handler's signals on to an observed event. Every signal arrives.
+#[test]
+fn signals_at_any_moment() {
+    limit("signals_at_any_moment", || {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let shared: &doorbell::SharedEvent = {
+            let (shared, _memfd) = doorbell::SharedEvent::create(0, Mode::Counter).unwrap();
+            let shared = Box::leak(Box::new(shared));
+            SHARED.store(shared, SeqCst);
+            shared
+        };
+        install();
+        let device = Arc::new(Event::new(0).with_spin(Spin::Never));
+        let observe = |event: &Arc<Event>, observer| {
+            Observation::new(Arc::clone(event), Interest::Signals, observer)
+        };
+        let observed = Arc::new(AtomicU64::new(0));
+        let _observation = observe(&device, {
+            let (device, observed) = (Arc::clone(&device), Arc::clone(&observed));
+            Arc::new(move |_: Change| {
+                observed.fetch_add(device.try_read().unwrap_or(0), SeqCst);
+            })
+        });
+        let stop = AtomicBool::new(false);
+        // SAFETY: the call takes no arguments.
+        let here = unsafe { libc::pthread_self() };
+        let mut own = 0;
+        let mut passed_on = 0;
+        let mut taken = 0;
+        let mut in_shared = 0;
+        let sent = thread::scope(|scope| {
+            let (here, stop) = (here as usize, &stop);
+            let storm = scope.spawn(move || storm(here as libc::pthread_t, stop));
+            let mut pass_on = |n: u64| {
+                passed_on += n;
+                device.signal_n(n);
+            };
+            while HANDLED.load(SeqCst) < 20_000 {
+                COUNTER.signal();
+                own += 1;
+                pass_on(COUNTER.read());
+                // The read sleeps until the handler signals.
+                pass_on(COUNTER.read());
+                taken += OTHER.read_timeout(Duration::ZERO).unwrap_or(0);
+                let brief = Arc::new(|_: Change| ());
+                drop(observe(&device, brief));
+                #[cfg(any(target_os = "linux", target_os = "android"))]
+                {
+                    in_shared += shared.try_read().unwrap_or(0);
+                }
+            }
+            stop.store(true, SeqCst);
+            storm.join().unwrap()
+        });
+        while HANDLED.load(SeqCst) != sent {
+            thread::yield_now();
+        }
+        passed_on += COUNTER
+            .try_read()
+            .inspect(|&n| device.signal_n(n))
+            .unwrap_or(0);
+        assert_eq!(passed_on, sent + own);
+        assert_eq!(observed.load(SeqCst), passed_on);
+        while let Some(one) = OTHER.try_read() {
+            taken += one;
+        }
+        assert_eq!(taken + TAKEN.load(SeqCst), sent);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        assert_eq!(in_shared + shared.try_read().unwrap_or(0), sent);
+    });
+}
