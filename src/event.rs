@@ -37,13 +37,18 @@
 // After a lost race, the loser backs off for a moment, which lets the winner keep the cache line. Under contention,
 // that is faster than `fetch_add`.
 
+// What only descriptors need is not used where there are none.
+#![cfg_attr(
+    any(doorbell_no_eventfd, not(target_os = "linux")),
+    allow(dead_code, unused_imports)
+)]
+
 mod batch;
 mod change;
 pub(crate) mod counter;
 mod error;
 mod future;
 mod handle;
-#[cfg(target_os = "linux")]
 mod handover;
 mod observer;
 mod readiness;
@@ -65,7 +70,6 @@ pub use change::{Change, Interest};
 pub use error::{Unwritten, WriteError};
 pub use future::{ReadFuture, Readings, WaitReadableFuture, WriteFuture};
 pub use handle::{EventHandle, WeakEventHandle};
-#[cfg(target_os = "linux")]
 pub(crate) use handover::Handover;
 pub use observer::{Observation, Observer};
 pub use readiness::Readiness;
@@ -524,20 +528,17 @@ impl Event {
     }
 
     /// Takes the count, in any mode, and wakes nobody: [`wake_writers`](Self::wake_writers) is to follow.
-    #[cfg(target_os = "linux")]
     pub(crate) fn take_all(&self) -> u64 {
         self.counter.take_all()
     }
 
     /// Adds as much of `n` as there is room for, and wakes nobody: [`wake_readers`](Self::wake_readers) is to follow.
     /// Returns how much that is.
-    #[cfg(target_os = "linux")]
     pub(crate) fn add_what_fits(&self, n: u64) -> u64 {
         self.counter.add_what_fits(n)
     }
 
     /// First half of a signal of `n`: [`wake_readers`](Self::wake_readers) is to follow.
-    #[cfg(target_os = "linux")]
     pub(crate) fn add_saturating(&self, n: u64) {
         self.counter.add_saturating(n);
     }
@@ -569,13 +570,11 @@ impl Event {
     }
 
     /// Second half of a signal or write of `n`.
-    #[cfg(target_os = "linux")]
     pub(crate) fn wake_readers(&self, n: u64) {
         self.counter.wake_readers(n, self);
     }
 
     /// Second half of a read.
-    #[cfg(target_os = "linux")]
     pub(crate) fn wake_writers(&self) {
         self.counter.wake_writers(self);
     }

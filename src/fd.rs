@@ -1,4 +1,4 @@
-//! Events where a file descriptor is expected, on Linux.
+//! Events where a file descriptor is expected, on Unix.
 //!
 //! The kernel's counterpart is `eventfd_ctx_fdget`, which turns a descriptor into the counter that KVM, vhost and VFIO
 //! signal; QEMU's is `EventNotifier`. An [`Event`](crate::Event) has no descriptor, and so can be a `static` or a
@@ -20,6 +20,9 @@
 //!
 //! (An `Event` itself is not `AsFd`: `as_fd` cannot fail, and the event has no owner for the descriptor, nor a fixed
 //! address for the observer that updates it.)
+//!
+//! On Apple's systems there are no eventfds, and no [`Forward`]. A [`Mirror`] and an [`EventFd`] are made of pipes there:
+//! see [`EventFd`](EventFd#where-there-is-no-eventfd).
 //!
 //! For a descriptor that exists already, and that a peer or the kernel signals, use
 //! [`Poller::bind`](crate::poll::Poller::bind) or [`Poller::add_fd`](crate::poll::Poller::add_fd).
@@ -85,7 +88,7 @@
 //!
 //! # System calls
 //!
-//! For a seccomp filter, all system calls there are, on x86-64, each on the thread that makes the call in the first
+//! For a seccomp filter, all system calls there are, on Linux on x86-64, each on the thread that makes the call in the first
 //! column:
 //!
 //! | what | calls |
@@ -110,8 +113,9 @@
 //! `event::Source`, `vm-superio` makes events a `Trigger`.
 
 mod eventfd;
+#[cfg(not(any(target_vendor = "apple", doorbell_no_eventfd)))]
 mod forward;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, target_vendor = "apple", doorbell_no_eventfd)))]
 mod kernel;
 /// Open to `loom-tests`, which look at the model.
 #[cfg(loom)]
@@ -121,14 +125,19 @@ pub mod kernel;
 pub(crate) mod mio;
 mod mirror;
 mod notifier;
-#[cfg(all(feature = "vmm-sys-util", not(loom)))]
+#[cfg(all(feature = "vmm-sys-util", not(any(loom, doorbell_no_eventfd))))]
 mod originals;
+#[cfg(any(target_vendor = "apple", doorbell_no_eventfd))]
+mod pipe;
+#[cfg(any(target_vendor = "apple", doorbell_no_eventfd))]
+use pipe as kernel;
 #[cfg(feature = "vm-superio")]
 mod superio;
 
 pub use eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
+#[cfg(not(any(target_vendor = "apple", doorbell_no_eventfd)))]
 pub use forward::Forward;
 pub use mirror::Mirror;
 pub use notifier::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
-#[cfg(all(feature = "vmm-sys-util", not(loom)))]
+#[cfg(all(feature = "vmm-sys-util", not(any(loom, doorbell_no_eventfd))))]
 pub use originals::AsOriginal;

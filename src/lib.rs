@@ -21,7 +21,7 @@ macro_rules! maybe_const {
 
 mod errno;
 pub mod event;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod fd;
 #[cfg(any(doc, doctest))]
 pub mod guide;

@@ -407,13 +407,11 @@ impl<S: Count> Counter<S> {
     }
 
     /// Takes the count, in any mode, and wakes nobody: [`wake_writers`](Self::wake_writers) is to follow.
-    #[cfg(target_os = "linux")]
     pub(super) fn take_all(&self) -> u64 {
         self.take(Mode::Counter).unwrap_or(0)
     }
 
     /// Replaces the count, and wakes nobody. Not for an event that may have signallers.
-    #[cfg(target_os = "linux")]
     pub(super) fn replace(&self, count: u64) -> u64 {
         self.count.swap(count, DEKKER)
     }
@@ -491,7 +489,6 @@ impl<S: Count> Counter<S> {
     }
 
     /// First half of a write of as much of `n` as fits. Returns how much that is; 0 by a [`DEKKER`] load.
-    #[cfg(target_os = "linux")]
     pub(super) fn add_what_fits(&self, n: u64) -> u64 {
         let part = |count: u64| n.min((u64::MAX - 1).saturating_sub(count));
         let added = |count| Some(part(count)).filter(|&part| part != 0);

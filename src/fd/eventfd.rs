@@ -1,29 +1,16 @@
-//! A drop-in for `vmm_sys_util::eventfd::EventFd`: the descriptors of an eventfd from the start, the count in the
-//! process until code asks for one of them.
-//!
-//! ```text
-//!     handle ─▶ descriptor   of its own, as the original's      what calls go to after the move
-//!           └─▶ [Handover]   shared by the handles              what they go to before
-//! ```
-//!
-//! No other code has seen a descriptor before the move, so the eventfd has a count of 0 until then. The move takes the
-//! count out of the event and writes it to the eventfd: see `src/event/handover.rs`.
+//! A drop-in for `vmm_sys_util::eventfd::EventFd`. `kernel/count.rs` and `pipe/count.rs` are what it is made of.
 
-use super::kernel::KernelEvent;
-use crate::Mode;
-use crate::errno::Errno;
-use crate::event::Handover;
-use rustix::event::EventfdFlags;
+use super::kernel::{self, Count};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
-/// For [`EventFd::new`]: the descriptor is closed on exec.
-pub const EFD_CLOEXEC: i32 = EventfdFlags::CLOEXEC.bits() as i32;
+/// For [`EventFd::new`]: the descriptor is closed on exec. The values of the flags are those of the system's `EFD_*`, and
+/// of Linux's where there are none.
+pub const EFD_CLOEXEC: i32 = kernel::CLOEXEC;
 /// For [`EventFd::new`]: calls that would block fail instead.
-pub const EFD_NONBLOCK: i32 = EventfdFlags::NONBLOCK.bits() as i32;
+pub const EFD_NONBLOCK: i32 = kernel::NONBLOCK;
 /// For [`EventFd::new`]: a read takes one unit.
-pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
+pub const EFD_SEMAPHORE: i32 = kernel::SEMAPHORE;
 
 /// An eventfd whose count is in the process until its file descriptor is asked for.
 ///
@@ -65,6 +52,25 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// of the fork, calls in the child wait for it in vain. Ask for a descriptor before the fork, and the count is one, as
 /// with the original.
 ///
+/// # Where there is no eventfd
+///
+/// Apple's systems have none. There, and elsewhere if the compiler is given `--cfg doorbell_no_eventfd`, the count
+/// stays in the process, and the descriptor says whether it is above 0. All methods have the results and errors that
+/// this page describes, but for what follows.
+///
+/// * The descriptor is the reading end of a pipe. From the first time on that code asks for one of the descriptors,
+///   it is readable when an eventfd would be, for `poll`, `kqueue` and the like, and there is an edge when the count
+///   leaves 0. When a read or write of this type returns, the descriptor agrees with the count.
+/// * Other code can only wait. If it reads the descriptor, it takes the readiness and no count: the descriptor is not
+///   readable then until the count has been 0 again. It cannot write. Nor can another process, which the descriptor may
+///   be passed to.
+/// * There are no conversions from and to descriptors and `vmm-sys-util`'s types, because the count would not go along.
+/// * After a descriptor was asked for, a write that takes the count away from 0 makes a `write(2)`, a read that takes it
+///   there a `read(2)`, and both take a lock. So a signal handler must make neither.
+/// * An `EventFd` has two descriptors, and each clone has one more. They are non-blocking, whatever the flags say; the
+///   methods go by the flags. On Apple's systems, a child that another thread forks inside [`new`](Self::new) may
+///   inherit them.
+///
 /// ```
 /// use doorbell::fd::{EFD_NONBLOCK, EventFd};
 /// use std::io::ErrorKind;
@@ -81,17 +87,7 @@ pub const EFD_SEMAPHORE: i32 = EventfdFlags::SEMAPHORE.bits() as i32;
 /// # Ok(())
 /// # }
 /// ```
-pub struct EventFd {
-    fd: KernelEvent,
-    /// `None` if the count was in the kernel when the handle was made.
-    here: Option<Arc<Here>>,
-}
-
-/// What the handles share before the move.
-struct Here {
-    count: Handover,
-    nonblocking: bool,
-}
+pub struct EventFd(pub(super) Count);
 
 impl EventFd {
     /// An eventfd with a count of 0.
@@ -102,22 +98,7 @@ impl EventFd {
     /// [`EFD_CLOEXEC`], [`EFD_NONBLOCK`] and [`EFD_SEMAPHORE`]; `EMFILE` and `ENFILE` if there are too many
     /// descriptors; `ENOMEM`.
     pub fn new(flag: i32) -> io::Result<Self> {
-        let flags = EventfdFlags::from_bits_retain(flag as u32);
-        // The kernel checks the flags.
-        let fd = KernelEvent::new(flags)?;
-        let mode = if flags.contains(EventfdFlags::SEMAPHORE) {
-            Mode::Semaphore
-        } else {
-            Mode::Counter
-        };
-        let here = Here {
-            count: Handover::new(mode),
-            nonblocking: flags.contains(EventfdFlags::NONBLOCK),
-        };
-        Ok(EventFd {
-            fd,
-            here: Some(Arc::new(here)),
-        })
+        Count::new(flag).map(EventFd)
     }
 
     /// Adds `v` to the count.
@@ -132,12 +113,7 @@ impl EventFd {
     /// if the descriptor is not an eventfd's.
     #[inline]
     pub fn write(&self, v: u64) -> io::Result<()> {
-        if let Some(here) = &self.here {
-            if let Ok(result) = here.count.write(v, !here.nonblocking) {
-                return Ok(result?);
-            }
-        }
-        self.fd.write(v)
+        self.0.write(v)
     }
 
     /// Takes the count, or one unit if it is a semaphore.
@@ -151,12 +127,7 @@ impl EventFd {
     /// or gives less than 8 bytes before it is.
     #[inline]
     pub fn read(&self) -> io::Result<u64> {
-        if let Some(here) = &self.here {
-            if let Ok(value) = here.count.read(!here.nonblocking) {
-                return value.ok_or(Errno::Again.into());
-            }
-        }
-        self.fd.read()
+        self.0.read()
     }
 
     /// Another handle of the same count, with a descriptor of its own, which is closed on exec. The count stays where
@@ -166,45 +137,22 @@ impl EventFd {
     ///
     /// Those of `fcntl(F_DUPFD_CLOEXEC)`: `EMFILE` if there are too many descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(EventFd {
-            fd: self.fd.try_clone()?,
-            here: self.here.clone(),
-        })
-    }
-
-    /// This handle's descriptor, for other code to use. The first call for any of the handles moves the count into the
-    /// kernel.
-    fn shown(&self) -> &KernelEvent {
-        if let Some(here) = &self.here {
-            here.count.move_out(|count| {
-                // It fits: the eventfd was empty. If the write fails, the descriptor was closed by other code, as
-                // daemons close all that they inherit. Calls of the original would fail then, and calls of this type
-                // fail from now on, with the same errors.
-                let _ = self.fd.write(count);
-            });
-        }
-        &self.fd
+        self.0.try_clone().map(EventFd)
     }
 
     /// Moves the count, as asking for the descriptor does.
     #[cfg(loom)]
     pub fn move_to_kernel(&self) -> &super::kernel::model::KernelEvent {
-        self.shown()
-    }
-}
-
-impl From<KernelEvent> for EventFd {
-    fn from(fd: KernelEvent) -> Self {
-        EventFd { fd, here: None }
+        self.0.show();
+        self.0.fd()
     }
 }
 
 impl fmt::Debug for EventFd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("EventFd");
-        debug.field("fd", &self.fd);
-        let here = self.here.as_ref();
-        if let Some(event) = here.and_then(|here| here.count.event()) {
+        debug.field("fd", &self.0.fd());
+        if let Some(event) = self.0.event() {
             debug.field("event", event);
         }
         debug.finish()
@@ -214,13 +162,14 @@ impl fmt::Debug for EventFd {
 #[cfg(not(loom))]
 mod descriptor {
     use super::EventFd;
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
     impl AsFd for EventFd {
         /// The descriptor of this handle. The first call for any of the handles moves the count into the kernel, with a
         /// `write(2)` if it is not 0.
         fn as_fd(&self) -> BorrowedFd<'_> {
-            self.shown().as_fd()
+            self.0.show();
+            self.0.as_fd()
         }
     }
 
@@ -228,36 +177,6 @@ mod descriptor {
         /// As [`as_fd`](AsFd::as_fd).
         fn as_raw_fd(&self) -> RawFd {
             self.as_fd().as_raw_fd()
-        }
-    }
-
-    impl IntoRawFd for EventFd {
-        /// The descriptor of this handle, which is used up. Other handles are left as they are, except that the count
-        /// moves as with [`as_fd`](AsFd::as_fd).
-        fn into_raw_fd(self) -> RawFd {
-            OwnedFd::from(self).into_raw_fd()
-        }
-    }
-
-    impl From<EventFd> for OwnedFd {
-        /// As [`into_raw_fd`](IntoRawFd::into_raw_fd).
-        fn from(event: EventFd) -> Self {
-            event.shown();
-            event.fd.into()
-        }
-    }
-
-    impl From<OwnedFd> for EventFd {
-        /// An eventfd whose count is in the kernel from the start.
-        fn from(fd: OwnedFd) -> Self {
-            super::KernelEvent::from(fd).into()
-        }
-    }
-
-    impl FromRawFd for EventFd {
-        unsafe fn from_raw_fd(fd: RawFd) -> Self {
-            // SAFETY: the caller owns it, and hands it over.
-            unsafe { OwnedFd::from_raw_fd(fd) }.into()
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What has a file descriptor as a source of mio's events.
 
-use super::{EventConsumer, EventFd, Forward, Mirror};
+#[cfg(not(doorbell_no_eventfd))]
+use super::Forward;
+use super::{EventConsumer, EventFd, Mirror};
 use crate::poll::PollerFd;
 
 /// Implements `mio::event::Source` for a type that is `AsRawFd`.
@@ -42,5 +44,6 @@ pub(crate) use source;
 source!(EventFd);
 source!(EventConsumer);
 source!(Mirror);
+#[cfg(not(doorbell_no_eventfd))]
 source!(Forward);
 source!(PollerFd);

@@ -1,8 +1,7 @@
 //! An event's readiness as a file descriptor.
 //!
-//! The kernel's counterpart is what `eventfd_poll` says. The descriptor is an eventfd of its own, of which only one bit
-//! matters: it is readable while the event's count is not zero. An observer on the thread that changes the count keeps
-//! it so:
+//! The kernel's counterpart is what `eventfd_poll` says. The descriptor is a [`Flag`], which is readable while the
+//! event's count is not zero. An observer on the thread that changes the count keeps it so:
 //!
 //! ```text
 //!     shown    DARK, LIT: what the descriptor says    MOVING: one thread is finding out, under the lock
@@ -24,11 +23,10 @@
 //! that finds the count above zero afterwards adds an edge. With a semaphore, a read that leaves units does so too:
 //! that cannot be told apart, and costs a system call and an edge too many.
 
-use super::kernel::KernelEvent;
+use super::kernel::Flag;
 use crate::event::{Change, EventHandle, Interest, Observation, Observer};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::{DEKKER, Mutex, dekker_load};
-use rustix::event::EventfdFlags;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -36,7 +34,8 @@ use std::sync::{Arc, PoisonError};
 /// A file descriptor that is readable whenever an event is, for `poll(2)`, `epoll(7)` and `io_uring(7)`, in this
 /// process or another one that it is passed to.
 ///
-/// It is a non-blocking eventfd, closed on exec. When a [`signal`](crate::Event::signal), `write` or `read` of the
+/// It is a non-blocking eventfd, closed on exec. (Where [there are none](super::EventFd#where-there-is-no-eventfd), it is
+/// the reading end of a pipe: never writable, and not to be written to.) When a [`signal`](crate::Event::signal), `write` or `read` of the
 /// event returns, the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is
 /// 0. That takes one `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call
 /// otherwise, except that each read of a [semaphore](crate::Event::semaphore) that leaves units costs a `write(2)`.
@@ -110,17 +109,11 @@ impl Mirror {
     ///
     /// Those of `eventfd(2)`: `EMFILE` and `ENFILE` if there are too many descriptors, `ENOMEM`.
     pub fn new(event: impl Into<EventHandle>) -> io::Result<Self> {
-        let event = event.into();
-        let lamp = Arc::new(Lamp {
-            event: event.clone(),
-            fd: KernelEvent::new(EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
-            shown: AtomicU32::new(DARK),
-            moving: Mutex::new(()),
-        });
-        let observer = Arc::clone(&lamp) as Arc<dyn Observer>;
-        let observation = Observation::new(event, Interest::Both, observer);
-        lamp.update(Change::Signalled);
-        Ok(Mirror { observation, lamp })
+        let lamp = Arc::new(Lamp::new(event.into(), Flag::new()?));
+        Ok(Mirror {
+            observation: Lamp::follow(&lamp),
+            lamp,
+        })
     }
 
     /// The event that is mirrored.
@@ -132,7 +125,7 @@ impl Mirror {
     /// The model of the descriptor.
     #[cfg(loom)]
     pub fn fd(&self) -> &super::kernel::model::KernelEvent {
-        &self.lamp.fd
+        self.lamp.flag().model()
     }
 }
 
@@ -144,15 +137,36 @@ const LIT: u32 = 1;
 const MOVING: u32 = 2;
 
 /// The descriptor, which is lit while the count is above 0.
-struct Lamp {
+pub(super) struct Lamp {
     event: EventHandle,
-    fd: KernelEvent,
+    fd: Flag,
     shown: AtomicU32,
     /// Locked by the thread that has set `MOVING`.
     moving: Mutex<()>,
 }
 
 impl Lamp {
+    pub(super) fn new(event: EventHandle, fd: Flag) -> Self {
+        Lamp {
+            event,
+            fd,
+            shown: AtomicU32::new(DARK),
+            moving: Mutex::new(()),
+        }
+    }
+
+    /// The descriptor agrees with the count from now on, until what this returns is dropped.
+    pub(super) fn follow(lamp: &Arc<Self>) -> Observation {
+        let observer = Arc::clone(lamp) as Arc<dyn Observer>;
+        let observation = Observation::new(lamp.event.clone(), Interest::Both, observer);
+        lamp.update(Change::Signalled);
+        observation
+    }
+
+    pub(super) fn flag(&self) -> &Flag {
+        &self.fd
+    }
+
     fn update(&self, change: Change) {
         // The lock protects no data that a panic could have left half changed.
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,8 +178,9 @@ impl Lamp {
         };
         // These fail only if a peer has read or written the descriptor, and it is as it should be then.
         let _ = match (before, after, change) {
-            (DARK, LIT, _) | (LIT, LIT, Change::Read) => self.fd.write(1),
-            (LIT, DARK, _) => self.fd.read().map(drop),
+            (DARK, LIT, _) => self.fd.set(),
+            (LIT, LIT, Change::Read) => self.fd.set_again(),
+            (LIT, DARK, _) => self.fd.clear(),
             _ => Ok(()),
         };
         // Releases the change of the descriptor to threads that see `after`. (A read-modify-write for loom's sake.)
@@ -198,10 +213,9 @@ impl fmt::Debug for Mirror {
 #[cfg(not(loom))]
 mod as_fd {
     use super::Mirror;
-    use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-    use std::io;
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+    #[cfg(any(target_os = "android", target_os = "linux"))]
     impl Mirror {
         /// Another descriptor that is readable when the mirror's is, for peers that are not trusted: an epoll, closed
         /// on exec, that watches the mirror's.
@@ -219,7 +233,8 @@ mod as_fd {
         ///
         /// Those of `epoll_create(2)` and `epoll_ctl(2)`: `EMFILE` and `ENFILE` if there are too many descriptors,
         /// `ENOMEM`, `ENOSPC`.
-        pub fn poll_only(&self) -> io::Result<OwnedFd> {
+        pub fn poll_only(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+            use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
             let fd = epoll::create(CreateFlags::CLOEXEC)?;
             epoll::add(&fd, self, EventData::new_u64(0), EventFlags::IN)?;
             Ok(fd)
@@ -228,7 +243,7 @@ mod as_fd {
 
     impl AsFd for Mirror {
         fn as_fd(&self) -> BorrowedFd<'_> {
-            self.lamp.fd.as_fd()
+            self.lamp.flag().as_fd()
         }
     }
 

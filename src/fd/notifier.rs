@@ -104,7 +104,7 @@ impl EventConsumer {
 #[cfg(not(loom))]
 mod descriptor {
     use super::{EventConsumer, EventFd, EventNotifier};
-    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
     /// As of the [`EventFd`] that it is.
     macro_rules! as_eventfd {
@@ -123,27 +123,6 @@ mod descriptor {
                 }
             }
 
-            impl IntoRawFd for $end {
-                /// As [`EventFd`]'s.
-                fn into_raw_fd(self) -> RawFd {
-                    self.0.into_raw_fd()
-                }
-            }
-
-            impl From<$end> for OwnedFd {
-                /// As [`EventFd`]'s.
-                fn from(end: $end) -> Self {
-                    end.0.into()
-                }
-            }
-
-            impl FromRawFd for $end {
-                unsafe fn from_raw_fd(fd: RawFd) -> Self {
-                    // SAFETY: as the caller promises.
-                    Self(unsafe { EventFd::from_raw_fd(fd) })
-                }
-            }
-
             impl From<$end> for EventFd {
                 fn from(end: $end) -> Self {
                     end.0
@@ -153,12 +132,6 @@ mod descriptor {
             impl From<EventFd> for $end {
                 fn from(event: EventFd) -> Self {
                     Self(event)
-                }
-            }
-
-            impl From<OwnedFd> for $end {
-                fn from(fd: OwnedFd) -> Self {
-                    Self(fd.into())
                 }
             }
         };

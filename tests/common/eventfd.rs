@@ -1,20 +1,19 @@
 //! `doorbell::fd::EventFd` as a [`Counter`]: by its methods before and after it has moved into the kernel, and by
-//! system calls on its descriptor.
+//! system calls on its descriptor. Where the count does not move, by its methods before and after code has asked for a
+//! descriptor.
 
 use super::counter::{Counter, EDGES, Place, rules};
-use super::kernel::{Handle, Kernel};
 use doorbell::Mode;
 use doorbell::fd::{EFD_CLOEXEC, EFD_SEMAPHORE, EventFd};
-use rustix::event::PollFlags;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+// Not every test target uses both.
+#[allow(unused_imports)]
+#[cfg(not(doorbell_no_eventfd))]
+pub use kernel::{Descriptor, Moved};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsRawFd;
 use rustix::io::Errno;
 use std::io;
 use std::time::{Duration, Instant};
-
-/// The methods of an `EventFd` after the move. What they lack is done by system calls on the descriptor.
-pub type Moved = Kernel<EventFd>;
-/// System calls on the descriptor of an `EventFd`.
-pub type Descriptor = Kernel<Taken>;
 
 fn eventfd(mode: Mode) -> EventFd {
     let mode = match mode {
@@ -28,71 +27,92 @@ fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
 }
 
-impl Handle for EventFd {
-    /// The original's methods are not interruptible either.
-    const INTERRUPTIBLE: bool = false;
+#[cfg(not(doorbell_no_eventfd))]
+mod kernel {
+    use super::super::kernel::{Handle, Kernel};
+    use super::{errno, eventfd};
+    use doorbell::Mode;
+    use doorbell::fd::EventFd;
+    use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+    use rustix::io::Errno;
+    use std::io;
 
-    fn new(initial: u32, mode: Mode) -> Self {
-        let event = eventfd(mode);
-        event.write(initial.into()).unwrap();
-        event
+    /// The methods of an `EventFd` after the move. What they lack is done by system calls on the descriptor.
+    pub type Moved = Kernel<EventFd>;
+    /// System calls on the descriptor of an `EventFd`.
+    pub type Descriptor = Kernel<Taken>;
+
+    impl Handle for EventFd {
+        /// The original's methods are not interruptible either.
+        const INTERRUPTIBLE: bool = false;
+
+        fn new(initial: u32, mode: Mode) -> Self {
+            let event = eventfd(mode);
+            event.write(initial.into()).unwrap();
+            event
+        }
+
+        fn try_clone(&self) -> io::Result<Self> {
+            self.try_clone()
+        }
+
+        fn read(&self) -> Result<u64, Errno> {
+            self.read().map_err(errno)
+        }
+
+        fn write(&self, n: u64) -> Result<(), Errno> {
+            self.write(n).map_err(errno)
+        }
     }
 
-    fn try_clone(&self) -> io::Result<Self> {
-        self.try_clone()
+    /// The descriptor that an `EventFd` has made and given away.
+    #[derive(Debug)]
+    pub struct Taken(OwnedFd);
+
+    impl Handle for Taken {
+        const INTERRUPTIBLE: bool = true;
+
+        fn new(initial: u32, mode: Mode) -> Self {
+            Taken(<EventFd as Handle>::new(initial, mode).into())
+        }
+
+        fn try_clone(&self) -> io::Result<Self> {
+            self.0.try_clone().map(Taken)
+        }
+
+        fn read(&self) -> Result<u64, Errno> {
+            Handle::read(&self.0)
+        }
+
+        fn write(&self, n: u64) -> Result<(), Errno> {
+            Handle::write(&self.0, n)
+        }
     }
 
-    fn read(&self) -> Result<u64, Errno> {
-        self.read().map_err(errno)
-    }
-
-    fn write(&self, n: u64) -> Result<(), Errno> {
-        self.write(n).map_err(errno)
+    impl AsFd for Taken {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
     }
 }
 
-/// The descriptor that an `EventFd` has made and given away.
+/// The methods of an `EventFd` before the move.
+pub type Methods = InProcess<false>;
+/// The methods of an `EventFd` that does not move, after code has asked for its descriptor.
+pub type Shown = InProcess<true>;
+
+/// An `EventFd` has no call that gives up and none that looks. Here such calls look at what `Debug` shows, which is
+/// enough because one thread makes all calls that do not block.
 #[derive(Debug)]
-pub struct Taken(OwnedFd);
+pub struct InProcess<const SHOWN: bool>(pub EventFd);
 
-impl Handle for Taken {
-    const INTERRUPTIBLE: bool = true;
-
-    fn new(initial: u32, mode: Mode) -> Self {
-        Taken(<EventFd as Handle>::new(initial, mode).into())
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        self.0.try_clone().map(Taken)
-    }
-
-    fn read(&self) -> Result<u64, Errno> {
-        Handle::read(&self.0)
-    }
-
-    fn write(&self, n: u64) -> Result<(), Errno> {
-        Handle::write(&self.0, n)
-    }
-}
-
-impl AsFd for Taken {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// The methods of an `EventFd` before the move. It has no call that gives up and none that looks. Here such calls look
-/// at what `Debug` shows, which is enough because one thread makes all calls that do not block.
-#[derive(Debug)]
-pub struct Methods(pub EventFd);
-
-impl Clone for Methods {
+impl<const SHOWN: bool> Clone for InProcess<SHOWN> {
     fn clone(&self) -> Self {
-        Methods(self.0.try_clone().unwrap())
+        InProcess(self.0.try_clone().unwrap())
     }
 }
 
-impl Methods {
+impl<const SHOWN: bool> InProcess<SHOWN> {
     fn deadline<T>(
         deadline: Instant,
         at_once: impl FnOnce() -> Result<T, Errno>,
@@ -108,7 +128,7 @@ impl Methods {
     }
 }
 
-impl Counter for Methods {
+impl<const SHOWN: bool> Counter for InProcess<SHOWN> {
     const INTERRUPTIBLE: bool = false;
     const WAKES_ALL: bool = false;
 
@@ -119,7 +139,10 @@ impl Counter for Methods {
     fn new(initial: u64, mode: Mode) -> Self {
         let event = eventfd(mode);
         event.write(initial).unwrap();
-        Methods(event)
+        if SHOWN {
+            assert!(event.as_raw_fd() >= 0);
+        }
+        InProcess(event)
     }
 
     fn read(&self) -> Result<u64, Errno> {
@@ -185,7 +208,14 @@ impl Counter for Methods {
     }
 
     fn poll(&self) -> PollFlags {
-        rules::polled(self.count())
+        let expected = rules::polled(self.count());
+        if SHOWN {
+            let mut fds = [PollFd::new(&self.0, PollFlags::all())];
+            poll(&mut fds, Some(&Timespec::default())).unwrap();
+            let readable = fds[0].revents().contains(PollFlags::IN);
+            assert_eq!(readable, expected.contains(PollFlags::IN));
+        }
+        expected
     }
 
     fn place(&self) -> Place {

@@ -2,7 +2,7 @@
 
 use crate::common::caller::{Caller, call, wait_until};
 use crate::common::counter::{Counter, Place};
-use crate::common::eventfd::{Descriptor, Methods};
+use crate::common::eventfd::{Descriptor, InProcess};
 use crate::common::watchdog::{self, Watchdog};
 use crate::{child, readiness};
 use doorbell::Mode;
@@ -386,7 +386,7 @@ fn eventfd_with(flags: i32, count: u64) -> EventFd {
 /// A thread that makes one blocking call on a clone, before the move in a futex and afterwards in the kernel.
 fn blocked(event: &EventFd, body: impl FnOnce(&EventFd) -> u64 + Send + 'static) -> Caller<u64> {
     // The thread sleeps in a futex at first; `call` wants a counter.
-    let counter = Methods(event.try_clone().unwrap());
+    let counter = InProcess::<false>(event.try_clone().unwrap());
     let caller = call(&counter, |counter| body(&counter.0));
     caller.wait_asleep();
     caller

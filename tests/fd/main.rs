@@ -1,7 +1,7 @@
 //! Events as file descriptors: mirrors, forwarders, `EventFd` and the other drop-ins.
 //!
-//! `tests/event/conformance.rs` and `tests/event/stress.rs` run their bodies through `EventFd` too. The cases of the eventfd
-//! reference that need a descriptor, and where they are:
+//! `tests/event/conformance.rs` and `tests/event/stress.rs` run their bodies through `EventFd` too. The cases of the
+//! eventfd reference that need a descriptor, and where they are:
 //!
 //! | case | test |
 //! |---|---|
@@ -19,6 +19,9 @@
 //! and ERR (the descriptor is always writable, because an event's room does not concern readers), P16 and P17 hold
 //! unchanged, and of the cases about edges P19, P22, P23 and P25 hold. P20 and P21 ask for an edge at each write, while
 //! a mirror makes a system call, and an edge, for the first write only.
+//!
+//! With `--cfg doorbell_no_eventfd`, the module is as it is where the system has no eventfds: then the tests are those
+//! of `mirror` and `no_eventfd`.
 
 #![cfg(target_os = "linux")]
 
@@ -26,10 +29,16 @@
 mod common;
 
 mod child;
+#[cfg(not(doorbell_no_eventfd))]
 mod eventfd;
+#[cfg(not(doorbell_no_eventfd))]
 mod forward;
+#[cfg(not(doorbell_no_eventfd))]
 mod interop;
 mod mirror;
+#[cfg(doorbell_no_eventfd)]
+mod no_eventfd;
+#[cfg(not(doorbell_no_eventfd))]
 mod processes;
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};

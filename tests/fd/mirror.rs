@@ -5,7 +5,9 @@ use crate::common::freed::wait_until_alone;
 use crate::common::watchdog::{self, Watchdog};
 use crate::{Watch, child, is_readable};
 use doorbell::event::{Change, Interest, Observation};
-use doorbell::fd::{EventFd, Mirror};
+#[cfg(not(doorbell_no_eventfd))]
+use doorbell::fd::EventFd;
+use doorbell::fd::Mirror;
 use doorbell::{Event, Mode};
 use proptest::prelude::*;
 use rustix::event::PollFlags;
@@ -91,7 +93,9 @@ proptest! {
         let poll_only_level = Watch::level(&poll_only);
         prop_assert_eq!(edges.now(), initial != 0);
         prop_assert_eq!(poll_only_edges.now(), initial != 0);
-        prop_assert!(both.now(), "there is room");
+        // A pipe's end for reading is never writable.
+        let writable = cfg!(not(doorbell_no_eventfd));
+        prop_assert_eq!(both.now(), writable || initial != 0);
         for step in steps {
             let before = event.count();
             let left = match step {
@@ -115,7 +119,7 @@ proptest! {
             let edge = count != 0 && (before == 0 || left);
             prop_assert_eq!(edges.now(), edge, "{:?} at {}", step, before);
             prop_assert_eq!(poll_only_edges.now(), edge, "{:?} at {}", step, before);
-            let returned = count == 0 && before != 0;
+            let returned = writable && count == 0 && before != 0;
             prop_assert_eq!(both.now(), edge || returned, "{:?} at {}", step, before);
         }
     }
@@ -312,6 +316,7 @@ fn made_and_dropped_under_load() {
 
 /// A peer that reads the descriptor puts it out for the others until the count has been 0 again; the event's count does
 /// not change.
+#[cfg(not(doorbell_no_eventfd))]
 #[test]
 fn peers_that_do_more_than_poll() {
     let (event, mirror) = mirrored(0, Mode::Counter);
