@@ -4,6 +4,7 @@ use crate::common::caller::{Caller, call, wait_until};
 use crate::common::counter::{Counter, Place};
 use crate::common::eventfd::{Descriptor, InProcess};
 use crate::common::watchdog::{self, Watchdog};
+use crate::steps::{FULL, Step, step};
 use crate::{child, readiness};
 use doorbell::Mode;
 use doorbell::fd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
@@ -22,8 +23,6 @@ use std::thread;
 use std::time::Duration;
 
 type Original = vmm_sys_util::eventfd::EventFd;
-
-const FULL: u64 = u64::MAX - 1;
 
 /// The API of the original.
 trait Api: AsRawFd + FromRawFd + IntoRawFd + Sized + Send + 'static {
@@ -277,41 +276,6 @@ fn flags_when_a_clone_asks_first() {
 }
 
 // Beside the original
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write(u64),
-    /// Writes this much less than fits.
-    Fill(u64),
-    Read,
-    Clone,
-    Drop,
-    Ask,
-    GiveAway,
-    /// `poll(2)` on the descriptor.
-    Poll,
-}
-
-fn step() -> impl Strategy<Value = (usize, Step)> {
-    let n = prop_oneof![
-        0_u64..4,
-        Just(1 << 32),
-        Just(FULL),
-        Just(u64::MAX),
-        any::<u64>()
-    ];
-    let step = prop_oneof![
-        4 => n.prop_map(Step::Write),
-        2 => (0_u64..3).prop_map(Step::Fill),
-        4 => Just(Step::Read),
-        2 => Just(Step::Clone),
-        1 => Just(Step::Drop),
-        1 => Just(Step::Ask),
-        1 => Just(Step::GiveAway),
-        1 => Just(Step::Poll),
-    ];
-    (any::<prop::sample::Index>(), step).prop_map(|(index, step)| (index.index(64), step))
-}
 
 /// Plays a step. Returns its result: a number, or an errno.
 fn play<E: Api>(handles: &mut Vec<E>, index: usize, step: &Step, room: u64) -> Result<u64, i32> {

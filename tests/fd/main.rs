@@ -40,6 +40,7 @@ mod mirror;
 mod no_eventfd;
 #[cfg(not(doorbell_no_eventfd))]
 mod processes;
+mod steps;
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::{AsFd, OwnedFd};

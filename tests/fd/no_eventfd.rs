@@ -2,6 +2,7 @@
 //! descriptor is readable when the eventfd is.
 
 use crate::common::watchdog;
+use crate::steps::{FULL, Step, step};
 use crate::{Watch, child, is_readable, readiness};
 use doorbell::fd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 use doorbell::fd::{EventFlag, new_event_consumer_and_notifier};
@@ -16,8 +17,6 @@ use std::io::{self, ErrorKind};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-
-const FULL: u64 = u64::MAX - 1;
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
@@ -39,37 +38,6 @@ impl Original {
     fn write(&self, n: u64) -> Result<u64, Errno> {
         write(&self.0, &n.to_ne_bytes()).map(|_| 0)
     }
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write(u64),
-    /// Writes this much less than fits.
-    Fill(u64),
-    Read,
-    Clone,
-    Drop,
-    /// Asks for the descriptor of a handle, and compares it from then on.
-    Ask,
-}
-
-fn step() -> impl Strategy<Value = (usize, Step)> {
-    let n = prop_oneof![
-        0_u64..4,
-        Just(1 << 32),
-        Just(FULL),
-        Just(u64::MAX),
-        any::<u64>()
-    ];
-    let step = prop_oneof![
-        4 => n.prop_map(Step::Write),
-        2 => (0_u64..3).prop_map(Step::Fill),
-        4 => Just(Step::Read),
-        1 => Just(Step::Clone),
-        1 => Just(Step::Drop),
-        1 => Just(Step::Ask),
-    ];
-    (any::<prop::sample::Index>(), step).prop_map(|(index, step)| (index.index(64), step))
 }
 
 proptest! {
@@ -121,7 +89,7 @@ proptest! {
                     prop_assert_eq!(edges.as_ref().unwrap().now(), count != 0);
                     continue;
                 }
-                Step::Ask => {}
+                Step::Ask | Step::GiveAway | Step::Poll => {}
             }
             let Some(edges) = &edges else { continue };
             for handle in &handles {
