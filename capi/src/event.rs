@@ -89,12 +89,8 @@ pub unsafe extern "C" fn doorbell_event_write_timeout(
     n: u64,
     timeout_ns: i64,
 ) -> c_int {
-    let event = unsafe { &*event };
     attempt(|| {
-        let written = match limit(timeout_ns) {
-            None => event.0.write(n),
-            Some(timeout) => event.0.write_timeout(n, timeout),
-        };
+        let written = unsafe { &*event }.0.write_timeout(n, limit(timeout_ns));
         written.map_err(Failed::from_error)
     })
 }
@@ -123,12 +119,8 @@ pub unsafe extern "C" fn doorbell_event_read_timeout(
     timeout_ns: i64,
 ) -> c_int {
     attempt(|| {
-        let event = unsafe { &*event };
-        let read = match limit(timeout_ns) {
-            None => Ok(event.0.read()),
-            Some(timeout) => event.0.read_timeout(timeout).ok_or(Failed::TIMED_OUT),
-        };
-        unsafe { give(value, read) }
+        let read = unsafe { &*event }.0.read_timeout(limit(timeout_ns));
+        unsafe { give(value, read.ok_or(Failed::TIMED_OUT)) }
     })
 }
 
@@ -148,14 +140,9 @@ pub unsafe extern "C" fn doorbell_event_wait_readable(
     timeout_ns: i64,
 ) -> c_int {
     attempt(|| {
-        let event = unsafe { &*event };
-        let readable = match limit(timeout_ns) {
-            None => {
-                event.0.wait_readable();
-                true
-            }
-            Some(timeout) => event.0.wait_readable_timeout(timeout),
-        };
+        let readable = unsafe { &*event }
+            .0
+            .wait_readable_timeout(limit(timeout_ns));
         readable.then_some(()).ok_or(Failed::TIMED_OUT)
     })
 }
@@ -205,9 +192,9 @@ pub(crate) fn spin(flags: u32) -> Result<Spin, Failed> {
     }
 }
 
-/// `None` if there is none.
-pub(crate) fn limit(timeout_ns: i64) -> Option<Duration> {
-    u64::try_from(timeout_ns).ok().map(Duration::from_nanos)
+/// A time limit of the caller's. A negative one is no limit, which timed calls know as `Duration::MAX`.
+pub(crate) fn limit(timeout_ns: i64) -> Duration {
+    u64::try_from(timeout_ns).map_or(Duration::MAX, Duration::from_nanos)
 }
 
 /// Stores what was read.

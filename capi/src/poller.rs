@@ -236,7 +236,7 @@ pub unsafe extern "C" fn doorbell_poller_wait(
 ) -> c_int {
     counted(|| {
         let (poller, events) = unsafe { (&*poller, &mut *events) };
-        events.fill(|events| poller.0.wait(events, limit(timeout_ns)))
+        events.fill(|events| poller.0.wait(events, Some(limit(timeout_ns))))
     })
 }
 

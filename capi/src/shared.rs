@@ -127,12 +127,8 @@ pub unsafe extern "C" fn doorbell_shared_event_write_timeout(
     n: u64,
     timeout_ns: i64,
 ) -> c_int {
-    let event = unsafe { &*event };
     attempt(|| {
-        let written = match limit(timeout_ns) {
-            None => event.0.write(n),
-            Some(timeout) => event.0.write_timeout(n, timeout),
-        };
+        let written = unsafe { &*event }.0.write_timeout(n, limit(timeout_ns));
         written.map_err(Failed::from_error)
     })
 }
@@ -164,12 +160,8 @@ pub unsafe extern "C" fn doorbell_shared_event_read_timeout(
     timeout_ns: i64,
 ) -> c_int {
     attempt(|| {
-        let event = unsafe { &*event };
-        let read = match limit(timeout_ns) {
-            None => Ok(event.0.read()),
-            Some(timeout) => event.0.read_timeout(timeout).ok_or(Failed::TIMED_OUT),
-        };
-        unsafe { give(value, read) }
+        let read = unsafe { &*event }.0.read_timeout(limit(timeout_ns));
+        unsafe { give(value, read.ok_or(Failed::TIMED_OUT)) }
     })
 }
 
@@ -189,14 +181,9 @@ pub unsafe extern "C" fn doorbell_shared_event_wait_readable(
     timeout_ns: i64,
 ) -> c_int {
     attempt(|| {
-        let event = unsafe { &*event };
-        let readable = match limit(timeout_ns) {
-            None => {
-                event.0.wait_readable();
-                true
-            }
-            Some(timeout) => event.0.wait_readable_timeout(timeout),
-        };
+        let readable = unsafe { &*event }
+            .0
+            .wait_readable_timeout(limit(timeout_ns));
         readable.then_some(()).ok_or(Failed::TIMED_OUT)
     })
 }

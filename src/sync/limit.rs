@@ -1,4 +1,5 @@
-//! How long a call may wait. The clock is read only by a call that has to wait.
+//! How long a call may wait. The clock is read only by a call that has to wait, and for a limit's sake only by one that
+//! has a limit: reading the clock may be a system call.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ impl Limit {
     /// When the wait that begins now is to end; `None` is never. A timeout too long for the clock is none.
     pub(crate) fn deadline(self) -> Result<Option<Instant>, NoTime> {
         match self {
-            Limit::Forever => Ok(None),
+            Limit::Forever | Limit::For(Duration::MAX) => Ok(None),
             Limit::For(Duration::ZERO) => Err(NoTime),
             Limit::For(timeout) => Ok(Instant::now().checked_add(timeout)),
             Limit::Until(deadline) if deadline <= Instant::now() => Err(NoTime),

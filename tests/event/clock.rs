@@ -1,15 +1,20 @@
-//! Calls with a time limit look at the clock only when they have to wait.
+//! Calls with a time limit look at the clock only when they have to wait, and calls without one do not look at it.
 //!
 //! The clock is counted: this binary has a `clock_gettime` of its own, which std finds in place of libc's.
 
 // Only on these platforms does std call `clock_gettime` by that name.
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
 
+use common::caller::call_at;
+use common::counter::Place;
 use doorbell::poll::{Events, Poller, Watch, wait_any, wait_any_deadline};
 use doorbell::{Event, Mode, SharedEvent, Spin, WriteError};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+#[path = "../common/mod.rs"]
+mod common;
 
 thread_local! {
     static LOOKS: Cell<u64> = const { Cell::new(0) };
@@ -136,4 +141,52 @@ fn of_a_poller() {
         assert_eq!(at_once, 0, "{spin:?}");
         assert!(looks(|| assert_eq!(poller.wait(&mut events, Some(NAP)), Ok(0))) > 0);
     }
+}
+
+/// Waits in a thread of its own for what `end` brings about once the thread sleeps, and does not look at the clock.
+fn without_a_look(place: Place, wait: impl FnOnce() + Send + 'static, end: impl FnOnce()) {
+    let waiter = call_at(place, || looks(wait));
+    waiter.wait_asleep();
+    end();
+    assert_eq!(waiter.finish(), 0);
+}
+
+/// Sleeps in each of the calls of an event.
+macro_rules! calls_without_a_limit {
+    ($new:expr, $place:expr) => {
+        let (empty, full) = ($new(0), $new(FULL));
+        let there = Arc::clone(&empty);
+        let wait = move || assert!(there.wait_readable_timeout(Duration::MAX));
+        without_a_look($place, wait, || empty.signal());
+        assert_eq!(empty.read(), 1);
+        let there = Arc::clone(&empty);
+        let read = move || assert_eq!(there.read_timeout(Duration::MAX), Some(1));
+        without_a_look($place, read, || empty.signal());
+        let there = Arc::clone(&full);
+        let write = move || there.write_timeout(1, Duration::MAX).unwrap();
+        without_a_look($place, write, || assert_eq!(full.read(), FULL));
+    };
+}
+
+#[test]
+fn of_calls_without_a_limit() {
+    calls_without_a_limit!(
+        |count| Arc::new(Event::new(count).with_spin(Spin::Never)),
+        Place::Futex
+    );
+    calls_without_a_limit!(
+        |count| {
+            let (event, _) = SharedEvent::create(count, Mode::Counter).unwrap();
+            Arc::new(event.with_spin(Spin::Never))
+        },
+        Place::SharedMemory
+    );
+    let event = Arc::new(Event::new(0));
+    let poller = Poller::with_spin(Spin::Never);
+    poller.add(&event, 0, Watch::READABLE).unwrap();
+    let wait = move || {
+        let found = poller.wait(&mut Events::with_capacity(1), Some(Duration::MAX));
+        assert_eq!(found, Ok(1));
+    };
+    without_a_look(Place::Futex, wait, || event.signal());
 }
