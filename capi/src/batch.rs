@@ -6,31 +6,14 @@ use doorbell_rs::event::Batch;
 use std::ffi::c_int;
 
 /// Signals and writes to several events that are delivered together. One owner; one thread at a time.
-pub struct doorbell_batch {
-    batch: Batch,
-    /// How often each index was added and not removed: `Batch` panics for those that it does not know.
-    users: Vec<usize>,
-}
-
-impl doorbell_batch {
-    #[inline(always)]
-    fn check(&self, index: usize) -> Result<(), Failed> {
-        match self.users.get(index) {
-            Some(1..) => Ok(()),
-            _ => Err(Failed::INVALID),
-        }
-    }
-}
+pub struct doorbell_batch(Batch);
 
 /// Makes a batch without events. `flags`: 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_batch_new(flags: u32) -> *mut doorbell_batch {
     made(|| {
         only(flags, 0)?;
-        Ok(Box::into_raw(Box::new(doorbell_batch {
-            batch: Batch::new(),
-            users: Vec::new(),
-        })))
+        Ok(Box::into_raw(Box::new(doorbell_batch(Batch::new()))))
     })
 }
 
@@ -51,12 +34,7 @@ pub unsafe extern "C" fn doorbell_batch_add(
 ) -> c_int {
     attempt(|| {
         let (batch, event) = unsafe { (&mut *batch, handle(event)) };
-        let added = batch.batch.add(event);
-        if added == batch.users.len() {
-            batch.users.push(0);
-        }
-        batch.users[added] += 1;
-        unsafe { index.write(added) };
+        unsafe { index.write(batch.0.add(event)) };
         Ok(())
     })
 }
@@ -71,10 +49,7 @@ pub unsafe extern "C" fn doorbell_batch_remove(
     unwritten: *mut u64,
 ) -> c_int {
     attempt(|| {
-        let batch = unsafe { &mut *batch };
-        batch.check(index)?;
-        let removed = batch.batch.remove(index);
-        batch.users[index] -= 1;
+        let removed = unsafe { with_event(batch, index) }?.remove(index);
         if !unwritten.is_null() {
             let lost = removed.and_then(|removed| removed.unwritten);
             unsafe { unwritten.write(lost.unwrap_or(0)) };
@@ -97,9 +72,7 @@ pub unsafe extern "C" fn doorbell_batch_signal_n(
     n: u64,
 ) -> c_int {
     attempt(|| {
-        let batch = unsafe { &mut *batch };
-        batch.check(index)?;
-        batch.batch.signal_n(index, n);
+        unsafe { with_event(batch, index) }?.signal_n(index, n);
         Ok(())
     })
 }
@@ -113,9 +86,8 @@ pub unsafe extern "C" fn doorbell_batch_write(
     n: u64,
 ) -> c_int {
     attempt(|| {
-        let batch = unsafe { &mut *batch };
-        batch.check(index)?;
-        batch.batch.write(index, n).map_err(Failed::from_error)
+        let batch = unsafe { with_event(batch, index) }?;
+        batch.write(index, n).map_err(Failed::from_error)
     })
 }
 
@@ -125,7 +97,7 @@ pub unsafe extern "C" fn doorbell_batch_write(
 pub unsafe extern "C" fn doorbell_batch_commit(batch: *mut doorbell_batch) -> c_int {
     attempt(|| {
         unsafe { &mut *batch }
-            .batch
+            .0
             .commit()
             .map_err(Failed::from_error)
     })
@@ -134,5 +106,19 @@ pub unsafe extern "C" fn doorbell_batch_commit(batch: *mut doorbell_batch) -> c_
 /// Takes back all that is pending, signals and writes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_batch_discard(batch: *mut doorbell_batch) {
-    unsafe { &mut *batch }.batch.discard();
+    unsafe { &mut *batch }.0.discard();
+}
+
+/// The batch, if it has an event at the index: `Batch` panics for an index that it does not know.
+///
+/// # Safety
+///
+/// The pointer is a handle, which no other thread uses meanwhile.
+#[inline(always)]
+unsafe fn with_event<'a>(batch: *mut doorbell_batch, index: usize) -> Result<&'a mut Batch, Failed> {
+    let batch = unsafe { &mut *batch };
+    match batch.0.get(index) {
+        Some(_) => Ok(&mut batch.0),
+        None => Err(Failed::INVALID),
+    }
 }

@@ -238,6 +238,25 @@ impl Batch {
         Some(Removed { event, unwritten })
     }
 
+    /// The event at an index. `None` if the index is not one of [`add`](Self::add)'s, or its event has
+    /// [left](Self::remove).
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// # use doorbell::event::Batch;
+    /// # use std::sync::Arc;
+    /// let mut batch = Batch::new();
+    /// let index = batch.add(Arc::new(Event::new(0)));
+    /// assert!(batch.get(index).is_some());
+    /// batch.remove(index);
+    /// assert!(batch.get(index).is_none());
+    /// ```
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&EventHandle> {
+        self.entries.get(index)?.event.as_ref()
+    }
+
     /// The event at an index.
     ///
     /// # Panics
@@ -245,7 +264,7 @@ impl Batch {
     /// If the index is not one of [`add`](Self::add)'s, or its event has [left](Self::remove).
     #[must_use]
     pub fn event(&self, index: usize) -> &EventHandle {
-        self.entries[index].event.as_ref().expect(GONE)
+        self.get(index).expect(GONE)
     }
 
     /// Adds one signal for an event. Shorthand for [`signal_n(index, 1)`](Self::signal_n).
@@ -430,7 +449,7 @@ impl Entry {
     }
 }
 
-const GONE: &str = "the event of this index has left the batch";
+const GONE: &str = "the index has no event, or its event has left the batch";
 
 /// An event that has left a [`Batch`].
 #[derive(Debug)]

@@ -216,6 +216,7 @@ fn an_event_leaves_when_all_have_removed_it() {
     assert_eq!(batch.add(Arc::clone(&events[0])), 0);
     batch.signal(0);
     assert!(batch.remove(0).is_none());
+    assert!(batch.get(0).is_some());
     assert_eq!(counts(&events), [0]);
     batch.signal(0);
     assert!(batch.remove(0).is_some());
@@ -246,7 +247,9 @@ fn a_removed_event_has_no_room() {
 #[test]
 fn the_index_of_an_event_that_has_left() {
     let (events, mut batch) = batch([0, 0]);
+    assert!(batch.get(1).is_some_and(|event| event.ptr_eq(&events[1])));
     batch.remove(1).unwrap();
+    assert!(batch.get(1).is_none() && batch.get(2).is_none());
     let uses: [&dyn Fn(&mut Batch); 5] = [
         &|batch| batch.signal(1),
         &|batch| batch.signal_n(1, 0),
