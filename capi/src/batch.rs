@@ -2,6 +2,7 @@
 
 use crate::event::{doorbell_event, handle};
 use crate::failure::{Failed, attempt, made, only};
+use crate::handles::{free, new_owned};
 use doorbell_rs::event::Batch;
 use std::ffi::c_int;
 
@@ -13,16 +14,14 @@ pub struct doorbell_batch(Batch);
 pub extern "C" fn doorbell_batch_new(flags: u32) -> *mut doorbell_batch {
     made(|| {
         only(flags, 0)?;
-        Ok(Box::into_raw(Box::new(doorbell_batch(Batch::new()))))
+        Ok(new_owned(doorbell_batch(Batch::new())))
     })
 }
 
 /// Commits the batch, and frees it. Writes for which there is no room are lost.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_batch_free(batch: *mut doorbell_batch) {
-    if !batch.is_null() {
-        drop(unsafe { Box::from_raw(batch) });
-    }
+    unsafe { free(batch) };
 }
 
 /// Adds an event, and stores its index in *index. If the event is in the batch already, the index is the same.
@@ -115,7 +114,10 @@ pub unsafe extern "C" fn doorbell_batch_discard(batch: *mut doorbell_batch) {
 ///
 /// The pointer is a handle, which no other thread uses meanwhile.
 #[inline(always)]
-unsafe fn with_event<'a>(batch: *mut doorbell_batch, index: usize) -> Result<&'a mut Batch, Failed> {
+unsafe fn with_event<'a>(
+    batch: *mut doorbell_batch,
+    index: usize,
+) -> Result<&'a mut Batch, Failed> {
     let batch = unsafe { &mut *batch };
     match batch.0.get(index) {
         Some(_) => Ok(&mut batch.0),

@@ -1,6 +1,7 @@
 //! `doorbell_event`: an `Arc<Event>`.
 
 use crate::failure::{Failed, attempt, made, only};
+use crate::handles::{add_reference, give_up_reference, new_shared};
 use doorbell_rs::event::EventHandle;
 use doorbell_rs::{Event, Mode, Readiness, Spin};
 use std::ffi::c_int;
@@ -31,23 +32,20 @@ pub struct doorbell_event(pub(crate) Event);
 pub extern "C" fn doorbell_event_new(initial: u64, flags: u32) -> *mut doorbell_event {
     made(|| {
         let event = Event::with_mode(initial, mode(flags)?).with_spin(spin(flags)?);
-        Ok(Arc::into_raw(Arc::new(doorbell_event(event))).cast_mut())
+        Ok(new_shared(doorbell_event(event)))
     })
 }
 
 /// Adds a reference, and returns the event.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_event_ref(event: *mut doorbell_event) -> *mut doorbell_event {
-    unsafe { Arc::increment_strong_count(event) };
-    event
+    unsafe { add_reference(event) }
 }
 
 /// Gives up a reference. The event goes with the last one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_event_unref(event: *mut doorbell_event) {
-    if !event.is_null() {
-        unsafe { Arc::decrement_strong_count(event) };
-    }
+    unsafe { give_up_reference(event) };
 }
 
 /// Adds 1. Never blocks, unless a callback of a sink does.
@@ -165,10 +163,7 @@ pub unsafe extern "C" fn doorbell_event_readiness(event: *const doorbell_event) 
 ///
 /// The pointer is a handle.
 pub(crate) unsafe fn handle(event: *mut doorbell_event) -> EventHandle {
-    let arc = unsafe {
-        Arc::increment_strong_count(event);
-        Arc::from_raw(event)
-    };
+    let arc = unsafe { Arc::from_raw(add_reference(event)) };
     EventHandle::of_field(&arc, |event| &event.0)
 }
 

@@ -9,6 +9,7 @@
 #![allow(clippy::missing_safety_doc)]
 
 mod failure;
+mod handles;
 
 // In the order in which the header has them, which blank lines keep.
 

@@ -5,6 +5,7 @@ use crate::event::{
     DOORBELL_WRITABLE, doorbell_event, handle, limit, spin,
 };
 use crate::failure::{Failed, attempt, counted, made, only};
+use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use crate::shared::borrow;
 use doorbell_rs::poll::{Events, PollError, Poller, PollerFd, Probe, Report, Watch};
 use std::ffi::{c_int, c_void};
@@ -63,23 +64,20 @@ pub extern "C" fn doorbell_poller_new(flags: u32) -> *mut doorbell_poller {
     made(|| {
         only(flags, DOORBELL_SPIN_NEVER | DOORBELL_SPIN_ALWAYS)?;
         let poller = Arc::new(Poller::with_spin(spin(flags)?));
-        Ok(Arc::into_raw(Arc::new(doorbell_poller(poller))).cast_mut())
+        Ok(new_shared(doorbell_poller(poller)))
     })
 }
 
 /// Adds a reference, and returns the poller.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_ref(poller: *mut doorbell_poller) -> *mut doorbell_poller {
-    unsafe { Arc::increment_strong_count(poller) };
-    poller
+    unsafe { add_reference(poller) }
 }
 
 /// Gives up a reference. With the last one all registrations end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_unref(poller: *mut doorbell_poller) {
-    if !poller.is_null() {
-        unsafe { Arc::decrement_strong_count(poller) };
-    }
+    unsafe { give_up_reference(poller) };
 }
 
 /// Watches an event, under a key of the caller's choice. `watch`: DOORBELL_READABLE, DOORBELL_WRITABLE, both, or 0 for
@@ -202,19 +200,17 @@ pub extern "C" fn doorbell_events_new(capacity: usize) -> *mut doorbell_events {
         if capacity == 0 || c_int::try_from(capacity).is_err() {
             return Err(Failed::INVALID);
         }
-        Ok(Box::into_raw(Box::new(doorbell_events {
+        Ok(new_owned(doorbell_events {
             events: Events::with_capacity(capacity),
             reports: Vec::new(),
-        })))
+        }))
     })
 }
 
 /// Frees a buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_events_free(events: *mut doorbell_events) {
-    if !events.is_null() {
-        drop(unsafe { Box::from_raw(events) });
-    }
+    unsafe { free(events) };
 }
 
 /// The reports of the last wait, as many as it returned. Valid until the buffer's next wait. Sources that have been
@@ -264,16 +260,14 @@ pub unsafe extern "C" fn doorbell_poller_fd_new(
     made(|| {
         let poller = Arc::clone(&unsafe { &*poller }.0);
         let fd = PollerFd::new(poller).map_err(Failed::from_error)?;
-        Ok(Box::into_raw(Box::new(doorbell_poller_fd(fd))))
+        Ok(new_owned(doorbell_poller_fd(fd)))
     })
 }
 
 /// Ends it. The outer loop does not watch the descriptor any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_fd_free(fd: *mut doorbell_poller_fd) {
-    if !fd.is_null() {
-        drop(unsafe { Box::from_raw(fd) });
-    }
+    unsafe { free(fd) };
 }
 
 /// The descriptor to watch for reading. It belongs to the poller: do not close it, and do not read it.

@@ -2,13 +2,13 @@
 
 use crate::event::{doorbell_event, handle};
 use crate::failure::{Failed, attempt, made, only};
+use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use doorbell_rs::irqfd::{
     Eoi, InterruptSink, LevelSource, MsiMessage, Route, RouteChange, Router, Routes, RoutingError,
 };
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::slice;
-use std::sync::Arc;
 
 /// The sink is called on a thread of the router's own: for sinks that may block.
 pub const DOORBELL_WORKER: u32 = 0x1;
@@ -129,23 +129,20 @@ pub unsafe extern "C" fn doorbell_router_new(
             0 => Router::new(sink),
             _ => Router::with_worker(sink).map_err(Failed::from_error)?,
         };
-        Ok(Arc::into_raw(Arc::new(doorbell_router(router))).cast_mut())
+        Ok(new_shared(doorbell_router(router)))
     })
 }
 
 /// Adds a reference, and returns the router.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_router_ref(router: *mut doorbell_router) -> *mut doorbell_router {
-    unsafe { Arc::increment_strong_count(router) };
-    router
+    unsafe { add_reference(router) }
 }
 
 /// Gives up a reference. With the last one, all events are deassigned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_router_unref(router: *mut doorbell_router) {
-    if !router.is_null() {
-        unsafe { Arc::decrement_strong_count(router) };
-    }
+    unsafe { give_up_reference(router) };
 }
 
 /// Makes an event interrupt: the router takes its count away at each signal. `resample` is NULL for an edge. Otherwise
@@ -299,16 +296,14 @@ pub unsafe extern "C" fn doorbell_level_source_new(
 ) -> *mut doorbell_level_source {
     made(|| {
         let source = unsafe { &*router }.0.level_source(gsi);
-        Ok(Box::into_raw(Box::new(doorbell_level_source(source))))
+        Ok(new_owned(doorbell_level_source(source)))
     })
 }
 
 /// Lets the line go, and frees the hold.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_level_source_free(source: *mut doorbell_level_source) {
-    if !source.is_null() {
-        drop(unsafe { Box::from_raw(source) });
-    }
+    unsafe { free(source) };
 }
 
 /// Holds the line up, or lets it go.

@@ -2,6 +2,7 @@
 
 use crate::event::{DOORBELL_READABLE, DOORBELL_WRITABLE, flags_of, give, limit, mode, spin};
 use crate::failure::{Failed, attempt, counted, made};
+use crate::handles::{free, new_owned};
 use doorbell_rs::SharedEvent;
 use doorbell_rs::event::Interest;
 use std::ffi::{c_int, c_void};
@@ -77,9 +78,7 @@ pub unsafe extern "C" fn doorbell_shared_event_attach_at(
 /// Gives up this process's handle. The event stays where it is.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_shared_event_free(event: *mut doorbell_shared_event) {
-    if !event.is_null() {
-        drop(unsafe { Box::from_raw(event) });
-    }
+    unsafe { free(event) };
 }
 
 /// Adds 1. Never blocks.
@@ -243,7 +242,7 @@ pub unsafe extern "C" fn doorbell_shared_event_arm(
 }
 
 fn boxed(event: SharedEvent) -> *mut doorbell_shared_event {
-    Box::into_raw(Box::new(doorbell_shared_event(event)))
+    new_owned(doorbell_shared_event(event))
 }
 
 /// The mode of an event that is attached to is in the memory.

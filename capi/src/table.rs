@@ -2,6 +2,7 @@
 
 use crate::event::{doorbell_event, handle};
 use crate::failure::{Failed, attempt, counted, made, only};
+use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use doorbell_rs::ioeventfd::{
     Bus, Doorbell, DoorbellArray, Key, Latest, Reader, Table, Target, ValueQueue,
 };
@@ -72,22 +73,19 @@ pub struct doorbell_kick {
 /// Makes an empty table.
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_table_new() -> *mut doorbell_table {
-    made(|| Ok(Arc::into_raw(Arc::new(doorbell_table(Table::new()))).cast_mut()))
+    made(|| Ok(new_shared(doorbell_table(Table::new()))))
 }
 
 /// Adds a reference, and returns the table.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_ref(table: *mut doorbell_table) -> *mut doorbell_table {
-    unsafe { Arc::increment_strong_count(table) };
-    table
+    unsafe { add_reference(table) }
 }
 
 /// Gives up a reference. The table goes with the last one and the last reader.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_unref(table: *mut doorbell_table) {
-    if !table.is_null() {
-        unsafe { Arc::decrement_strong_count(table) };
-    }
+    unsafe { give_up_reference(table) };
 }
 
 /// Adds a doorbell that signals an event. (KVM_IOEVENTFD)
@@ -206,16 +204,14 @@ pub unsafe extern "C" fn doorbell_table_write(
 pub unsafe extern "C" fn doorbell_table_reader(table: *mut doorbell_table) -> *mut doorbell_reader {
     made(|| {
         let reader = unsafe { &*table }.0.reader();
-        Ok(Box::into_raw(Box::new(doorbell_reader(reader))))
+        Ok(new_owned(doorbell_reader(reader)))
     })
 }
 
 /// Frees a reader.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_reader_free(reader: *mut doorbell_reader) {
-    if !reader.is_null() {
-        drop(unsafe { Box::from_raw(reader) });
-    }
+    unsafe { free(reader) };
 }
 
 /// As doorbell_table_write.
@@ -245,7 +241,7 @@ pub unsafe extern "C" fn doorbell_value_queue_new(
             return Err(Failed::INVALID);
         }
         let queue = ValueQueue::new(unsafe { handle(event) }, capacity);
-        Ok(Arc::into_raw(Arc::new(doorbell_value_queue(Arc::new(queue)))).cast_mut())
+        Ok(new_shared(doorbell_value_queue(Arc::new(queue))))
     })
 }
 
@@ -254,16 +250,13 @@ pub unsafe extern "C" fn doorbell_value_queue_new(
 pub unsafe extern "C" fn doorbell_value_queue_ref(
     queue: *mut doorbell_value_queue,
 ) -> *mut doorbell_value_queue {
-    unsafe { Arc::increment_strong_count(queue) };
-    queue
+    unsafe { add_reference(queue) }
 }
 
 /// Gives up a reference.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_value_queue_unref(queue: *mut doorbell_value_queue) {
-    if !queue.is_null() {
-        unsafe { Arc::decrement_strong_count(queue) };
-    }
+    unsafe { give_up_reference(queue) };
 }
 
 /// Takes the oldest value. EAGAIN: there is none.
@@ -288,23 +281,20 @@ pub unsafe extern "C" fn doorbell_latest_new(
 ) -> *mut doorbell_latest {
     made(|| {
         let latest = Latest::new(unsafe { handle(event) }, value);
-        Ok(Arc::into_raw(Arc::new(doorbell_latest(Arc::new(latest)))).cast_mut())
+        Ok(new_shared(doorbell_latest(Arc::new(latest))))
     })
 }
 
 /// Adds a reference, and returns the keeper.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_latest_ref(latest: *mut doorbell_latest) -> *mut doorbell_latest {
-    unsafe { Arc::increment_strong_count(latest) };
-    latest
+    unsafe { add_reference(latest) }
 }
 
 /// Gives up a reference.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_latest_unref(latest: *mut doorbell_latest) {
-    if !latest.is_null() {
-        unsafe { Arc::decrement_strong_count(latest) };
-    }
+    unsafe { give_up_reference(latest) };
 }
 
 /// The latest value.
