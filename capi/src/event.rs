@@ -1,6 +1,6 @@
 //! `doorbell_event`: an `Arc<Event>`.
 
-use crate::failure::{Failed, attempt, made, only};
+use crate::failure::{Failed, attempt, made};
 use crate::handles::{add_reference, give_up_reference, new_shared};
 use doorbell_rs::event::EventHandle;
 use doorbell_rs::{Event, Mode, Readiness, Spin};
@@ -31,7 +31,8 @@ pub struct doorbell_event(pub(crate) Event);
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_event_new(initial: u64, flags: u32) -> *mut doorbell_event {
     made(|| {
-        let event = Event::with_mode(initial, mode(flags)?).with_spin(spin(flags)?);
+        let (mode, spin) = mode_and_spin(flags)?;
+        let event = Event::with_mode(initial, mode).with_spin(spin);
         Ok(new_shared(doorbell_event(event)))
     })
 }
@@ -167,19 +168,18 @@ pub(crate) unsafe fn handle(event: *mut doorbell_event) -> EventHandle {
     EventHandle::of_field(&arc, |event| &event.0)
 }
 
-pub(crate) fn mode(flags: u32) -> Result<Mode, Failed> {
-    only(
-        flags,
-        DOORBELL_SEMAPHORE | DOORBELL_SPIN_NEVER | DOORBELL_SPIN_ALWAYS,
-    )?;
-    Ok(match flags & DOORBELL_SEMAPHORE {
+/// How a new event counts, and how its blocking calls wait.
+pub(crate) fn mode_and_spin(flags: u32) -> Result<(Mode, Spin), Failed> {
+    let mode = match flags & DOORBELL_SEMAPHORE {
         0 => Mode::Counter,
         _ => Mode::Semaphore,
-    })
+    };
+    Ok((mode, spin(flags & !DOORBELL_SEMAPHORE)?))
 }
 
+/// How blocking calls wait. No other flag may be set.
 pub(crate) fn spin(flags: u32) -> Result<Spin, Failed> {
-    match flags & (DOORBELL_SPIN_NEVER | DOORBELL_SPIN_ALWAYS) {
+    match flags {
         0 => Ok(Spin::DEFAULT),
         DOORBELL_SPIN_NEVER => Ok(Spin::Never),
         DOORBELL_SPIN_ALWAYS => Ok(Spin::Always),
@@ -207,15 +207,17 @@ pub(crate) unsafe fn give(value: *mut u64, read: Result<u64, Failed>) -> Result<
 }
 
 pub(crate) fn flags_of(readiness: Readiness) -> u32 {
-    let mut flags = 0;
-    for (is_set, flag) in [
+    union([
         (readiness.is_readable(), DOORBELL_READABLE),
         (readiness.is_writable(), DOORBELL_WRITABLE),
         (readiness.is_error(), DOORBELL_ERROR),
-    ] {
-        flags |= if is_set { flag } else { 0 };
-    }
-    flags
+    ])
+}
+
+/// The flags that are set.
+pub(crate) fn union<const N: usize>(flags: [(bool, u32); N]) -> u32 {
+    let set = flags.into_iter().filter(|&(is_set, _)| is_set);
+    set.fold(0, |union, (_, flag)| union | flag)
 }
 
 #[cfg(test)]

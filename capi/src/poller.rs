@@ -1,8 +1,8 @@
 //! `doorbell_poller`: an `Arc<Poller>`.
 
 use crate::event::{
-    DOORBELL_ERROR, DOORBELL_READABLE, DOORBELL_SPIN_ALWAYS, DOORBELL_SPIN_NEVER,
-    DOORBELL_WRITABLE, doorbell_event, handle, limit, spin,
+    DOORBELL_ERROR, DOORBELL_READABLE, DOORBELL_WRITABLE, doorbell_event, handle, limit, spin,
+    union,
 };
 use crate::failure::{Failed, attempt, counted, made, only};
 use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
@@ -62,7 +62,6 @@ pub struct doorbell_probe {
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_poller_new(flags: u32) -> *mut doorbell_poller {
     made(|| {
-        only(flags, DOORBELL_SPIN_NEVER | DOORBELL_SPIN_ALWAYS)?;
         let poller = Arc::new(Poller::with_spin(spin(flags)?));
         Ok(new_shared(doorbell_poller(poller)))
     })
@@ -319,15 +318,12 @@ impl doorbell_events {
 
 impl From<Report> for doorbell_report {
     fn from(report: Report) -> Self {
-        let mut ready = 0;
-        for (is_set, flag) in [
+        let ready = union([
             (report.is_readable(), DOORBELL_READABLE),
             (report.is_writable(), DOORBELL_WRITABLE),
             (report.is_error(), DOORBELL_ERROR),
             (report.is_hang_up(), DOORBELL_HANG_UP),
-        ] {
-            ready |= if is_set { flag } else { 0 };
-        }
+        ]);
         let key = report.key();
         doorbell_report { key, ready }
     }

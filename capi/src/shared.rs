@@ -1,6 +1,8 @@
 //! `doorbell_shared_event`: a `Box<SharedEvent>`.
 
-use crate::event::{DOORBELL_READABLE, DOORBELL_WRITABLE, flags_of, give, limit, mode, spin};
+use crate::event::{
+    DOORBELL_READABLE, DOORBELL_WRITABLE, flags_of, give, limit, mode_and_spin, spin,
+};
 use crate::failure::{Failed, attempt, counted, made};
 use crate::handles::{free, new_owned};
 use doorbell_rs::SharedEvent;
@@ -20,8 +22,8 @@ pub unsafe extern "C" fn doorbell_shared_event_create(
     fd: *mut c_int,
 ) -> *mut doorbell_shared_event {
     made(|| {
-        let spin = spin(flags)?;
-        let created = SharedEvent::create(initial, mode(flags)?);
+        let (mode, spin) = mode_and_spin(flags)?;
+        let created = SharedEvent::create(initial, mode);
         let (event, memfd) = created.map_err(Failed::from_error)?;
         unsafe { fd.write(memfd.into_raw_fd()) };
         Ok(boxed(event.with_spin(spin)))
@@ -39,7 +41,7 @@ pub unsafe extern "C" fn doorbell_shared_event_attach(
     flags: u32,
 ) -> *mut doorbell_shared_event {
     made(|| {
-        let spin = attachment(flags)?;
+        let spin = spin(flags)?;
         let fd = unsafe { borrow(fd) }?;
         let event = SharedEvent::attach(fd, offset).map_err(Failed::from_error)?;
         Ok(boxed(event.with_spin(spin)))
@@ -55,7 +57,7 @@ pub unsafe extern "C" fn doorbell_shared_event_create_at(
     flags: u32,
 ) -> *mut doorbell_shared_event {
     made(|| {
-        let (mode, spin) = (mode(flags)?, spin(flags)?);
+        let (mode, spin) = mode_and_spin(flags)?;
         let event = unsafe { SharedEvent::create_at(memory.cast(), initial, mode) };
         Ok(boxed(event.map_err(Failed::from_error)?.with_spin(spin)))
     })
@@ -69,7 +71,7 @@ pub unsafe extern "C" fn doorbell_shared_event_attach_at(
     flags: u32,
 ) -> *mut doorbell_shared_event {
     made(|| {
-        let spin = attachment(flags)?;
+        let spin = spin(flags)?;
         let event = unsafe { SharedEvent::attach_at(memory.cast()) };
         Ok(boxed(event.map_err(Failed::from_error)?.with_spin(spin)))
     })
@@ -243,15 +245,6 @@ pub unsafe extern "C" fn doorbell_shared_event_arm(
 
 fn boxed(event: SharedEvent) -> *mut doorbell_shared_event {
     new_owned(doorbell_shared_event(event))
-}
-
-/// The mode of an event that is attached to is in the memory.
-fn attachment(flags: u32) -> Result<doorbell_rs::Spin, Failed> {
-    crate::failure::only(
-        flags,
-        crate::event::DOORBELL_SPIN_NEVER | crate::event::DOORBELL_SPIN_ALWAYS,
-    )?;
-    spin(flags)
 }
 
 /// A descriptor for the time of a call. Whether it is open shows when it is used.
