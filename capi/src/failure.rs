@@ -34,12 +34,10 @@ pub(crate) fn attempt(call: impl FnOnce() -> Result<(), Failed>) -> c_int {
 /// The same for a call that returns a number that is not negative.
 #[inline(always)]
 pub(crate) fn counted(call: impl FnOnce() -> Result<c_int, Failed>) -> c_int {
+    // The result becomes a number inside, so that the hot paths have no `Result` in memory.
+    let number = || call().unwrap_or_else(|Failed(errno)| -errno);
     // What a panic leaves half done is what the Rust API says of it.
-    match panic::catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(number)) => number,
-        Ok(Err(Failed(number))) => -number,
-        Err(payload) => broken(payload),
-    }
+    panic::catch_unwind(AssertUnwindSafe(number)).unwrap_or_else(broken)
 }
 
 /// The same for a call that makes a handle: NULL and `errno` if it fails.
