@@ -35,6 +35,24 @@ pub use table::*;
 use failure::{Failed, attempt};
 use std::ffi::c_int;
 
+// What the header says under THREADS.
+const _: () = {
+    const fn used_by_many_threads<T: Send + Sync>() {}
+    const fn used_by_one_at_a_time<T: Send>() {}
+    used_by_many_threads::<doorbell_event>();
+    used_by_many_threads::<doorbell_poller>();
+    used_by_many_threads::<doorbell_table>();
+    used_by_many_threads::<doorbell_router>();
+    used_by_many_threads::<doorbell_value_queue>();
+    used_by_many_threads::<doorbell_latest>();
+    used_by_many_threads::<doorbell_level_source>();
+    used_by_many_threads::<doorbell_shared_event>();
+    used_by_one_at_a_time::<doorbell_batch>();
+    used_by_one_at_a_time::<doorbell_events>();
+    used_by_one_at_a_time::<doorbell_reader>();
+    used_by_one_at_a_time::<doorbell_poller_fd>();
+};
+
 /// Makes lookups in tables cheaper: each then does without a fence, and each change of a table calls membarrier(2)
 /// instead, which interrupts all threads of the process. To be called once, at the start of main: before other threads,
 /// tables and seccomp filters, which must go on allowing membarrier(2). If it fails, everything works as before.

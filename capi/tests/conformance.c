@@ -397,8 +397,7 @@ static void e32_small_write_passes_a_blocked_large_one(const struct kind *kind)
     void *it = kind->make(UINT64_MAX - 11, false);
     struct call large = {kind, it, 100, 0};
     struct caller caller;
-    caller_start(&caller, call_write, &large);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_write, &large);
     CHECK(kind->write(it, 5) == 0);
     caller_wait_asleep(&caller);
     check_count(kind, it, UINT64_MAX - 6);
@@ -414,8 +413,7 @@ static void e37_blocked_reader_is_released_by_a_write(const struct kind *kind)
     void *it = kind->make(0, false);
     struct call reader = {kind, it, 0, 0};
     struct caller caller;
-    caller_start(&caller, call_read, &reader);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_read, &reader);
     CHECK(kind->write(it, 3) == 0);
     caller_join(&caller);
     CHECK(reader.result == 0 && reader.number == 3);
@@ -429,8 +427,7 @@ static void e38_blocked_writer_is_released_by_a_read(const struct kind *kind)
     void *it = kind->make(FULL, false);
     struct call writer = {kind, it, 7, 0};
     struct caller caller;
-    caller_start(&caller, call_write, &writer);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_write, &writer);
     CHECK(kind->try_read(it, &value) == 0 && value == FULL);
     caller_join(&caller);
     CHECK(writer.result == 0);
@@ -467,8 +464,7 @@ static void e41_one_reader_gets_it_or_each_a_unit(const struct kind *kind)
         struct caller callers[READERS];
         for (int i = 0; i < READERS; i++) {
             readers[i] = (struct call){kind, it, 0, 0};
-            caller_start(&callers[i], call_read, &readers[i]);
-            caller_wait_asleep(&callers[i]);
+            caller_start_asleep(&callers[i], call_read, &readers[i]);
         }
         /* A semaphore gives each of them a unit of one write. A counter gives one of them all of it. */
         for (int i = 0; i < (semaphore ? 1 : READERS); i++) {
@@ -494,8 +490,7 @@ static void e40_a_read_releases_all_writes_that_fit(const struct kind *kind)
     struct caller callers[WRITERS];
     for (int i = 0; i < WRITERS; i++) {
         writers[i] = (struct call){kind, it, i + 1, 0};
-        caller_start(&callers[i], call_write, &writers[i]);
-        caller_wait_asleep(&callers[i]);
+        caller_start_asleep(&callers[i], call_write, &writers[i]);
     }
     CHECK(kind->try_read(it, &value) == 0 && value == FULL);
     for (int i = 0; i < WRITERS; i++) {
@@ -512,10 +507,8 @@ static void e40_the_write_that_fits_is_released_first(const struct kind *kind)
     void *it = kind->make(FULL, true);
     struct call large = {kind, it, 3, 0}, small = {kind, it, 1, 0};
     struct caller large_caller, small_caller;
-    caller_start(&large_caller, call_write, &large);
-    caller_wait_asleep(&large_caller);
-    caller_start(&small_caller, call_write, &small);
-    caller_wait_asleep(&small_caller);
+    caller_start_asleep(&large_caller, call_write, &large);
+    caller_start_asleep(&small_caller, call_write, &small);
     CHECK(kind->try_read(it, &value) == 0 && value == 1);
     caller_join(&small_caller);
     CHECK(small.result == 0);
@@ -576,8 +569,7 @@ static void e45_nonblocking_calls_leave_a_blocked_one_alone(const struct kind *k
     void *it = kind->make(FULL, false);
     struct call writer = {kind, it, 1, 0};
     struct caller caller;
-    caller_start(&caller, call_write, &writer);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_write, &writer);
     FAILS(kind->try_write(it, 1), EAGAIN);
     FAILS(kind->write_timeout(it, 1, 0), ETIMEDOUT);
     caller_wait_asleep(&caller);
@@ -601,8 +593,7 @@ static void e47_signal_handlers_and_blocked_readers(const struct kind *kind)
     void *it = kind->make(0, false);
     struct call reader = {kind, it, 0, 0};
     struct caller caller;
-    caller_start(&caller, call_read, &reader);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_read, &reader);
     CHECK(pthread_kill(caller.thread, SIGUSR1) == 0);
     if (!kind->kernel) {
         caller_wait_asleep(&caller);
@@ -625,8 +616,7 @@ static void e47_signal_handlers_and_blocked_writers(const struct kind *kind)
     void *it = kind->make(FULL, false);
     struct call writer = {kind, it, 3, 0};
     struct caller caller;
-    caller_start(&caller, call_write, &writer);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_write, &writer);
     CHECK(pthread_kill(caller.thread, SIGUSR1) == 0);
     if (!kind->kernel) {
         caller_wait_asleep(&caller);
@@ -666,8 +656,7 @@ static void e61_overflow_state_blocks_every_write(const struct kind *kind)
         FAILS(kind->try_write(it, UINT64_MAX), EINVAL);
         struct call writer = {kind, it, n, 0};
         struct caller caller;
-        caller_start(&caller, call_write, &writer);
-        caller_wait_asleep(&caller);
+        caller_start_asleep(&caller, call_write, &writer);
         CHECK(kind->try_read(it, &value) == 0 && value == UINT64_MAX);
         caller_join(&caller);
         CHECK(writer.result == 0);
@@ -683,8 +672,7 @@ static void e62_semaphore_leaves_the_overflow_state(const struct kind *kind)
     kind->signal(it);
     struct call writer = {kind, it, 0, 0};
     struct caller caller;
-    caller_start(&caller, call_write, &writer);
-    caller_wait_asleep(&caller);
+    caller_start_asleep(&caller, call_write, &writer);
     CHECK(kind->try_read(it, &value) == 0 && value == 1);
     caller_join(&caller);
     CHECK(writer.result == 0);
@@ -727,8 +715,7 @@ static void one_signal_ends_every_wait(const struct kind *kind)
     struct caller callers[WAITERS];
     for (int i = 0; i < WAITERS; i++) {
         waits[i] = (struct call){kind, it, 0, 0};
-        caller_start(&callers[i], wait_readable, &waits[i]);
-        caller_wait_asleep(&callers[i]);
+        caller_start_asleep(&callers[i], wait_readable, &waits[i]);
     }
     CHECK(kind->write(it, 2) == 0);
     for (int i = 0; i < WAITERS; i++) {
@@ -755,6 +742,64 @@ static void a_write_of_zero_ends_no_wait(const struct kind *kind)
     CHECK(wait.result == 0);
     check_count(kind, it, 1);
     kind->drop(it);
+}
+
+struct timed_call {
+    struct call call;
+    int64_t timeout_ns;
+};
+
+static void *call_read_timeout(void *argument)
+{
+    struct timed_call *timed = argument;
+    struct call *call = &timed->call;
+    call->result = call->kind->read_timeout(call->it, &call->number, timed->timeout_ns);
+    return NULL;
+}
+
+static void *call_write_timeout(void *argument)
+{
+    struct timed_call *timed = argument;
+    struct call *call = &timed->call;
+    call->result = call->kind->write_timeout(call->it, call->number, timed->timeout_ns);
+    return NULL;
+}
+
+static void *call_wait_readable(void *argument)
+{
+    struct timed_call *timed = argument;
+    struct call *call = &timed->call;
+    call->result = call->kind->wait_readable(call->it, timed->timeout_ns);
+    return NULL;
+}
+
+static void negative_and_long_limits(const struct kind *kind)
+{
+    /* No clock reaches the last one. The oracle adds it to the time, so it gets the half. */
+    const int64_t limits[] = {-1, INT64_MIN, kind->kernel ? INT64_MAX / 2 : INT64_MAX};
+    for (int i = 0; i < 3; i++) {
+        uint64_t value;
+        void *empty = kind->make(0, false), *full = kind->make(FULL, false);
+        struct timed_call wait = {{kind, empty, 0, 77}, limits[i]}, reader = wait;
+        struct timed_call writer = {{kind, full, 7, 77}, limits[i]};
+        struct caller waiting, reading, writing;
+        caller_start_asleep(&waiting, call_wait_readable, &wait);
+        CHECK(kind->write(empty, 2) == 0);
+        caller_join(&waiting);
+        CHECK(wait.call.result == 0);
+        CHECK(kind->read(empty, &value) == 0 && value == 2);
+        caller_start_asleep(&reading, call_read_timeout, &reader);
+        CHECK(kind->write(empty, 3) == 0);
+        caller_join(&reading);
+        CHECK(reader.call.result == 0 && reader.call.number == 3);
+        caller_start_asleep(&writing, call_write_timeout, &writer);
+        CHECK(kind->read(full, &value) == 0 && value == FULL);
+        caller_join(&writing);
+        CHECK(writer.call.result == 0);
+        check_count(kind, full, 7);
+        kind->drop(empty);
+        kind->drop(full);
+    }
 }
 
 /* The sum of all reads is that of all writes. */
@@ -820,6 +865,7 @@ static const struct {
     CASE(e61_overflow_state_blocks_every_write),
     CASE(e62_semaphore_leaves_the_overflow_state),
     CASE(timeout_is_not_early),
+    CASE(negative_and_long_limits),
     CASE(one_signal_ends_every_wait),
     CASE(a_write_of_zero_ends_no_wait),
 };

@@ -128,8 +128,7 @@ static void pollers(void)
     for (int way = 0; way < 3; way++) {
         struct waiting waiting = {.poller = poller, .result = 77};
         struct caller caller;
-        caller_start(&caller, wait_at_poller, &waiting);
-        caller_wait_asleep(&caller);
+        caller_start_asleep(&caller, wait_at_poller, &waiting);
         if (way == 0)
             doorbell_event_signal(event);
         else if (way == 1)

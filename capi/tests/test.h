@@ -97,6 +97,12 @@ static inline void caller_wait_asleep(struct caller *caller)
     }
 }
 
+static inline void caller_start_asleep(struct caller *caller, void *(*body)(void *), void *argument)
+{
+    caller_start(caller, body, argument);
+    caller_wait_asleep(caller);
+}
+
 static inline void *caller_join(struct caller *caller)
 {
     void *result;
