@@ -3,12 +3,14 @@
  *
  * ERRORS
  *
- *   A function that returns an int returns the negative of an errno if it fails, such as -EAGAIN, and leaves errno
- *   alone. It has then changed nothing, unless its comment says otherwise. On success it returns 0, or what its comment
- *   says. A function that makes a handle returns NULL and sets errno. The comments name the errnos without the sign.
+ *   A function that returns an int returns the negative of an errno if it fails, such as -EAGAIN. The variable errno
+ *   then says nothing: it may have changed or not. The call has changed nothing else, unless its comment says
+ *   otherwise. On success it returns 0, or what its comment says. A function that makes a handle returns NULL and sets
+ *   errno. The comments name the errnos without the sign.
+ *
  *   ENOTRECOVERABLE means that the library has found a fault of its own (a Rust panic), and has written a message to
- *   stderr. A function without a way to fail ends the process in such a case, with a message. No panic is thrown
- *   through a caller.
+ *   stderr. The call may have done a part of its work. A function without a way to fail ends the process in such a
+ *   case, with a message. No panic is thrown through a caller.
  *
  * POINTERS
  *
@@ -42,15 +44,16 @@
  *   A callback gets the `user` pointer that was given along with it. `destroy` may be NULL; otherwise it is called
  *   exactly once for each call that the callbacks were passed to, when the library will not call the other callbacks
  *   any more; if the call fails, then before it returns; if they are removed inside a callback, then at the end of a
- *   later call or in doorbell_reclaim. Callbacks run on any thread that signals, waits or calls the
- *   router, several of them at a time where the comment says so. The library holds no lock during the callbacks of a
- *   sink; probes are called under a lock of their poller, so they may not call the poller. No callback may end by
- *   longjmp or by a C++ exception.
+ *   later call or in doorbell_reclaim. Callbacks run on any thread that signals, waits or calls the router, several of
+ *   them at a time where the comment says so. The library holds no lock during the callbacks of a sink, except that
+ *   `change_routes` may not change routes. Probes are called under a lock of their poller, so they may not call the
+ *   poller. No callback may end by longjmp or by a C++ exception.
  *
- *   These calls wait for callbacks that other threads are in, so a thread must not make them while it holds a lock
- *   that a callback takes: doorbell_router_deassign, _set_route, _change_routes, _synchronize and the last _unref of a
- *   router; doorbell_table_deassign and doorbell_table_deassign_array; doorbell_poller_delete and the last _unref of a
- *   poller; doorbell_reclaim.
+ *   These calls wait for callbacks that other threads are in, of any router, table or poller, so a thread must not make
+ *   them while it holds a lock that a callback takes: doorbell_router_deassign, _set_route, _change_routes and
+ *   _synchronize; all doorbell_table_deassign functions; doorbell_poller_delete; the _unref or _free that ends a router
+ *   or a poller; doorbell_reclaim. Inside a callback these calls do not wait (doorbell_reclaim fails), and what another
+ *   thread has begun may still end after the call.
  *
  * FORK
  *
@@ -172,7 +175,7 @@ typedef struct doorbell_probe {
   void *user;
 } doorbell_probe;
 
-// That one source is ready.
+// A source that is ready.
 typedef struct doorbell_report {
   // The key that the source is registered under.
   size_t key;
@@ -250,7 +253,7 @@ typedef struct doorbell_route_change {
 // Where interrupts end: an interrupt controller that the VMM emulates, or that of the hypervisor. The functions are
 // called on the threads that signal (see doorbell_router_new) and that call the router. They should be short. Calls
 // for one line come one at a time, except those of `signal_msi`. The router holds no lock during a call, so the
-// functions may call the router.
+// functions may call the router; except `change_routes`, during which the routes are locked.
 typedef struct doorbell_sink {
   // The level of a pin.
   void (*set_level)(void *user, uint32_t gsi, uint32_t pin, bool level);
@@ -259,7 +262,7 @@ typedef struct doorbell_sink {
   // An edge: the pin goes up and down again. NULL: two calls of `set_level`.
   void (*pulse)(void *user, uint32_t gsi, uint32_t pin);
   // Routes are about to change. Returns 0, or an errno if the sink cannot route like this, and then nothing changes.
-  // May be NULL.
+  // Must not change routes, which waits for this call. May be NULL.
   int (*change_routes)(void *user, const struct doorbell_route_change *changes, size_t count);
   // A line is about to get an irqfd. Returns 0, or an errno if the sink cannot serve the line. May be NULL.
   int (*connect)(void *user, uint32_t gsi, bool resample);
@@ -323,10 +326,10 @@ void doorbell_event_signal_n(struct doorbell_event *event,
 // EINVAL: n is UINT64_MAX.
 int doorbell_event_write(struct doorbell_event *event, uint64_t n);
 
-// The same without blocking. EAGAIN: there is no room for n.
+// As doorbell_event_write, without blocking. EAGAIN: there is no room for n.
 int doorbell_event_try_write(struct doorbell_event *event, uint64_t n);
 
-// The same with a time limit. ETIMEDOUT: there was no room for n in time.
+// As doorbell_event_write, with a time limit. ETIMEDOUT: there was no room for n in time.
 int doorbell_event_write_timeout(struct doorbell_event *event, uint64_t n, int64_t timeout_ns);
 
 // Takes the count, or 1 of a semaphore, and stores it in *value unless value is NULL. Blocks while the count is 0.
@@ -334,10 +337,10 @@ int doorbell_event_write_timeout(struct doorbell_event *event, uint64_t n, int64
 int doorbell_event_read(struct doorbell_event *event,
                         uint64_t *value);
 
-// The same without blocking. EAGAIN: the count is 0.
+// As doorbell_event_read, without blocking. EAGAIN: the count is 0.
 int doorbell_event_try_read(struct doorbell_event *event, uint64_t *value);
 
-// The same with a time limit. ETIMEDOUT: the count was 0 all the time.
+// As doorbell_event_read, with a time limit. ETIMEDOUT: the count was 0 all the time.
 int doorbell_event_read_timeout(struct doorbell_event *event, uint64_t *value, int64_t timeout_ns);
 
 // Takes the whole count, also of a semaphore, without blocking. EAGAIN: it is 0.
@@ -431,10 +434,10 @@ void doorbell_shared_event_signal_n(struct doorbell_shared_event *event,
 // EINVAL: n is UINT64_MAX.
 int doorbell_shared_event_write(struct doorbell_shared_event *event, uint64_t n);
 
-// The same without blocking. EAGAIN: there is no room for n.
+// As doorbell_shared_event_write, without blocking. EAGAIN: there is no room for n.
 int doorbell_shared_event_try_write(struct doorbell_shared_event *event, uint64_t n);
 
-// The same with a time limit. ETIMEDOUT: there was no room for n in time.
+// As doorbell_shared_event_write, with a time limit. ETIMEDOUT: there was no room for n in time.
 int doorbell_shared_event_write_timeout(struct doorbell_shared_event *event,
                                         uint64_t n,
                                         int64_t timeout_ns);
@@ -444,10 +447,10 @@ int doorbell_shared_event_write_timeout(struct doorbell_shared_event *event,
 int doorbell_shared_event_read(struct doorbell_shared_event *event,
                                uint64_t *value);
 
-// The same without blocking. EAGAIN: the count is 0.
+// As doorbell_shared_event_read, without blocking. EAGAIN: the count is 0.
 int doorbell_shared_event_try_read(struct doorbell_shared_event *event, uint64_t *value);
 
-// The same with a time limit. ETIMEDOUT: the count was 0 all the time.
+// As doorbell_shared_event_read, with a time limit. ETIMEDOUT: the count was 0 all the time.
 int doorbell_shared_event_read_timeout(struct doorbell_shared_event *event,
                                        uint64_t *value,
                                        int64_t timeout_ns);
@@ -570,10 +573,10 @@ int doorbell_poller_wait(struct doorbell_poller *poller,
 int doorbell_poller_look(struct doorbell_poller *poller,
                          struct doorbell_events *events);
 
-// Makes the file descriptor. It keeps the poller.
+// Makes a file descriptor for a poller. The handle keeps the poller.
 struct doorbell_poller_fd *doorbell_poller_fd_new(struct doorbell_poller *poller);
 
-// Ends it. The outer loop does not watch the descriptor any more.
+// Frees the handle. The outer loop must have stopped watching the descriptor.
 void doorbell_poller_fd_free(struct doorbell_poller_fd *fd);
 
 // The descriptor to watch for reading. It belongs to the poller: do not close it, and do not read it.
@@ -599,7 +602,8 @@ void doorbell_table_unref(struct doorbell_table *table);
 
 // Adds a doorbell that signals an event. (KVM_IOEVENTFD)
 //
-// EEXIST: another doorbell takes writes that this one would take. EINVAL: the key is none.
+// EEXIST: another doorbell takes writes that this one would take. EINVAL: an unknown length or flag, writes that would
+// end at 2^64 or beyond, or a datamatch that needs more bytes than the length has.
 int doorbell_table_assign(struct doorbell_table *table,
                           const struct doorbell_key *key,
                           struct doorbell_event *event);
@@ -611,7 +615,8 @@ int doorbell_table_deassign(struct doorbell_table *table,
                             const struct doorbell_key *key,
                             struct doorbell_event *event);
 
-// Adds an array of doorbells; `events` has one for each slot. Errors as doorbell_table_assign.
+// Adds an array of doorbells; `events` has one for each slot. Errors as doorbell_table_assign. EINVAL also for a
+// stride that is not a power of two, no slots, or a stride of 0 without a length that holds the last slot's number.
 int doorbell_table_assign_array(struct doorbell_table *table,
                                 const struct doorbell_array *array,
                                 struct doorbell_event *const *events);
@@ -626,7 +631,7 @@ int doorbell_table_assign_value_queue(struct doorbell_table *table,
                                       const struct doorbell_key *key,
                                       struct doorbell_value_queue *queue);
 
-// Removes it, as doorbell_table_deassign.
+// Removes a doorbell that puts what is written into a queue, as doorbell_table_deassign.
 int doorbell_table_deassign_value_queue(struct doorbell_table *table,
                                         const struct doorbell_key *key,
                                         struct doorbell_value_queue *queue);
@@ -636,7 +641,7 @@ int doorbell_table_assign_latest(struct doorbell_table *table,
                                  const struct doorbell_key *key,
                                  struct doorbell_latest *latest);
 
-// Removes it, as doorbell_table_deassign.
+// Removes a doorbell that keeps the latest value, as doorbell_table_deassign.
 int doorbell_table_deassign_latest(struct doorbell_table *table,
                                    const struct doorbell_key *key,
                                    struct doorbell_latest *latest);
@@ -649,7 +654,7 @@ int doorbell_table_write(struct doorbell_table *table,
                          const void *data,
                          size_t length);
 
-// Makes a reader.
+// Makes a reader of a table.
 struct doorbell_reader *doorbell_table_reader(struct doorbell_table *table);
 
 // Frees a reader.
@@ -688,8 +693,10 @@ void doorbell_latest_unref(struct doorbell_latest *latest);
 // The latest value.
 uint64_t doorbell_latest_value(const struct doorbell_latest *latest);
 
-// Makes a router without routes. `flags`: DOORBELL_WORKER. The sink is copied. The calls that come of a signal are
-// made before the signal returns; with DOORBELL_WORKER they are made soon, by a thread of the router's.
+// Makes a router without routes. `flags`: DOORBELL_WORKER. The sink is copied. A signal calls the sink before the
+// signal returns. If another thread is calling the sink for the same pin, that thread makes the call. A signal inside
+// a callback calls the sink when the outermost callback has returned. With DOORBELL_WORKER a thread of the router's
+// makes all these calls, soon after the signal.
 //
 // EINVAL: an unknown flag, or `set_level` or `signal_msi` is NULL. EAGAIN: no thread could be started.
 struct doorbell_router *doorbell_router_new(const struct doorbell_sink *sink,
@@ -718,7 +725,7 @@ void doorbell_router_deassign(struct doorbell_router *router,
 
 // Changes the route of one GSI. When this returns, no interrupt takes the old one. (KVM_SET_GSI_ROUTING)
 //
-// EINVAL: the GSI is above 4095, another GSI has the pin, or the route is none. What `change_routes` returned.
+// EINVAL: the GSI is above 4095, another GSI has the pin, or an unknown kind or flag. What `change_routes` returned.
 int doorbell_router_set_route(struct doorbell_router *router,
                               uint32_t gsi,
                               const struct doorbell_route *route);

@@ -1,4 +1,4 @@
-//! `doorbell_poller`: an `Arc<Poller>`.
+//! `doorbell_poller`: an `Arc` around an `Arc<Poller>`, of which a `PollerFd` takes a copy.
 
 use crate::event::{
     DOORBELL_ERROR, DOORBELL_READABLE, DOORBELL_WRITABLE, doorbell_event, handle, limit, spin,
@@ -28,7 +28,7 @@ pub struct doorbell_events {
     reports: Vec<doorbell_report>,
 }
 
-/// That one source is ready.
+/// A source that is ready.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct doorbell_report {
@@ -251,7 +251,7 @@ pub unsafe extern "C" fn doorbell_poller_look(
 /// A poller as a file descriptor in another event loop (epoll, GMainLoop, QEMU's AioContext). One owner.
 pub struct doorbell_poller_fd(PollerFd);
 
-/// Makes the file descriptor. It keeps the poller.
+/// Makes a file descriptor for a poller. The handle keeps the poller.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_fd_new(
     poller: *mut doorbell_poller,
@@ -263,7 +263,7 @@ pub unsafe extern "C" fn doorbell_poller_fd_new(
     })
 }
 
-/// Ends it. The outer loop does not watch the descriptor any more.
+/// Frees the handle. The outer loop must have stopped watching the descriptor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_fd_free(fd: *mut doorbell_poller_fd) {
     unsafe { free(fd) };

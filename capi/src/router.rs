@@ -80,7 +80,7 @@ pub struct doorbell_route_change {
 /// Where interrupts end: an interrupt controller that the VMM emulates, or that of the hypervisor. The functions are
 /// called on the threads that signal (see doorbell_router_new) and that call the router. They should be short. Calls
 /// for one line come one at a time, except those of `signal_msi`. The router holds no lock during a call, so the
-/// functions may call the router.
+/// functions may call the router; except `change_routes`, during which the routes are locked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct doorbell_sink {
@@ -92,7 +92,7 @@ pub struct doorbell_sink {
     /// An edge: the pin goes up and down again. NULL: two calls of `set_level`.
     pub pulse: Option<unsafe extern "C" fn(user: *mut c_void, gsi: u32, pin: u32)>,
     /// Routes are about to change. Returns 0, or an errno if the sink cannot route like this, and then nothing changes.
-    /// May be NULL.
+    /// Must not change routes, which waits for this call. May be NULL.
     pub change_routes: Option<
         unsafe extern "C" fn(
             user: *mut c_void,
@@ -110,8 +110,10 @@ pub struct doorbell_sink {
     pub user: *mut c_void,
 }
 
-/// Makes a router without routes. `flags`: DOORBELL_WORKER. The sink is copied. The calls that come of a signal are
-/// made before the signal returns; with DOORBELL_WORKER they are made soon, by a thread of the router's.
+/// Makes a router without routes. `flags`: DOORBELL_WORKER. The sink is copied. A signal calls the sink before the
+/// signal returns. If another thread is calling the sink for the same pin, that thread makes the call. A signal inside
+/// a callback calls the sink when the outermost callback has returned. With DOORBELL_WORKER a thread of the router's
+/// makes all these calls, soon after the signal.
 ///
 /// EINVAL: an unknown flag, or `set_level` or `signal_msi` is NULL. EAGAIN: no thread could be started.
 #[unsafe(no_mangle)]
@@ -183,7 +185,7 @@ pub unsafe extern "C" fn doorbell_router_deassign(
 
 /// Changes the route of one GSI. When this returns, no interrupt takes the old one. (KVM_SET_GSI_ROUTING)
 ///
-/// EINVAL: the GSI is above 4095, another GSI has the pin, or the route is none. What `change_routes` returned.
+/// EINVAL: the GSI is above 4095, another GSI has the pin, or an unknown kind or flag. What `change_routes` returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_router_set_route(
     router: *mut doorbell_router,

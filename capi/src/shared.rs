@@ -107,7 +107,7 @@ pub unsafe extern "C" fn doorbell_shared_event_write(
     attempt(|| unsafe { &*event }.0.write(n).map_err(Failed::from_error))
 }
 
-/// The same without blocking. EAGAIN: there is no room for n.
+/// As doorbell_shared_event_write, without blocking. EAGAIN: there is no room for n.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_shared_event_try_write(
     event: *mut doorbell_shared_event,
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn doorbell_shared_event_try_write(
     })
 }
 
-/// The same with a time limit. ETIMEDOUT: there was no room for n in time.
+/// As doorbell_shared_event_write, with a time limit. ETIMEDOUT: there was no room for n in time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_shared_event_write_timeout(
     event: *mut doorbell_shared_event,
@@ -144,7 +144,7 @@ pub unsafe extern "C" fn doorbell_shared_event_read(
     attempt(|| unsafe { give(value, Ok((*event).0.read())) })
 }
 
-/// The same without blocking. EAGAIN: the count is 0.
+/// As doorbell_shared_event_read, without blocking. EAGAIN: the count is 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_shared_event_try_read(
     event: *mut doorbell_shared_event,
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn doorbell_shared_event_try_read(
     attempt(|| unsafe { give(value, (*event).0.try_read().ok_or(Failed::WOULD_BLOCK)) })
 }
 
-/// The same with a time limit. ETIMEDOUT: the count was 0 all the time.
+/// As doorbell_shared_event_read, with a time limit. ETIMEDOUT: the count was 0 all the time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_shared_event_read_timeout(
     event: *mut doorbell_shared_event,

@@ -90,7 +90,8 @@ pub unsafe extern "C" fn doorbell_table_unref(table: *mut doorbell_table) {
 
 /// Adds a doorbell that signals an event. (KVM_IOEVENTFD)
 ///
-/// EEXIST: another doorbell takes writes that this one would take. EINVAL: the key is none.
+/// EEXIST: another doorbell takes writes that this one would take. EINVAL: an unknown length or flag, writes that would
+/// end at 2^64 or beyond, or a datamatch that needs more bytes than the length has.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_assign(
     table: *mut doorbell_table,
@@ -112,7 +113,8 @@ pub unsafe extern "C" fn doorbell_table_deassign(
     attempt(|| unsafe { deassign(table, key, handle(event).into()) })
 }
 
-/// Adds an array of doorbells; `events` has one for each slot. Errors as doorbell_table_assign.
+/// Adds an array of doorbells; `events` has one for each slot. Errors as doorbell_table_assign. EINVAL also for a
+/// stride that is not a power of two, no slots, or a stride of 0 without a length that holds the last slot's number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_assign_array(
     table: *mut doorbell_table,
@@ -153,7 +155,7 @@ pub unsafe extern "C" fn doorbell_table_assign_value_queue(
     attempt(|| unsafe { assign(table, key, Target::from(&(*queue).0)) })
 }
 
-/// Removes it, as doorbell_table_deassign.
+/// Removes a doorbell that puts what is written into a queue, as doorbell_table_deassign.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_deassign_value_queue(
     table: *mut doorbell_table,
@@ -173,7 +175,7 @@ pub unsafe extern "C" fn doorbell_table_assign_latest(
     attempt(|| unsafe { assign(table, key, Target::from(&(*latest).0)) })
 }
 
-/// Removes it, as doorbell_table_deassign.
+/// Removes a doorbell that keeps the latest value, as doorbell_table_deassign.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_deassign_latest(
     table: *mut doorbell_table,
@@ -199,7 +201,7 @@ pub unsafe extern "C" fn doorbell_table_write(
     })
 }
 
-/// Makes a reader.
+/// Makes a reader of a table.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_table_reader(table: *mut doorbell_table) -> *mut doorbell_reader {
     made(|| {
