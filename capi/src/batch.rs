@@ -86,7 +86,7 @@ pub unsafe extern "C" fn doorbell_batch_write(
 ) -> c_int {
     attempt(|| {
         let batch = unsafe { with_event(batch, index) }?;
-        batch.write(index, n).map_err(Failed::from_error)
+        Ok(batch.write(index, n)?)
     })
 }
 
@@ -94,12 +94,7 @@ pub unsafe extern "C" fn doorbell_batch_write(
 /// sent. EAGAIN: there are writes for which there was no room. They stay pending; all else was delivered.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_batch_commit(batch: *mut doorbell_batch) -> c_int {
-    attempt(|| {
-        unsafe { &mut *batch }
-            .0
-            .commit()
-            .map_err(Failed::from_error)
-    })
+    attempt(|| Ok(unsafe { &mut *batch }.0.commit()?))
 }
 
 /// Takes back all that is pending, signals and writes.

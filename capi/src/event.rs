@@ -67,18 +67,13 @@ pub unsafe extern "C" fn doorbell_event_signal_n(event: *mut doorbell_event, n: 
 /// EINVAL: n is UINT64_MAX.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_event_write(event: *mut doorbell_event, n: u64) -> c_int {
-    attempt(|| unsafe { &*event }.0.write(n).map_err(Failed::from_error))
+    attempt(|| Ok(unsafe { &*event }.0.write(n)?))
 }
 
 /// As doorbell_event_write, without blocking. EAGAIN: there is no room for n.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_event_try_write(event: *mut doorbell_event, n: u64) -> c_int {
-    attempt(|| {
-        unsafe { &*event }
-            .0
-            .try_write(n)
-            .map_err(Failed::from_error)
-    })
+    attempt(|| Ok(unsafe { &*event }.0.try_write(n)?))
 }
 
 /// As doorbell_event_write, with a time limit. ETIMEDOUT: there was no room for n in time.
@@ -88,10 +83,7 @@ pub unsafe extern "C" fn doorbell_event_write_timeout(
     n: u64,
     timeout_ns: i64,
 ) -> c_int {
-    attempt(|| {
-        let written = unsafe { &*event }.0.write_timeout(n, limit(timeout_ns));
-        written.map_err(Failed::from_error)
-    })
+    attempt(|| Ok(unsafe { &*event }.0.write_timeout(n, limit(timeout_ns))?))
 }
 
 /// Takes the count, or 1 of a semaphore, and stores it in *value unless value is NULL. Blocks while the count is 0.

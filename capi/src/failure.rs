@@ -18,9 +18,11 @@ impl Failed {
     pub(crate) const INVALID: Failed = Failed(libc::EINVAL);
     pub(crate) const WOULD_BLOCK: Failed = Failed(libc::EAGAIN);
     pub(crate) const TIMED_OUT: Failed = Failed(libc::ETIMEDOUT);
+}
 
-    /// The number that the kernel would have given.
-    pub(crate) fn from_error(error: impl Into<io::Error>) -> Self {
+/// The number that the kernel would have given.
+impl<E: Into<io::Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
         Failed(error.into().raw_os_error().unwrap_or(libc::EIO))
     }
 }

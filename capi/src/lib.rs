@@ -60,7 +60,7 @@ const _: () = {
 /// ENOSYS, EPERM: the kernel or a filter refuses. EBUSY: a table has been used already.
 #[unsafe(no_mangle)]
 pub extern "C" fn doorbell_use_membarrier() -> c_int {
-    attempt(|| doorbell_rs::use_membarrier().map_err(Failed::from_error))
+    attempt(|| Ok(doorbell_rs::use_membarrier()?))
 }
 
 /// Does now what the first blocking call does otherwise: reads /sys/devices/system/cpu/online. To be called before

@@ -93,7 +93,7 @@ pub unsafe extern "C" fn doorbell_poller_add(
 ) -> c_int {
     attempt(|| {
         let (poller, event) = unsafe { (&*poller, handle(event)) };
-        done(poller.0.add(event, key, watched(watch)?))
+        Ok(poller.0.add(event, key, watched(watch)?)?)
     })
 }
 
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn doorbell_poller_add_fd(
 ) -> c_int {
     attempt(|| {
         let (poller, fd) = unsafe { (&*poller, borrow(fd)?) };
-        done(poller.0.add_fd(fd, key, watched(watch)?))
+        Ok(poller.0.add_fd(fd, key, watched(watch)?)?)
     })
 }
 
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn doorbell_poller_add_bound(
 ) -> c_int {
     attempt(|| {
         let (poller, fd, event) = unsafe { (&*poller, borrow(eventfd)?, handle(event)) };
-        done(poller.0.add_bound(fd, event, key, watched(watch)?))
+        Ok(poller.0.add_bound(fd, event, key, watched(watch)?)?)
     })
 }
 
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn doorbell_poller_add_probe(
 ) -> c_int {
     attempt(|| {
         let (poller, probe) = unsafe { (&*poller, ForeignProbe(*probe)) };
-        done(poller.0.add_probe(key, probe.complete()?))
+        Ok(poller.0.add_probe(key, probe.complete()?)?)
     })
 }
 
@@ -160,7 +160,7 @@ pub unsafe extern "C" fn doorbell_poller_attach_probe(
 ) -> c_int {
     attempt(|| {
         let (poller, probe) = unsafe { (&*poller, ForeignProbe(*probe)) };
-        done(poller.0.attach_probe(key, probe.complete()?))
+        Ok(poller.0.attach_probe(key, probe.complete()?)?)
     })
 }
 
@@ -171,13 +171,13 @@ pub unsafe extern "C" fn doorbell_poller_modify(
     key: usize,
     watch: u32,
 ) -> c_int {
-    attempt(|| done(unsafe { &*poller }.0.modify(key, watched(watch)?)))
+    attempt(|| Ok(unsafe { &*poller }.0.modify(key, watched(watch)?)?))
 }
 
 /// Ends a registration. A wait that begins afterwards does not report it. ENOENT: nothing is registered there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doorbell_poller_delete(poller: *mut doorbell_poller, key: usize) -> c_int {
-    attempt(|| done(unsafe { &*poller }.0.delete(key)))
+    attempt(|| Ok(unsafe { &*poller }.0.delete(key)?))
 }
 
 /// Makes one thread return from doorbell_poller_wait: one that waits now, or else the next one that would sleep.
@@ -258,7 +258,7 @@ pub unsafe extern "C" fn doorbell_poller_fd_new(
 ) -> *mut doorbell_poller_fd {
     made(|| {
         let poller = Arc::clone(&unsafe { &*poller }.0);
-        let fd = PollerFd::new(poller).map_err(Failed::from_error)?;
+        let fd = PollerFd::new(poller)?;
         Ok(new_owned(doorbell_poller_fd(fd)))
     })
 }
@@ -309,7 +309,7 @@ impl doorbell_events {
         find: impl FnOnce(&mut Events) -> Result<usize, PollError>,
     ) -> Result<c_int, Failed> {
         self.reports.clear();
-        find(&mut self.events).map_err(Failed::from_error)?;
+        find(&mut self.events)?;
         self.reports
             .extend(self.events.iter().map(doorbell_report::from));
         Ok(self.reports.len() as c_int)
@@ -327,10 +327,6 @@ impl From<Report> for doorbell_report {
         let key = report.key();
         doorbell_report { key, ready }
     }
-}
-
-fn done(result: Result<(), PollError>) -> Result<(), Failed> {
-    result.map_err(Failed::from_error)
 }
 
 fn watched(flags: u32) -> Result<Watch, Failed> {

@@ -4,7 +4,7 @@ use crate::event::{doorbell_event, handle};
 use crate::failure::{Failed, attempt, made, only};
 use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use doorbell_rs::irqfd::{
-    Eoi, InterruptSink, LevelSource, MsiMessage, Route, RouteChange, Router, Routes, RoutingError,
+    Eoi, InterruptSink, LevelSource, MsiMessage, Route, RouteChange, Router, Routes,
 };
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn doorbell_router_new(
         }
         let router = match flags & DOORBELL_WORKER {
             0 => Router::new(sink),
-            _ => Router::with_worker(sink).map_err(Failed::from_error)?,
+            _ => Router::with_worker(sink)?,
         };
         Ok(new_shared(doorbell_router(router)))
     })
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn doorbell_router_assign(
             let resample = unsafe { handle(resample) };
             router.0.assign_with_resample(event, gsi, resample)
         };
-        irqfd.map_err(Failed::from_error)?.keep();
+        irqfd?.keep();
         Ok(())
     })
 }
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn doorbell_router_set_route(
 ) -> c_int {
     attempt(|| {
         let (router, route) = unsafe { (&*router, &*route) };
-        routed(router.0.set_route(gsi, route.parsed()?))
+        Ok(router.0.set_route(gsi, route.parsed()?)?)
     })
 }
 
@@ -212,7 +212,7 @@ pub unsafe extern "C" fn doorbell_router_change_routes(
         let (router, routes) = unsafe { (&*router, slice::from_raw_parts(routes, count)) };
         let changes = routes.iter().map(|it| Ok((it.gsi, it.route.parsed()?)));
         let changes = changes.collect::<Result<Vec<_>, Failed>>()?;
-        routed(router.0.change_routes(changes))
+        Ok(router.0.change_routes(changes)?)
     })
 }
 
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn doorbell_router_unmask_with_route(
     attempt(|| {
         let (router, route) = unsafe { (&*router, &*route) };
         let route = route.parsed()?.ok_or(Failed::INVALID)?;
-        routed(router.0.unmask_with_route(gsi, route))
+        Ok(router.0.unmask_with_route(gsi, route)?)
     })
 }
 
@@ -315,10 +315,6 @@ pub unsafe extern "C" fn doorbell_level_source_set(
     level: bool,
 ) {
     unsafe { &*source }.0.set_level(level);
-}
-
-fn routed(result: Result<(), RoutingError>) -> Result<(), Failed> {
-    result.map_err(Failed::from_error)
 }
 
 impl doorbell_route {

@@ -23,8 +23,7 @@ pub unsafe extern "C" fn doorbell_shared_event_create(
 ) -> *mut doorbell_shared_event {
     made(|| {
         let (mode, spin) = mode_and_spin(flags)?;
-        let created = SharedEvent::create(initial, mode);
-        let (event, memfd) = created.map_err(Failed::from_error)?;
+        let (event, memfd) = SharedEvent::create(initial, mode)?;
         unsafe { fd.write(memfd.into_raw_fd()) };
         Ok(boxed(event.with_spin(spin)))
     })
@@ -43,7 +42,7 @@ pub unsafe extern "C" fn doorbell_shared_event_attach(
     made(|| {
         let spin = spin(flags)?;
         let fd = unsafe { borrow(fd) }?;
-        let event = SharedEvent::attach(fd, offset).map_err(Failed::from_error)?;
+        let event = SharedEvent::attach(fd, offset)?;
         Ok(boxed(event.with_spin(spin)))
     })
 }
@@ -58,8 +57,8 @@ pub unsafe extern "C" fn doorbell_shared_event_create_at(
 ) -> *mut doorbell_shared_event {
     made(|| {
         let (mode, spin) = mode_and_spin(flags)?;
-        let event = unsafe { SharedEvent::create_at(memory.cast(), initial, mode) };
-        Ok(boxed(event.map_err(Failed::from_error)?.with_spin(spin)))
+        let event = unsafe { SharedEvent::create_at(memory.cast(), initial, mode) }?;
+        Ok(boxed(event.with_spin(spin)))
     })
 }
 
@@ -72,8 +71,8 @@ pub unsafe extern "C" fn doorbell_shared_event_attach_at(
 ) -> *mut doorbell_shared_event {
     made(|| {
         let spin = spin(flags)?;
-        let event = unsafe { SharedEvent::attach_at(memory.cast()) };
-        Ok(boxed(event.map_err(Failed::from_error)?.with_spin(spin)))
+        let event = unsafe { SharedEvent::attach_at(memory.cast()) }?;
+        Ok(boxed(event.with_spin(spin)))
     })
 }
 
@@ -104,7 +103,7 @@ pub unsafe extern "C" fn doorbell_shared_event_write(
     event: *mut doorbell_shared_event,
     n: u64,
 ) -> c_int {
-    attempt(|| unsafe { &*event }.0.write(n).map_err(Failed::from_error))
+    attempt(|| Ok(unsafe { &*event }.0.write(n)?))
 }
 
 /// As doorbell_shared_event_write, without blocking. EAGAIN: there is no room for n.
@@ -113,12 +112,7 @@ pub unsafe extern "C" fn doorbell_shared_event_try_write(
     event: *mut doorbell_shared_event,
     n: u64,
 ) -> c_int {
-    attempt(|| {
-        unsafe { &*event }
-            .0
-            .try_write(n)
-            .map_err(Failed::from_error)
-    })
+    attempt(|| Ok(unsafe { &*event }.0.try_write(n)?))
 }
 
 /// As doorbell_shared_event_write, with a time limit. ETIMEDOUT: there was no room for n in time.
@@ -128,10 +122,7 @@ pub unsafe extern "C" fn doorbell_shared_event_write_timeout(
     n: u64,
     timeout_ns: i64,
 ) -> c_int {
-    attempt(|| {
-        let written = unsafe { &*event }.0.write_timeout(n, limit(timeout_ns));
-        written.map_err(Failed::from_error)
-    })
+    attempt(|| Ok(unsafe { &*event }.0.write_timeout(n, limit(timeout_ns))?))
 }
 
 /// Takes the count, or 1 of a semaphore, and stores it in *value unless value is NULL. Blocks while the count is 0.
@@ -216,9 +207,9 @@ pub unsafe extern "C" fn doorbell_shared_event_add_waker(
 ) -> c_int {
     attempt(|| {
         let socket = unsafe { borrow(socket) }?;
-        let socket = socket.try_clone_to_owned().map_err(Failed::from_error)?;
+        let socket = socket.try_clone_to_owned()?;
         let event = unsafe { &mut *event };
-        event.0.add_waker(socket).map_err(Failed::from_error)
+        Ok(event.0.add_waker(socket)?)
     })
 }
 

@@ -124,8 +124,7 @@ pub unsafe extern "C" fn doorbell_table_assign_array(
     attempt(|| {
         let (table, array) = unsafe { (&*table, &*array) };
         let targets = unsafe { targets(array, events) };
-        let registration = table.0.assign_array(array.parsed()?, targets);
-        registration.map_err(Failed::from_error)?.keep();
+        table.0.assign_array(array.parsed()?, targets)?.keep();
         Ok(())
     })
 }
@@ -141,7 +140,7 @@ pub unsafe extern "C" fn doorbell_table_deassign_array(
         let (table, array) = unsafe { (&*table, &*array) };
         let targets = unsafe { targets(array, events) };
         let doorbell = Doorbell::array(array.parsed()?, targets);
-        table.0.deassign_all([doorbell]).map_err(Failed::from_error)
+        Ok(table.0.deassign_all([doorbell])?)
     })
 }
 
@@ -366,8 +365,7 @@ unsafe fn assign(
     target: Target,
 ) -> Result<(), Failed> {
     let (table, key) = unsafe { (&*table, (*key).parsed()?) };
-    let registration = table.0.assign(key, target).map_err(Failed::from_error)?;
-    registration.keep();
+    table.0.assign(key, target)?.keep();
     Ok(())
 }
 
@@ -380,5 +378,5 @@ unsafe fn deassign(
     target: Target,
 ) -> Result<(), Failed> {
     let (table, key) = unsafe { (&*table, (*key).parsed()?) };
-    table.0.deassign(key, target).map_err(Failed::from_error)
+    Ok(table.0.deassign(key, target)?)
 }
