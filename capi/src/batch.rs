@@ -1,7 +1,8 @@
 //! `doorbell_batch`: a `Box<Batch>`.
 
+use crate::arguments::{give, only};
 use crate::event::{doorbell_event, handle};
-use crate::failure::{Failed, attempt, made, only};
+use crate::failure::{Failed, attempt, made};
 use crate::handles::{free, new_owned};
 use doorbell_rs::event::Batch;
 use std::ffi::c_int;
@@ -49,11 +50,8 @@ pub unsafe extern "C" fn doorbell_batch_remove(
 ) -> c_int {
     attempt(|| {
         let removed = unsafe { with_event(batch, index) }?.remove(index);
-        if !unwritten.is_null() {
-            let lost = removed.and_then(|removed| removed.unwritten);
-            unsafe { unwritten.write(lost.unwrap_or(0)) };
-        }
-        Ok(())
+        let lost = removed.and_then(|removed| removed.unwritten);
+        unsafe { give(unwritten, Ok(lost.unwrap_or(0))) }
     })
 }
 

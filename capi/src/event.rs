@@ -1,12 +1,12 @@
 //! `doorbell_event`: an `Arc<Event>`.
 
+use crate::arguments::{give, limit, union};
 use crate::failure::{Failed, attempt, made};
 use crate::handles::{add_reference, give_up_reference, new_shared};
 use doorbell_rs::event::EventHandle;
 use doorbell_rs::{Event, Mode, Readiness, Spin};
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A read would not block (EPOLLIN, POLLIN).
 pub const DOORBELL_READABLE: u32 = 0x1;
@@ -179,37 +179,12 @@ pub(crate) fn spin(flags: u32) -> Result<Spin, Failed> {
     }
 }
 
-/// A time limit of the caller's. A negative one is no limit, which timed calls know as `Duration::MAX`.
-pub(crate) fn limit(timeout_ns: i64) -> Duration {
-    u64::try_from(timeout_ns).map_or(Duration::MAX, Duration::from_nanos)
-}
-
-/// Stores what was read.
-///
-/// # Safety
-///
-/// The pointer is NULL or may be written to.
-#[inline(always)]
-pub(crate) unsafe fn give(value: *mut u64, read: Result<u64, Failed>) -> Result<(), Failed> {
-    let read = read?;
-    if !value.is_null() {
-        unsafe { value.write(read) };
-    }
-    Ok(())
-}
-
 pub(crate) fn flags_of(readiness: Readiness) -> u32 {
     union([
         (readiness.is_readable(), DOORBELL_READABLE),
         (readiness.is_writable(), DOORBELL_WRITABLE),
         (readiness.is_error(), DOORBELL_ERROR),
     ])
-}
-
-/// The flags that are set.
-pub(crate) fn union<const N: usize>(flags: [(bool, u32); N]) -> u32 {
-    let set = flags.into_iter().filter(|&(is_set, _)| is_set);
-    set.fold(0, |union, (_, flag)| union | flag)
 }
 
 #[cfg(test)]

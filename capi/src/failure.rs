@@ -62,14 +62,6 @@ fn broken(payload: Box<dyn Any + Send>) -> c_int {
     -libc::ENOTRECOVERABLE
 }
 
-/// The flags that are known, or `EINVAL`.
-pub(crate) fn only(flags: u32, known: u32) -> Result<(), Failed> {
-    match flags & !known {
-        0 => Ok(()),
-        _ => Err(Failed::INVALID),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

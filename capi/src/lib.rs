@@ -8,6 +8,7 @@
 // "The rules for pointers at the top of the header are kept", for each function.
 #![allow(clippy::missing_safety_doc)]
 
+mod arguments;
 mod failure;
 mod handles;
 

@@ -1,12 +1,11 @@
 //! `doorbell_poller`: an `Arc` around an `Arc<Poller>`, of which a `PollerFd` takes a copy.
 
+use crate::arguments::{borrow, limit, only, union};
 use crate::event::{
-    DOORBELL_ERROR, DOORBELL_READABLE, DOORBELL_WRITABLE, doorbell_event, handle, limit, spin,
-    union,
+    DOORBELL_ERROR, DOORBELL_READABLE, DOORBELL_WRITABLE, doorbell_event, handle, spin,
 };
-use crate::failure::{Failed, attempt, counted, made, only};
+use crate::failure::{Failed, attempt, counted, made};
 use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
-use crate::shared::borrow;
 use doorbell_rs::poll::{Events, PollError, Poller, PollerFd, Probe, Report, Watch};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,14 +1,14 @@
 //! `doorbell_router`: an `Arc` around a `Router`; and sinks that are callbacks.
 
+use crate::arguments::{list, only};
 use crate::event::{doorbell_event, handle};
-use crate::failure::{Failed, attempt, made, only};
+use crate::failure::{Failed, attempt, made};
 use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use doorbell_rs::irqfd::{
     Eoi, InterruptSink, LevelSource, MsiMessage, Route, RouteChange, Router, Routes,
 };
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::slice;
 
 /// The sink is called on a thread of the router's own: for sinks that may block.
 pub const DOORBELL_WORKER: u32 = 0x1;
@@ -206,10 +206,7 @@ pub unsafe extern "C" fn doorbell_router_change_routes(
     count: usize,
 ) -> c_int {
     attempt(|| {
-        if count == 0 {
-            return Ok(());
-        }
-        let (router, routes) = unsafe { (&*router, slice::from_raw_parts(routes, count)) };
+        let (router, routes) = unsafe { (&*router, list(routes, count)) };
         let changes = routes.iter().map(|it| Ok((it.gsi, it.route.parsed()?)));
         let changes = changes.collect::<Result<Vec<_>, Failed>>()?;
         Ok(router.0.change_routes(changes)?)

@@ -1,14 +1,13 @@
 //! `doorbell_shared_event`: a `Box<SharedEvent>`.
 
-use crate::event::{
-    DOORBELL_READABLE, DOORBELL_WRITABLE, flags_of, give, limit, mode_and_spin, spin,
-};
+use crate::arguments::{borrow, give, limit};
+use crate::event::{DOORBELL_READABLE, DOORBELL_WRITABLE, flags_of, mode_and_spin, spin};
 use crate::failure::{Failed, attempt, counted, made};
 use crate::handles::{free, new_owned};
 use doorbell_rs::SharedEvent;
 use doorbell_rs::event::Interest;
 use std::ffi::{c_int, c_void};
-use std::os::fd::{BorrowedFd, IntoRawFd};
+use std::os::fd::IntoRawFd;
 
 /// An event in memory that processes share. Each process has a handle of its own. It has one owner, _free.
 pub struct doorbell_shared_event(SharedEvent);
@@ -236,16 +235,4 @@ pub unsafe extern "C" fn doorbell_shared_event_arm(
 
 fn boxed(event: SharedEvent) -> *mut doorbell_shared_event {
     new_owned(doorbell_shared_event(event))
-}
-
-/// A descriptor for the time of a call. Whether it is open shows when it is used.
-///
-/// # Safety
-///
-/// It stays open so long.
-pub(crate) unsafe fn borrow<'a>(fd: c_int) -> Result<BorrowedFd<'a>, Failed> {
-    if fd < 0 {
-        return Err(Failed(libc::EBADF));
-    }
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }

@@ -1,13 +1,13 @@
 //! `doorbell_table`: an `Arc` around a `Table`; and what doorbells signal beside events.
 
+use crate::arguments::{list, only};
 use crate::event::{doorbell_event, handle};
-use crate::failure::{Failed, attempt, counted, made, only};
+use crate::failure::{Failed, attempt, counted, made};
 use crate::handles::{add_reference, free, give_up_reference, new_owned, new_shared};
 use doorbell_rs::ioeventfd::{
     Bus, Doorbell, DoorbellArray, Key, Latest, Reader, Table, Target, ValueQueue,
 };
 use std::ffi::{c_int, c_void};
-use std::slice;
 use std::sync::Arc;
 
 /// Memory-mapped I/O.
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn doorbell_table_write(
     length: usize,
 ) -> c_int {
     counted(|| {
-        let (table, data) = unsafe { (&*table, bytes(data, length)) };
+        let (table, data) = unsafe { (&*table, list(data.cast(), length)) };
         Ok(table.0.write(bus_of(bus)?, address, data).into())
     })
 }
@@ -225,7 +225,7 @@ pub unsafe extern "C" fn doorbell_reader_write(
     length: usize,
 ) -> c_int {
     counted(|| {
-        let (reader, data) = unsafe { (&*reader, bytes(data, length)) };
+        let (reader, data) = unsafe { (&*reader, list(data.cast(), length)) };
         Ok(reader.0.write(bus_of(bus)?, address, data).into())
     })
 }
@@ -337,23 +337,9 @@ fn bus_of(bus: u32) -> Result<Bus, Failed> {
 ///
 /// There is an event for each slot.
 unsafe fn targets(array: &doorbell_array, events: *const *mut doorbell_event) -> Vec<Target> {
-    if array.slots == 0 {
-        return Vec::new();
-    }
-    let events = unsafe { slice::from_raw_parts(events, array.slots as usize) };
+    let events = unsafe { list(events, array.slots as usize) };
     let targets = events.iter().map(|&event| unsafe { handle(event) }.into());
     targets.collect()
-}
-
-/// # Safety
-///
-/// There are so many bytes; if there are none, the pointer may be anything.
-#[inline(always)]
-unsafe fn bytes<'a>(data: *const c_void, length: usize) -> &'a [u8] {
-    match length {
-        0 => &[],
-        _ => unsafe { slice::from_raw_parts(data.cast(), length) },
-    }
 }
 
 /// # Safety
