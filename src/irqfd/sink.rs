@@ -24,6 +24,66 @@ use std::sync::{Arc, Weak};
 ///
 /// If a call panics, the signal or the method that made the call panics, too, after it has carried out the requests of
 /// other threads. The line can still be used; its pin may be at the wrong level until the next change.
+///
+/// # A sink around another sink
+///
+/// A sink that counts or filters interrupts on their way to another sink says by [`inner`](Self::inner) which sink that
+/// is. The methods that have a default then hand their calls on to the inner sink, so the wrapper has the two required
+/// methods only. Without `inner`, these calls end in the wrapper: a `kvm::KvmSink` inside would never get the routes,
+/// and would lose every interrupt of a pin.
+///
+/// ```
+/// use doorbell::irqfd::{InterruptSink, MsiMessage, Router, Routes};
+/// use std::sync::Mutex;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// /// Counts the interrupts that go to the sink inside.
+/// struct Counting<S> {
+///     sink: S,
+///     edges: AtomicU64,
+///     messages: AtomicU64,
+/// }
+///
+/// impl<S: InterruptSink> InterruptSink for Counting<S> {
+///     fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+///         self.edges.fetch_add(level.into(), Ordering::Relaxed);
+///         self.sink.set_level(gsi, pin, level);
+///     }
+///
+///     fn signal_msi(&self, gsi: u32, message: MsiMessage) {
+///         self.messages.fetch_add(1, Ordering::Relaxed);
+///         self.sink.signal_msi(gsi, message);
+///     }
+///
+///     fn inner(&self) -> Option<&dyn InterruptSink> {
+///         Some(&self.sink)
+///     }
+/// }
+/// #
+/// # #[derive(Default)]
+/// # struct Chips(Mutex<(usize, Vec<bool>)>);
+/// # impl InterruptSink for Chips {
+/// #     fn set_level(&self, _: u32, _: u32, level: bool) { self.0.lock().unwrap().1.push(level); }
+/// #     fn signal_msi(&self, _: u32, _: MsiMessage) {}
+/// #     fn set_routes(&self, routes: &Routes, _: &[doorbell::irqfd::RouteChange]) -> std::io::Result<()> {
+/// #         self.0.lock().unwrap().0 = routes.iter().count();
+/// #         Ok(())
+/// #     }
+/// # }
+///
+/// # let chips = std::sync::Arc::new(Chips::default());
+/// let sink = std::sync::Arc::new(Counting {
+///     sink: chips.clone(),
+///     edges: AtomicU64::new(0),
+///     messages: AtomicU64::new(0),
+/// });
+/// let router = Router::new(sink.clone());
+/// router.set_routes(Routes::identity(24))?; // reaches `chips`
+/// router.set_pending(4); // so does an edge, as a level that rises and falls
+/// assert_eq!(sink.edges.load(Ordering::Relaxed), 1);
+/// # assert_eq!(*chips.0.lock().unwrap(), (24, vec![true, false]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait InterruptSink: Send + Sync {
     /// The level of a pin. `gsi` is the line that the pin belongs to (or belonged to, if it is lowered because there is
     /// another route).
@@ -33,7 +93,17 @@ pub trait InterruptSink: Send + Sync {
     /// message is invalid.
     fn signal_msi(&self, gsi: u32, message: MsiMessage);
 
+    /// The sink inside this one, if this one is [a wrapper](Self#a-sink-around-another-sink). The methods below hand
+    /// their calls on to it, where the wrapper does not have them itself.
+    fn inner(&self) -> Option<&dyn InterruptSink> {
+        None
+    }
+
     /// An edge on a pin that is low: the pin goes up and down again.
+    ///
+    /// The default makes two calls of this sink's own [`set_level`](Self::set_level), also if there is an
+    /// [inner](Self::inner) sink, so that a wrapper sees every change of a pin. A wrapper that has no interest in edges
+    /// may hand `pulse` on to its inner sink instead, which may be able to do it at once.
     fn pulse(&self, gsi: u32, pin: u32) {
         self.set_level(gsi, pin, true);
         self.set_level(gsi, pin, false);
@@ -52,8 +122,10 @@ pub trait InterruptSink: Send + Sync {
     ///
     /// The sink cannot route like this. Then everything stays as it was.
     fn set_routes(&self, routes: &Routes, changes: &[RouteChange]) -> io::Result<()> {
-        let _ = (routes, changes);
-        Ok(())
+        match self.inner() {
+            Some(inner) => inner.set_routes(routes, changes),
+            None => Ok(()),
+        }
     }
 
     /// A line is about to get an irqfd; `resample` says whether it has a resample event. A line may get several. A sink
@@ -63,15 +135,19 @@ pub trait InterruptSink: Send + Sync {
     ///
     /// The sink cannot serve this line. Then the irqfd is not assigned.
     fn connect(&self, line: Eoi, resample: bool) -> io::Result<()> {
-        let _ = (line, resample);
-        Ok(())
+        match self.inner() {
+            Some(inner) => inner.connect(line, resample),
+            None => Ok(()),
+        }
     }
 
     /// An irqfd that [`connect`](Self::connect) has announced is gone, and its interrupts have ended. This is called
     /// once for each irqfd with the same arguments, so a sink can count the irqfds of a line. A sink that hands
     /// `connect` on to another sink must hand this on, too.
     fn disconnect(&self, gsi: u32, resample: bool) {
-        let _ = (gsi, resample);
+        if let Some(inner) = self.inner() {
+            inner.disconnect(gsi, resample);
+        }
     }
 
     /// Waits until the guest's interrupt controllers have everything that the sink was told before, for a sink that
@@ -80,7 +156,11 @@ pub trait InterruptSink: Send + Sync {
     ///
     /// [`Router::save`]: super::Router::save
     /// [`Router::restore`]: super::Router::restore
-    fn flush(&self) {}
+    fn flush(&self) {
+        if let Some(inner) = self.inner() {
+            inner.flush();
+        }
+    }
 }
 
 /// Makes a pointer to a sink that sink. Every method is handed on, including those with a default.
@@ -97,6 +177,10 @@ macro_rules! pointer_to_sink {
             #[inline]
             fn signal_msi(&self, gsi: u32, message: MsiMessage) {
                 (**self).signal_msi(gsi, message);
+            }
+
+            fn inner(&self) -> Option<&dyn InterruptSink> {
+                (**self).inner()
             }
 
             #[inline]

@@ -385,6 +385,23 @@ fn numbered_cases() {
     }
 }
 
+/// The numbered cases through a sink around the `KvmSink`: all calls reach it, edges as two changes of a level. In R37 a
+/// line has both, edges and resampling irqfds.
+#[test]
+fn a_sink_around_a_kvm_sink() {
+    stay();
+    for injection in [Injection::Userspace, Injection::Kernel] {
+        for (name, script, expected) in cases() {
+            let Some(mut side) = OursInKvm::wrapped(injection) else {
+                return;
+            };
+            let outcomes = play(&mut side, &script);
+            let last = &outcomes[outcomes.len() - expected.len()..];
+            assert_eq!(last, expected, "{name}, {injection:?}");
+        }
+    }
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let event = 0..RESAMPLE[0];
     let gsi = || prop::sample::select(vec![EDGE, OTHER_EDGE, MSI, MSI + 1, UNROUTED, u32::MAX]);

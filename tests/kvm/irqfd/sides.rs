@@ -335,6 +335,22 @@ pub struct OursInKvm {
     hands: RouterHands,
 }
 
+struct Wrapper(KvmSink);
+
+impl InterruptSink for Wrapper {
+    fn set_level(&self, gsi: u32, pin: u32, level: bool) {
+        self.0.set_level(gsi, pin, level);
+    }
+
+    fn signal_msi(&self, gsi: u32, message: MsiMessage) {
+        self.0.signal_msi(gsi, message);
+    }
+
+    fn inner(&self) -> Option<&dyn InterruptSink> {
+        Some(&self.0)
+    }
+}
+
 struct RouterHands {
     router: Router,
     events: [Arc<Event>; EVENTS],
@@ -348,10 +364,19 @@ struct RouterHands {
 
 impl OursInKvm {
     pub fn new(injection: Injection) -> Option<Self> {
+        Self::of(injection, Router::new)
+    }
+
+    /// With a sink around the `KvmSink` that has no methods but those that it must have.
+    pub fn wrapped(injection: Injection) -> Option<Self> {
+        Self::of(injection, |sink| Router::new(Wrapper(sink)))
+    }
+
+    fn of(injection: Injection, router: impl FnOnce(KvmSink) -> Router) -> Option<Self> {
         let machine = Machine::new()?;
         let vm = Arc::clone(machine.vm());
         let sink = KvmSink::new(descriptor(&vm), injection).expect("a full interrupt controller");
-        let router = Router::new(Arc::new(sink));
+        let router = router(sink);
         let pins = LINES.map(u32::from).into_iter().chain([FENCE]);
         let routes = Routes::from_entries(pins.map(|line| (line, Route::Pin(line))));
         router
