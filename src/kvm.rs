@@ -44,6 +44,13 @@ impl Error {
     pub fn call(&self) -> &'static str {
         self.call
     }
+
+    /// The kernel's errno, as of [`io::Error::raw_os_error`]. `None` if the call was not made, because the crate itself
+    /// has found that the kernel would refuse it, as for a `RouteTableError`.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.source.raw_os_error()
+    }
 }
 
 impl fmt::Display for Error {

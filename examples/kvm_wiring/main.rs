@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Guest to VMM: KVM adds the kicks of the port to an eventfd, and the poller moves them from there to the event.
     let space = AddressSpace::new();
     let listener = Arc::new(KvmListener::new(vm_fd)?);
-    assert!(space.add_listener(listener.clone()).is_clean());
+    assert!(space.add_listener(&listener).is_clean());
     let ports = space.region(Bus::Pio, 0x100);
     ports.map(0xc000)?;
     let kick = Arc::new(Event::new(0));

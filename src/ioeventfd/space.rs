@@ -26,9 +26,13 @@
 //! The table has every doorbell in force, whether a listener has it or not. A guest write to a doorbell that a listener
 //! has is served by the listener. If the listener does not have the doorbell yet, has let go of it, or has refused it,
 //! the write exits to the VMM and is served by the table. A write is never served by both. The table changes in one
-//! step: a doorbell that moves, or that is replaced by another at its address, is found once at every moment. A
-//! doorbell that a listener refuses is slower, and works: the [`CommitReport`] names it, and
-//! [`retry_refused`](AddressSpace::retry_refused) asks again.
+//! step: a doorbell that moves, or that is replaced by another at its address, is found once at every moment.
+//!
+//! The [`CommitReport`] names the doorbells that a listener refused, and [`retry_refused`](AddressSpace::retry_refused)
+//! asks again. Such a doorbell works, but is slower. The exception is a doorbell to which no write comes, because a
+//! device of KVM's takes the guest's writes: the refusal then [says so](Refusal::is_unreachable), and the doorbell has
+//! to go elsewhere. The [table below](#where-something-else-takes-the-writes) has all such places, and those that KVM
+//! does not refuse.
 //!
 //! # Regions that overlap
 //!
@@ -49,7 +53,7 @@
 //! | all at once | `memory_region_transaction_begin`, `…_commit` | [`AddressSpace::begin`], [`Transaction::commit`] |
 //! | the accelerator takes them | `kvm_mem_ioeventfd_add` | [`Listener::eventfd_add`]; `kvm::KvmListener` |
 //! | a write the accelerator did not take | `memory_region_dispatch_write_eventfds` | [`AddressSpace::write`], then the device's callback |
-//! | the I/O thread wakes | `event_notifier_test_and_clear` | [`Event::read`](crate::Event::read) |
+//! | the I/O thread wakes | `event_notifier_test_and_clear` | [`Event::try_read`](crate::Event::try_read) |
 //! | reset: the doorbells go | `memory_region_del_eventfd` | [`Region::del_eventfd`] |
 //! | the notifier is read once more | `virtio_queue_host_notifier_read` | [`Event::try_read`](crate::Event::try_read) |
 //!
@@ -73,7 +77,8 @@
 //! }
 //! let report = transaction.commit();
 //! for refusal in &report.refusals {
-//!     eprintln!("slower than it could be: {refusal}");
+//!     let cost = if refusal.is_unreachable() { "never rung" } else { "slower than it could be" };
+//!     eprintln!("{cost}: {refusal}");
 //! }
 //!
 //! // It kicks queue 1, and the write exits to the VMM.
@@ -105,6 +110,6 @@ mod state;
 
 pub use address_space::{AddressSpace, Transaction};
 pub use error::{AddError, MapError};
-pub use listener::{CommitReport, Listener, ListenerCall, Refusal, RefusalError};
+pub use listener::{CommitReport, Listener, ListenerCall, ListenerHandle, Refusal, RefusalError};
 pub use region::Region;
 pub use state::{AddressSpaceState, RegionState, SpaceStateError};

@@ -1,5 +1,5 @@
 use super::ioctl::Vm;
-use super::occupied::check_vacant;
+use super::occupied::{Occupied, check_vacant};
 use super::{Error, Unsupported};
 use crate::event::{EventHandle, WeakEventHandle, transfer};
 use crate::ioeventfd::space::{Listener, RefusalError};
@@ -26,8 +26,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what
 /// was written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target,
 /// as a whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
-/// [`Occupied`](super::Occupied), and nothing serves it. The [module's
-/// page](super#where-something-else-takes-the-writes) has a table of what else may take the guest's writes.
+/// [`Occupied`](super::Occupied), and nothing serves it
+/// ([`Refusal::is_unreachable`](crate::ioeventfd::space::Refusal::is_unreachable)). The [module's
+/// page](super#where-something-else-takes-the-writes) has a table of what else may take the guest's writes. What the
+/// kernel refuses is an [`Error`](super::Error), and the table serves the doorbell. Each of the three can be found in
+/// [`Refusal::error`](crate::ioeventfd::space::Refusal::error) by `downcast_ref`.
 ///
 /// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd
 /// of an event stays the same as long as the event lives. After that it is closed when a transaction ends that took
@@ -71,14 +74,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// let vm_fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
 /// let kvm = Arc::new(KvmListener::new(vm_fd)?);
 /// let space = AddressSpace::new();
-/// space.add_listener(kvm.clone());
+/// space.add_listener(&kvm);
 ///
 /// let bar = space.region(Bus::Mmio, 0x1000);
 /// bar.map(0xe000_0000)?;
 /// let queue = Arc::new(Event::new(0));
-/// for refusal in bar.add_eventfd(0x40, 2, None, &queue)?.refusals {
+/// let report = bar.add_eventfd(0x40, 2, None, &queue)?;
+/// for refusal in &report.refusals {
 ///     eprintln!("its kicks will exit to the VMM: {refusal}");
 /// }
+/// assert_eq!(report.unreachable().count(), 0, "no device of KVM's is there");
 ///
 /// // The device thread.
 /// const QUEUE: usize = 0;
@@ -272,6 +277,10 @@ impl Listener for KvmListener {
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
         let entries = entries(doorbell)?;
         Ok(self.release(entries.iter().map(|(key, _)| key))?)
+    }
+
+    fn is_unreachable(&self, error: &RefusalError) -> bool {
+        error.is::<Occupied>()
     }
 
     fn drain(&self) -> u64 {

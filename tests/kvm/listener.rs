@@ -187,7 +187,7 @@ fn clean(report: Result<CommitReport, impl std::error::Error>) {
 fn listening(vm: &VmFd) -> (AddressSpace, Arc<KvmListener>) {
     let space = AddressSpace::new();
     let kvm = Arc::new(KvmListener::new(vm::descriptor(vm)).unwrap());
-    assert!(space.add_listener(kvm.clone()).is_clean());
+    assert!(space.add_listener(&kvm).is_clean());
     (space, kvm)
 }
 
@@ -275,8 +275,10 @@ fn what_kvm_refuses_is_served() {
         assert!(report.is_clean());
         assert_eq!((refusal.listener, refusal.call), ("KVM", ListenerCall::Add));
         assert_eq!(refusal.doorbell, space.doorbells()[0]);
+        assert!(!refusal.is_unreachable());
         let error = refusal.error.downcast::<Error>().unwrap();
         assert_eq!(error.call(), "KVM_IOEVENTFD");
+        assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
         let errno = io::Error::from(*error).raw_os_error();
         assert_eq!(errno, Some(libc::EEXIST));
     });
@@ -555,6 +557,7 @@ fn arrays_reach_kvm_and_payloads_do_not() {
         Doorbell::array(array, [&event, &event, &event, &latest]),
     ] {
         let mut report = region.add(doorbell.clone()).unwrap();
+        assert_eq!(report.unreachable().count(), 0);
         let refusal = report.refusals.pop().unwrap();
         let error = *refusal.error.downcast::<Unsupported>().unwrap();
         let errno = io::Error::from(error).raw_os_error();
@@ -838,6 +841,7 @@ fn a_doorbell_in_a_device_of_kvms_is_refused() {
                 there,
                 "{address:#x} {length}: {report:?}"
             );
+            assert_eq!(report.unreachable().count(), usize::from(there));
             let key = Key::new(bus, address, length);
             assert_eq!(
                 collides(machine.fd(), &key),

@@ -1,7 +1,7 @@
 use super::super::doorbell::AddressKey;
 use super::super::{Bus, Doorbell, Registration, Table};
 use super::flat::{Difference, RegionEntry, difference, flatten};
-use super::listener::{CommitReport, Listener, Listeners};
+use super::listener::{CommitReport, Listener, ListenerHandle, Listeners};
 use crate::panics::{Payload, catch, go_on_unless_panicking};
 use crate::sync::srcu::Deferral;
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -110,9 +110,12 @@ impl AddressSpace {
 
     /// Tells `listener` of all doorbells in force, and of changes from then on. (`memory_listener_register`)
     ///
+    /// The listener is an `Arc`, or a reference to one, which is cloned: `space.add_listener(&kvm)`.
+    ///
     /// Among listeners of the same priority, this one comes last. Like every change, it takes effect at the outermost
     /// commit.
-    pub fn add_listener(&self, listener: Arc<dyn Listener>) -> CommitReport {
+    pub fn add_listener(&self, listener: impl Into<ListenerHandle>) -> CommitReport {
+        let ListenerHandle(listener) = listener.into();
         // Before anything is borrowed, since the listener's code is called.
         let priority = listener.priority();
         self.change(|map| map.listeners.add(listener, priority))
@@ -120,6 +123,8 @@ impl AddressSpace {
 
     /// Takes all doorbells from `listener`, and tells it of no more changes. Has no effect if it is not a listener of
     /// this address space. (`memory_listener_unregister`)
+    ///
+    /// It takes a reference to the listener itself, not to the `Arc`: `space.remove_listener(&*kvm)`.
     ///
     /// Like every change, it takes effect at the outermost commit.
     pub fn remove_listener(&self, listener: &dyn Listener) -> CommitReport {
@@ -158,7 +163,7 @@ impl AddressSpace {
     ///
     /// let accelerator = Arc::new(Accelerator(AtomicBool::new(false)));
     /// let space = AddressSpace::new();
-    /// space.add_listener(accelerator.clone());
+    /// space.add_listener(&accelerator);
     /// let bar = space.region(Bus::Mmio, 0x1000);
     /// bar.map(0xd000_0000)?;
     /// let report = bar.add_eventfd(0x50, 2, None, Arc::new(Event::new(0)))?;
@@ -166,6 +171,7 @@ impl AddressSpace {
     ///
     /// accelerator.0.store(true, Ordering::Relaxed);
     /// assert!(space.retry_refused().is_clean());
+    /// assert!(space.remove_listener(&*accelerator).is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn retry_refused(&self) -> CommitReport {

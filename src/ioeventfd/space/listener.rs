@@ -31,7 +31,8 @@ pub trait Listener: Send + Sync {
     ///
     /// It does not take this one, which may be of a kind that it has no means for: an array, a target that keeps what
     /// was written. It will not be asked to delete it. While the doorbell stays in place, it will be asked again only
-    /// by [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused).
+    /// by [`AddressSpace::retry_refused`](super::AddressSpace::retry_refused). The table serves the doorbell, unless
+    /// the error [says](Self::is_unreachable) that it cannot.
     fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
 
     /// The doorbell, which it took, will soon be in force no more.
@@ -43,6 +44,13 @@ pub trait Listener: Send + Sync {
     ///
     /// The error is for the report. The listener counts as not having the doorbell.
     fn eventfd_del(&self, doorbell: &Doorbell) -> Result<(), RefusalError>;
+
+    /// Whether an error of [`eventfd_add`](Self::eventfd_add) says that something else takes the guest's writes, so
+    /// that they do not reach the VMM. Asked after each such error, for [`Refusal::is_unreachable`].
+    fn is_unreachable(&self, error: &RefusalError) -> bool {
+        let _ = error;
+        false
+    }
 
     /// Moves to the events all that the listener has taken for them and still keeps elsewhere, and returns how many
     /// kicks that was. When this returns, the events have what came before.
@@ -65,8 +73,11 @@ pub trait Listener: Send + Sync {
 /// Why a listener refused.
 pub type RefusalError = Box<dyn Error + Send + Sync>;
 
-/// What the listeners did not do in a commit. The doorbells are in force in any case, so a report may be ignored: a
-/// refusal costs speed.
+/// What the listeners did not do in a commit. The doorbells are in force in any case.
+///
+/// A doorbell that a listener refuses to add is served by the table, at an exit to the VMM, and so it is slower. The
+/// exception is a doorbell that is [unreachable](Refusal::is_unreachable): nothing rings it. A VMM that puts doorbells
+/// where it has nothing else, such as a device of KVM's or RAM, may ignore the report.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct CommitReport {
@@ -80,13 +91,19 @@ impl CommitReport {
     pub fn is_clean(&self) -> bool {
         self.refusals.is_empty()
     }
+
+    /// The refusals that cost more than speed: nothing rings these doorbells. See [`Refusal::is_unreachable`].
+    pub fn unreachable(&self) -> impl Iterator<Item = &Refusal> {
+        let refusals = self.refusals.iter();
+        refusals.filter(|refusal| refusal.is_unreachable())
+    }
 }
 
 /// A listener did not do what it was asked.
 ///
 /// If it was to add a doorbell, then the guest's writes to the doorbell exit to the VMM, and
-/// [`AddressSpace::write`](super::AddressSpace::write) serves them. The exception is an error that says that something
-/// else takes the writes, such as `kvm::Occupied`.
+/// [`AddressSpace::write`](super::AddressSpace::write) serves them, unless the doorbell is
+/// [unreachable](Self::is_unreachable).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Refusal {
@@ -96,8 +113,19 @@ pub struct Refusal {
     pub call: ListenerCall,
     /// The doorbell that the call was for.
     pub doorbell: Doorbell,
-    /// Why it refused.
+    /// Why it refused. Of a `KvmListener` this is a `kvm::Unsupported`, a `kvm::Occupied` or a `kvm::Error`, which
+    /// `downcast_ref` tells apart.
     pub error: RefusalError,
+    unreachable: bool,
+}
+
+impl Refusal {
+    /// Whether nothing rings the doorbell, though it is in force: something else takes the guest's writes, and they
+    /// reach neither the listener nor the VMM. It is so where a device of KVM's is (`kvm::Occupied`).
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable
+    }
 }
 
 /// A call of a [`Listener`].
@@ -129,6 +157,43 @@ impl fmt::Display for Refusal {
 impl Error for Refusal {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.error)
+    }
+}
+
+/// Keeps a listener alive: what [`add_listener`](super::AddressSpace::add_listener) takes. An `Arc` of a listener, of a
+/// `dyn Listener` too, or a reference to one becomes a handle.
+#[derive(Clone)]
+pub struct ListenerHandle(pub(super) Arc<dyn Listener>);
+
+impl<L: Listener + 'static> From<Arc<L>> for ListenerHandle {
+    fn from(listener: Arc<L>) -> Self {
+        ListenerHandle(listener)
+    }
+}
+
+impl<L: Listener + 'static> From<&Arc<L>> for ListenerHandle {
+    fn from(listener: &Arc<L>) -> Self {
+        Arc::clone(listener).into()
+    }
+}
+
+impl From<Arc<dyn Listener>> for ListenerHandle {
+    fn from(listener: Arc<dyn Listener>) -> Self {
+        ListenerHandle(listener)
+    }
+}
+
+impl From<&Arc<dyn Listener>> for ListenerHandle {
+    fn from(listener: &Arc<dyn Listener>) -> Self {
+        Arc::clone(listener).into()
+    }
+}
+
+impl fmt::Debug for ListenerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ListenerHandle")
+            .field(&self.0.name())
+            .finish()
     }
 }
 
@@ -273,6 +338,7 @@ impl Call {
 
     fn refusal(&self, call: ListenerCall, error: RefusalError) -> Refusal {
         Refusal {
+            unreachable: call == ListenerCall::Add && self.listener.is_unreachable(&error),
             listener: self.listener.name(),
             call,
             doorbell: self.doorbell.clone(),

@@ -194,6 +194,7 @@ fn a_refused_doorbell_is_served_and_reported() {
     assert_eq!(refusal.call, ListenerCall::Add);
     assert_eq!(refusal.doorbell, space.doorbells()[0]);
     assert_eq!(refusal.source().unwrap().to_string(), "as told");
+    assert!(!refusal.is_unreachable());
     assert_eq!(
         refusal.to_string(),
         "picky did not add the doorbell at Mmio 0xe0000010: as told"
@@ -352,6 +353,55 @@ fn a_listener_may_look_when_it_comes_and_goes() {
     assert!(report.is_clean());
 }
 
+/// A listener says of which refused doorbells the guest's writes do not reach the VMM. It is not asked about doorbells
+/// that it let go of.
+#[test]
+fn refusals_that_cost_more_than_speed() {
+    struct Knows;
+    impl Listener for Knows {
+        fn name(&self) -> &'static str {
+            "knows"
+        }
+        fn eventfd_add(&self, doorbell: &Doorbell) -> Result<(), RefusalError> {
+            match doorbell.address() & 0xff {
+                0x10 => Err("taken".into()),
+                0x20 => Err("no room".into()),
+                _ => Ok(()),
+            }
+        }
+        fn eventfd_del(&self, _: &Doorbell) -> Result<(), RefusalError> {
+            Err("taken".into())
+        }
+        fn is_unreachable(&self, error: &RefusalError) -> bool {
+            error.to_string() == "taken"
+        }
+    }
+
+    let space = AddressSpace::new();
+    let knows: Arc<dyn Listener> = Arc::new(Knows);
+    assert!(space.add_listener(&knows).is_clean());
+    let region = space.region(Bus::Mmio, 0x1000);
+    let event = Arc::new(Event::new(0));
+    for offset in [0x10, 0x20, 0x30] {
+        assert!(
+            region
+                .add_eventfd(offset, 4, None, &event)
+                .unwrap()
+                .is_clean()
+        );
+    }
+    let unreachable = |report: &CommitReport| -> Vec<u64> {
+        let refusals = report.unreachable();
+        refusals.map(|refusal| refusal.doorbell.address()).collect()
+    };
+    let report = region.map(BASE).unwrap();
+    assert_eq!(report.refusals.len(), 2);
+    assert_eq!(unreachable(&report), [BASE + 0x10]);
+    let report = region.unmap();
+    assert_eq!((report.refusals.len(), unreachable(&report)), (1, vec![]));
+    assert!(space.remove_listener(&*knows).is_clean());
+}
+
 /// No guest makes an empty write: it rings no doorbell, not even one for any length.
 #[test]
 fn an_empty_write_is_no_doorbells() {
@@ -507,13 +557,13 @@ fn a_listener_that_panics() {
         for priority in [-1, 1] {
             let space = AddressSpace::new();
             let other = Arc::new(Accelerator::new());
-            assert!(space.add_listener(Arc::clone(&other) as _).is_clean());
+            assert!(space.add_listener(Arc::clone(&other)).is_clean());
             let (region, event) = region(&space);
             let panics = |call: &dyn Fn() -> CommitReport| {
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
             };
             let listener = Arc::new(Panics { when, priority });
-            let added = panics(&|| space.add_listener(Arc::clone(&listener) as _));
+            let added = panics(&|| space.add_listener(&listener));
             assert_eq!(added, when == ListenerCall::Add);
             for base in [0x1000, 0x2000, 0x3000] {
                 assert!(panics(&|| region.map(base).unwrap()));
@@ -555,7 +605,7 @@ fn a_listener_that_panics_at_the_end() {
     let space = AddressSpace::new();
     let listeners = [(); 2].map(|()| Arc::new(Hears::default()));
     for listener in &listeners {
-        assert!(space.add_listener(Arc::clone(listener) as _).is_clean());
+        assert!(space.add_listener(listener).is_clean());
     }
     let (region, _) = region(&space);
     let unmap = std::panic::AssertUnwindSafe(|| region.unmap());

@@ -136,6 +136,7 @@ fn messages_of_no_ioapic() {
     router.set_route(PIN, Some(route)).unwrap();
     let error = kvm.set_ioapic_message(PIN, Some(MESSAGE)).unwrap_err();
     assert_eq!(error.call(), "KVM_SET_GSI_ROUTING");
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     // The refused message is not in the table now either.
     router.set_route(PIN + 1, Some(route)).unwrap();
 
