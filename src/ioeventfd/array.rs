@@ -112,6 +112,31 @@ impl DoorbellArray {
         }
     }
 
+    /// The register `QueueNotify` of a virtio-mmio device, which all queues share: `base` is the address of the device,
+    /// whose register is at `base + 0x50`. The driver writes the queue's number to it, in 4 bytes. (virtio 1.2, 4.2.2)
+    ///
+    /// With `VIRTIO_F_NOTIFICATION_DATA`, only the lower two of the 4 bytes are the queue's number. Such a device has a
+    /// [`ValueQueue`](super::ValueQueue) at `Key::mmio(base + 0x50, 4)` instead of an array.
+    ///
+    /// ```
+    /// use doorbell::ioeventfd::{Bus, DoorbellArray, Table};
+    /// use doorbell::Event;
+    /// use std::sync::Arc;
+    ///
+    /// let table = Table::new();
+    /// let queues = [0; 2].map(|count| Arc::new(Event::new(count)));
+    /// let _doorbells = table.assign_array(DoorbellArray::virtio_mmio(0xd000_0000, 2), &queues)?;
+    /// assert!(table.write(Bus::Mmio, 0xd000_0050, &1_u32.to_ne_bytes()));
+    /// assert_eq!(queues[1].try_read(), Some(1));
+    /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
+    /// ```
+    #[must_use]
+    #[doc(alias = "QueueNotify")]
+    pub const fn virtio_mmio(base: u64, queues: u32) -> Self {
+        // At the end of the address space, a saturated address has no room for the register, which is an error.
+        Self::mmio(base.saturating_add(0x50), 0, queues).with_length(4)
+    }
+
     /// The same, for writes of `length` bytes only.
     #[must_use]
     pub const fn with_length(mut self, length: u32) -> Self {

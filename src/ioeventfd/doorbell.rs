@@ -27,6 +27,42 @@ impl Target {
         }
     }
 
+    /// What keeps the value last written, if the target is such a one.
+    ///
+    /// ```
+    /// # use doorbell::ioeventfd::{Bus, Key, Latest, Table, TableState};
+    /// # use doorbell::{Event, event::EventHandle};
+    /// # use std::sync::Arc;
+    /// # let kick = Arc::new(Event::new(0));
+    /// # let before = Table::new();
+    /// # let tail = Arc::new(Latest::new(&kick, 5));
+    /// # let _tail = before.assign(Key::mmio(0xf000_1000, 4), &tail)?;
+    /// # let state = before.save(|_| 0);
+    /// // The device finds its register again in a table that was restored.
+    /// let table = Table::new();
+    /// let doorbells = table.restore(&state, |_| Some(EventHandle::from(&kick)))?;
+    /// let [target] = doorbells[0].doorbell().targets() else { unreachable!("it was no array") };
+    /// let tail = target.latest().expect("it was a `Latest`");
+    /// assert_eq!(tail.value(), 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn latest(&self) -> Option<&Arc<Latest>> {
+        match self {
+            Target::Latest(latest) => Some(latest),
+            _ => None,
+        }
+    }
+
+    /// What queues the values, if the target is such a one.
+    #[must_use]
+    pub fn value_queue(&self) -> Option<&Arc<ValueQueue>> {
+        match self {
+            Target::ValueQueue(queue) => Some(queue),
+            _ => None,
+        }
+    }
+
     /// Whether both are the same object.
     pub(super) fn is(&self, other: &Target) -> bool {
         match (self, other) {

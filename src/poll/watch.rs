@@ -1,3 +1,5 @@
+use std::ops::{BitOr, BitOrAssign};
+
 /// What a [`Poller`](super::Poller) is to report of an event or file descriptor, and how often.
 ///
 /// Errors are always reported (and of a file descriptor hang-ups), whatever is asked for, as epoll does.
@@ -33,6 +35,7 @@
 /// let queue = Watch::READABLE.edge();
 /// let shared_by_workers = Watch::READABLE.one_shot();
 /// assert_ne!(queue, shared_by_workers);
+/// assert_eq!(Watch::READABLE | Watch::WRITABLE, Watch::BOTH);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Watch {
@@ -66,7 +69,7 @@ impl Watch {
         ..Self::ERRORS
     };
 
-    /// Both.
+    /// Both, as `Watch::READABLE | Watch::WRITABLE` is. (`EPOLLIN | EPOLLOUT`)
     pub const BOTH: Watch = Watch {
         readable: true,
         ..Self::WRITABLE
@@ -87,5 +90,54 @@ impl Watch {
             one_shot: true,
             ..self
         }
+    }
+}
+
+/// What either is to report, edge-triggered or one-shot if either is.
+impl BitOr for Watch {
+    type Output = Watch;
+
+    fn bitor(self, other: Watch) -> Watch {
+        Watch {
+            readable: self.readable || other.readable,
+            writable: self.writable || other.writable,
+            edge: self.edge || other.edge,
+            one_shot: self.one_shot || other.one_shot,
+        }
+    }
+}
+
+impl BitOrAssign for Watch {
+    fn bitor_assign(&mut self, other: Watch) {
+        *self = *self | other;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_union_has_what_either_has() {
+        let single = [
+            Watch::READABLE,
+            Watch::WRITABLE,
+            Watch::ERRORS.edge(),
+            Watch::ERRORS.one_shot(),
+        ];
+        let bits = |watch: Watch| [watch.readable, watch.writable, watch.edge, watch.one_shot];
+        for a in 0..16 {
+            for b in 0..16 {
+                let of = |set: usize| {
+                    let chosen = (0..4).filter(|bit| set >> bit & 1 == 1);
+                    chosen.fold(Watch::ERRORS, |watch, bit| watch | single[bit])
+                };
+                let mut union = of(a);
+                assert_eq!(bits(union), [0, 1, 2, 3].map(|bit| a >> bit & 1 == 1));
+                union |= of(b);
+                assert_eq!(union, of(a | b));
+            }
+        }
+        assert_eq!(Watch::READABLE | Watch::WRITABLE, Watch::BOTH);
     }
 }

@@ -375,6 +375,50 @@ fn an_array_without_a_stride_goes_by_the_value_written() {
     );
 }
 
+/// virtio-mmio's register QueueNotify: 4 bytes at 0x50, whose value is the queue.
+#[test]
+fn the_queues_of_virtio_mmio() {
+    let table = Table::new();
+    let queues = [0; 3].map(|count| Arc::new(Event::new(count)));
+    let array = DoorbellArray::virtio_mmio(A, 3);
+    let _doorbells = table.assign_array(array, &queues).unwrap();
+    let key = |queue| Some(Key::mmio(A + 0x50, 4).with_datamatch(queue));
+    let keys = [0, 1, 2, 3].map(|slot| array.slot(slot));
+    assert_eq!(keys, [key(0), key(1), key(2), None]);
+
+    let write = |offset, data: &[u8]| table.write(Bus::Mmio, A + offset, data);
+    assert!(write(0x50, &2_u32.to_ne_bytes()));
+    let others: [(u64, &[u8]); 6] = [
+        (0x50, &3_u32.to_ne_bytes()),
+        (0x50, &0x1_0002_u32.to_ne_bytes()),
+        (0x50, &2_u16.to_ne_bytes()),
+        (0x50, &2_u64.to_ne_bytes()),
+        (0x4c, &2_u32.to_ne_bytes()),
+        (0, &2_u32.to_ne_bytes()),
+    ];
+    for (offset, data) in others {
+        assert!(!write(offset, data), "{offset:#x} {data:?}");
+    }
+    assert_eq!(queues.each_ref().map(|queue| queue.count()), [0, 0, 1]);
+
+    let beyond = DoorbellArray::virtio_mmio(u64::MAX - 1, 3);
+    let assigned = table.assign_array(beyond, &queues).map(drop);
+    assert_eq!(assigned, Err(DoorbellError::Wrap));
+}
+
+/// What a target keeps is found again by its kind.
+#[test]
+fn what_kind_a_target_is() {
+    let kick = event();
+    let latest = Arc::new(Latest::new(&kick, 7));
+    let queue = Arc::new(ValueQueue::new(&kick, 8));
+    let targets = [Target::from(&kick), (&latest).into(), (&queue).into()];
+    let found: Vec<_> = targets.iter().map(Target::latest).collect();
+    assert!(matches!(found[..], [None, Some(found), None] if Arc::ptr_eq(found, &latest)));
+    let found: Vec<_> = targets.iter().map(Target::value_queue).collect();
+    assert!(matches!(found[..], [None, None, Some(found)] if Arc::ptr_eq(found, &queue)));
+}
+
 /// Valid and invalid arrays without a stride, and the advice that the errors give.
 #[test]
 fn an_array_without_a_stride_needs_a_length() {
