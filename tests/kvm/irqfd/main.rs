@@ -385,8 +385,8 @@ fn numbered_cases() {
     }
 }
 
-/// The numbered cases through a sink around the `KvmSink`: all calls reach it, edges as two changes of a level. In R37 a
-/// line has both, edges and resampling irqfds.
+/// The numbered cases through a sink around the `KvmSink`: all calls reach it, edges as two changes of a level. In R37
+/// a line has both, edges and resampling irqfds.
 #[test]
 fn a_sink_around_a_kvm_sink() {
     stay();

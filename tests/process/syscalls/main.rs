@@ -18,6 +18,7 @@
 mod common;
 #[cfg(target_arch = "x86_64")]
 mod kvm;
+mod threads;
 #[cfg(target_arch = "x86_64")]
 #[path = "../../common/vm.rs"]
 mod vm;
@@ -1922,7 +1923,12 @@ fn the_list_of_a_poller_is_complete() {
 
 /// The calls that the documentation of `poll` lists for `wait_any` and futures.
 fn list_of_wait_any_and_futures() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
-    listed(&[libc::SYS_futex_waitv], &[WAIT, WAKE, WAIT_BITSET])
+    let calls = [
+        libc::SYS_futex_waitv,
+        libc::SYS_sched_yield,
+        libc::SYS_clock_nanosleep,
+    ];
+    listed(&calls, &[WAIT, WAKE, WAIT_BITSET])
 }
 
 /// The same for `wait_any` and for futures, on a thread that waits and on a thread that wakes it.
