@@ -1,5 +1,5 @@
 //! A snapshot: a doorbell with kicks that nothing has read, and a masked vector with its pending bit, saved as JSON and
-//! restored as if on another machine. (`doorbell::irqfd` has the order of the steps for a live VM under KVM.)
+//! restored as if on another machine. (`doorbell::guide::snapshot` has the order of the steps for a live VM under KVM.)
 
 use doorbell::Event;
 use doorbell::event::{EventHandle, EventState};
@@ -35,7 +35,8 @@ fn save() -> Result<String, Box<dyn std::error::Error>> {
 
     // The vCPUs and the device threads have stopped.
     let number = |event: &Event| u64::from(std::ptr::eq(event, &*events[1]));
-    let (table, router) = (table.save(number), router.save(number));
+    let router = router.save(number); // before the events, whose counts this may change
+    let table = table.save(number);
     let snapshot: Snapshot = (events.each_ref().map(|event| event.save()), table, router);
     Ok(serde_json::to_string(&snapshot)?)
 }

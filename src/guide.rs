@@ -7,6 +7,8 @@
 //! | [`threat_model`] | what a guest, another process and a callback can do, and what they cannot |
 //! | [`platforms`] | where the crate runs, and how far that was tested |
 //! | [`kvm`] | the ways in which KVM and an event meet, and which one to take |
+//! | [`snapshot`] | in which order a VM is saved and restored |
+//! | [`locks`] | what waits for callbacks, what runs them, and which locks a caller may hold then |
 //! | [`fork`] | what a child of `fork(2)` may call |
 
 #[doc = include_str!("guide/costs.md")]
@@ -23,6 +25,12 @@ pub mod platforms {}
 
 #[doc = include_str!("guide/kvm.md")]
 pub mod kvm {}
+
+#[doc = include_str!("guide/snapshot.md")]
+pub mod snapshot {}
+
+#[doc = include_str!("guide/locks.md")]
+pub mod locks {}
 
 #[doc = include_str!("guide/fork.md")]
 pub mod fork {}

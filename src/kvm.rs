@@ -9,12 +9,9 @@
 //!
 //! Kicks that KVM has taken, and that no thread has moved to their event yet, are in eventfds of the listener, where
 //! [`Event::count`](crate::Event::count) does not see them.
-//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) moves all of them. It comes after the vCPUs
-//! and the devices were paused, and before [`AddressSpace::save`](crate::ioeventfd::space::AddressSpace::save), whose
-//! page has the steps.
-//!
-//! Interrupts are in the router and in KVM's interrupt controllers: the page of the router says
-//! [in which order](crate::irqfd#snapshots) the two are saved and restored.
+//! [`AddressSpace::drain`](crate::ioeventfd::space::AddressSpace::drain) moves all of them. Interrupts are in the
+//! router and in KVM's interrupt controllers. The page [`guide::snapshot`](crate::guide::snapshot) says in which order
+//! all of these are saved and restored.
 #![doc = include_str!("ioeventfd/space/occupied.md")]
 
 mod ioctl;

@@ -12,8 +12,8 @@
 //! | a [`Router`](crate::irqfd::Router): routes, irqfds, masks, pending bits, levels | [`save`](crate::irqfd::Router::save) | [`restore`](crate::irqfd::Router::restore) |
 //! | pollers, observers, batches, mirrors, forwards, KVM's listener and sink | nothing: they hold no state of the guest's | the VMM makes them anew |
 //!
-//! [The steps in their order](crate::irqfd#snapshots), for a VM with or without KVM, are with the router. The example
-//! `snapshot_restore` has them in code.
+//! The page [`guide::snapshot`](crate::guide::snapshot) has the steps in their order, for a VM with or without KVM. The
+//! example `snapshot_restore` has those that need no KVM.
 //!
 //! # Events
 //!

@@ -91,7 +91,7 @@ pub(super) struct Changed {
 /// deassigns a doorbell or an irqfd, or commits a change of an address space, of any event in the process, waits until
 /// it has returned. So it must not take a lock that another thread holds while doing one of these: the two would wait
 /// for each other. Attaching, assigning and signalling wait for no call, and may be done under any lock. All calls that
-/// wait are listed [in one place](crate::irqfd#locks-that-a-caller-may-hold).
+/// wait are listed [in one place](crate::guide::locks).
 ///
 /// # What it may do
 ///
@@ -694,6 +694,9 @@ impl Observation {
     ///
     /// Changes that another thread makes during this call may or may not reach it, and earlier ones do not: check the
     /// count afterwards. Does not wait.
+    ///
+    /// The event is an `Arc<Event>`, a reference to one, a static, or a field of something in an `Arc`, by
+    /// [`EventHandle::of_field`]`(&device, |d| &d.kick)`.
     pub fn new(
         event: impl Into<EventHandle>,
         interest: Interest,

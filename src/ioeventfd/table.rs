@@ -118,15 +118,18 @@ impl Table {
     /// Has guest writes that match `key` signal an event, until the registration is dropped or the key deassigned.
     ///
     /// `target` is an [`Event`](crate::Event), by whatever becomes an [`EventHandle`](crate::event::EventHandle): an
-    /// `Arc`, a static, or a field of something in an `Arc`. Or it is an `Arc` of a [`Latest`](super::Latest) or a
-    /// [`ValueQueue`](super::ValueQueue), which keep what was written. One target may stand under any number of keys.
-    /// When this returns, every write that is looked up from then on finds it. (`KVM_IOEVENTFD`)
+    /// `Arc`, a reference to one, a static, or a field of something in an `Arc`, by
+    /// [`EventHandle::of_field`](crate::event::EventHandle::of_field)`(&device, |d| &d.kick)`. Or it is an `Arc` of a
+    /// [`Latest`](super::Latest) or a [`ValueQueue`](super::ValueQueue), which keep what was written. One target may
+    /// stand under any number of keys. When this returns, every write that is looked up from then on finds it.
+    /// (`KVM_IOEVENTFD`)
     ///
     /// # Errors
     ///
-    /// The key is invalid or collides with a registered doorbell, in the order in which KVM checks; whichever targets
-    /// the two have. Nothing was registered.
+    /// The key is invalid, or it collides with that of a registered doorbell, also if both have the same target. The
+    /// checks come in KVM's order. Nothing was registered.
     #[doc(alias = "KVM_IOEVENTFD")]
+    #[doc(alias = "register_ioevent")]
     #[doc(alias = "register")]
     pub fn assign(
         &self,
@@ -178,7 +181,7 @@ impl Table {
     /// or signalled twice.
     ///
     /// Registrations whose doorbells were deassigned already count for nothing. If a doorbell goes, this waits for
-    /// callbacks: there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not hold.
+    /// callbacks: there are [locks](crate::guide::locks) that the caller must not hold.
     ///
     /// # Errors
     ///
@@ -220,8 +223,7 @@ impl Table {
     /// When this returns, no signal comes through the entry any more (but see [`Table`] about calls from inside a
     /// lookup); what it has signalled stays in the event. (`KVM_IOEVENTFD_FLAG_DEASSIGN`)
     ///
-    /// Waits for callbacks, so there are [locks](crate::irqfd#locks-that-a-caller-may-hold) that the caller must not
-    /// hold.
+    /// Waits for callbacks, so there are [locks](crate::guide::locks) that the caller must not hold.
     ///
     /// # Errors
     ///

@@ -4,7 +4,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-/// What a PCI device writes to interrupt: address and data of a message-signalled interrupt.
+/// What a PCI device writes to interrupt: address and data of a message-signalled interrupt. Made by
+/// [`new`](Self::new).
 ///
 /// The GIC's ITS on Arm tells the messages of several devices apart by the device that sends them, so a message can
 /// [name the device](Self::with_devid).
@@ -26,7 +27,7 @@ pub struct MsiMessage {
 }
 
 impl MsiMessage {
-    /// A message of no device in particular.
+    /// A message of no device in particular: an address and the data that is written there.
     #[must_use]
     pub const fn new(address: u64, data: u32) -> Self {
         MsiMessage {

@@ -24,8 +24,8 @@ use std::sync::{Arc, PoisonError, Weak};
 /// signals that are under way, so that no interrupt from before comes after them. Inside an observer's or a sink's call
 /// they do not wait: they take effect for later signals, and what other threads are in the middle of may still happen
 /// after the outermost call has ended. No other method waits for other threads, except
-/// [`synchronize`](Self::synchronize), [`save`](Self::save) and [`restore`](Self::restore). The docs of the module say
-/// [which locks a caller may hold](super#locks-that-a-caller-may-hold).
+/// [`synchronize`](Self::synchronize), [`save`](Self::save) and [`restore`](Self::restore). The page
+/// [`guide::locks`](crate::guide::locks) says which locks a caller may hold.
 ///
 /// ```
 /// use doorbell::Event;
@@ -136,12 +136,17 @@ impl Router {
     /// in the event. The next signal takes it away. A signal made at the same time as `assign` may interrupt twice,
     /// here and by itself.
     ///
+    /// A device whose events are fields passes `EventHandle::of_field(&device, |d| &d.interrupt)`: see
+    /// [`of_field`](EventHandle::of_field).
+    ///
     /// Several events may interrupt through one GSI. The GSI is not checked: if it has no route, or is too high to have
     /// one, the signals' counts are taken, and the signals are lost. This does not wait for other threads.
     ///
     /// # Errors
     ///
     /// The event has an irqfd already, or the sink refuses. Nothing has been assigned then.
+    #[doc(alias = "register_irqfd")]
+    #[doc(alias = "KVM_IRQFD")]
     pub fn assign(&self, event: impl Into<EventHandle>, gsi: u32) -> Result<Irqfd, AssignError> {
         self.assign_irqfd(event.into(), gsi, None, Injector::begin)
     }
@@ -199,6 +204,7 @@ impl Router {
     /// assert_eq!(*ioapic.0.lock().unwrap(), [true, false, true, false]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "register_irqfd_with_resample")]
     pub fn assign_with_resample(
         &self,
         event: impl Into<EventHandle>,
@@ -264,18 +270,18 @@ impl Router {
     /// Ends an [`assign`](Self::assign) or [`assign_with_resample`](Self::assign_with_resample) of the same event and
     /// GSI. If there is none, this does nothing. (`KVM_IRQFD_FLAG_DEASSIGN`)
     ///
-    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
-    /// caller must not hold.
+    /// This waits for callbacks that are under way, so there are [locks](crate::guide::locks) that the caller must not
+    /// hold.
     ///
     /// When this returns, nothing is injected for the event any more. It is an event like others, and may be assigned
     /// again.
     ///
-    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. The count that
-    /// the event had when it was assigned has interrupted, and is taken away now unless a signal has taken it before.
-    /// Of a semaphore with a count, one unit is taken away. (A signal that is made at the same time stays. If other
-    /// threads read from the event, a signal as large as what they read may be taken for that count.) A signal that a
-    /// mask keeps [pending](Self::is_pending) is given back to the count, as one signal. The last irqfd of a GSI takes
-    /// the pending bit out, so that the next one does not interrupt for it.
+    /// No signal is lost. Each has interrupted, or is in the count, where the next assignment finds it. `assign` has
+    /// interrupted once for the count that it found, and left it there. `deassign` removes that count, unless a signal
+    /// has done so. Of a semaphore it removes one unit of what is left, also after signals, as KVM does. (A signal that
+    /// is made at the same time stays. If other threads read from the event, a signal as large as what they read may be
+    /// taken for that count.) A signal that a mask keeps [pending](Self::is_pending) is given back to the count, as one
+    /// signal. The last irqfd of a GSI takes the pending bit out, so that the next one does not interrupt for it.
     ///
     /// The level of a resampling irqfd ends with it. It is not given back, as in KVM, even if a mask kept it from the
     /// guest. The caller then asks the device whether it needs service, as an [`unmask`](Self::unmask) would have done.
@@ -302,8 +308,8 @@ impl Router {
     /// Replaces all routes in one step. When this returns, nothing is injected by the old ones any more.
     /// (`KVM_SET_GSI_ROUTING`)
     ///
-    /// This waits for callbacks that are under way, so there are [locks](super#locks-that-a-caller-may-hold) that the
-    /// caller must not hold.
+    /// This waits for callbacks that are under way, so there are [locks](crate::guide::locks) that the caller must not
+    /// hold.
     ///
     /// A signal finds either the old routes or the new ones. A line that is up is lowered at the old pin and raised at
     /// the new one. Signals that were lost for want of a route stay lost. If the routes are the same as before, nothing
@@ -432,19 +438,20 @@ impl Router {
     /// Waits until every injection that has begun before has ended, on all threads. (`synchronize_irq`)
     ///
     /// With a [worker](Self::with_worker), this waits until the worker has carried out all requests made before. Inside
-    /// an observer's or a sink's call it does not wait; elsewhere there are [locks](super#locks-that-a-caller-may-hold)
-    /// that the caller must not hold.
+    /// an observer's or a sink's call it does not wait; elsewhere there are [locks](crate::guide::locks) that the
+    /// caller must not hold.
     pub fn synchronize(&self) {
         self.board().wait_in_flight();
     }
 
-    /// The pending bit of a masked GSI, as a guest may read it in the pending bit array. The value may be stale.
+    /// The pending bit of a masked GSI, as a guest may read it in the pending bit array (PBA). The value may be stale.
     ///
     /// The bit is cleared when the interrupt is injected, when the bit is [taken](Self::take_pending), and when the
     /// last irqfd of the GSI is deassigned (QEMU clears the bit of a vector that is no longer in use, too). A change of
     /// routes does not clear it. The mask stays when the irqfds go.
     #[must_use]
     #[doc(alias = "msix_is_pending")]
+    #[doc(alias = "pba")]
     pub fn is_pending(&self, gsi: u32) -> bool {
         let line = self.board().lines().find(gsi);
         line.is_some_and(|line| line.is_pending())
@@ -474,7 +481,7 @@ impl Router {
         line.is_some_and(|line| line.take_pending())
     }
 
-    /// Holds a line up, or lets it go, in the name of the VMM. (`KVM_IRQ_LINE`, where the VMM is one holder as well.)
+    /// Holds a line up, or lets it go, without an event: the counterpart of `KVM_IRQ_LINE`.
     ///
     /// The line is up as long as this, a [level source](Self::level_source) or a resampling irqfd holds it up. All
     /// callers of this are one holder, and the last call decides. **Devices that share a pin use a level source each.**
@@ -495,11 +502,100 @@ impl Router {
     }
 
     /// The guest's end of interrupt on `gsi`. The line is lowered, then the resample events of its irqfds are
-    /// signalled, whatever has raised the line. If the line is still held up, it is raised again. To be called by
-    /// the interrupt controller's model, without a [lock](super#locks-that-a-caller-may-hold) that the sink's calls
-    /// take. A GSI without resampling irqfds needs no acks and ignores them.
+    /// signalled, whatever has raised the line. If the line is still held up, it is raised again. To be called by the
+    /// interrupt controller's model, without a [lock](crate::guide::locks) that the sink's calls take. A GSI without
+    /// resampling irqfds needs no acks and ignores them.
     ///
     /// If another thread is driving the line at the moment, that thread does all this soon; this does not wait for it.
+    ///
+    /// # In the model of an IOAPIC
+    ///
+    /// At an end of interrupt, the model clears its own in-service state (the remote IRR) first, and calls `ack` last.
+    /// A rise that the sink is told inside `ack` is the next interrupt, which a model that counts as in service would
+    /// lose. What comes after `ack` depends on the GSI:
+    ///
+    /// * With resampling irqfds, the model interrupts again only when the sink is told of a rise, and never because the
+    ///   pin is up after `ack`: the pin was lowered, so one that is up has risen inside `ack`, and has interrupted.
+    /// * Without, `ack` does nothing. A pin that a [level source](Self::level_source) holds up stays up, the sink is
+    ///   told of nothing, and it is for the model to interrupt again, as an IOAPIC does.
+    ///
+    /// A model in which each interrupt of a level sets the in-service state need not know which of the two it is:
+    ///
+    /// ```
+    /// # use doorbell::Event;
+    /// # use doorbell::irqfd::{InterruptSink, MsiMessage, Router, Routes};
+    /// # use std::sync::{Arc, Mutex};
+    /// const PIN: u32 = 10;
+    ///
+    /// #[derive(Default)]
+    /// struct Pin {
+    ///     up: bool,
+    ///     in_service: bool,
+    ///     interrupts: u32,
+    /// }
+    ///
+    /// impl Pin {
+    ///     fn deliver(&mut self) {
+    ///         if self.up && !self.in_service {
+    ///             self.in_service = true;
+    ///             self.interrupts += 1; // a message to a local APIC
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// #[derive(Default)]
+    /// struct Ioapic(Mutex<Pin>);
+    ///
+    /// impl InterruptSink for Ioapic {
+    ///     fn set_level(&self, _gsi: u32, _pin: u32, level: bool) {
+    ///         let mut pin = self.0.lock().unwrap();
+    ///         pin.up = level;
+    ///         pin.deliver();
+    ///     }
+    ///     fn signal_msi(&self, _gsi: u32, _message: MsiMessage) {}
+    /// }
+    ///
+    /// impl Ioapic {
+    ///     fn end_of_interrupt(&self, router: &Router) {
+    ///         self.0.lock().unwrap().in_service = false;
+    ///         router.ack(PIN); // without the lock: this calls `set_level`
+    ///         self.0.lock().unwrap().deliver();
+    ///     }
+    /// }
+    ///
+    /// let ioapic = Arc::new(Ioapic::default());
+    /// let router = Router::new(ioapic.clone());
+    /// router.set_routes(Routes::identity(24))?;
+    /// let interrupts = || ioapic.0.lock().unwrap().interrupts;
+    ///
+    /// // A level source alone: the interrupt comes back until the device lets go.
+    /// let device = router.level_source(PIN);
+    /// device.set_level(true);
+    /// ioapic.end_of_interrupt(&router);
+    /// assert_eq!(interrupts(), 2);
+    /// device.set_level(false);
+    /// ioapic.end_of_interrupt(&router);
+    /// assert_eq!(interrupts(), 2);
+    ///
+    /// // With a resampling irqfd as well, each end lowers the line, and what holds it up raises it.
+    /// let (interrupt, resample) = (Arc::new(Event::new(0)), Arc::new(Event::new(0)));
+    /// let _irqfd = router.assign_with_resample(&interrupt, PIN, &resample)?;
+    /// interrupt.signal();
+    /// device.set_level(true);
+    /// assert_eq!(interrupts(), 3);
+    /// ioapic.end_of_interrupt(&router);
+    /// assert_eq!((interrupts(), router.level(PIN)), (4, true));
+    /// device.set_level(false);
+    /// ioapic.end_of_interrupt(&router);
+    /// assert_eq!((interrupts(), router.level(PIN)), (4, false));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// If another thread is driving the line, its fall may come after this has returned. Such a model then interrupts
+    /// once too often, and the guest finds nothing to do.
+    #[doc(alias = "eoi")]
+    #[doc(alias = "resample")]
+    #[doc(alias = "end of interrupt")]
     pub fn ack(&self, gsi: u32) {
         let line = self.board().lines().find(gsi);
         if let Some(line) = line.filter(|line| line.has_resamplers()) {
@@ -507,7 +603,8 @@ impl Router {
         }
     }
 
-    /// Whether the line of `gsi` is up at its pin, as the sink has been told last. The value may be stale.
+    /// Whether the line of `gsi` is up at its pin, as the sink has been told last. The value may be stale. It is no
+    /// reason for the model of an IOAPIC to interrupt again: see [`ack`](Self::ack).
     ///
     /// It is not up while it is masked or has no route to a pin, even if something [holds it up](Self::is_asserted).
     #[must_use]

@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 /// which any number of threads may be in at once. So a sink may call the router, also for the same line: the driver of
 /// the line carries out such a request later. A sink that takes a lock must not hold it while it calls
 /// [`Router::ack`](super::Router::ack), which may begin with a call to the sink, nor while it makes one of the calls
-/// that [wait for callbacks](super#locks-that-a-caller-may-hold).
+/// that [wait for callbacks](crate::guide::locks).
 ///
 /// If a call panics, the signal or the method that made the call panics, too, after it has carried out the requests of
 /// other threads. The line can still be used; its pin may be at the wrong level until the next change.
@@ -211,7 +211,7 @@ pointer_to_sink!(&S);
 pointer_to_sink!(Arc<S>);
 pointer_to_sink!(Box<S>);
 
-/// A sink's way back to a line: the guest's end of interrupt.
+/// A sink's way back to a line: the guest's end of interrupt (EOI).
 #[derive(Clone)]
 pub struct Eoi {
     gsi: u32,

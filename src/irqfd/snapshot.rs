@@ -34,9 +34,9 @@ impl Router {
     /// Routes, irqfds, masks, pending bits and held levels as plain data. `name` gives each event a number, which is
     /// how [`restore`](Self::restore) asks for the event. The router goes on as before.
     ///
-    /// Stop the vCPUs and the devices first: the [order of the steps](super#snapshots) is on the module's page. First
-    /// this waits as [`synchronize`](Self::synchronize) does, so there are [locks](super#locks-that-a-caller-may-hold)
-    /// that the caller must not hold, and then until the sink has handed on [what it was
+    /// Stop the vCPUs and the devices first, and save the router before the events: see [the order of the
+    /// steps](crate::guide::snapshot). First this waits as [`synchronize`](Self::synchronize) does, so there are
+    /// [locks](crate::guide::locks) that the caller must not hold, and then until the sink has handed on [what it was
     /// told](super::InterruptSink::flush).
     ///
     /// ```
@@ -112,8 +112,8 @@ impl Router {
     /// provided that the interrupt controllers are restored before. An event that has been signalled since the save
     /// interrupts.
     ///
-    /// To be called before anything interrupts, [in this order](super#snapshots). This waits as `set_routes` and `save`
-    /// do.
+    /// To be called before anything interrupts, [in this order](crate::guide::snapshot). This waits as `set_routes` and
+    /// `save` do.
     ///
     /// # Errors
     ///

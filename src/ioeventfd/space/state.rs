@@ -117,12 +117,8 @@ impl AddressSpace {
     /// event. An open transaction's changes are in it.
     ///
     /// The events themselves are saved by [`Event::save`](crate::Event::save), after the kicks that listeners keep were
-    /// moved to them by [`drain`](Self::drain). A snapshot of a virtual machine is taken in this order:
-    ///
-    /// 1. every vCPU is paused: out of `KVM_RUN`, and with a write that has exited offered to [`write`](Self::write);
-    /// 2. the devices are paused: no thread reads the events any more;
-    /// 3. `drain`;
-    /// 4. `save`, and [`Event::save`](crate::Event::save) of each event.
+    /// moved to them by [`drain`](Self::drain). The page [`guide::snapshot`](crate::guide::snapshot) has all steps in
+    /// their order.
     ///
     /// On the other side, the events are restored first. [`restore`](Self::restore) then makes the regions, and the
     /// VMM adds its listeners, before or after that.
