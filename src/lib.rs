@@ -1,10 +1,16 @@
+// In rustdoc the README's links to the guide's pages lead to the pages of this version: the first definition counts.
+//! [costs]: guide::costs
+//! [fork]: guide::fork
+//! [kvm]: guide::kvm
+//! [locks]: guide::locks
+//! [platforms]: guide::platforms
+//! [snapshot]: guide::snapshot
+//! [system calls]: guide::system_calls
+//! [threat model]: guide::threat_model
+//!
 #![doc = include_str!("../README.md")]
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//!
-//! # Pages
-//!
-//! [`guide`] has pages on costs, system calls and seccomp filters, the threat model, platforms, KVM, and `fork(2)`.
 
 /// Makes a constructor `const`, but not under loom, whose atomics are made at run time.
 macro_rules! maybe_const {
