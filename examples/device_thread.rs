@@ -1,26 +1,28 @@
 //! A device thread: four queues that the guest kicks, a timer, a socket, and a clean stop.
 
-use doorbell::Event;
 use doorbell::ioeventfd::{Bus, DoorbellArray, Table};
 use doorbell::poll::{Events, Poller, Watch};
+use doorbell::{Event, event::EventHandle};
 use rustix::time::{self, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
-use std::io::{Read, Write};
-use std::{error, os::unix::net::UnixStream, sync::Arc, thread};
+use std::{error, io::Read, io::Write, os::unix::net::UnixStream, sync::Arc, thread};
 
 const TIMER: usize = 4;
 const SOCKET: usize = 5;
 const STOPPED: usize = 6;
-
 static STOP: Event = Event::new(0);
 static SERVED: Event = Event::semaphore(0);
 
-fn main() -> Result<(), Box<dyn error::Error>> {
-    let table = Table::new();
-    let queues = [0; 4].map(|count| Arc::new(Event::new(count)));
-    let notify = DoorbellArray::virtio_pci(0xe000_3000, 4, 4);
-    let _doorbells = table.assign_array(notify, &queues)?;
+/// Has its events inside. Table and poller take a handle of a field, which keeps the whole device.
+struct Device {
+    kicks: [Event; 4],
+}
 
-    let poller = Poller::new();
+fn main() -> Result<(), Box<dyn error::Error>> {
+    let kicks = [const { Event::new(0) }; 4];
+    let device = Arc::new(Device { kicks });
+    let queues = [0, 1, 2, 3].map(|n| EventHandle::of_field(&device, |device| &device.kicks[n]));
+    let (table, poller) = (Table::new(), Poller::new());
+    let _doorbells = table.assign_array(DoorbellArray::virtio_pci(0xe000_3000, 4, 4), &queues)?;
     for (key, queue) in queues.iter().enumerate() {
         poller.add(queue, key, Watch::READABLE)?;
     }
@@ -32,8 +34,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let mut soon = time::timerfd_gettime(&timer)?; // all zero: not armed
     soon.it_value.tv_nsec = 1_000_000;
     time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &soon)?;
-
-    let device = thread::spawn(move || {
+    let thread = thread::spawn(move || {
         let (mut events, mut seen) = (Events::with_capacity(8), [0; 6]);
         loop {
             poller.wait(&mut events, None).expect("it works");
@@ -48,12 +49,11 @@ fn main() -> Result<(), Box<dyn error::Error>> {
             }
         }
     });
-    // A vCPU thread rings queue 2, and a client writes 5 bytes.
-    assert!(table.write(Bus::Mmio, 0xe000_3008, &2_u16.to_ne_bytes()));
+    assert!(table.write(Bus::Mmio, 0xe000_3008, &2_u16.to_ne_bytes())); // a vCPU rings queue 2
     client.write_all(b"hello")?;
     (0..3).for_each(|_| _ = SERVED.read());
     STOP.signal();
-    let [kicks @ .., timer, bytes] = device.join().expect("no panic");
+    let [kicks @ .., timer, bytes] = thread.join().expect("no panic");
     println!("kicks: {kicks:?}, timer: {timer}, bytes: {bytes}");
     Ok(())
 }

@@ -146,11 +146,10 @@ pub enum Mode {
 ///
 /// let device = thread::spawn(|| {
 ///     loop {
-///         let _ready = wait_any(&[&KICK, &STOP], None);
-///         if STOP.readiness().is_readable() {
-///             break;
+///         match wait_any(&[&STOP, &KICK], None).expect("no timeout").next() {
+///             Some(0) => break,
+///             _ => _ = KICK.try_read(), // and serve the queue
 ///         }
-///         KICK.try_read(); // and serve the queue
 ///     }
 /// });
 /// let monitors = [(); 3].map(|()| thread::spawn(|| STOP.wait_readable()));
@@ -160,7 +159,13 @@ pub enum Mode {
 /// for monitor in monitors {
 ///     monitor.join().unwrap();
 /// }
+///
+/// // To start again: when all have stopped, the flag is taken back, and new threads are started.
+/// STOP.read();
+/// assert!(!STOP.readiness().is_readable());
 /// ```
+///
+/// The event must not be read before the last of the threads has stopped: a thread that looks later would miss it.
 ///
 /// # Signal handlers
 ///
@@ -407,6 +412,7 @@ impl Event {
     }
 
     /// Takes the count, or one unit of a semaphore. Never blocks: `None` if the count is 0.
+    #[doc(alias = "event_notifier_test_and_clear")]
     #[doc(alias = "try_wait")]
     #[doc(alias = "try_acquire")]
     #[doc(alias = "clear")]

@@ -59,8 +59,9 @@
 //!   after 16 to 1,024 waits that were so short that looking might pay. An event's blocking calls have the same rule.
 //!   With [`Spin::Never`](crate::Spin::Never) there is no window: each wait asks the probes once at first, and once
 //!   before it sleeps.
-//! * **No source starves.** Sources with probes and other events take turns in being first in the buffer. The poller
-//!   looks at descriptors in one wait of 32 at least and, within a wait, every 50 µs.
+//! * **No source starves.** What probes found is first in the buffer in one wait, and what events reported is first in
+//!   the next, so a small buffer has room for both in turn. The poller looks at descriptors at least in every 32nd wait
+//!   and, during a long wait, every 50 µs.
 //! * **Several threads.** One of them looks at the hot sources, and the others sleep. When a thread leaves `wait` with
 //!   something to report while another thread sleeps, it turns notifications on: nothing else would wake the other
 //!   thread for what comes meanwhile.

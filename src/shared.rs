@@ -140,10 +140,8 @@ use waker::Waker;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// A child that runs another program: the descriptor is closed on exec, except where it becomes one of the child's
-/// standard ones. Take standard input. A child that prints to a descriptor of an event writes over the event. For more
-/// than one event, clear `FD_CLOEXEC` with `fcntl(F_SETFD)`, and tell the child the numbers; then each program that
-/// another thread starts meanwhile has the descriptors as well.
+/// A child that runs another program gets the descriptor as its standard input. (All other descriptors are closed on
+/// exec. Do not use standard output: what the child prints would overwrite the event.)
 ///
 /// ```no_run
 /// use doorbell::{Mode, SharedEvent};
@@ -158,6 +156,48 @@ use waker::Waker;
 /// let kick = SharedEvent::attach(std::io::stdin(), 0)?;
 /// assert_eq!(kick.read(), 1);
 /// # child.wait()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// For several events, the child's standard input is one end of a pair of Unix sockets, and the parent sends the
+/// descriptors through the other end. (They could also be inherited, by `fcntl(F_SETFD)` without `FD_CLOEXEC`. Then
+/// each program that another thread starts in the meantime has them as well.)
+///
+/// ```
+/// use doorbell::{Mode, SharedEvent};
+/// use rustix::net::{
+///     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+///     recvmsg, sendmsg,
+/// };
+/// use std::io::{IoSlice, IoSliceMut};
+/// use std::mem::MaybeUninit;
+/// use std::os::fd::AsFd;
+/// use std::os::unix::net::UnixStream;
+///
+/// // In the parent, which starts the child with `.stdin(OwnedFd::from(childs))`:
+/// let (ours, childs) = UnixStream::pair()?;
+/// let (kick, kick_fd) = SharedEvent::create(0, Mode::Counter)?;
+/// let (call, call_fd) = SharedEvent::create(0, Mode::Counter)?;
+/// let fds = [kick_fd.as_fd(), call_fd.as_fd()];
+/// let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+/// let mut message = SendAncillaryBuffer::new(&mut space);
+/// assert!(message.push(SendAncillaryMessage::ScmRights(&fds)));
+/// sendmsg(&ours, &[IoSlice::new(&[0])], &mut message, SendFlags::empty())?;
+/// kick.signal();
+///
+/// // In the child, which has `std::io::stdin()` in place of `childs`:
+/// let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+/// let mut message = RecvAncillaryBuffer::new(&mut space);
+/// recvmsg(&childs, &mut [IoSliceMut::new(&mut [0])], &mut message, RecvFlags::CMSG_CLOEXEC)?;
+/// let mut events = Vec::new();
+/// for part in message.drain() {
+///     if let RecvAncillaryMessage::ScmRights(fds) = part {
+///         events.extend(fds.map(|fd| SharedEvent::attach(fd, 0)).collect::<Result<Vec<_>, _>>()?);
+///     }
+/// }
+/// assert_eq!(events[0].read(), 1);
+/// events[1].signal();
+/// # assert_eq!(call.read(), 1);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct SharedEvent {

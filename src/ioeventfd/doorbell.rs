@@ -30,7 +30,7 @@ impl Target {
     /// What keeps the value last written, if the target is such a one.
     ///
     /// ```
-    /// # use doorbell::ioeventfd::{Bus, Key, Latest, Table, TableState};
+    /// # use doorbell::ioeventfd::{Key, Latest, Table};
     /// # use doorbell::{Event, event::EventHandle};
     /// # use std::sync::Arc;
     /// # let kick = Arc::new(Event::new(0));

@@ -61,6 +61,7 @@ impl Key {
 
     /// The same, for writes of `value` only.
     #[must_use]
+    #[doc(alias = "datamatch")]
     pub const fn with_datamatch(mut self, value: u64) -> Self {
         self.datamatch = Some(value);
         self

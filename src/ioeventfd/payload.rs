@@ -29,13 +29,15 @@ use std::sync::PoisonError;
 /// # drop(registration);
 /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
+#[doc(alias = "payload")]
 pub struct Latest {
     value: AtomicU64,
     event: EventHandle,
 }
 
 impl Latest {
-    /// A doorbell that keeps values, with `value` to begin with. Any number of them may share an event.
+    /// A doorbell that keeps values, with `value` to begin with. Any number of them may share an event, which is one
+    /// that something keeps, such as an `Arc<Event>`, or a field by [`EventHandle::of_field`]`(&device, |d| &d.kick)`.
     #[must_use]
     pub fn new(event: impl Into<EventHandle>, value: u64) -> Self {
         Latest {
@@ -128,6 +130,7 @@ impl Kick {
 /// # Ok::<(), doorbell::ioeventfd::DoorbellError>(())
 /// ```
 #[doc(alias = "Queue")]
+#[doc(alias = "payload")]
 pub struct ValueQueue {
     kicks: ArrayQueue<Kick>,
     /// Writes that are older than those in `kicks`, where `iter` has moved them from. Calls that take writes out hold
@@ -143,7 +146,8 @@ impl ValueQueue {
     /// The greatest capacity.
     pub const MAX_CAPACITY: usize = 1 << 20;
 
-    /// A queue of up to `capacity` writes, for which it allocates memory at once.
+    /// A queue of up to `capacity` writes, for which it allocates memory at once. The event is one that something
+    /// keeps, such as an `Arc<Event>`, or a field by [`EventHandle::of_field`]`(&device, |d| &d.kick)`.
     ///
     /// # Panics
     ///

@@ -25,11 +25,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// An [array](crate::ioeventfd::DoorbellArray) of events becomes an ioeventfd for each slot. A target that keeps what
 /// was written is refused with [`Unsupported`], since KVM has no means for it, and so is an array with such a target,
-/// as a whole. The table serves it. A doorbell inside a device that KVM emulates is refused with
-/// [`Occupied`](super::Occupied), and nothing serves it
-/// ([`Refusal::is_unreachable`](crate::ioeventfd::space::Refusal::is_unreachable)). The [module's
+/// as a whole. The table serves it. A doorbell inside a device that KVM emulates is refused with [`Occupied`], and
+/// nothing serves it ([`Refusal::is_unreachable`](crate::ioeventfd::space::Refusal::is_unreachable)). The [module's
 /// page](super#where-something-else-takes-the-writes) has a table of what else may take the guest's writes. What the
-/// kernel refuses is an [`Error`](super::Error), and the table serves the doorbell. Each of the three can be found in
+/// kernel refuses is an [`Error`], and the table serves the doorbell. Each of the three can be found in
 /// [`Refusal::error`](crate::ioeventfd::space::Refusal::error) by `downcast_ref`.
 ///
 /// When the listener is dropped, it takes all its doorbells out of KVM. Until then it keeps the VM alive. The eventfd

@@ -26,6 +26,9 @@ impl Poller {
     /// does to a descriptor that was closed here without `delete` goes on waking threads, and cannot be deleted any
     /// more.
     ///
+    /// `TimerFd` and `EventFd` of vmm-sys-util and `VmFd` of kvm-ioctls are not `AsFd`: the page
+    /// [`fd`](crate::fd#the-types-of-vmm-sys-util) shows how to borrow the descriptor of such a type.
+    ///
     /// # Errors
     ///
     /// [`KeyExists`](PollError::KeyExists); [`FdExists`](PollError::FdExists), though a duplicate is another
@@ -69,6 +72,9 @@ impl Poller {
     /// eventfd at that time stays there. What has been read, by another thread at the same moment too, is in the event
     /// when `delete` returns. If the event has no room for it, it is signalled, so that the event may overflow. If an
     /// eventfd is bound twice, each count goes to one of the two events.
+    ///
+    /// vmm-sys-util's `EventFd` is not `AsFd`: the page [`fd`](crate::fd#the-types-of-vmm-sys-util) shows how to borrow
+    /// its descriptor.
     ///
     /// # Errors
     ///

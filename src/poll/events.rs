@@ -1,6 +1,7 @@
 use std::fmt;
 
-/// What a [`wait`](super::Poller::wait) found: a buffer to be used again and again, by one thread for one poller.
+/// A buffer of [`Report`]s, which a [`wait`](super::Poller::wait) fills with what it found. One thread uses it for one
+/// poller, again and again.
 ///
 /// What does not fit into the buffer comes first in the next wait. So a small buffer keeps the time short that a source
 /// waits for its turn in the loop that handles the reports.

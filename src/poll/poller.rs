@@ -150,9 +150,12 @@ impl Poller {
 
     /// Watches an event. If it is ready, it is reported, whatever the trigger.
     ///
-    /// The event is an `Arc<Event>`, a reference to one, a static, or [a field](crate::event::EventHandle::of_field) of
-    /// something in an `Arc`. It may be registered under several keys, and with several pollers. The poller keeps it
-    /// alive until [`delete`](Self::delete).
+    /// The event is an `Arc<Event>`, a reference to one, a static, or a field of something in an `Arc`, by
+    /// [`EventHandle::of_field`]`(&device, |d| &d.kick)`. It may be registered under several keys, and with several
+    /// pollers. The poller keeps it alive until [`delete`](Self::delete).
+    ///
+    /// A [`SharedEvent`](crate::SharedEvent) is no `Event`. A poller watches it by the socket of its
+    /// [`arm`](crate::SharedEvent::arm) and `add_waker`, as a [descriptor](Self::add_fd).
     ///
     /// Does not wait.
     ///

@@ -75,6 +75,24 @@ use std::time::{Duration, Instant};
 /// }
 /// ```
 ///
+/// # The result borrows the list
+///
+/// A list that is written into the call is gone at the end of the statement. So give it a name if the result is to have
+/// one:
+///
+/// ```
+/// # use doorbell::Event;
+/// # use doorbell::poll::wait_any;
+/// # let (stop, kick) = (Event::new(0), Event::new(1));
+/// let events = [&stop, &kick];
+/// let mut ready = wait_any(&events, None).expect("no timeout");
+/// assert_eq!(ready.next(), Some(1));
+///
+/// // Or use the result in the statement.
+/// let first = wait_any(&[&stop, &kick], None).and_then(|mut ready| ready.next());
+/// assert_eq!(first, Some(1));
+/// ```
+///
 /// # Memory
 ///
 /// It allocates nothing for up to 128 events, on a Linux that has `futex_waitv(2)` (5.16). Otherwise it allocates in

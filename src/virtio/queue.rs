@@ -62,6 +62,8 @@ impl<M> PolledQueue<M>
 where
     M: Deref<Target: GuestMemoryBackend + Sized>,
 {
+    /// Takes over a queue that is ready, whose rings are in `mem`.
+    ///
     /// # Errors
     ///
     /// [`Invalid`](QueueError::Invalid), [`Scattered`](QueueError::Scattered) or

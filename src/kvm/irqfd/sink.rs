@@ -229,8 +229,8 @@ impl KvmSink {
     /// # Errors
     ///
     /// There is no interrupt controller in the kernel (`EINVAL`; on arm64 `ENXIO`), the GIC was not initialized
-    /// (`EBUSY`, from kernels that say so), the descriptor is not a VM's (`ENOTTY`), or there is no descriptor left (`EMFILE`,
-    /// `ENFILE`).
+    /// (`EBUSY`, from kernels that say so), the descriptor is not a VM's (`ENOTTY`), or there is no descriptor left
+    /// (`EMFILE`, `ENFILE`).
     pub fn new(vm: impl AsFd, injection: Injection) -> Result<Self, Error> {
         let vm = Arc::new(Vm::new(vm)?);
         let sink = KvmSink {
