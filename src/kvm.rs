@@ -42,8 +42,8 @@ impl Error {
         self.call
     }
 
-    /// The kernel's errno, as of [`io::Error::raw_os_error`]. `None` if the call was not made, because the crate itself
-    /// has found that the kernel would refuse it, as for a `RouteTableError`.
+    /// The errno, as of [`io::Error::raw_os_error`]. `None` if the [source](error::Error::source) says more than an
+    /// errno, as that of a `RouteTableError` does.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         self.source.raw_os_error()
@@ -84,5 +84,22 @@ impl From<Error> for io::Error {
     /// The kernel's errno.
     fn from(error: Error) -> Self {
         error.source
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_or_more() {
+        let error = |source| Error {
+            call: "KVM_SET_GSI_ROUTING",
+            source,
+        };
+        let by_kernel = error(Errno::BUSY.into());
+        assert_eq!(by_kernel.raw_os_error(), Some(Errno::BUSY.raw_os_error()));
+        let by_sink = error(RouteTableError::Pin(u32::MAX).into());
+        assert_eq!(by_sink.raw_os_error(), None);
     }
 }
