@@ -13,8 +13,8 @@ use vm_memory::GuestMemoryBackend;
 /// A split virtqueue whose available ring a poller can poll.
 ///
 /// It owns the [`Queue`][queue] of the crate virtio-queue, so that the probe always knows how far the device is. `M`
-/// holds the guest memory, such as `Arc<GuestMemoryMmap>` or what `GuestMemoryAtomic::memory()` returns. When the memory
-/// map or the queue changes, take the queue back by [`into_queue`](Self::into_queue) and make another.
+/// holds the guest memory, such as `Arc<GuestMemoryMmap>` or what `GuestMemoryAtomic::memory()` returns. When the
+/// memory map or the queue changes, take the queue back by [`into_queue`](Self::into_queue) and make another.
 ///
 /// [queue]: https://docs.rs/virtio-queue/0.18/virtio_queue/struct.Queue.html
 ///
