@@ -21,8 +21,8 @@
 //! (An `Event` itself is not `AsFd`: `as_fd` cannot fail, and the event has no owner for the descriptor, nor a fixed
 //! address for the observer that updates it.)
 //!
-//! On Apple's systems there are no eventfds, and no [`Forward`]. A [`Mirror`] and an [`EventFd`] are made of pipes there:
-//! see [`EventFd`](EventFd#where-there-is-no-eventfd).
+//! On Apple's systems there are no eventfds, and no [`Forward`]. A [`Mirror`] and an [`EventFd`] are made of pipes
+//! there: see [`EventFd`](EventFd#where-there-is-no-eventfd).
 //!
 //! For a descriptor that exists already, and that a peer or the kernel signals, use
 //! [`Poller::bind`](crate::poll::Poller::bind) or [`Poller::add_fd`](crate::poll::Poller::add_fd).
@@ -66,7 +66,7 @@
 //! # }
 //! ```
 //!
-//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15. Code that owns one can turn it into an
+//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15, nor is its `TimerFd`. Code that owns one can turn it into an
 //! [`EventFd`] of ours, which is (by `From` with the feature, or by its raw descriptor). Code that does not own it
 //! borrows its descriptor:
 //!
@@ -88,8 +88,8 @@
 //!
 //! # System calls
 //!
-//! For a seccomp filter, all system calls there are, on Linux on x86-64, each on the thread that makes the call in the first
-//! column:
+//! For a seccomp filter, all system calls there are, on Linux on x86-64, each on the thread that makes the call in the
+//! first column:
 //!
 //! | what | calls |
 //! |---|---|

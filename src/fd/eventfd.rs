@@ -4,8 +4,8 @@ use super::kernel::{self, Count};
 use std::fmt;
 use std::io;
 
-/// For [`EventFd::new`]: the descriptor is closed on exec. The values of the flags are those of the system's `EFD_*`, and
-/// of Linux's where there are none.
+/// For [`EventFd::new`]: the descriptor is closed on exec. The values of the flags are those of the system's `EFD_*`,
+/// and of Linux's where there are none.
 pub const EFD_CLOEXEC: i32 = kernel::CLOEXEC;
 /// For [`EventFd::new`]: calls that would block fail instead.
 pub const EFD_NONBLOCK: i32 = kernel::NONBLOCK;
@@ -65,8 +65,8 @@ pub const EFD_SEMAPHORE: i32 = kernel::SEMAPHORE;
 ///   readable then until the count has been 0 again. It cannot write. Nor can another process, which the descriptor may
 ///   be passed to.
 /// * There are no conversions from and to descriptors and `vmm-sys-util`'s types, because the count would not go along.
-/// * After a descriptor was asked for, a write that takes the count away from 0 makes a `write(2)`, a read that takes it
-///   there a `read(2)`, and both take a lock. So a signal handler must make neither.
+/// * After a descriptor was asked for, a write that takes the count away from 0 makes a `write(2)`, a read that takes
+///   it there a `read(2)`, and both take a lock. So a signal handler must make neither.
 /// * An `EventFd` has two descriptors, and each clone has one more. They are non-blocking, whatever the flags say; the
 ///   methods go by the flags. On Apple's systems, a child that another thread forks inside [`new`](Self::new) may
 ///   inherit them.

@@ -34,10 +34,10 @@ use std::sync::{Arc, PoisonError};
 /// A file descriptor that is readable whenever an event is, for `poll(2)`, `epoll(7)` and `io_uring(7)`, in this
 /// process or another one that it is passed to.
 ///
-/// It is a non-blocking eventfd, closed on exec. When a [`signal`](crate::Event::signal), `write` or `read` of the event
-/// returns, the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is 0. That
-/// takes one `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call otherwise,
-/// except that each read of a [semaphore](crate::Event::semaphore) that leaves units costs a `write(2)`.
+/// It is a non-blocking eventfd, closed on exec. When a [`signal`](crate::Event::signal), `write` or `read` of the
+/// event returns, the descriptor says what holds of the count: readable (`POLLIN`) if it is above 0, and not if it is
+/// 0. That takes one `write(2)` when the count leaves 0 and one `read(2)` when it returns there, and no system call
+/// otherwise, except that each read of a [semaphore](crate::Event::semaphore) that leaves units costs a `write(2)`.
 ///
 /// Where [there are no eventfds](super::EventFd#where-there-is-no-eventfd), it is the reading end of a pipe: never
 /// writable, and not to be written to. What gives an edge while it is readable costs a `read(2)`, too.

@@ -1317,7 +1317,7 @@ fn burst_to_a_poller(with_fd: bool, ring: impl FnOnce(&[Arc<Event>])) {
     // The thread may have slept in another futex than the poller's before.
     thread::sleep(20 * NAP);
     sleeper.wait_asleep();
-    // The first signal of a thread that is observed asks for the process's number.
+    // A thread's first signal of an event that is observed may make calls of its own.
     let other = [Arc::new(Event::new(0))];
     let _other_poller = self::poller(&other, Watch::READABLE);
     other[0].signal();
