@@ -66,9 +66,9 @@
 //! # }
 //! ```
 //!
-//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15, nor is its `TimerFd`. Code that owns one can turn it into an
-//! [`EventFd`] of ours, which is (by `From` with the feature, or by its raw descriptor). Code that does not own it
-//! borrows its descriptor:
+//! `vmm_sys_util::eventfd::EventFd` is not `AsFd` as of version 0.15, nor is its `TimerFd`. Code that owns an `EventFd`
+//! can turn it into an [`EventFd`] of ours, which is (by `From` with the feature, or by its raw descriptor). Code that
+//! does not own it borrows its descriptor:
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
