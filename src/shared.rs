@@ -160,8 +160,9 @@ use waker::Waker;
 /// ```
 ///
 /// For several events, the child's standard input is one end of a pair of Unix sockets, and the parent sends the
-/// descriptors through the other end. (They could also be inherited, by `fcntl(F_SETFD)` without `FD_CLOEXEC`. Then
-/// each program that another thread starts in the meantime has them as well.)
+/// descriptors through the other end, here by rustix with its feature `net`. (They could also be inherited, by
+/// `fcntl(F_SETFD)` without `FD_CLOEXEC`. Then each program that another thread starts in the meantime has them as
+/// well.)
 ///
 /// ```
 /// use doorbell::{Mode, SharedEvent};

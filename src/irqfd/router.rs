@@ -510,16 +510,15 @@ impl Router {
     ///
     /// # In the model of an IOAPIC
     ///
-    /// At an end of interrupt, the model clears its own in-service state (the remote IRR) first, and calls `ack` last.
-    /// A rise that the sink is told inside `ack` is the next interrupt, which a model that counts as in service would
-    /// lose. What comes after `ack` depends on the GSI:
+    /// At an end of interrupt, the model clears its own in-service state (the remote IRR), calls `ack` without its lock,
+    /// and then interrupts if the pin is up and not in service. In this order:
     ///
-    /// * With resampling irqfds, the model interrupts again only when the sink is told of a rise, and never because the
-    ///   pin is up after `ack`: the pin was lowered, so one that is up has risen inside `ack`, and has interrupted.
+    /// * A rise that the sink is told inside `ack` is the next interrupt. A model that still counted as in service would
+    ///   lose it.
+    /// * With resampling irqfds, the line was lowered. A pin that is up has risen inside `ack`, has interrupted and is in
+    ///   service, so the last step does nothing.
     /// * Without, `ack` does nothing. A pin that a [level source](Self::level_source) holds up stays up, the sink is
-    ///   told of nothing, and it is for the model to interrupt again, as an IOAPIC does.
-    ///
-    /// A model in which each interrupt of a level sets the in-service state need not know which of the two it is:
+    ///   told of nothing, and the last step interrupts again, as an IOAPIC does.
     ///
     /// ```
     /// # use doorbell::Event;

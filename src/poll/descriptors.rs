@@ -20,11 +20,11 @@ impl Poller {
     /// An eventfd that only wakes the thread, such as a virtqueue's kick, need not be read: watch it for
     /// [edges](Watch::edge), which costs one system call for each kick.
     ///
-    /// The poller keeps no duplicate of the descriptor, and does not keep it open. Call [`delete`](Self::delete) before
-    /// closing the descriptor. Closing it ends the registration only if no duplicate is left anywhere, and leaves the
-    /// key in use. A peer that sent the descriptor over a socket has such a duplicate. As with epoll, what the peer
-    /// does to a descriptor that was closed here without `delete` goes on waking threads, and cannot be deleted any
-    /// more.
+    /// The poller keeps no duplicate of the descriptor, and does not keep it open. If the poller lives on, call
+    /// [`delete`](Self::delete) before closing the descriptor. Closing it ends the registration only if no duplicate is
+    /// left anywhere, and leaves the key in use. A peer that sent the descriptor over a socket has such a duplicate. As
+    /// with epoll, what the peer does to a descriptor that was closed here without `delete` goes on waking threads, and
+    /// cannot be deleted any more. The drop of the poller ends all registrations, in any order with the descriptors.
     ///
     /// `TimerFd` and `EventFd` of vmm-sys-util and `VmFd` of kvm-ioctls are not `AsFd`: the page
     /// [`fd`](crate::fd#the-types-of-vmm-sys-util) shows how to borrow the descriptor of such a type.

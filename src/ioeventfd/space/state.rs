@@ -194,7 +194,8 @@ impl AddressSpace {
     /// Returns the regions in the order of the state, with the numbers ([`Region::id`]) that they were saved with, and
     /// what the listeners did not do. Regions that are there already count as mapped before those that are restored.
     /// Targets that keep values are made anew, with what they kept: the [doorbells](Region::doorbells) of the regions
-    /// have them.
+    /// have them, and [`Target::value_queue`](crate::ioeventfd::Target::value_queue) and
+    /// [`Target::latest`](crate::ioeventfd::Target::latest) take them out.
     ///
     /// # Errors
     ///
