@@ -475,7 +475,13 @@ impl<S: Count> Counter<S> {
     #[cold]
     #[inline(never)]
     fn add_saturating_contended(&self, now: u64, n: u64) {
-        let added = self.update_contended(now, |count| Some(count.saturating_add(n)));
+        self.add_contended(now, n, |count| count.saturating_add(n));
+    }
+
+    /// Adds `n`, so that the count becomes the `sum` of what it was; or without a limit after too many lost races.
+    #[inline(always)]
+    fn add_contended(&self, now: u64, n: u64, sum: impl Fn(u64) -> u64) {
+        let added = self.update_contended(now, |count| Some(sum(count)));
         if added.is_none() {
             // Exact unless the count wraps, and with such a peer the count means nothing anyway.
             self.count.fetch_add(n, DEKKER);
@@ -652,6 +658,16 @@ mod tests {
         });
         assert_eq!((done, attempts.get()), (None, MANY));
         assert_eq!(counter.load(), u64::from(MANY));
+
+        // A signal that gives up adds nevertheless.
+        let counter = Counter::shared(0);
+        attempts.set(0);
+        counter.add_contended(0, 1000, |count| {
+            interfere(u32::MAX, &counter.count);
+            count + 1000
+        });
+        assert_eq!(attempts.get(), MANY - 1);
+        assert_eq!(counter.load(), u64::from(MANY - 1) + 1000);
 
         let counter = Counter::<Private>::new(0);
         attempts.set(0);

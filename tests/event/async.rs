@@ -398,6 +398,40 @@ fn two_streams_of_a_semaphore() {
     }
 }
 
+/// Between two items a stream is not in the list: what comes then wakes the tasks that are. Whether the stream was woken
+/// for its item, or found it where another task was woken, makes no difference.
+#[test]
+fn a_stream_between_two_items_is_not_in_the_list() {
+    for was_woken in [true, false] {
+        let event = Event::new(0);
+        let mut stream = Task::new(next_of(event.readings()));
+        let mut other = Task::new(event.read_async());
+        if was_woken {
+            assert!(stream.poll().is_pending());
+            assert!(other.poll().is_pending());
+        } else {
+            assert!(other.poll().is_pending());
+            assert!(stream.poll().is_pending());
+        }
+        let wake_ups = |stream: &Task<_>, other: &Task<_>| (stream.woken(), other.woken());
+        let (of_stream, of_other) = (u32::from(was_woken), u32::from(!was_woken));
+        event.signal();
+        assert_eq!(wake_ups(&stream, &other), (of_stream, of_other));
+        assert_eq!(stream.poll(), Poll::Ready(Some(1)));
+        if !was_woken {
+            // It was woken for what the stream has taken.
+            assert!(other.poll().is_pending());
+        }
+        event.signal();
+        assert_eq!(wake_ups(&stream, &other), (of_stream, of_other + 1));
+        assert_eq!(other.poll(), Poll::Ready(1));
+        let mut late = Task::pending(event.read_async());
+        event.signal();
+        assert_eq!((stream.woken(), late.woken()), (of_stream, 1));
+        assert_eq!(late.poll(), Poll::Ready(1));
+    }
+}
+
 fn next_of(mut readings: Readings<'_>) -> impl Future<Output = Option<u64>> + Unpin {
     poll_fn(move |context| Pin::new(&mut readings).poll_next(context))
 }

@@ -8,6 +8,7 @@ mod watchdog;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use doorbell::Mode;
 use doorbell::event::{Change, Interest, Observation};
+use doorbell::poll::{Events, Poller, Watch};
 use doorbell::{Event, Spin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
@@ -39,28 +40,29 @@ extern "C" fn handler(_: libc::c_int) {
     }
 }
 
-fn install() {
-    let handler: extern "C" fn(libc::c_int) = handler;
-    // SAFETY: the action is complete, and the handler does only what is documented to be safe.
+fn install(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the action is complete, and the handlers do only what is documented to be safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
-        assert_eq!(
-            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()),
-            0
-        );
+        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
     }
 }
 
 /// Sends `thread` signals until told to stop, each when the one before has been handled.
-fn storm(thread: libc::pthread_t, stop: &AtomicBool) -> u64 {
+fn storm(
+    thread: libc::pthread_t,
+    signal: libc::c_int,
+    handled: &AtomicU64,
+    stop: &AtomicBool,
+) -> u64 {
     let mut sent = 0;
     while !stop.load(SeqCst) {
         // SAFETY: the thread runs until it has told this one to stop.
-        assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGUSR1) }, 0);
+        assert_eq!(unsafe { libc::pthread_kill(thread, signal) }, 0);
         sent += 1;
-        while HANDLED.load(SeqCst) != sent && !stop.load(SeqCst) {
+        while handled.load(SeqCst) != sent && !stop.load(SeqCst) {
             std::hint::spin_loop();
         }
     }
@@ -79,7 +81,7 @@ fn signals_at_any_moment() {
             SHARED.store(shared, SeqCst);
             shared
         };
-        install();
+        install(libc::SIGUSR1, handler);
         let device = Arc::new(Event::new(0).with_spin(Spin::Never));
         let observe = |event: &Arc<Event>, observer| {
             Observation::new(Arc::clone(event), Interest::Signals, observer)
@@ -100,7 +102,8 @@ fn signals_at_any_moment() {
         let mut in_shared = 0;
         let sent = thread::scope(|scope| {
             let (here, stop) = (here as usize, &stop);
-            let storm = scope.spawn(move || storm(here as libc::pthread_t, stop));
+            let storm =
+                scope.spawn(move || storm(here as libc::pthread_t, libc::SIGUSR1, &HANDLED, stop));
             let mut pass_on = |n: u64| {
                 passed_on += n;
                 device.signal_n(n);
@@ -137,5 +140,47 @@ fn signals_at_any_moment() {
         assert_eq!(taken + TAKEN.load(SeqCst), sent);
         #[cfg(any(target_os = "linux", target_os = "android"))]
         assert_eq!(in_shared + shared.try_read().unwrap_or(0), sent);
+    });
+}
+
+/// The poller that the other handler notifies.
+static NOTIFIED: AtomicPtr<Poller> = AtomicPtr::new(std::ptr::null_mut());
+static NOTIFICATIONS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn notify(_: libc::c_int) {
+    // SAFETY: the pointer is to a poller that is never freed.
+    unsafe { &*NOTIFIED.load(SeqCst) }.notify();
+    NOTIFICATIONS.fetch_add(1, SeqCst);
+}
+
+/// A thread adds, modifies, deletes and waits, while a handler on the same thread notifies the poller. A lock of the
+/// poller's that a notification took would be the thread's own. Each wait ends, though nothing becomes ready.
+#[test]
+fn notifications_at_any_moment() {
+    limit("notifications_at_any_moment", || {
+        let poller = Box::leak(Box::new(Poller::with_spin(Spin::Never)));
+        NOTIFIED.store(poller, SeqCst);
+        let poller: &Poller = poller;
+        install(libc::SIGUSR2, notify);
+        let idle = Arc::new(Event::new(0));
+        let stop = AtomicBool::new(false);
+        // SAFETY: the call takes no arguments.
+        let here = unsafe { libc::pthread_self() };
+        thread::scope(|scope| {
+            let (here, stop) = (here as usize, &stop);
+            scope
+                .spawn(move || storm(here as libc::pthread_t, libc::SIGUSR2, &NOTIFICATIONS, stop));
+            let mut found = Events::with_capacity(1);
+            while NOTIFICATIONS.load(SeqCst) < 20_000 {
+                for _ in 0..10 {
+                    poller.add(&idle, 1, Watch::READABLE).unwrap();
+                    poller.modify(1, Watch::BOTH.edge()).unwrap();
+                    poller.modify(1, Watch::READABLE).unwrap();
+                    poller.delete(1).unwrap();
+                }
+                assert_eq!(poller.wait(&mut found, None).unwrap(), 0);
+            }
+            stop.store(true, SeqCst);
+        });
     });
 }

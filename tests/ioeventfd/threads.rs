@@ -145,6 +145,59 @@ fn moves_in_one_step() {
     });
 }
 
+/// A doorbell is replaced by others at its address, with another target or of another form. Each write is taken, by the
+/// one before or the one after, and signals once.
+#[test]
+fn replaced_in_place() {
+    let _watchdog = watchdog();
+    let table = Table::new();
+    let events = [(); 2].map(|()| Arc::new(Event::new(0)));
+    let forms = |round: usize| {
+        let event = &events[round % 2];
+        match round % 3 {
+            0 => Doorbell::new(Key::mmio(A, 4), event),
+            1 => Doorbell::new(Key::mmio(A, 0), event),
+            _ => Doorbell::array(DoorbellArray::mmio(A, 4, 1), [event]),
+        }
+    };
+    let mut registrations = table.assign_all([forms(0)]).unwrap();
+    let stop = AtomicBool::new(false);
+    let writes: u64 = thread::scope(|scope| {
+        let writers = [true, false].map(|own_reader| {
+            let (table, stop) = (&table, &stop);
+            scope.spawn(move || {
+                let reader = own_reader.then(|| table.reader());
+                let mut writes = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let taken = match &reader {
+                        Some(reader) => reader.write(Bus::Mmio, A, &[0; 4]),
+                        None => table.write(Bus::Mmio, A, &[0; 4]),
+                    };
+                    assert!(taken, "a write is lost");
+                    writes += 1;
+                }
+                writes
+            })
+        });
+        let start = Instant::now();
+        let mut round = 0;
+        while start.elapsed() < A_WHILE || round < 1000 {
+            round += 1;
+            table.replace(&mut registrations, [forms(round)]).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        writers.map(|writer| writer.join().unwrap()).iter().sum()
+    });
+    assert_eq!(
+        events
+            .each_ref()
+            .map(|event| event.count())
+            .iter()
+            .sum::<u64>(),
+        writes
+    );
+}
+
 /// Thousands of threads each make a lookup and end, while others change the table.
 #[test]
 fn threads_come_and_go() {

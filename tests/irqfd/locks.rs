@@ -123,8 +123,9 @@ fn call_under_lock(name: &'static str, call: fn(&Machine) -> Kept) {
 
 /// Calls that do not wait.
 macro_rules! under_lock {
-    ($($name:ident: |$machine:ident| $call:expr;)*) => {
-        $(#[test]
+    ($($(#[$platform:meta])? $name:ident: |$machine:ident| $call:expr;)*) => {
+        $($(#[$platform])?
+        #[test]
         fn $name() {
             call_under_lock(stringify!($name), |$machine| Box::new($call));
         })*
@@ -160,6 +161,15 @@ under_lock! {
         Observation::on_demand(Arc::clone(&m.event), Interest::Both, Arc::new(|_: Change| ()))
     };
     add_to_a_poller: |m| m.poller.add(&m.event, 0, Watch::BOTH).unwrap();
+    modify_in_a_poller: |m| {
+        m.poller.add(&m.event, 0, Watch::BOTH).unwrap();
+        m.poller.modify(0, Watch::READABLE.edge()).unwrap();
+    };
+    notify_a_poller: |m| m.poller.notify();
+    #[cfg(unix)]
+    mirror: |m| doorbell::fd::Mirror::new(Arc::clone(&m.event)).unwrap();
+    #[cfg(all(target_os = "linux", not(doorbell_no_eventfd)))]
+    forward: |m| doorbell::fd::Forward::new(Arc::clone(&m.event)).unwrap();
     assign_a_doorbell: |m| m.table.assign(Key::mmio(0, 4), &m.event).unwrap();
     ring_a_doorbell: |m| m.table.write(Bus::Mmio, 0, &[0; 4]);
     list_the_doorbells: |m| m.table.doorbells();

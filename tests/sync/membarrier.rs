@@ -8,6 +8,7 @@
 use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::space::AddressSpace;
 use doorbell::ioeventfd::{Bus, Key, Table};
+use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 use doorbell::{Event, MembarrierError, use_membarrier};
 use std::io;
 use std::process::Command;
@@ -185,6 +186,53 @@ fn observers_without_a_barrier() {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    });
+}
+
+/// Changes of routes, masks and irqfds work and return, though the system refuses `membarrier`: they call none.
+#[test]
+fn routes_and_masks_without_a_barrier() {
+    struct Nowhere;
+    impl InterruptSink for Nowhere {
+        fn set_level(&self, _: u32, _: u32, _: bool) {}
+        fn signal_msi(&self, _: u32, _: MsiMessage) {}
+    }
+
+    in_a_process("routes_and_masks_without_a_barrier", || {
+        if !opt_in() {
+            return;
+        }
+        let message = |data| Route::Msi(MsiMessage::new(0xfee0_0000, data));
+        let router = Router::new(Nowhere);
+        // Lookups and changes of a table leave the routes alone.
+        ring_once();
+        refuse_membarrier(libc::EPERM);
+        router.set_routes(Routes::identity(24)).unwrap();
+        router.set_route(24, Some(message(1))).unwrap();
+        router
+            .change_routes([(24, Some(message(2))), (25, Some(message(3)))])
+            .unwrap();
+        let events = [(); 2].map(|()| Arc::new(Event::new(0)));
+        let irqfds =
+            [(0, 5), (1, 24)].map(|(number, gsi)| router.assign(&events[number], gsi).unwrap());
+        for gsi in [5, 24] {
+            router.mask(gsi);
+            events.iter().for_each(|event| event.signal());
+            router.unmask(gsi);
+            router.synchronize();
+        }
+        router.mask(24);
+        router.unmask_with_route(24, message(4)).unwrap();
+        router.unmask_with_routes([(25, message(5))]).unwrap();
+        assert_eq!(
+            irqfds.each_ref().map(|irqfd| irqfd.counters().injections),
+            [2, 2]
+        );
+        drop(irqfds);
+        // The barrier would be refused.
+        let change = || drop(Table::new().assign(KEY, &events[0]));
+        let change = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change));
+        assert!(change.is_err());
     });
 }
 

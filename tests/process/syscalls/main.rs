@@ -1772,6 +1772,46 @@ fn one_barrier_for_each_sleep_of_an_outer_loop() {
     }
 }
 
+/// A change of a table calls membarrier once, however many doorbells come, go or move in it; a change that fails and
+/// one inside a callback do not call it.
+#[test]
+fn one_barrier_for_each_change_of_a_table() {
+    let test = "one_barrier_for_each_change_of_a_table";
+    let calls = calls_between_marks(test, || {
+        let _ = doorbell::use_membarrier();
+        let table = Table::new();
+        let event = Arc::new(Event::new(0));
+        let doorbells = |base: u64| {
+            let event = &event;
+            (0..16).map(move |number| Doorbell::new(Key::mmio(base + 4 * number, 4), event))
+        };
+        let inside = Arc::new(Event::new(0));
+        let _observation = Observation::new(Arc::clone(&inside), Interest::Signals, {
+            let (table, event) = (table.clone(), Arc::clone(&event));
+            Arc::new(move |_: Change| drop(table.assign(Key::pio(0x20, 1), &event).unwrap()))
+        });
+        mark();
+        // Four changes:
+        let mut registrations = table.assign_all(doorbells(0x1000)).unwrap();
+        table
+            .replace(&mut registrations, doorbells(0x1020))
+            .unwrap();
+        drop(table.assign(Key::pio(0x10, 1), &event).unwrap());
+        // None:
+        assert!(table.assign_all(doorbells(0x1000)).is_err());
+        assert!(table.write(Bus::Mmio, 0x1020, &[0; 4]));
+        inside.signal();
+        mark();
+    });
+    if doorbell::use_membarrier().is_err() {
+        return eprintln!("skipped: {test}: no membarrier");
+    }
+    if let Some(calls) = calls {
+        let barriers = calls.iter().filter(|call| call.starts_with("membarrier("));
+        assert_eq!(barriers.count(), 4, "{calls:?}");
+    }
+}
+
 /// The signaller makes the call, to learn of an overflow.
 #[test]
 fn a_barrier_for_each_signal_that_is_not_watched_for() {
