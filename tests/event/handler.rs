@@ -143,6 +143,82 @@ fn signals_at_any_moment() {
     });
 }
 
+/// Threads sleep until there are units in the one and room in the other, which a handler and the thread that it
+/// interrupts provide.
+static UNITS: Event = Event::semaphore(0).with_spin(Spin::Never);
+static ROOM: Event = Event::new(FULL).with_spin(Spin::Never);
+const FULL: u64 = u64::MAX - 1;
+static WAKING: AtomicU64 = AtomicU64::new(0);
+/// How often `ROOM` has been read.
+static EMPTIED: AtomicU64 = AtomicU64::new(0);
+
+fn wake() {
+    UNITS.signal();
+    if let Some(count) = ROOM.try_read() {
+        assert_eq!(count, FULL);
+        EMPTIED.fetch_add(1, SeqCst);
+    }
+}
+
+extern "C" fn wake_in_handler(_: libc::c_int) {
+    wake();
+    WAKING.fetch_add(1, SeqCst);
+}
+
+/// A thread wakes others, and so does a handler that interrupts it in the midst of that. Every unit and all room find
+/// the threads that sleep until they come.
+#[test]
+fn wake_ups_at_any_moment() {
+    limit("wake_ups_at_any_moment", || {
+        install(libc::SIGURG, wake_in_handler);
+        let [stop, done] = [(); 2].map(|()| AtomicBool::new(false));
+        // SAFETY: the call takes no arguments.
+        let here = unsafe { libc::pthread_self() } as usize;
+        thread::scope(|scope| {
+            let (stop, done) = (&stop, &done);
+            let storm =
+                scope.spawn(move || storm(here as libc::pthread_t, libc::SIGURG, &WAKING, stop));
+            let sleepers = [(); 2].map(|()| {
+                scope.spawn(move || {
+                    let mut units = UNITS.read();
+                    while !done.load(SeqCst) {
+                        units += UNITS.read();
+                    }
+                    units
+                })
+            });
+            let writer = scope.spawn(move || {
+                let mut filled = 0;
+                while !done.load(SeqCst) {
+                    ROOM.write(FULL).unwrap();
+                    filled += 1;
+                }
+                filled
+            });
+            let mut own = 0;
+            while WAKING.load(SeqCst) < 20_000 {
+                wake();
+                own += 1;
+            }
+            stop.store(true, SeqCst);
+            let sent = storm.join().unwrap();
+            while WAKING.load(SeqCst) != sent {
+                thread::yield_now();
+            }
+            done.store(true, SeqCst);
+            while !writer.is_finished() || sleepers.iter().any(|sleeper| !sleeper.is_finished()) {
+                wake();
+                own += 1;
+                thread::yield_now();
+            }
+            let units: u64 = sleepers.map(|sleeper| sleeper.join().unwrap()).iter().sum();
+            assert_eq!(units + UNITS.try_read_all().unwrap_or(0), sent + own);
+            let filled: u64 = 1 + writer.join().unwrap();
+            assert_eq!(EMPTIED.load(SeqCst) + ROOM.count() / FULL, filled);
+        });
+    });
+}
+
 /// The poller that the other handler notifies.
 static NOTIFIED: AtomicPtr<Poller> = AtomicPtr::new(std::ptr::null_mut());
 static NOTIFICATIONS: AtomicU64 = AtomicU64::new(0);

@@ -34,7 +34,7 @@ use doorbell::fd::{
     new_event_consumer_and_notifier,
 };
 use doorbell::ioeventfd::space::AddressSpace;
-use doorbell::ioeventfd::{Bus, Key, Table};
+use doorbell::ioeventfd::{Bus, Doorbell, Key, Table};
 use doorbell::irqfd::{InterruptSink, MsiMessage, Route, Router, Routes};
 #[cfg(target_arch = "x86_64")]
 use doorbell::kvm::{Injection, KvmSink};
