@@ -809,6 +809,29 @@ fn signalled_while_it_is_deassigned() {
     }
 }
 
+/// A signal that is made inside an observer's call interrupts when that call has returned. Until then the count is
+/// there, and what is read interrupts nevertheless.
+#[test]
+fn signalled_inside_a_call() {
+    let (router, log) = router();
+    let (outer, a) = (event(), event());
+    let _irqfd = router.assign(&a, MSI).unwrap();
+    let read = Arc::new(Mutex::new(None));
+    let _observation = Observation::new(Arc::clone(&outer), Interest::Signals, {
+        let (a, log, read) = (Arc::clone(&a), Arc::clone(&log), Arc::clone(&read));
+        Arc::new(move |_: Change| {
+            a.signal_n(3);
+            assert_eq!(log.take(), []);
+            *read.lock().unwrap() = a.try_read();
+            a.signal();
+            assert_eq!((log.take(), a.count()), (vec![], 1));
+        })
+    });
+    outer.signal();
+    assert_eq!(*read.lock().unwrap(), Some(3));
+    assert_eq!((log.take(), a.count()), (vec![sent(0x41); 2], 0));
+}
+
 /// A signal that a mask has kept back is given back to the event, and is not pending for the next user of the GSI.
 #[test]
 fn deassigned_while_pending() {
