@@ -1,9 +1,10 @@
 //! Many threads at one table.
 
 use doorbell::Event;
+use doorbell::event::{Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Doorbell, DoorbellArray, Key, Table};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,48 @@ fn moves_in_one_step() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// A lookup waits neither for a lookup that is inside a callback nor for a change that waits for that one.
+#[test]
+fn a_lookup_waits_for_nobody() {
+    let _watchdog = watchdog();
+    let table = Table::new();
+    let [slow, other] = [(); 2].map(|()| Arc::new(Event::new(0)));
+    let registration = table.assign(Key::mmio(A, 4), &slow).unwrap();
+    table.assign(Key::mmio(A + 4, 4), &other).unwrap().keep();
+    let (inside, is_inside) = mpsc::channel();
+    let (leave, told) = mpsc::channel::<()>();
+    let told = Mutex::new(told);
+    let _slow = Observation::new(
+        Arc::clone(&slow),
+        Interest::Signals,
+        Arc::new(move |_: Change| {
+            inside.send(()).unwrap();
+            told.lock().unwrap().recv().unwrap();
+        }),
+    );
+    thread::scope(|scope| {
+        scope.spawn(|| assert!(table.write(Bus::Mmio, A, &[0; 4])));
+        is_inside.recv().unwrap();
+        let change = scope.spawn(|| drop(registration));
+        // The change has been made when its doorbell is not found any more.
+        while !table
+            .doorbells()
+            .iter()
+            .all(|doorbell| doorbell.address() != A)
+        {
+            thread::yield_now();
+        }
+        let reader = table.reader();
+        for (address, taken) in [(A + 4, true), (A, false)] {
+            assert_eq!(table.write(Bus::Mmio, address, &[0; 4]), taken);
+            assert_eq!(reader.write(Bus::Mmio, address, &[0; 4]), taken);
+        }
+        assert!(!change.is_finished());
+        leave.send(()).unwrap();
+    });
+    assert_eq!((slow.count(), other.count()), (1, 2));
 }
 
 /// A doorbell is replaced by others at its address, with another target or of another form. Each write is taken, by the

@@ -29,6 +29,7 @@
 
 use super::errors::assert_becomes;
 use super::sink::{Call, Log, down, message, up};
+use super::watchdog;
 use doorbell::event::{Batch, Change, Interest, Observation};
 use doorbell::ioeventfd::{Bus, Key, Table};
 use doorbell::irqfd::{
@@ -211,42 +212,54 @@ fn deassign_drains() {
     assert_eq!(a.try_read(), Some(2));
 }
 
-/// An irqfd takes a signal before a thread or a poller that waits for the same event is woken.
+/// An irqfd takes a signal before a thread or a poller that waits for the same event is woken, however long an observer
+/// takes that is called before the irqfd.
 #[test]
 fn a_reader_asleep_finds_nothing() {
-    let (router, log) = router();
-    let a = event();
-    let _irqfd = router.assign(&a, PIN).unwrap();
-    let mut batch = Batch::new();
-    let index = batch.add(Arc::clone(&a));
-    let poller = Poller::new();
-    poller.add(&a, 0, Watch::READABLE).unwrap();
-    let nap = Duration::from_millis(50);
-    let in_poller = || {
-        let mut found = Events::with_capacity(1);
-        poller.wait(&mut found, Some(nap)).unwrap();
-        found.iter().next().map(|_| 0)
-    };
-    let read: &(dyn Fn() -> Option<u64> + Sync) = &|| a.read_timeout(nap);
-    let readers = [(read, "waiting_readers: 1"), (&in_poller, "waiting: 1")];
-    for (wait, asleep) in readers {
-        for in_a_batch in [false, true] {
+    watchdog::limit("a_reader_asleep_finds_nothing", || {
+        for (in_poller, in_a_batch) in [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let (router, log) = router();
+            let a = event();
+            let irqfd = router.assign(&a, PIN).unwrap();
+            // A thread that was woken before the irqfd would take the count during this call.
+            let slow = Arc::new(|_: Change| thread::sleep(Duration::from_millis(20)));
+            let _slow = Observation::new(Arc::clone(&a), Interest::Signals, slow);
+            let poller = Poller::new();
+            poller.add(&a, 0, Watch::READABLE).unwrap();
+            let read = || {
+                if !in_poller {
+                    return Some(a.read());
+                }
+                let mut found = Events::with_capacity(1);
+                while poller.wait(&mut found, None).unwrap() == 0 {}
+                a.try_read()
+            };
+            let asleep = match in_poller {
+                true => "waiting: 1",
+                false => "waiting_readers: 1",
+            };
             thread::scope(|scope| {
-                let reader = scope.spawn(wait);
+                let reader = scope.spawn(read);
                 while !format!("{a:?} {poller:?}").contains(asleep) {
                     thread::yield_now();
                 }
                 if in_a_batch {
+                    let mut batch = Batch::new();
+                    let index = batch.add(Arc::clone(&a));
                     batch.signal(index);
                     batch.commit().unwrap();
                 } else {
                     a.signal();
                 }
-                assert_eq!(reader.join().unwrap(), None, "{asleep}, {in_a_batch}");
+                assert_eq!(log.take(), pulse(PIN, PIN));
+                // The reader sleeps on, and gets what comes after the irqfd.
+                drop(irqfd);
+                a.write(7).unwrap();
+                assert_eq!(reader.join().unwrap(), Some(7), "{asleep}, {in_a_batch}");
             });
-            assert_eq!(log.take(), pulse(PIN, PIN));
         }
-    }
+    });
 }
 
 /// An irqfd takes one unit of a semaphore. A thread that sleeps is woken for the rest, even if the sink panics.
