@@ -174,7 +174,9 @@ pub enum Mode {
 /// [`count`](Self::count) and [`readiness`](Self::readiness) are safe (async-signal-safe), as are their likes of a
 /// [`SharedEvent`](crate::SharedEvent), on an event that threads alone wait for, with [`read`](Self::read),
 /// [`write`](Self::write) and their timed forms: whatever the handler has interrupted, the same call on the same event
-/// included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper.
+/// included. They touch the event's memory only, and make no system call but `futex`, to wake a sleeper. (The exception
+/// is a signal that takes the count to `u64::MAX`, in a handler that has interrupted the making of the event's first
+/// [signaller](Signaller): it would wait for that for ever.)
 ///
 /// They are not safe on an event that is *observed*: by an [`Observation`], a poller, an irqfd, a mirror or a forward,
 /// or by tasks, once it has been waited for with [`read_async`](Self::read_async) or its like, or with
@@ -322,8 +324,10 @@ impl Event {
     ///
     /// [Observers](crate::event::Observer) are called before it returns, and what they detach may be dropped, so it
     /// takes as long as they do. It takes no lock that is held while foreign code runs. It waits for no other thread,
-    /// with one exception: if it takes the count to `u64::MAX` while another thread makes the first
-    /// [signaller](Signaller) of the event, it waits until that is done.
+    /// with two exceptions. If tasks wait for the event (or threads in [`wait_any`](crate::poll::wait_any()) for more
+    /// than 128 events), it takes the lock of their list, which others hold for a few instructions at a time. And if it
+    /// takes the count to `u64::MAX` while another thread makes the first [signaller](Signaller) of the event, it waits
+    /// until that is done.
     ///
     /// This is the kernel's own `eventfd_signal()`, which KVM and vhost use. Unlike a `write(2)`, it can take the count
     /// to `u64::MAX`, the overflow state. In that state, a write of any number blocks, and

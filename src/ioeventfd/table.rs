@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// The doorbells of one virtual machine. Clones are handles to the same table.
 ///
 /// Lookups take no lock, write to no memory that another thread writes to, and never wait. Any number of threads may
-/// look up at once. A thread that often does, such as a vCPU's, makes itself a [`reader`](Self::reader).
+/// look up at once. A thread that often does, such as a vCPU's, makes itself a [`reader`](Self::reader). (The signal of
+/// a doorbell that was found is as any [`signal`](crate::Event::signal_n): it calls observers.)
 ///
 /// Changes copy the table, so one costs time in proportion to the doorbells there are, and
 /// [`assign_all`](Self::assign_all), [`deassign_all`](Self::deassign_all) and [`replace`](Self::replace) do many at the

@@ -391,8 +391,9 @@ impl Router {
     /// Gives a masked vector another route, then unmasks it. What is pending, and what is signalled meanwhile, goes by
     /// the new route. This is how a guest moves a vector: it masks, writes and unmasks the entry of the MSI-X table.
     ///
-    /// If the route is the same as before, this is just an [`unmask`](Self::unmask). It never waits for other threads:
-    /// an injection by the old route that another thread has begun before may be under way when this returns.
+    /// If the route is the same as before, this is just an [`unmask`](Self::unmask). It waits for no injection: one by
+    /// the old route that another thread has begun before may be under way when this returns. It waits for changes of
+    /// routes that other threads are making, and so for the sink's [`set_routes`](InterruptSink::set_routes) of those.
     ///
     /// # Errors
     ///

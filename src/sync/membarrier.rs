@@ -58,9 +58,10 @@ impl From<MembarrierError> for io::Error {
 /// `membarrier(2)` instead, which costs microseconds and interrupts all running threads of the process, vCPUs in guest
 /// mode included. That pays off if tables are set up once and then only looked up. Use
 /// [`Table::assign_all`](crate::ioeventfd::Table::assign_all) to change many entries at the price of one. Apart from
-/// changes of tables, `membarrier` is called for events that have a [signaller](crate::event::Signaller) with a lane,
-/// and for no others: by threads that fall asleep at such an event, and when an observer is attached to it or armed, a
-/// poller's and an irqfd's included. Changes of routes and masks never call it.
+/// changes of tables and [`reclaim`](crate::reclaim), `membarrier` is called for events that have a
+/// [signaller](crate::event::Signaller) with a lane, and for no others: by threads that fall asleep at such an event,
+/// by tasks that begin to wait for it, and when an observer is attached to it or armed, a poller's and an irqfd's
+/// included. Changes of routes and masks never call it.
 ///
 /// A change of a table inside a callback does not call it either, and waits for nothing. What it replaces is kept until
 /// a thread changes a table outside of callbacks, or calls [`reclaim`](crate::reclaim). A program that changes tables
