@@ -281,3 +281,34 @@ impl fmt::Debug for ValueQueue {
             .finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Event;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
+
+    /// A guest write waits for no thread that takes writes out, or looks at them.
+    #[test]
+    fn a_write_takes_no_lock() {
+        let event = Arc::new(Event::new(0));
+        let queue = Arc::new(ValueQueue::new(&event, 2));
+        queue.set_aside(&[Kick::new(0, 1)]);
+        let taking = queue.oldest();
+        let (done, written) = mpsc::channel();
+        thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || {
+                let write = |value| queue.ring(Kick::new(0, value), &Signallers::none());
+                done.send([2, 3].map(write))
+            }
+        });
+        let patience = Duration::from_secs(20);
+        assert_eq!(written.recv_timeout(patience), Ok([true, false]));
+        drop(taking);
+        assert_eq!(event.read(), 1);
+        assert_eq!(queue.drain().map(|kick| kick.value).sum::<u64>(), 1 + 2);
+    }
+}
