@@ -207,7 +207,7 @@ fn a_callback_inside_a_write_moves_a_region() {
 /// listener or by the table, and signals once.
 #[test]
 fn asked_again_under_a_writing_guest() {
-    const TIMES: u64 = 100;
+    const TIMES: u64 = 30;
     static REFUSES: AtomicBool = AtomicBool::new(false);
     limit("asked_again_under_a_writing_guest", || {
         let machine = Machine::new();
