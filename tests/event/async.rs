@@ -398,8 +398,8 @@ fn two_streams_of_a_semaphore() {
     }
 }
 
-/// Between two items a stream is not in the list: what comes then wakes the tasks that are. Whether the stream was woken
-/// for its item, or found it where another task was woken, makes no difference.
+/// Between two items a stream is not in the list: what comes then wakes the tasks that are. It makes no difference
+/// whether the stream was woken for its item, or found it where another task was woken.
 #[test]
 fn a_stream_between_two_items_is_not_in_the_list() {
     for was_woken in [true, false] {
