@@ -511,13 +511,13 @@ impl Router {
     ///
     /// # In the model of an IOAPIC
     ///
-    /// At an end of interrupt, the model clears its own in-service state (the remote IRR), calls `ack` without its lock,
-    /// and then interrupts if the pin is up and not in service. In this order:
+    /// At an end of interrupt, the model clears its own in-service state (the remote IRR), calls `ack` without its
+    /// lock, and then interrupts if the pin is up and not in service. In this order:
     ///
-    /// * A rise that the sink is told inside `ack` is the next interrupt. A model that still counted as in service would
-    ///   lose it.
-    /// * With resampling irqfds, the line was lowered. A pin that is up has risen inside `ack`, has interrupted and is in
-    ///   service, so the last step does nothing.
+    /// * A rise that the sink is told inside `ack` is the next interrupt. A model that still counted as in service
+    ///   would lose it.
+    /// * With resampling irqfds, the line was lowered. A pin that is up has risen inside `ack`, has interrupted and is
+    ///   in service, so the last step does nothing.
     /// * Without, `ack` does nothing. A pin that a [level source](Self::level_source) holds up stays up, the sink is
     ///   told of nothing, and the last step interrupts again, as an IOAPIC does.
     ///
