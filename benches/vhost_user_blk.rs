@@ -4,24 +4,24 @@
 //! `cargo bench --bench vhost_user_blk [WORD]`: the back-ends whose names contain the word. First driver and back-end
 //! have a CPU each, then the kernel places them.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 #[path = "../tests/examples/vhost_user_blk/backend.rs"]
 #[allow(dead_code)]
 mod backend;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod cases;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod device;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 #[path = "../tests/examples/vhost_user_blk/driver.rs"]
 #[allow(dead_code)]
 mod driver;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 #[path = "../tests/common/watchdog.rs"]
 #[allow(dead_code)]
 mod watchdog;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 fn main() {
     // `cargo test --benches` only checks that it runs.
     let measure = std::env::args().any(|argument| argument == "--bench");
@@ -31,12 +31,14 @@ fn main() {
     linux::run(measure, &word.unwrap_or_default());
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64")))]
 fn main() {
-    println!("skipped: vhost-user is for Linux");
+    println!(
+        "skipped: the crates of vhost-user and its driver are for 64-bit Linux with the GNU C library"
+    );
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod linux {
     use super::cases::interleave::{median, ratios};
     use super::device::{self, Backend, Effort, Sample};

@@ -1,14 +1,14 @@
 //! The device as the front-end sees it: what each message of the vhost-user protocol does.
 
-use crate::bell;
-use crate::disk::{Disk, SECTOR};
-use crate::inflight::Inflight;
-use crate::loops::{CountedProbe, Loop};
-use crate::memory::{MOST_REGIONS, Memory};
-use crate::options::{Interrupts, Options};
-use crate::request::Requests;
-use crate::stats::Stats;
-use crate::vring::{Kick, MOST_DESCRIPTORS, RingAddresses, Vring};
+use crate::program::bell;
+use crate::program::disk::{Disk, SECTOR};
+use crate::program::inflight::Inflight;
+use crate::program::loops::{CountedProbe, Loop};
+use crate::program::memory::{MOST_REGIONS, Memory};
+use crate::program::options::{Interrupts, Options};
+use crate::program::request::Requests;
+use crate::program::stats::Stats;
+use crate::program::vring::{Kick, MOST_DESCRIPTORS, RingAddresses, Vring};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;

@@ -7,9 +7,9 @@
 //! back-end with another order leaves behind cannot be done again by means of `virtio-queue`, which gives out no chain
 //! by its head; such a buffer is refused.
 
-use crate::device::refusal;
-use crate::guard::Guarded;
-use crate::memory::check_size;
+use crate::program::device::refusal;
+use crate::program::guard::Guarded;
+use crate::program::memory::check_size;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::fs::File;
 use std::sync::Arc;

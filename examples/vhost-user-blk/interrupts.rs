@@ -1,7 +1,7 @@
 //! When the driver is asked whether it wants an interrupt: this is exchangeable, so that doorbell's rule can be
 //! compared with others.
 
-use crate::options::Interrupts;
+use crate::program::options::Interrupts;
 use doorbell::virtio::{PolledQueue, QueueError, Served};
 use std::sync::Arc;
 use virtio_queue::DescriptorChain;

@@ -4,8 +4,8 @@ mod doorbell;
 mod epoll;
 mod qemu;
 
-use crate::options::{LoopKind, Options};
-use crate::stats::QueueStats;
+use crate::program::options::{LoopKind, Options};
+use crate::program::stats::QueueStats;
 use ::doorbell::poll::Probe;
 use ::doorbell::virtio::QueueProbe;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! The front-end's memory, and what happens to it when its files are cut off.
 
-use crate::device::refusal;
-use crate::guard::Guarded;
+use crate::program::device::refusal;
+use crate::program::guard::Guarded;
 use std::fs::File;
 use std::sync::Arc;
 use vhost::vhost_user::Error;

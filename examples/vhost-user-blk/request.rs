@@ -2,7 +2,7 @@
 //!
 //! Nothing from the driver is trusted: each access goes through the memory map, and fails outside of it.
 
-use crate::disk::{Disk, SECTOR};
+use crate::program::disk::{Disk, SECTOR};
 use std::fmt;
 use std::io;
 use virtio_queue::DescriptorChain;

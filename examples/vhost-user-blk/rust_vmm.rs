@@ -1,9 +1,9 @@
 //! The same disk on the crate `vhost-user-backend`, which has a loop of its own, with which doorbell's is compared. It
 //! asks about interrupts as other back-ends on that crate do, once after all available requests.
 
-use crate::device;
-use crate::options::Options;
-use crate::request::Requests;
+use crate::program::device;
+use crate::program::options::Options;
+use crate::program::request::Requests;
 use anyhow::anyhow;
 use std::io::{Error, Result};
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,7 @@
 //! The socket, the front-ends that come to it one after the other, and the thread's loop.
 
-use crate::device::{Device, FIRST_QUEUE};
-use crate::guard;
+use crate::program::device::{Device, FIRST_QUEUE};
+use crate::program::guard;
 use anyhow::{Context, bail};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, recv};

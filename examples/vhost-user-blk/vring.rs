@@ -1,13 +1,13 @@
 //! A queue: its settings from the front-end and, while it runs, the queue itself.
 
-use crate::bell;
-use crate::device::refusal;
-use crate::inflight::{Inflight, QueueLog};
-use crate::interrupts;
-use crate::memory::Memory;
-use crate::options::Interrupts;
-use crate::request::{Malformed, Requests};
-use crate::stats::QueueStats;
+use crate::program::bell;
+use crate::program::device::refusal;
+use crate::program::inflight::{Inflight, QueueLog};
+use crate::program::interrupts;
+use crate::program::memory::Memory;
+use crate::program::options::Interrupts;
+use crate::program::request::{Malformed, Requests};
+use crate::program::stats::QueueStats;
 use doorbell::virtio::{PolledQueue, QueueError};
 use std::fmt;
 use std::fs::File;

@@ -1,6 +1,7 @@
 //! Threads in a blocking call, watched from outside through `/proc`.
 
 use super::counter::{Counter, Place};
+use super::watchdog;
 use std::cell::Cell;
 use std::fs;
 use std::os::unix::thread::JoinHandleExt;
@@ -94,6 +95,7 @@ impl<T> Caller<T> {
         let Some(Ok(number)) = words.next().map(str::parse::<libc::c_long>) else {
             return false;
         };
+        let number = of_program(number);
         // On 32-bit processors, calls that take a 64-bit time have second numbers, which are the same on all of them.
         #[cfg(target_pointer_width = "32")]
         let number = match number {
@@ -169,6 +171,22 @@ impl<T> Caller<T> {
     fn proc(&self, file: &str) -> String {
         // This is empty for a thread that has ended.
         fs::read_to_string(format!("/proc/self/task/{}/{file}", self.tid)).unwrap_or_default()
+    }
+}
+
+/// The number of a system call as programs of this processor have it. For an emulated program `/proc` has the numbers
+/// of qemu-user's own processor, which is taken to be an x86-64.
+pub fn of_program(number: libc::c_long) -> libc::c_long {
+    if !watchdog::emulated() {
+        return number;
+    }
+    match number {
+        0 => libc::SYS_read,
+        1 => libc::SYS_write,
+        202 => libc::SYS_futex,
+        271 => libc::SYS_ppoll,
+        281 => libc::SYS_epoll_pwait,
+        _ => -1,
     }
 }
 

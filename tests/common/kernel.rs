@@ -251,14 +251,23 @@ fn wait_readable_until(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
     }
 }
 
+static AIO: LazyLock<io::Result<Mutex<(IoContext, File)>>> =
+    LazyLock::new(|| Ok(Mutex::new((IoContext::new(1)?, File::open("/dev/zero")?))));
+
+/// Whether the kernel can signal here, and so be the oracle. Prints a message if not.
+pub fn can_signal() -> bool {
+    let error = AIO.as_ref().err();
+    if let Some(error) = error {
+        eprintln!("skipped: the kernel as oracle needs io_setup(2): {error}");
+    }
+    error.is_none()
+}
+
 /// Makes the kernel call its `eventfd_signal()`: the completion of an asynchronous read, here of `/dev/zero`. That is
 /// the only way for a program without a VM to raise an eventfd above `u64::MAX - 1`.
 fn signal_from_kernel(eventfd: BorrowedFd<'_>) {
-    static AIO: LazyLock<Mutex<(IoContext, File)>> = LazyLock::new(|| {
-        let context = IoContext::new(1).expect("the kernel as oracle needs io_setup(2)");
-        Mutex::new((context, File::open("/dev/zero").unwrap()))
-    });
-    let aio = AIO.lock().unwrap();
+    let aio = AIO.as_ref().expect("can_signal() was asked before");
+    let aio = aio.lock().unwrap();
     let (context, zero) = &*aio;
     let mut buffer = [0_u8; 1];
     let mut block = IoControlBlock {

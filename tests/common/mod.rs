@@ -21,8 +21,12 @@ pub mod watchdog;
 macro_rules! implementations {
     ($($case:ident,)*) => {
         mod kernel {
-            use super::common::{kernel::Kernel, watchdog};
-            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Kernel>) })*
+            use super::common::{kernel::{self, Kernel}, watchdog};
+            $(#[test] fn $case() {
+                if kernel::can_signal() {
+                    watchdog::limit(stringify!($case), super::$case::<Kernel>)
+                }
+            })*
         }
         mod doorbell {
             use super::common::{ours::DefaultSpin, watchdog};
@@ -38,13 +42,21 @@ macro_rules! implementations {
         }
         #[cfg(not(doorbell_no_eventfd))]
         mod eventfd_moved {
-            use super::common::{eventfd::Moved, watchdog};
-            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Moved>) })*
+            use super::common::{eventfd::Moved, kernel, watchdog};
+            $(#[test] fn $case() {
+                if kernel::can_signal() {
+                    watchdog::limit(stringify!($case), super::$case::<Moved>)
+                }
+            })*
         }
         #[cfg(not(doorbell_no_eventfd))]
         mod eventfd_descriptor {
-            use super::common::{eventfd::Descriptor, watchdog};
-            $(#[test] fn $case() { watchdog::limit(stringify!($case), super::$case::<Descriptor>) })*
+            use super::common::{eventfd::Descriptor, kernel, watchdog};
+            $(#[test] fn $case() {
+                if kernel::can_signal() {
+                    watchdog::limit(stringify!($case), super::$case::<Descriptor>)
+                }
+            })*
         }
     };
 }

@@ -1,12 +1,25 @@
 //! Ends tests that hang.
 
+use std::fs;
 use std::io::{self, Write};
+use std::sync::LazyLock;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
 /// How long a test may take. None needs more than seconds.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether this is a Linux program of another processor, run by qemu-user, which fakes most of `/proc`, but not this.
+pub fn emulated() -> bool {
+    static EMULATED: LazyLock<bool> = LazyLock::new(|| {
+        fs::read_link("/proc/thread-self/exe").is_ok_and(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("qemu-"))
+        })
+    });
+    *EMULATED
+}
 
 /// Runs a test with a watchdog over it.
 pub fn limit<T>(name: &'static str, test: impl FnOnce() -> T) -> T {
@@ -21,8 +34,9 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// `report` is called for what is to be printed when the time is up.
+    /// `report` is called for what is to be printed when the time is up. An emulated program has ten times as long.
     pub fn new(limit: Duration, report: impl FnOnce() -> String + Send + 'static) -> Self {
+        let limit = if emulated() { 10 * limit } else { limit };
         let (alive, watched) = mpsc::channel();
         thread::spawn(move || {
             if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {

@@ -29,16 +29,18 @@ enum Sleeper {
     Visitor,
     VisitorInLine,
     Poller,
+    #[cfg(target_os = "linux")]
     PollerWithDescriptor,
     Task,
 }
 
-const SLEEPERS: [Sleeper; 7] = [
+const SLEEPERS: &[Sleeper] = &[
     Sleeper::Reader,
     Sleeper::SemaphoreReader,
     Sleeper::Visitor,
     Sleeper::VisitorInLine,
     Sleeper::Poller,
+    #[cfg(target_os = "linux")]
     Sleeper::PollerWithDescriptor,
     Sleeper::Task,
 ];
@@ -74,14 +76,13 @@ impl Sleeper {
                     let events: Vec<_> = others.iter().chain([&*event]).collect();
                     _ = wait_any(&events, None);
                 }
-                Sleeper::Poller | Sleeper::PollerWithDescriptor => {
+                Sleeper::Poller => wait_at(&poller),
+                #[cfg(target_os = "linux")]
+                Sleeper::PollerWithDescriptor => {
                     let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty());
                     let fd = fd.unwrap();
-                    if let Sleeper::PollerWithDescriptor = self {
-                        poller.add_fd(&fd, 1, Watch::READABLE).unwrap();
-                    }
-                    let mut found = Events::with_capacity(1);
-                    while poller.wait(&mut found, None).unwrap() == 0 {}
+                    poller.add_fd(&fd, 1, Watch::READABLE).unwrap();
+                    wait_at(&poller);
                 }
                 Sleeper::Task => _ = pollster::block_on(event.read_async()),
             }
@@ -97,6 +98,23 @@ fn poller(event: &Arc<Event>) -> Arc<Poller> {
     let poller = Arc::new(Poller::with_spin(Spin::Never));
     poller.add(event, 0, Watch::READABLE).unwrap();
     poller
+}
+
+/// Whether the system has a wait at several words. If not, all visitors are in line.
+fn waits_at_several() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{ClockId, futex};
+        let none = futex::waitv(&[], futex::WaitvFlags::empty(), None, ClockId::Monotonic);
+        none == Err(rustix::io::Errno::INVAL)
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+fn wait_at(poller: &Poller) {
+    let mut found = Events::with_capacity(1);
+    while poller.wait(&mut found, None).unwrap() == 0 {}
 }
 
 /// Long enough for a thread to fall asleep, most likely.
@@ -126,7 +144,7 @@ fn observe(event: &Arc<Event>, f: impl Fn(Change) + Send + Sync + 'static) -> Ob
 #[test]
 fn at_the_same_event() {
     limit("at_the_same_event", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             for on_demand in [false, true] {
                 let event = sleeper.event();
                 let (tell, told) = mpsc::channel();
@@ -153,7 +171,7 @@ fn at_the_same_event() {
 #[test]
 fn in_the_same_batch() {
     limit("in_the_same_batch", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             for first in [false, true] {
                 let (event, slow) = (sleeper.event(), self::event(0));
                 let (tell, told) = mpsc::channel();
@@ -181,7 +199,7 @@ fn in_the_same_batch() {
 #[test]
 fn signalled_by_an_observer_before() {
     limit("signalled_by_an_observer_before", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             for batch in [false, true] {
                 let (event, slow, outer) = (sleeper.event(), self::event(0), self::event(0));
                 let (tell, told) = mpsc::channel();
@@ -213,7 +231,7 @@ fn signalled_by_an_observer_before() {
 #[test]
 fn signalled_by_an_observer_of_the_same_event() {
     limit("signalled_by_an_observer_of_the_same_event", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             let (event, outer) = (sleeper.event(), self::event(0));
             let (tell, told) = mpsc::channel();
             let thread = sleeper.fall_asleep(&event, &tell);
@@ -232,10 +250,13 @@ fn signalled_by_an_observer_of_the_same_event() {
 #[test]
 fn signalled_by_the_observer_itself() {
     limit("signalled_by_the_observer_itself", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             let (waits_here, promised) = match sleeper {
-                Sleeper::Reader | Sleeper::SemaphoreReader | Sleeper::Visitor => (false, true),
-                Sleeper::Poller | Sleeper::PollerWithDescriptor => (true, true),
+                Sleeper::Reader | Sleeper::SemaphoreReader => (false, true),
+                Sleeper::Visitor => (false, waits_at_several()),
+                Sleeper::Poller => (true, true),
+                #[cfg(target_os = "linux")]
+                Sleeper::PollerWithDescriptor => (true, true),
                 Sleeper::VisitorInLine | Sleeper::Task => (true, false),
             };
             if !promised {
@@ -310,7 +331,7 @@ fn writers() {
 #[test]
 fn another_signaller() {
     limit("another_signaller", || {
-        for sleeper in SLEEPERS {
+        for &sleeper in SLEEPERS {
             for batch in [false, true] {
                 let event = sleeper.event();
                 let poller = self::poller(&event);
@@ -357,21 +378,22 @@ fn another_signaller() {
 fn all_of_a_batch() {
     limit("all_of_a_batch", || {
         let (tell, told) = mpsc::channel();
-        let events = SLEEPERS.map(Sleeper::event);
+        let events: Vec<_> = SLEEPERS.iter().map(|sleeper| sleeper.event()).collect();
         let threads: Vec<_> = SLEEPERS
             .iter()
             .zip(&events)
             .map(|(sleeper, event)| sleeper.fall_asleep(event, &tell))
             .collect();
         let told = Mutex::new(told);
+        let all = SLEEPERS.len() as u64;
         let woken = Arc::new(AtomicU64::new(0));
-        let _observations = events.each_ref().map(|event| observe(event, |_| ()));
+        let _observations: Vec<_> = events.iter().map(|it| observe(it, |_| ())).collect();
         let slow = event(0);
         let _slow = observe(&slow, {
             let woken = Arc::clone(&woken);
             move |_| {
                 let told = told.lock().unwrap();
-                while woken.load(SeqCst) < 7 && told.recv_timeout(PATIENCE).is_ok() {
+                while woken.load(SeqCst) < all && told.recv_timeout(PATIENCE).is_ok() {
                     woken.fetch_add(1, SeqCst);
                 }
             }
@@ -382,7 +404,7 @@ fn all_of_a_batch() {
             batch.signal(index);
         }
         batch.commit().unwrap();
-        assert_eq!(woken.load(SeqCst), 7);
+        assert_eq!(woken.load(SeqCst), all);
         threads
             .into_iter()
             .for_each(|thread| drop(thread.join().unwrap()));

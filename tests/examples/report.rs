@@ -1,6 +1,6 @@
 //! The example `report`, run as a user runs it, quickly: the three files must be there and agree.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 
 #[path = "../common/example.rs"]
 mod example;

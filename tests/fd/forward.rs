@@ -492,9 +492,14 @@ fn nothing_is_lost_where_there_is_no_room() {
             stop.store(true, Ordering::Relaxed);
             taken += reader.join().unwrap();
         });
-        let left = u128::from(event.count()) + u128::from(forward.pending());
-        taken += peer.read().map_or(0, u128::from);
-        assert_eq!(taken + left, written);
+        // What is left, which may be more than `pending` can say.
+        let _ = forward.flush();
+        while let Ok(n) = peer.read() {
+            taken += u128::from(n);
+            let _ = forward.flush();
+        }
+        assert_eq!((event.count(), forward.pending()), (0, 0));
+        assert_eq!(taken, written);
         assert!(taken > 0);
     });
 }
@@ -591,6 +596,9 @@ fn no_write_ignores_the_flag() {
     let one = 1_u64.to_ne_bytes();
     let (anywhere, no_wait) = (u64::MAX, ReadWriteFlags::NOWAIT);
     let written = rustix::io::pwritev2(&eventfd, &[IoSlice::new(&one)], anywhere, no_wait);
+    if written == Err(Errno::NOSYS) {
+        return eprintln!("skipped: no pwritev2(2)");
+    }
     assert_eq!(written, Err(Errno::OPNOTSUPP));
     let path = format!("/proc/self/fd/{}", eventfd.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::NONBLOCK;

@@ -1,6 +1,6 @@
 //! Another process, to which a descriptor has been passed.
 
-use crate::common::caller::wait_until;
+use crate::common::caller::{of_program, wait_until};
 use crate::{Watch, child, is_readable};
 use doorbell::Event;
 use doorbell::fd::{EFD_NONBLOCK, EventFd, Forward, Mirror};
@@ -68,7 +68,7 @@ impl Peer {
                 let file = task.unwrap().path().join("syscall");
                 let text = fs::read_to_string(file).unwrap_or_default();
                 let number = text.split(' ').next().map(str::parse);
-                matches!(number, Some(Ok(number)) if calls.contains(&number))
+                matches!(number, Some(Ok(number)) if calls.contains(&of_program(number)))
             })
         });
     }

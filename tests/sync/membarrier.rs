@@ -35,7 +35,8 @@ fn in_a_process(name: &str, test: fn()) {
     assert!(status.success(), "{name}: {status}");
 }
 
-/// Has the system answer `errno` to every `membarrier` of this thread.
+/// Has the system answer `errno` to every `membarrier` of this thread. Ends the process, which is a test's own, with a
+/// message if there is no seccomp, as under qemu-user.
 fn refuse_membarrier(errno: i32) {
     let statement = |code, k| libc::sock_filter {
         code,
@@ -73,7 +74,10 @@ fn refuse_membarrier(errno: i32) {
             libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter),
         ]
     };
-    assert_eq!(results, [0, 0], "{}", io::Error::last_os_error());
+    if results != [0, 0] {
+        eprintln!("skipped: no seccomp: {}", io::Error::last_os_error());
+        std::process::exit(0);
+    }
 }
 
 /// Opts in, or prints why a test is skipped.

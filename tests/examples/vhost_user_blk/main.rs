@@ -2,7 +2,7 @@
 //! tests of drivers run against `qemu-storage-daemon` too, which shows that they are right. There are front-ends and
 //! drivers that lie, too.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 
 #[path = "../../common/watchdog.rs"]
 #[allow(dead_code)]

@@ -351,9 +351,10 @@ fn an_end_from_before_the_last_resampling_irqfd_goes() {
 /// that is not allowed.
 fn go_first() {
     stay();
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the parameters are read, and not kept.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } != 0 {
+    // The kernel's sched_param, which is this number alone. musl has the function, which refuses.
+    let priority: libc::c_int = 1;
+    // SAFETY: the number is read, and not kept.
+    if unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &priority) } != 0 {
         let error = std::io::Error::last_os_error();
         eprintln!("not real-time ({error}): a worker of KVM's may have come first");
     }

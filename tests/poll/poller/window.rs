@@ -46,7 +46,8 @@ fn windows(waits: u32, hits_of_four: u32) -> u64 {
         assert_eq!(keys(&poller, 4, None), [1]);
     }
     let stats = poller.stats();
-    assert!(stats.hits <= stats.windows && stats.windows <= stats.looks);
+    // A window may end without a look, if the thread is interrupted at its beginning.
+    assert!(stats.hits <= stats.windows.min(stats.looks));
     assert_eq!(stats.hits + stats.sleeps, u64::from(waits));
     stats.windows
 }

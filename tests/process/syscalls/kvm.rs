@@ -3,8 +3,8 @@
 
 use crate::vm::{self, Exit, Vm};
 use crate::{
-    DONE, Filtered, done, filtered, listed, msi, observe, under_filters, whatever_the_arguments,
-    with,
+    DONE, DUPLICATE, Filtered, done, filtered, listed, msi, observe, under_filters,
+    whatever_the_arguments, with,
 };
 use crate::{NAP, WAIT, WAIT_BITSET, WAKE, is_observed};
 use doorbell::Event;
@@ -135,6 +135,8 @@ fn list_of_a_sink(injection: Injection) -> ! {
         let (router, level, resample) = (router.clone(), Arc::clone(&level), Arc::clone(&resample));
         let start = [
             libc::SYS_clone3,
+            // musl's.
+            libc::SYS_clone,
             libc::SYS_rt_sigprocmask,
             libc::SYS_rseq,
             libc::SYS_set_robust_list,
@@ -335,7 +337,7 @@ fn the_list_of_a_listener_is_complete() {
     // The standard library draws the keys of a thread's first hash map.
     let calls = [libc::SYS_close, libc::SYS_getrandom];
     let mut allowed = whatever_the_arguments(calls.into_iter());
-    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC];
+    let mut fcntl = DUPLICATE.to_vec();
     if cfg!(debug_assertions) {
         fcntl.push(libc::F_GETFD);
     }

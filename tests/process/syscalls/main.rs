@@ -100,6 +100,13 @@ fn done() -> ! {
     unsafe { libc::_exit(DONE) }
 }
 
+/// The operations of `fcntl` that duplicate a descriptor.
+#[cfg(not(target_env = "musl"))]
+const DUPLICATE: &[i32] = &[libc::F_DUPFD_CLOEXEC];
+/// musl sets the flag once more.
+#[cfg(target_env = "musl")]
+const DUPLICATE: &[i32] = &[libc::F_DUPFD_CLOEXEC, libc::F_SETFD];
+
 // No thread asleep
 
 /// From here on a system call of this thread kills the process with SIGSYS, unless the call ends the process. Without a
@@ -154,7 +161,12 @@ const WAIT_BITSET: i32 = libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG;
 /// the memory allocator calls.
 fn listed(calls: &[libc::c_long], futex: &[i32]) -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
     let mut allowed = whatever_the_arguments(MEMORY.iter().chain(calls).copied());
-    allowed.insert(libc::SYS_futex, with(1, futex));
+    let mut futex = futex.to_vec();
+    if cfg!(target_env = "musl") {
+        // The lock of its memory allocator.
+        futex.extend([WAIT, WAKE]);
+    }
+    allowed.insert(libc::SYS_futex, with(1, &futex));
     allowed
 }
 
@@ -585,7 +597,7 @@ fn an_eventfd_is_made_when_the_original_is() {
         return;
     }
     let mut allowed = whatever_the_arguments(MEMORY.into_iter().chain([libc::SYS_eventfd2]));
-    allowed.insert(libc::SYS_fcntl, with(1, &[libc::F_DUPFD_CLOEXEC]));
+    allowed.insert(libc::SYS_fcntl, with(1, DUPLICATE));
     allow_system_calls(allowed);
     for flags in [0, EFD_SEMAPHORE].map(|mode| EFD_NONBLOCK | mode) {
         let event = EventFd::new(flags).unwrap();
@@ -781,7 +793,7 @@ fn list_of_fd() -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
         libc::SYS_clock_nanosleep,
     ];
     let mut allowed = listed(&calls, &[WAIT, WAKE, WAIT_BITSET]);
-    let mut fcntl = vec![libc::F_DUPFD_CLOEXEC, libc::F_GETFL, libc::F_SETFL];
+    let mut fcntl = [DUPLICATE, &[libc::F_GETFL, libc::F_SETFL]].concat();
     if cfg!(debug_assertions) {
         // The standard library calls this before it closes a descriptor.
         fcntl.push(libc::F_GETFD);
