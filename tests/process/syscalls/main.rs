@@ -163,10 +163,13 @@ fn listed(calls: &[libc::c_long], futex: &[i32]) -> BTreeMap<libc::c_long, Vec<S
     let mut allowed = whatever_the_arguments(MEMORY.iter().chain(calls).copied());
     let mut futex = futex.to_vec();
     if cfg!(target_env = "musl") {
-        // The lock of its memory allocator.
-        futex.extend([WAIT, WAKE]);
+        // The locks of its memory allocator, and of its list of threads, from which a thread that ends takes itself.
+        futex.extend([WAIT, WAKE, libc::FUTEX_WAIT, libc::FUTEX_WAKE]);
     }
-    allowed.insert(libc::SYS_futex, with(1, &futex));
+    // No rule would mean any operation.
+    if !futex.is_empty() {
+        allowed.insert(libc::SYS_futex, with(1, &futex));
+    }
     allowed
 }
 

@@ -4,14 +4,13 @@
 use crate::common::caller::{Caller, call_at};
 use crate::common::counter::Place;
 use crate::{
-    DONE, NAP, WAIT_BITSET, WAKE, done, filtered, is_observed, listed, msi, observe, poller,
-    sleep_in, under_filters, wait,
+    DONE, NAP, WAIT_BITSET, WAKE, done, filtered, is_observed, listed, observe, poller, sleep_in,
+    under_filters, wait,
 };
 use doorbell::Event;
 use doorbell::event::EventHandle;
 use doorbell::fd::{EventFd, Forward, Mirror};
 use doorbell::ioeventfd::{Bus, Key, Table};
-use doorbell::irqfd::{Route, Router};
 use doorbell::poll::{Events, PollerFd, Watch, wait_any};
 use rustix::event::epoll;
 use std::hint;
@@ -162,6 +161,8 @@ fn a_mirror() {
 /// A device on the vCPU's thread that interrupts the guest, by a message and by a pin.
 #[cfg(target_arch = "x86_64")]
 fn an_irqfd_of_kvm() {
+    use crate::msi;
+    use doorbell::irqfd::{Route, Router};
     use doorbell::kvm::{Injection, KvmSink};
 
     let Ok(kvm) = kvm_ioctls::Kvm::new() else {
