@@ -414,3 +414,31 @@ fn an_epoll_that_is_gone() {
         );
     });
 }
+
+/// The drop of a poller ends its registrations, whether their descriptors are closed before it or after it.
+#[test]
+fn dropped_with_descriptors_in_any_order() {
+    for closed_first in [true, false] {
+        let (poller, event, near, mut far) = mixed(Watch::READABLE);
+        let duplicate = near.try_clone().unwrap();
+        event.signal();
+        far.write_all(&[0]).unwrap();
+        if closed_first {
+            drop(near);
+            drop(poller);
+        } else {
+            drop(poller);
+            drop(near);
+        }
+        let poller = Poller::new();
+        poller.add_fd(&duplicate, 7, Watch::READABLE).unwrap();
+        poller.add(&event, 8, Watch::READABLE).unwrap();
+        let mut found = keys(&poller, 4, None);
+        found.extend(keys(&poller, 4, Some(Duration::ZERO)));
+        found.sort_unstable();
+        found.dedup();
+        assert!(found.iter().all(|key| [7, 8].contains(key)), "{found:?}");
+        assert_eq!(event.try_read(), Some(1));
+        assert_eq!(keys(&poller, 4, None), [7]);
+    }
+}
