@@ -98,7 +98,7 @@ use std::sync::{Arc, PoisonError};
 #[must_use = "the descriptor goes with the mirror"]
 pub struct Mirror {
     // Dropped first: the observer is detached before the descriptor is closed.
-    observation: Observation,
+    _observation: Observation,
     lamp: Arc<Lamp>,
 }
 
@@ -113,7 +113,7 @@ impl Mirror {
     pub fn new(event: impl Into<EventHandle>) -> io::Result<Self> {
         let lamp = Arc::new(Lamp::new(event.into(), Flag::new()?));
         Ok(Mirror {
-            observation: Lamp::follow(&lamp),
+            _observation: Lamp::follow(&lamp),
             lamp,
         })
     }
@@ -121,7 +121,7 @@ impl Mirror {
     /// The event that is mirrored.
     #[must_use]
     pub fn event(&self) -> &EventHandle {
-        self.observation.event()
+        self.lamp.event()
     }
 
     /// The model of the descriptor.
@@ -165,6 +165,10 @@ impl Lamp {
         observation
     }
 
+    pub(super) fn event(&self) -> &EventHandle {
+        &self.event
+    }
+
     pub(super) fn flag(&self) -> &Flag {
         &self.fd
     }
@@ -206,7 +210,7 @@ impl Observer for Lamp {
 impl fmt::Debug for Mirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mirror")
-            .field("event", &**self.observation.event())
+            .field("event", &**self.event())
             .field("fd", &self.lamp.fd)
             .finish()
     }

@@ -23,7 +23,7 @@ fn eventfd(mode: Mode) -> EventFd {
     EventFd::new(EFD_CLOEXEC | mode).unwrap()
 }
 
-fn errno(error: io::Error) -> Errno {
+pub fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
 }
 

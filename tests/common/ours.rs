@@ -4,7 +4,6 @@ use super::counter::{Counter, Place, Readable};
 use doorbell::{Event, Mode, Readiness, Spin, WriteError};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,6 +122,5 @@ pub fn poll_flags(ready: Readiness) -> PollFlags {
 
 /// The errno that a caller sees that turns the error into an `io::Error`.
 pub fn errno(error: WriteError) -> Errno {
-    let error = io::Error::from(error);
-    Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
+    super::eventfd::errno(error.into())
 }

@@ -1,6 +1,8 @@
 //! `EventFd` as it is where the system has no eventfds, beside a real eventfd: the methods do the same, and the
 //! descriptor is readable when the eventfd is.
 
+use crate::common::eventfd::errno;
+use crate::common::kernel::Handle;
 use crate::common::watchdog;
 use crate::steps::{FULL, Step, step};
 use crate::{Watch, child, is_readable, readiness};
@@ -8,37 +10,15 @@ use doorbell::fd::{EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 use doorbell::fd::{EventFlag, new_event_consumer_and_notifier};
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, read, write};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-
-fn errno(error: io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or_else(|| panic!("no errno in {error:?}"))
-}
-
-/// A real eventfd, as the types of vmm-sys-util use it.
-struct Original(OwnedFd);
-
-impl Original {
-    fn new(flags: EventfdFlags) -> Self {
-        Original(eventfd(0, flags | EventfdFlags::NONBLOCK).unwrap())
-    }
-
-    fn read(&self) -> Result<u64, Errno> {
-        let mut count = [0; 8];
-        read(&self.0, &mut count).map(|_| u64::from_ne_bytes(count))
-    }
-
-    fn write(&self, n: u64) -> Result<u64, Errno> {
-        write(&self.0, &n.to_ne_bytes()).map(|_| 0)
-    }
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
@@ -55,7 +35,7 @@ proptest! {
             false => (0, EventfdFlags::empty()),
         };
         let mut handles = vec![EventFd::new(flag | EFD_NONBLOCK).unwrap()];
-        let original = Original::new(flags);
+        let original = eventfd(0, flags | EventfdFlags::NONBLOCK).unwrap();
         let mut edges: Option<Watch> = None;
         let mut count = 0_u64;
         for (index, step) in &steps {
@@ -69,13 +49,13 @@ proptest! {
                         Step::Fill(less) => (FULL - count).saturating_sub(less),
                         _ => unreachable!(),
                     };
-                    let seen = handle.write(n).map(|()| 0).map_err(errno);
-                    prop_assert_eq!(seen, original.write(n), "{:?} of {:?}", step, steps);
-                    count += seen.map_or(0, |_| n);
+                    let seen = handle.write(n).map_err(errno);
+                    prop_assert_eq!(seen, Handle::write(&original, n), "{:?} of {:?}", step, steps);
+                    count += seen.map_or(0, |()| n);
                 }
                 Step::Read => {
                     let seen = handle.read().map_err(errno);
-                    prop_assert_eq!(seen, original.read(), "{:?} of {:?}", step, steps);
+                    prop_assert_eq!(seen, Handle::read(&original), "{:?} of {:?}", step, steps);
                     count -= seen.unwrap_or(0);
                 }
                 Step::Clone => {
@@ -94,7 +74,7 @@ proptest! {
             let Some(edges) = &edges else { continue };
             for handle in &handles {
                 let input = PollFlags::IN;
-                prop_assert_eq!(readiness(handle) & input, readiness(&original.0) & input, "{:?}", steps);
+                prop_assert_eq!(readiness(handle) & input, readiness(&original) & input, "{:?}", steps);
             }
             if before == 0 {
                 prop_assert_eq!(edges.now(), count != 0, "{:?} of {:?}", step, steps);

@@ -28,7 +28,6 @@ struct Here {
     // Dropped first: the lamp goes out of use before its descriptor is closed.
     /// Keeps the lamp in step with the count, once code has asked for a descriptor.
     observation: OnceLock<Observation>,
-    event: EventHandle,
     lamp: Arc<Lamp>,
     nonblocking: bool,
 }
@@ -36,7 +35,7 @@ struct Here {
 impl Count {
     pub(in crate::fd) fn new(flag: i32) -> io::Result<Self> {
         if flag & !(CLOEXEC | NONBLOCK | SEMAPHORE) != 0 {
-            return Err(rustix::io::Errno::INVAL.into());
+            return Err(Errno::Invalid.into());
         }
         let mode = match flag & SEMAPHORE {
             0 => Mode::Counter,
@@ -49,8 +48,7 @@ impl Count {
         }
         let here = Here {
             observation: OnceLock::new(),
-            lamp: Arc::new(Lamp::new(event.clone(), fd)),
-            event,
+            lamp: Arc::new(Lamp::new(event, fd)),
             nonblocking: flag & NONBLOCK != 0,
         };
         Ok(Count {
@@ -61,7 +59,7 @@ impl Count {
 
     #[inline]
     pub(in crate::fd) fn write(&self, v: u64) -> io::Result<()> {
-        let event = &self.here.event;
+        let event = self.here.lamp.event();
         let written = match self.here.nonblocking {
             true => event.try_write(v),
             false => event.write(v),
@@ -71,7 +69,7 @@ impl Count {
 
     #[inline]
     pub(in crate::fd) fn read(&self) -> io::Result<u64> {
-        let event = &self.here.event;
+        let event = self.here.lamp.event();
         match self.here.nonblocking {
             true => event.try_read().ok_or(Errno::Again.into()),
             false => Ok(event.read()),
@@ -100,7 +98,7 @@ impl Count {
     }
 
     pub(in crate::fd) fn event(&self) -> Option<&Event> {
-        Some(&self.here.event)
+        Some(self.here.lamp.event())
     }
 }
 
